@@ -1,0 +1,76 @@
+"""A task: a model, its loss, and the batches the loss is taken on.
+
+Operators, spectra and replays know a task only. `make_task` builds one for a language-model checkpoint; a user
+builds one by hand for any other PyTorch model (`--task FILE.py:FUNCTION`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Batch = Any  # a tensor, tuple, dict, or whatever `predict` and `criterion` take
+
+
+class Criterion(Protocol):
+    """A loss on a model's outputs, summed over what it counts."""
+
+    def __call__(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, int]:
+        """Return the summed loss (scalar) and the count of tokens or samples in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """What provenance says of a task."""
+
+    name: str = "task"
+    data_name: str = "in memory"
+    checkpoint_name: str = "in memory"
+    checkpoint_format: str = "in memory"
+    checkpoint_fingerprint: str = ""
+    checkpoint_step: int | None = None
+    architecture: str = ""
+    batches_digest: str = ""
+    batch_size: int = 0
+    seq_len: int | None = None
+
+
+@dataclass(slots=True)
+class Task:
+    """A model, its loss, and fixed batches.
+
+    The loss over batches B is Σ criterion sums / Σ counts: the mean over tokens (or samples), not over batches.
+
+    Args:
+        model: Any module; used in evaluation mode. Parameters that require gradients make up θ.
+        predict: `(model, batch) → outputs`, the tensor the criterion takes.
+        criterion: `(outputs, batch) → (summed loss, count)`. `cross_entropy` and `squared_error` of
+            `lite_probe.criteria` have analytic Gauss–Newton products; any other goes through autograd.
+        evaluation: Batches that spectra and replay's loss are measured on.
+        train: Batches that a replay trains on; none of their samples are in `evaluation`.
+        blocks: Parameter name → block; None puts every parameter into `other`.
+        info: For provenance.
+    """
+
+    model: nn.Module
+    predict: Callable[[nn.Module, Batch], Tensor]
+    criterion: Criterion
+    evaluation: Sequence[Batch]
+    train: Sequence[Batch] = ()
+    blocks: dict[str, str] | None = None
+    info: TaskInfo = field(default_factory=TaskInfo)
+
+    def batches(self, split: Literal["evaluation", "train"]) -> Sequence[Batch]:
+        """Return the batches of one split."""
+        return self.evaluation if split == "evaluation" else self.train
+
+    def loss(self, batch: Batch) -> tuple[Tensor, int]:
+        """Return the summed loss of one batch, with its graph, and the count in it."""
+        return self.criterion(self.predict(self.model, batch), batch)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.model.parameters()).device
