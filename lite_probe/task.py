@@ -1,7 +1,7 @@
 """A task: a model, its loss, and the batches the loss is taken on.
 
-Operators, spectra and replays know a task only. `make_task` builds one for a language-model checkpoint; a user
-builds one by hand for any other PyTorch model (`--task FILE.py:FUNCTION`).
+Operators, spectra and replays know a task only. `make_task` builds one for a language-model checkpoint; a
+user builds one by hand for any other PyTorch model (`--task FILE.py:FUNCTION`).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from lite_probe.results.blocks import BlockMap
 
 Batch = Any  # a tensor, tuple, dict, or whatever `predict` and `criterion` take
 
@@ -41,7 +43,7 @@ class TaskInfo:
 class Task:
     """A model, its loss, and fixed batches.
 
-    The loss over batches B is Σ criterion sums / Σ counts: the mean over tokens (or samples), not over batches.
+    The loss over batches is Σ criterion sums / Σ counts: the mean over tokens (or samples), not over batches.
 
     Args:
         model: Any module; used in evaluation mode. Parameters that require gradients make up θ.
@@ -50,7 +52,7 @@ class Task:
             `lite_probe.criteria` have analytic Gauss–Newton products; any other goes through autograd.
         evaluation: Batches that spectra and replay's loss are measured on.
         train: Batches that a replay trains on; none of their samples are in `evaluation`.
-        blocks: Parameter name → block; None puts every parameter into `other`.
+        blocks: Parameter name → its parts; None where the blocks are not known.
         info: For provenance.
     """
 
@@ -59,7 +61,7 @@ class Task:
     criterion: Criterion
     evaluation: Sequence[Batch]
     train: Sequence[Batch] = ()
-    blocks: dict[str, str] | None = None
+    blocks: BlockMap | None = None
     info: TaskInfo = field(default_factory=TaskInfo)
 
     def batches(self, split: Literal["evaluation", "train"]) -> Sequence[Batch]:

@@ -61,7 +61,13 @@ class OperatorSpectrum:
         for group in pairs:
             if len({array.shape for array in group}) != 1 or group[0].ndim != 1:
                 raise ValueError(f"expected 1-D arrays of equal length, got {[a.shape for a in group]}")
-        for array in (self.eigenvalues, self.residual_norms, self.lower_eigenvalues, self.nodes, self.weights):
+        for array in (
+            self.eigenvalues,
+            self.residual_norms,
+            self.lower_eigenvalues,
+            self.nodes,
+            self.weights,
+        ):
             if not np.all(np.isfinite(array)):
                 raise ValueError("expected finite numbers in a spectrum")
         if np.any(np.diff(self.eigenvalues) > 0) or np.any(np.diff(self.lower_eigenvalues) < 0):
