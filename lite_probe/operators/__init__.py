@@ -1,0 +1,1 @@
+"""Curvature as symmetric operators: Hessian, Gauss–Newton, finite differences, known matrices."""

@@ -1,0 +1,102 @@
+"""How parameters lie in one flat vector, whole or restricted to a block."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lite_probe.results.blocks import BlockMap, BlockPart
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One stretch of the flat vector: a parameter, or rows or columns of it."""
+
+    parameter: int  # index into `ParameterLayout.parameters`
+    shape: torch.Size  # of the piece
+    offset: int  # into the flat vector
+    part: BlockPart | None  # None: the whole parameter
+
+    @property
+    def numel(self) -> int:
+        """Entries of the piece."""
+        return self.shape.numel()
+
+
+class ParameterLayout:
+    """θ ∈ R^N, trainable parameters in `named_parameters()` order, tied weights once.
+
+    Args:
+        named_parameters: (name, parameter) pairs; those that need no gradient are left out.
+        block: Restrict to one block of `block_map`.
+        block_map: Name → parts; needed with `block`.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Sequence[tuple[str, nn.Parameter]],
+        *,
+        block: str | None = None,
+        block_map: BlockMap | None = None,
+    ) -> None:
+        self.names: list[str] = []
+        self.parameters: list[nn.Parameter] = []
+        self.pieces: list[Piece] = []
+        offset = 0
+        for name, parameter in named_parameters:
+            if not parameter.requires_grad:
+                continue
+            shapes = _shapes_in_block(name, parameter, block, block_map)
+            if not shapes:
+                continue
+            self.names.append(name)
+            self.parameters.append(parameter)
+            for part, shape in shapes:
+                self.pieces.append(Piece(len(self.parameters) - 1, shape, offset, part))
+                offset += shape.numel()
+        self.size = offset
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Return the pieces of a flat (N,) vector as views of it, without a copy."""
+        return [flat[p.offset : p.offset + p.numel].view(p.shape) for p in self.pieces]
+
+    def cotangents(self, flat: Tensor) -> list[Tensor]:
+        """Return one tensor per parameter, of its shape; entries outside the block are zero."""
+        result: list[Tensor | None] = [None] * len(self.parameters)
+        for piece, view in zip(self.pieces, self.views(flat), strict=True):
+            if piece.part is None:
+                result[piece.parameter] = view
+                continue
+            padded = result[piece.parameter]
+            if padded is None:
+                padded = torch.zeros_like(self.parameters[piece.parameter], requires_grad=False)
+                result[piece.parameter] = padded
+            narrow(padded, piece.part).copy_(view)
+        return [tensor for tensor in result if tensor is not None]
+
+    def accumulate(self, flat: Tensor, tensors: Sequence[Tensor | None], weight: float) -> None:
+        """Add `weight` times one tensor per parameter to a flat vector; None counts as zero."""
+        for piece, view in zip(self.pieces, self.views(flat), strict=True):
+            tensor = tensors[piece.parameter]
+            if tensor is not None:
+                source = tensor if piece.part is None else narrow(tensor, piece.part)
+                view.add_(source, alpha=weight)
+
+
+def narrow(tensor: Tensor, part: BlockPart) -> Tensor:
+    """Return the rows or columns of a tensor that a part names, as a view."""
+    stop = tensor.shape[part.dim] if part.stop is None else part.stop
+    return tensor.narrow(part.dim, part.start, stop - part.start)
+
+
+def _shapes_in_block(
+    name: str, parameter: Tensor, block: str | None, block_map: BlockMap | None
+) -> list[tuple[BlockPart | None, torch.Size]]:
+    """Return the parts of one parameter that lie in the block, with their shapes."""
+    if block is None or block_map is None:
+        return [(None, parameter.shape)]
+    inside = [part for part in block_map[name] if part.block == block]
+    if len(inside) == len(block_map[name]):
+        return [(None, parameter.shape)]
+    return [(part, narrow(parameter, part).shape) for part in inside]
