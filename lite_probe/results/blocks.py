@@ -1,6 +1,6 @@
 """Which parameters make up a block.
 
-A parameter belongs to one block, or its rows (or columns) are divided among several, as in a fused qkv weight.
+A parameter belongs to one block, or its rows (or columns) are divided among several: a fused qkv weight.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """What was measured of one Hessian: both ends of its spectrum, its density, its trace.
 
 An `OperatorSpectrum` belongs to one operator, the whole Hessian or its restriction to one block; a `Spectrum`
-is the whole, its blocks, and what was run. Raw quadrature nodes and weights are stored, smoothing happens when drawn.
+is the whole, its blocks, and what was run. Quadrature nodes and weights are stored raw and smoothed when drawn.
 """
 
 from collections.abc import Mapping
@@ -160,7 +160,7 @@ class OperatorSpectrum:
 
     @property
     def power_law_slope(self) -> float | None:
-        """Least-squares slope of log λ_i against log i over the positive top pairs; None below three pairs."""
+        """Least-squares slope of log λ_i against log i over positive top pairs; None below three."""
         positive = self.eigenvalues[self.eigenvalues > 0]
         if len(positive) < 3:
             return None
