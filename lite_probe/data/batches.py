@@ -1,0 +1,203 @@
+"""Fixed batches: drawn once from a seed, digested, the same whatever the device.
+
+The last share of the tokens is the evaluation split, the rest the training split. Windows lie within one
+split, and evaluation windows share no token.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lite_probe.data.stream import TokenStream
+from lite_probe.errors import InputError, UsageError
+from lite_probe.results.provenance import Note
+from lite_probe.seeds import derive_seed
+
+EVALUATION_SHARE = 0.1
+
+# Ids are checked against the vocabulary up to here, and in every window drawn from beyond.
+_CHECKED_TOKENS = 1 << 24
+_CHECK_STEP = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPlan:
+    """The batches of a task, and where in the stream they came from."""
+
+    seq_len: int  # tokens a model sees; a window holds one more, the last target
+    batch_size: int
+    eval_batches: int
+    train_batches: int
+    seed: int
+    evaluation: Sequence[NDArray[np.int64]]  # eval_batches × (batch_size, seq_len + 1)
+    train: Sequence[NDArray[np.int64]]  # train_batches × (batch_size, seq_len + 1)
+    evaluation_starts: NDArray[np.int64]  # (eval_batches · batch_size,) first token of each window
+    train_starts: NDArray[np.int64]  # (train_batches · batch_size,)
+    split: int  # first position of the evaluation split
+    num_tokens: int  # length of the stream
+
+    def __post_init__(self) -> None:
+        """Freeze the arrays."""
+        for array in (*self.evaluation, *self.train, self.evaluation_starts, self.train_starts):
+            array.setflags(write=False)
+
+    @property
+    def evaluation_digest(self) -> str:
+        """SHA-256 of the evaluation ids: does not change with the number of training batches."""
+        return _digest(self.evaluation)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all ids, evaluation first."""
+        return _digest([*self.evaluation, *self.train])
+
+
+def draw_batches(
+    tokens: TokenStream,
+    *,
+    seq_len: int,
+    batch_size: int,
+    eval_batches: int,
+    train_batches: int,
+    seed: int,
+    vocab_size: int,
+    on_note: Callable[[Note], None] | None = None,
+) -> BatchPlan:
+    """Draw the batches of a task.
+
+    Evaluation windows start at s_i = u_(i) + i(seq_len + 1) with u_(i) sorted and uniform on what the split
+    has to spare, so that they are disjoint; they are dealt to batches at random. Training windows are uniform
+    and independent. Neither depends on the other's number, and the first training batches are the same
+    whatever their number.
+
+    Args:
+        tokens: The stream. A validation file of its own is the evaluation split; else the last tenth is, or
+            as much more as the evaluation windows need, with a note.
+        seq_len: Tokens per window that a model sees, ≥ 1.
+        batch_size: Windows per batch, ≥ 1.
+        eval_batches: Evaluation batches, ≥ 1.
+        train_batches: Training batches, ≥ 0.
+        seed: The user's seed.
+        vocab_size: Every id must be below.
+        on_note: Told if evaluation took more than its share.
+
+    Returns:
+        The plan; its arrays are read-only.
+
+    Raises:
+        UsageError: If a count is out of range.
+        InputError: If the stream is too short or an id is outside the vocabulary.
+
+    Cost: one pass over the first 16M tokens, and over the windows drawn from beyond.
+    """
+    _check_counts(seq_len=seq_len, batch_size=batch_size, eval_batches=eval_batches)
+    if train_batches < 0:
+        raise UsageError(f"expected train_batches ≥ 0, got {train_batches}")
+    window = seq_len + 1
+    num_windows = eval_batches * batch_size
+    split = _split(tokens, num_windows, window, train_batches, on_note)
+    evaluation_starts = _disjoint_starts(split, len(tokens), num_windows, window, seed)
+    train_starts = _train_starts(split, train_batches * batch_size, window, seed)
+
+    _check_ids(tokens, 0, min(len(tokens), _CHECKED_TOKENS), vocab_size)
+    for start in sorted({*evaluation_starts.tolist(), *train_starts.tolist()}):
+        if start + window > _CHECKED_TOKENS:
+            _check_ids(tokens, start, start + window, vocab_size)
+
+    def read(starts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        rows = [tokens.read(int(start), int(start) + window) for start in starts]
+        return [np.stack(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+
+    return BatchPlan(
+        seq_len=seq_len,
+        batch_size=batch_size,
+        eval_batches=eval_batches,
+        train_batches=train_batches,
+        seed=seed,
+        evaluation=read(evaluation_starts),
+        train=read(train_starts),
+        evaluation_starts=evaluation_starts,
+        train_starts=train_starts,
+        split=split,
+        num_tokens=len(tokens),
+    )
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise UsageError(f"expected {name} ≥ 1, got {count}")
+
+
+def _split(
+    tokens: TokenStream,
+    num_windows: int,
+    window: int,
+    train_batches: int,
+    on_note: Callable[[Note], None] | None,
+) -> int:
+    """Place the split by the evaluation windows alone: adding training batches moves none of them."""
+    total, needed = len(tokens), num_windows * window
+    hint = "pass a longer text, or a smaller --seq-len, --batch-size or --eval-batches"
+    own = tokens.evaluation_start
+    available = total if own is None else total - own
+    if needed > available:
+        raise InputError(
+            f"expected at least {needed:,} tokens to evaluate on ({num_windows} windows of {window}), "
+            f"got {available:,} in {tokens.name}",
+            hint,
+        )
+    share = math.ceil(EVALUATION_SHARE * total)
+    split = own if own is not None else total - max(share, needed)
+    if train_batches and split < window:
+        raise InputError(
+            f"expected at least {window:,} tokens to train on besides the evaluation split, "
+            f"got {split:,} in {tokens.name}",
+            hint,
+        )
+    if own is None and needed > share and on_note:
+        message = (
+            f"Evaluation takes the last {needed / total:.0%} of {tokens.name}: its {num_windows} windows of "
+            f"{window} tokens do not fit in the last {EVALUATION_SHARE:.0%}."
+        )
+        on_note(Note(code="evaluation-split-grown", message=message))
+    return split
+
+
+def _disjoint_starts(split: int, total: int, count: int, window: int, seed: int) -> NDArray[np.int64]:
+    rng = np.random.default_rng(derive_seed(seed, "batches", "evaluation"))
+    spare = total - split - count * window
+    starts = np.sort(rng.integers(0, spare, size=count, endpoint=True)) + window * np.arange(count)
+    return rng.permutation(split + starts).astype(np.int64)
+
+
+def _train_starts(split: int, count: int, window: int, seed: int) -> NDArray[np.int64]:
+    if not count:
+        return np.zeros(0, dtype=np.int64)
+    rng = np.random.default_rng(derive_seed(seed, "batches", "train"))
+    return rng.integers(0, split - window, size=count, endpoint=True, dtype=np.int64)
+
+
+def _check_ids(tokens: TokenStream, start: int, stop: int, vocab_size: int) -> None:
+    for begin in range(start, stop, _CHECK_STEP):
+        ids = tokens.read(begin, min(begin + _CHECK_STEP, stop))
+        wrong = np.flatnonzero((ids < 0) | (ids >= vocab_size))
+        if len(wrong):
+            name, offset = tokens.locate(begin + int(wrong[0]))
+            raise InputError(
+                f"expected tokens below {vocab_size:,} (the model's vocabulary), "
+                f"got {ids[wrong[0]]:,} at offset {offset:,} of {name}",
+                "pass --tokenizer, or a .bin made for this model",
+            )
+
+
+def _digest(batches: Sequence[NDArray[np.int64]]) -> str:
+    sha = hashlib.sha256()
+    for batch in batches:
+        sha.update(repr(batch.shape).encode())
+        sha.update(np.ascontiguousarray(batch, dtype="<i8").tobytes())
+    return sha.hexdigest()

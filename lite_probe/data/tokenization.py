@@ -1,0 +1,146 @@
+"""Text to token ids: bytes, or a checkpoint's own tokenizer.json.
+
+Documents are encoded without special tokens of the tokenizer's template; what stands between two documents is
+the tokenizer's `separator`.
+"""
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as RustTokenizer
+
+from lite_probe.errors import InputError
+
+# An encoding costs some hundred bytes per token while it is made; pieces keep that small. A cut falls after a
+# newline, where the pre-tokenizers of common families split anyway or nearly so.
+_PIECE_CHARACTERS = 1 << 17
+
+# End-of-document tokens, asked for in this order where tokenizer_config.json names none.
+_END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
+
+
+class Tokenizer(Protocol):
+    """Anything that turns text into token ids."""
+
+    @property
+    def name(self) -> str:
+        """For people and provenance."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids it knows; every id it gives is below."""
+
+    @property
+    def separator(self) -> NDArray[np.int64]:
+        """(s,) ids put between two documents."""
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Return the (n,) ids of one document."""
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0 … 255; documents are separated by a newline."""
+
+    name = "bytes"
+    vocab_size = 256
+
+    @property
+    def separator(self) -> NDArray[np.int64]:
+        """(1,) a newline."""
+        return np.array([ord("\n")], dtype=np.int64)
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Return the (n,) bytes of a text."""
+        return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int64)
+
+
+class FileTokenizer:
+    """A tokenizer.json of the `tokenizers` library.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: If it is not a tokenizer.json.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:  # the library raises nothing narrower than Exception
+            self._rust = RustTokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:
+            raise InputError(
+                f"expected a tokenizer.json, got {_first_line(error)} in {path.name}",
+                "save it again with AutoTokenizer.from_pretrained(…).save_pretrained(…)",
+            ) from error
+        # Settings stored for batched inference would cut or fill documents.
+        self._rust.no_truncation()
+        self._rust.no_padding()
+        self.name = path.name
+        self.vocab_size = self._rust.get_vocab_size(with_added_tokens=True)
+        self._separator = self._find_separator(path.with_name("tokenizer_config.json"))
+
+    def _find_separator(self, config_path: Path) -> NDArray[np.int64]:
+        named: list[str] = []
+        if config_path.is_file():
+            try:
+                token = json.loads(config_path.read_text(encoding="utf-8")).get("eos_token")
+            except (ValueError, AttributeError, RecursionError) as error:
+                raise InputError(
+                    f"expected a JSON object in {config_path.name}, got {_first_line(error)}",
+                    "repair it or remove it",
+                ) from error
+            content = token.get("content") if isinstance(token, dict) else token
+            named = [content] if isinstance(content, str) else []
+        ids = (self._rust.token_to_id(token) for token in (*named, *_END_TOKENS))
+        return np.array([token_id for token_id in ids if token_id is not None][:1], dtype=np.int64)
+
+    @property
+    def separator(self) -> NDArray[np.int64]:
+        """(1,) the end-of-text token, or (0,) where the tokenizer has none."""
+        return self._separator
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Return the (n,) ids of a text, encoded in pieces that end at a newline."""
+        encodings = self._rust.encode_batch_fast(_pieces(text), add_special_tokens=False)
+        return np.concatenate([np.zeros(0, np.int64), *(np.array(e.ids, dtype=np.int64) for e in encodings)])
+
+
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """Load a tokenizer.
+
+    Args:
+        source: "bytes", a tokenizer.json, or a folder that holds one.
+
+    Raises:
+        InputError: If there is no such path, no tokenizer.json in the folder, or the file is broken.
+    """
+    path = Path(source)
+    if str(source) == "bytes":
+        return ByteTokenizer()
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(
+            f"expected 'bytes', a tokenizer.json, or a folder that holds one, got {str(source)!r}",
+            "a folder with tokenizer.model or vocab.json only becomes one by "
+            "AutoTokenizer.from_pretrained(…).save_pretrained(…)",
+        )
+    return FileTokenizer(path)
+
+
+def _pieces(text: str) -> list[str]:
+    pieces, start = [], 0
+    while len(text) - start > _PIECE_CHARACTERS:
+        cut = text.rfind("\n", start, start + _PIECE_CHARACTERS) + 1
+        stop = cut if cut > start else start + _PIECE_CHARACTERS
+        pieces.append(text[start:stop])
+        start = stop
+    return [*pieces, text[start:]]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
