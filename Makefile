@@ -1,0 +1,48 @@
+# Every target sets up what it needs, on a fresh machine too; set-up is done once per change of pyproject.toml
+# or constraints.txt. No virtual environment needs to be active.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+BENCHMARK_BIN := .venv-benchmark/bin
+BENCHMARK_READY := .venv-benchmark/.ready
+
+.PHONY: demo test lint benchmark clean
+
+demo: $(READY)
+	$(BIN)/lite-probe demo
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# mypy cannot follow the package map of an editable install, so it reads the installed wheel.
+# build/ goes first: setuptools would put files that are gone from the tree into the wheel.
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build/lib build/bdist.* build/wheel build/installed
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(BIN)/pip install --quiet --no-deps --target build/installed build/wheel/lite_probe-*.whl
+	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p lite_probe
+
+benchmark: $(BENCHMARK_READY)
+	$(BENCHMARK_BIN)/python tests/benchmarks/spectra.py
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# The peers come without their declared dependencies: those ask for torchvision, which nothing measured here
+# imports, and which breaks `import transformers` where its build does not match torch's.
+$(BENCHMARK_READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-benchmark
+	$(BENCHMARK_BIN)/pip install --quiet -c constraints.txt -e .
+	$(BENCHMARK_BIN)/pip install --quiet -c constraints.txt --no-deps --pre curvlinops-for-pytorch \
+		hessian-eigenthings backpack-for-pytorch unfoldNd linear_operator
+	$(BENCHMARK_BIN)/pip install --quiet -c constraints.txt einops einconv opt_einsum jaxtyping tqdm
+	touch $@
+
+clean:
+	rm -rf build .venv .venv-benchmark

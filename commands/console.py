@@ -1,0 +1,139 @@
+"""What people see: everything here goes to stderr, and Rich lives in this file only.
+
+stdout is for data: the paths written, or one JSON object. A pipe or a file gets no control characters, and
+`NO_COLOR` is honoured, both by Rich; text from outside is never read as markup.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from lite_probe.commands.wording import plain
+
+OnProgress = Callable[[int, int, str], None]
+
+_LOG_EVERY_SECONDS = 30.0  # a pipe gets a line now and then in place of a bar
+
+
+def emit(text: str) -> None:
+    """Write data to stdout; a reader that has left, as `head` does, is no error."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; point it somewhere that takes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Terminal:
+    """The stderr side of one command.
+
+    `command_line` is what was typed, for provenance. `verbosity` is −1 (errors only), 0 or 1 (tracebacks too).
+    `resumable` says that the command, interrupted now, continues when it is given again.
+    """
+
+    def __init__(self, command_line: str) -> None:
+        self.command_line = command_line
+        self.verbosity = 0
+        self.resumable = False
+        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether only errors are shown."""
+        return self.verbosity < 0
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """Write one line, broken between words at the terminal's width."""
+        if not self.quiet:
+            self._write(text, style)
+
+    def sides(self, left: str, right: str) -> None:
+        """Write two texts at the two ends of a line, or on two lines where they don't fit on one."""
+        gap = self._console.width - len(left) - len(right)
+        if gap >= 3:
+            self.line(left + " " * gap + right)
+        else:
+            self.line(left)
+            self.line(right)
+
+    def figures(self, items: Sequence[str]) -> None:
+        """Write short texts side by side, three spaces apart, broken between them only."""
+        row = ""
+        for item in items:
+            if row and len(row) + 3 + len(item) > self._console.width:
+                self.line(row)
+                row = ""
+            row = f"{row}   {item}" if row else item
+        if row:
+            self.line(row)
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Write a table, its first column to the left and numbers to the right."""
+        if self.quiet:
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for index, title in enumerate(header):
+            table.add_column(Text(title), justify="left" if index == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(plain(cell)) for cell in row))
+        self._console.print(table)
+
+    def notes(self, messages: Sequence[str]) -> None:
+        """Write what the reader of a result should know."""
+        for message in messages:
+            self.line(f"note: {message}", style="yellow")
+
+    def error(self, message: str, hint: str = "") -> None:
+        """Write an error and what to do about it, quiet or not."""
+        self._write(f"error: {message}", "red")
+        if hint:
+            self._write(f"hint: {hint}", "")
+
+    def _write(self, text: str, style: str) -> None:
+        # A pipe gets each text on one line, where it can be searched for; a terminal breaks lines at words.
+        self._console.print(Text(plain(text), style=style), soft_wrap=not self._console.is_terminal)
+
+    def traceback(self) -> None:
+        """Write the traceback of the exception in flight."""
+        self._console.print_exception()
+
+    @contextmanager
+    def progress(self) -> Iterator[OnProgress]:
+        """Show the progress of one slow thing; yields the `on_progress(done, total, label)` to call."""
+        if self.quiet:
+            yield lambda done, total, label: None
+        elif self._console.is_terminal:
+            with Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+                transient=True,
+                expand=True,
+            ) as progress:
+                task_id = progress.add_task("", total=None)
+                yield lambda done, total, label: progress.update(
+                    task_id, completed=done, total=total, description=plain(label)
+                )
+        else:
+            yield self._log()
+
+    def _log(self) -> OnProgress:
+        last = time.monotonic()
+
+        def on_progress(done: int, total: int, label: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _LOG_EVERY_SECONDS:
+                last = time.monotonic()
+                self.line(f"{label}: {done}/{total}")
+
+        return on_progress

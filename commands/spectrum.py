@@ -1,0 +1,293 @@
+"""`lite-probe spectrum`: from a checkpoint to eigenpairs, density and trace, in files and on a page."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from lite_probe.commands.console import Terminal, emit
+from lite_probe.commands.options import (
+    Among,
+    ConfiguredCommand,
+    MemorySize,
+    Positive,
+    Whole,
+    batch_options,
+    checkpoint_options,
+    compute_options,
+    config_option,
+    console_options,
+    dry_run_option,
+    example,
+    fresh_option,
+    json_option,
+    out_option,
+    seed_option,
+)
+from lite_probe.commands.run_directory import made, run_directory
+from lite_probe.commands.summary import (
+    ERRORS_EXPLAINED,
+    block_table,
+    figures,
+    json_object,
+    verification_line,
+)
+from lite_probe.commands.wording import count
+from lite_probe.errors import UsageError
+
+if TYPE_CHECKING:
+    from lite_probe.results.checkpoint import CheckpointSummary
+    from lite_probe.results.spectrum import Spectrum
+    from lite_probe.spectra import SpectrumPlan
+    from lite_probe.task import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpectrumRequest:
+    """What `lite-probe spectrum` was asked; the fields are its options."""
+
+    checkpoint: str | None
+    task_file: str | None
+    trust_pickle: bool
+    model_config: str | None
+    data_path: str | None
+    tokenizer: str | None
+    text_field: str
+    seq_len: int
+    batch_size: int
+    batches: int
+    split: Literal["evaluation", "train"]
+    top: int
+    bottom: int
+    probes: int
+    tolerance: float
+    operator: Literal["hessian", "ggn"]
+    method: Literal["autograd", "finite-differences"]
+    per_block: bool
+    memory: int | None
+    verify: bool
+    device: str
+    precision: str
+    threads: int | None
+    seed: int
+    out: str | None
+    fresh: bool
+    as_json: bool
+    dry_run: bool
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        if (self.checkpoint is None) == (self.task_file is None):
+            got = "neither" if self.checkpoint is None else "both"
+            raise UsageError(f"expected either CKPT or --task, got {got}")
+        if self.checkpoint is not None and self.data_path is None:
+            raise UsageError(
+                "expected --data with a checkpoint, got none",
+                "pass the text or tokens to measure on, or builtin:python-docs",
+            )
+
+    @property
+    def measurement(self) -> dict[str, Any]:
+        """The options of `plan_spectrum` and `measure_spectrum`."""
+        return {
+            "top": self.top,
+            "bottom": self.bottom,
+            "probes": self.probes,
+            "tolerance": self.tolerance,
+            "operator": self.operator,
+            "method": self.method,
+            "per_block": self.per_block,
+            "split": self.split,
+            "seed": self.seed,
+            "memory": self.memory,
+        }
+
+
+@click.command(
+    "spectrum",
+    cls=ConfiguredCommand,
+    epilog=example("spectrum runs/gpt/ckpt.pt --data val.bin --per-block"),
+)
+@checkpoint_options
+@batch_options
+@click.option(
+    "--task", "task_file", metavar="FILE.py:FUNCTION", help="A function that returns a Task, in place of CKPT."
+)
+@click.option(
+    "--on",
+    "split",
+    type=Among(["evaluation", "train"]),
+    default="evaluation",
+    show_default=True,
+    help="Which batches to measure on.",
+)
+@click.option("--top", type=Whole(1), default=10, show_default=True, help="Largest eigenpairs.")
+@click.option("--bottom", type=Whole(0), default=3, show_default=True, help="Smallest eigenpairs.")
+@click.option("--probes", type=Whole(2), default=4, show_default=True, help="Random probes of density and trace.")
+@click.option(
+    "--tol",
+    "tolerance",
+    type=Positive(below=1.0),
+    default=1e-3,
+    show_default=True,
+    help="A pair has converged when its residual is below this share of |λ|.",
+)
+@click.option(
+    "--operator",
+    type=Among(["hessian", "ggn"]),
+    default="hessian",
+    show_default=True,
+    help="The Hessian, or the generalised Gauss–Newton matrix.",
+)
+@click.option(
+    "--method",
+    type=Among(["autograd", "finite-differences"]),
+    default="autograd",
+    show_default=True,
+    help="How Hessian products are taken.",
+)
+@click.option("--per-block", is_flag=True, help="Also the spectrum of every block alone.")
+@click.option("--memory", type=MemorySize(), metavar="SIZE", help="Stay below this much, such as 8GiB.")
+@click.option("--verify", is_flag=True, help="Ask PyHessian for a second opinion.")
+@compute_options
+@seed_option
+@out_option
+@fresh_option
+@dry_run_option
+@json_option
+@config_option
+@console_options
+@click.pass_obj
+def command(terminal: Terminal, **options: Any) -> None:
+    """Measure the Hessian spectrum of a checkpoint.
+
+    Both ends of the spectrum with a residual for every pair, density, trace and anisotropy, as files and as a
+    page in probe/NAME. Killed or interrupted, the same command continues.
+    """
+    request = SpectrumRequest(**options)
+    task, summary = open_task(request)
+    folder = run_directory(request.out, summary.name if summary else task.info.name)
+    plan = plan_and_tell(terminal, task, request)
+    if request.dry_run:
+        if request.as_json:
+            emit(json.dumps(plan_object(plan)))
+        return
+    with made(folder):
+        spectrum = measure(terminal, task, plan, request, folder)
+        paths = write(spectrum, summary, folder)
+    tell(terminal, spectrum)
+    emit(json.dumps(json_object(spectrum)) if request.as_json else "\n".join(map(str, paths)))
+
+
+def open_task(request: SpectrumRequest) -> "tuple[Task, CheckpointSummary | None]":
+    """Build the task that a request names, and the summary of its checkpoint where it has one."""
+    from lite_probe.checkpoints import open_checkpoint
+    from lite_probe.commands.compute import choose_device, choose_dtype, choose_threads
+    from lite_probe.making import load_task_file, make_task
+
+    device, dtype = choose_device(request.device), choose_dtype(request.precision)
+    choose_threads(request.threads)
+    if request.task_file is not None:
+        task = load_task_file(request.task_file)
+        task.model.to(device=device, dtype=dtype)
+        return task, None
+    checkpoint = open_checkpoint(
+        str(request.checkpoint), trust_pickle=request.trust_pickle, model_config=request.model_config
+    )
+    task = make_task(
+        checkpoint,
+        data=str(request.data_path),
+        tokenizer=request.tokenizer,
+        text_field=request.text_field,
+        seq_len=request.seq_len,
+        batch_size=request.batch_size,
+        eval_batches=request.batches,
+        train_batches=request.batches if request.split == "train" else 0,
+        seed=request.seed,
+        device=device,
+        dtype=dtype,
+    )
+    return task, checkpoint.summary()
+
+
+def plan_and_tell(terminal: Terminal, task: "Task", request: SpectrumRequest) -> "SpectrumPlan":
+    """Plan the measurement; say what will be measured and what it costs."""
+    import torch
+
+    from lite_probe.spectra import plan_spectrum
+
+    info = task.info
+    num_parameters = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    what = [info.checkpoint_format, info.architecture, f"{count(num_parameters)} parameters"]
+    if info.checkpoint_step is not None:
+        what.append(f"step {info.checkpoint_step:,}")
+    shape = f"{len(task.batches(request.split))} × {info.batch_size}"
+    shape += f" × {info.seq_len} tokens" if info.seq_len else " samples"
+    where = f"{torch.get_num_threads()} threads" if task.device.type == "cpu" else str(task.device)
+    terminal.sides(
+        " · ".join(part for part in what if part),
+        f"{shape} of {info.data_name}, {request.precision}, {where}",
+    )
+    plan = plan_spectrum(task, **request.measurement)
+    terminal.line(f"plan: {plan.summary()}", style="bold")
+    return plan
+
+
+def measure(
+    terminal: Terminal, task: "Task", plan: "SpectrumPlan", request: SpectrumRequest, folder: Path
+) -> "Spectrum":
+    """Return the spectrum asked for: the one already there where its fingerprint is the same, else a new one."""
+    from lite_probe.results.store import find_result
+    from lite_probe.spectra import measure_spectrum, verify_spectrum
+
+    spectrum: Spectrum | None = None
+    if not request.fresh:
+        spectrum = find_result(folder, "spectrum", plan.fingerprint)
+    if spectrum is not None:
+        terminal.line(f"already measured: {folder / 'spectrum.json'}; --fresh measures again")
+    else:
+        terminal.resumable = True
+        with terminal.progress() as on_progress:
+            spectrum = measure_spectrum(
+                task,
+                **request.measurement,
+                state_directory=folder,
+                on_progress=on_progress,
+                command=terminal.command_line,
+            )
+    if request.verify and spectrum.verification is None:
+        with terminal.progress() as on_progress:
+            spectrum = verify_spectrum(task, spectrum, on_progress=on_progress)
+    return spectrum
+
+
+def write(spectrum: "Spectrum", summary: "CheckpointSummary | None", folder: Path) -> list[Path]:
+    """Save the results of one run and its page; return the paths for the user, the page first."""
+    from lite_probe.reports.page import write_report
+    from lite_probe.results.store import save
+
+    if summary is not None:
+        save(summary, folder)
+    saved = save(spectrum, folder)
+    page = folder / "report.html"
+    write_report([folder], page)
+    return [page, saved]
+
+
+def tell(terminal: Terminal, spectrum: "Spectrum") -> None:
+    """Show a spectrum in a few lines."""
+    terminal.figures(figures(spectrum))
+    terminal.line(ERRORS_EXPLAINED, style="dim")
+    if spectrum.blocks:
+        terminal.table(*block_table(spectrum.blocks))
+    if spectrum.verification is not None:
+        terminal.line(verification_line(spectrum.verification))
+    terminal.notes([note.message for note in spectrum.notes])
+
+
+def plan_object(plan: "SpectrumPlan") -> dict[str, Any]:
+    """Return what `--dry-run --json` prints."""
+    names = ("num_hvps", "seconds", "memory_bytes", "graph_mode", "vectors_per_pass", "basis_placement")
+    return {name: getattr(plan, name) for name in (*names, "basis_columns", "fingerprint")}

@@ -1,0 +1,100 @@
+"""A spectrum in a few lines, for the terminal, and as one JSON object, for programs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lite_probe.commands.wording import count, number, with_error
+from lite_probe.results.estimate import Estimate
+from lite_probe.results.spectrum import OperatorSpectrum, Spectrum, Verification
+
+_SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+ERRORS_EXPLAINED = "±: of λ a bound, the residual norm; of trace and rank one standard error over probes"
+
+
+def figures(spectrum: Spectrum) -> list[str]:
+    """Return the figures of the whole operator, each with its error where it has one."""
+    whole = spectrum.whole
+    found = [f"loss {number(spectrum.loss)}"]
+    if len(whole.eigenvalues):
+        found.append(f"λ₁ {with_error(whole.eigenvalues[0], whole.residual_norms[0])}")
+    if len(whole.eigenvalues) > 1:
+        last = str(len(whole.eigenvalues)).translate(_SUBSCRIPTS)
+        found.append(f"λ{last} {with_error(whole.eigenvalues[-1], whole.residual_norms[-1])}")
+    if len(whole.lower_eigenvalues):
+        found.append(f"λmin {with_error(whole.lower_eigenvalues[0], whole.lower_residual_norms[0])}")
+    found.append(f"trace {with_error(whole.trace.value, whole.trace.stderr)}")
+    found.append(f"λ₁/median|λ| {number(whole.condition_to_median, 2)}")
+    found.append(f"effective rank {with_error(whole.effective_rank, whole.effective_rank_stderr)}")
+    return found
+
+
+def block_table(blocks: Mapping[str, OperatorSpectrum]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the comparison of blocks."""
+    header = ["block", "params", "λ₁", "λmin", "trace", "λ₁/median|λ|", "eff. rank"]
+    rows = [
+        [
+            name,
+            count(block.num_parameters),
+            number(float(block.eigenvalues[0]) if len(block.eigenvalues) else None),
+            number(block.most_negative_eigenvalue, 3),
+            with_error(block.trace.value, block.trace.stderr),
+            number(block.condition_to_median, 2),
+            number(block.effective_rank, 3),
+        ]
+        for name, block in blocks.items()
+    ]
+    return header, rows
+
+
+def verification_line(verification: Verification) -> str:
+    """Say what another library found, and whether it agrees."""
+    theirs, ours = verification.eigenvalues, verification.our_eigenvalues
+    pairs = ", ".join(f"{number(a)} here {number(b)}" for a, b in zip(theirs, ours, strict=True))
+    trace = with_error(verification.trace.value, verification.trace.stderr)
+    verdict = "agrees" if verification.agrees else "DISAGREES"
+    return f"{verification.library} {verdict}: λ {pairs}; trace {trace} here {number(verification.our_trace.value)}"
+
+
+def json_object(spectrum: Spectrum) -> dict[str, Any]:
+    """Return what `--json` prints: plain numbers, null where there is none."""
+    whole = {"loss": spectrum.loss, "gradient_norm": spectrum.gradient_norm, **_operator(spectrum.whole)}
+    verification = spectrum.verification
+    return {
+        "operator": spectrum.operator,
+        **whole,
+        "blocks": {name: {"loss": spectrum.loss, **_operator(block)} for name, block in spectrum.blocks.items()},
+        "verification": None
+        if verification is None
+        else {
+            "library": verification.library,
+            "agrees": verification.agrees,
+            "eigenvalues": verification.eigenvalues.tolist(),
+            "eigenvalue_errors": verification.eigenvalue_errors.tolist(),
+            "trace": _estimate(verification.trace),
+        },
+        "notes": [{"code": note.code, "message": note.message} for note in spectrum.notes],
+        "wall_seconds": spectrum.provenance.wall_seconds,
+        "peak_memory_bytes": spectrum.provenance.peak_memory_bytes,
+        "fingerprint": spectrum.fingerprint,
+    }
+
+
+def _operator(operator: OperatorSpectrum) -> dict[str, Any]:
+    return {
+        "num_parameters": operator.num_parameters,
+        "num_hvps": operator.num_hvps,
+        "eigenvalues": operator.eigenvalues.tolist(),
+        "residual_norms": operator.residual_norms.tolist(),
+        "lower_eigenvalues": operator.lower_eigenvalues.tolist(),
+        "lower_residual_norms": operator.lower_residual_norms.tolist(),
+        "trace": _estimate(operator.trace),
+        "trace_h2": _estimate(operator.trace_h2),
+        "effective_rank": operator.effective_rank,
+        "median_abs_eigenvalue": operator.median_abs_eigenvalue,
+        "most_negative_eigenvalue": operator.most_negative_eigenvalue,
+        "stop_reason": operator.stop_reason,
+    }
+
+
+def _estimate(estimate: Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "stderr": estimate.stderr}

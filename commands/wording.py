@@ -1,0 +1,57 @@
+"""Numbers in words: how a value, its doubt, a size and a duration are written in the terminal."""
+
+import math
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Write a number with so many significant digits: `38.21`, `1.91e3`, `−8.3e-6`; `–` for None."""
+    if value is None:
+        return "–"
+    text = f"{value:.{digits}g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        text = f"{mantissa}e{int(exponent)}"
+    return "−" + text[1:] if text.startswith("-") else text
+
+
+def with_error(value: float | None, error: float | None) -> str:
+    """Write `value ± error`: the error with two significant digits, the value down to the same place.
+
+    An error of zero, or None, is left out.
+    """
+    if value is None:
+        return "–"
+    if not error or not math.isfinite(error):
+        return number(value)
+    place = math.floor(math.log10(error)) - 1
+    digits = math.floor(math.log10(abs(value))) - place + 1 if value else 1
+    return f"{number(value, min(max(digits, 1), 9))} ± {number(error, 2)}"
+
+
+def count(value: int) -> str:
+    """Write a count for people: `4,321`, `10.7 M`, `1.24 B`."""
+    for size, unit in ((1e9, "B"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:,}"
+
+
+def size(num_bytes: float) -> str:
+    """Write a number of bytes in binary units: `512 B`, `2.1 GiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.3g} GiB"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration: `8 s`, `3 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def plain(text: str) -> str:
+    """Escape control characters, so that a file's name or content cannot steer the terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)

@@ -1,0 +1,51 @@
+"""Where in this loss landscape is progress left, and does my optimizer make it?
+
+    import lite_probe as lp
+
+    checkpoint = lp.open_checkpoint("runs/gpt/ckpt.pt")
+    task = lp.make_task(checkpoint, data="val.bin", seq_len=128, batch_size=8, eval_batches=4, seed=0)
+    spectrum = lp.measure_spectrum(task, top=10, probes=4)
+    spectrum.eigenvalues, spectrum.residual_norms, spectrum.trace
+    lp.save(spectrum, "probe/run")
+    spectrum = lp.load("probe/run/spectrum.json")
+
+A name is imported when it is first used, so that `import lite_probe` alone loads neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lite_probe.checkpoints import open_checkpoint as open_checkpoint
+    from lite_probe.making import make_task as make_task
+    from lite_probe.results.store import load as load
+    from lite_probe.results.store import save as save
+    from lite_probe.spectra import measure_spectrum as measure_spectrum
+    from lite_probe.task import Task as Task
+    from lite_probe.version import __version__ as __version__
+
+_HOME = {
+    "open_checkpoint": "lite_probe.checkpoints",
+    "make_task": "lite_probe.making",
+    "load": "lite_probe.results.store",
+    "save": "lite_probe.results.store",
+    "measure_spectrum": "lite_probe.spectra",
+    "Task": "lite_probe.task",
+    "__version__": "lite_probe.version",
+}
+
+__all__ = ["Task", "__version__", "load", "make_task", "measure_spectrum", "open_checkpoint", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'lite_probe' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, imported or not."""
+    return sorted(__all__)

@@ -1,0 +1,75 @@
+"""The ground: what the wheel holds, what is pinned, what the root exports."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import lite_probe
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from a copy of the sources, and install it in a folder of its own."""
+    base = tmp_path_factory.mktemp("wheel")
+    source = base / "source"
+    source.mkdir()
+    for folder in ("lite_probe", "commands", "reports"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(base), str(source)]
+    subprocess.run(build, check=True, timeout=120)
+    (wheel,) = base.glob("lite_probe-*.whl")
+    target = base / "installed"
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True, timeout=120)
+    return target
+
+
+def test_the_wheel_holds_every_room_and_one_top_level_name(installed: Path) -> None:
+    package = installed / "lite_probe"
+    assert (package / "py.typed").is_file()
+    assert list((package / "reports" / "templates").iterdir())
+    for module in ("commands/main.py", "commands/spectrum.py", "reports/page.py", "spectra/__init__.py"):
+        assert (package / module).is_file()
+    tops = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
+    assert tops <= {"lite_probe", "bin"}
+
+
+def test_the_wheel_holds_every_source_file(installed: Path) -> None:
+    expected = {path.relative_to(ROOT / "lite_probe") for path in (ROOT / "lite_probe").rglob("*.py")}
+    expected |= {path.relative_to(ROOT) for room in ("commands", "reports") for path in (ROOT / room).rglob("*.py")}
+    package = installed / "lite_probe"
+    assert expected <= {path.relative_to(package) for path in package.rglob("*.py")}
+
+
+def test_the_installed_wheel_runs(installed: Path, tmp_path: Path) -> None:
+    script = f"import sys; sys.path.insert(0, {str(installed)!r}); from lite_probe.commands import main; "
+    script += f"assert main.__file__.startswith({str(installed)!r}), main.__file__; main.cli.main(['--version'])"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("lite-probe, version "), done.stderr
+
+
+def test_every_dependency_is_pinned_and_nothing_asks_for_torchvision() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = {line.split("==")[0].lower() for line in lines if "==" in line}
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    assert {name.split(">=")[0] for name in wanted} <= pins
+    assert "torch==2.13.0" in lines
+    assert "torchvision" not in pins
+    assert not any("file:" in line or "@" in line for line in lines)
+
+
+def test_the_root_exports_what_it_names() -> None:
+    for name in lite_probe.__all__:
+        assert getattr(lite_probe, name) is not None
+    assert set(lite_probe.__all__) <= set(dir(lite_probe))
+    with pytest.raises(AttributeError, match="has no attribute 'measure_everything'"):
+        lite_probe.measure_everything  # noqa: B018
