@@ -58,8 +58,8 @@ class ProbeGroup(click.Group):
 def _report(error: Exception, terminal: Terminal) -> int:
     """Say what went wrong; return the exit code."""
     if isinstance(error, click.Abort):
-        rest = "the same command continues where it stopped" if terminal.resumable else "nothing was written"
-        terminal.error(f"interrupted; {rest}")
+        rest = "continues where it stopped" if terminal.resumable else "starts again"
+        terminal.error(f"interrupted; the same command {rest}")
         return INTERRUPTED
     if terminal.verbosity > 0 and not isinstance(error, click.ClickException):
         terminal.traceback()

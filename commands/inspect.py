@@ -1,0 +1,135 @@
+"""`lite-probe inspect`: what a checkpoint is, without running it, and roughly what a spectrum of it needs."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from lite_probe.commands.console import Terminal, emit
+from lite_probe.commands.options import (
+    ConfiguredCommand,
+    Whole,
+    checkpoint_options,
+    config_option,
+    console_options,
+    example,
+    json_option,
+)
+from lite_probe.commands.wording import count, duration, size
+from lite_probe.errors import UsageError
+
+if TYPE_CHECKING:
+    from lite_probe.results.checkpoint import CheckpointSummary
+
+# Seen for ten pairs at a tolerance of 1e-3 with four probes, on trained language models.
+_TYPICAL_PRODUCTS = 60
+_TYPICAL_BASIS_COLUMNS = 45
+# A Hessian product costs about two gradients, a gradient 6 floating-point operations per parameter and token.
+_OPERATIONS_PER_PARAMETER_AND_TOKEN = 12
+_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """A rough estimate of what a spectrum with default options needs; `spectrum --dry-run` knows better."""
+
+    num_hvps: int
+    num_tokens: int
+    seconds: float
+    weights_bytes: int  # parameters, gradient and one product
+    basis_bytes: int  # the Krylov basis, on disk where memory does not hold it
+    operations_per_second: float  # measured here, just now
+
+
+@click.command("inspect", cls=ConfiguredCommand, epilog=example("inspect runs/gpt/ckpt.pt"))
+@checkpoint_options
+@click.option("--tokens", type=Whole(1), default=4096, show_default=True, help="Of the batches of the estimate.")
+@json_option
+@config_option
+@console_options
+@click.pass_obj
+def command(
+    terminal: Terminal,
+    checkpoint: str | None,
+    trust_pickle: bool,
+    model_config: str | None,
+    tokens: int,
+    as_json: bool,
+) -> None:
+    """Show what a checkpoint is: format, architecture, step, blocks, optimizer state, tokenizer.
+
+    The weights are not run. What a spectrum would need is a rough estimate; `lite-probe spectrum --dry-run` builds
+    the graph of a batch and knows better.
+    """
+    from lite_probe.checkpoints import open_checkpoint
+
+    if checkpoint is None:
+        raise UsageError("expected a checkpoint, got none", "pass its file or folder")
+    summary = open_checkpoint(checkpoint, trust_pickle=trust_pickle, model_config=model_config).summary()
+    needs = estimate_needs(summary.num_parameters, tokens)
+    if as_json:
+        emit(json.dumps({**asdict(summary), "estimated_needs": asdict(needs)}, default=dict))
+        return
+    tell(terminal, summary, needs)
+    emit(summary.path)
+
+
+def estimate_needs(num_parameters: int, num_tokens: int) -> Needs:
+    """Estimate time and memory of a spectrum from the number of parameters and the speed of a matrix product."""
+    rate = _operations_per_second()
+    work = _TYPICAL_PRODUCTS * _OPERATIONS_PER_PARAMETER_AND_TOKEN * num_parameters * num_tokens
+    return Needs(
+        num_hvps=_TYPICAL_PRODUCTS,
+        num_tokens=num_tokens,
+        seconds=work / rate,
+        weights_bytes=3 * _BYTES * num_parameters,
+        basis_bytes=_TYPICAL_BASIS_COLUMNS * _BYTES * num_parameters,
+        operations_per_second=rate,
+    )
+
+
+def _operations_per_second(width: int = 1024, repeats: int = 3) -> float:
+    """Measure the speed of a float32 matrix product on the CPU; the best of a few."""
+    import torch
+
+    matrix = torch.ones(width, width)
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        torch.mm(matrix, matrix)
+        seconds.append(time.perf_counter() - started)
+    return 2.0 * width**3 / min(seconds)
+
+
+def tell(terminal: Terminal, summary: "CheckpointSummary", needs: Needs) -> None:
+    """Show a checkpoint in a few lines."""
+    step = f"step {summary.step:,}" if summary.step is not None else "step unknown"
+    facts = [summary.format, summary.architecture, f"{count(summary.num_parameters)} parameters", step]
+    terminal.line(" · ".join(fact for fact in facts if fact), style="bold")
+    if summary.block_parameters:
+        rows = [
+            [name, f"{number:,}", f"{100 * number / summary.num_parameters:.1f}%"]
+            for name, number in summary.block_parameters.items()
+        ]
+        terminal.table(["block", "params", "share"], rows)
+    else:
+        terminal.line("blocks: not known for this model")
+    terminal.line(f"weights: {size(summary.weight_bytes)}, fingerprint {summary.fingerprint[:12]}")
+    found = summary.optimizer
+    if found is None:
+        terminal.line("optimizer state: none")
+    else:
+        names = ", ".join(found.state_names)
+        terminal.line(f"optimizer state: {found.name} ({names}), {found.num_tensors} tensors, {size(found.num_bytes)}")
+    terminal.line(f"tokenizer: {summary.tokenizer_path or 'none; pass --tokenizer to spectrum'}")
+    terminal.line(
+        f"a spectrum would need roughly: {needs.num_hvps} Hessian products over {needs.num_tokens:,} tokens, "
+        f"{duration(needs.seconds)} on this CPU; {size(needs.weights_bytes)} for weights and products, "
+        f"{size(needs.basis_bytes)} for the basis (on disk where memory does not hold it), and the graph of a batch"
+    )
+    terminal.line(
+        "(an estimate from the number of parameters; lite-probe spectrum --dry-run knows better)", style="dim"
+    )
+    terminal.notes([note.message for note in summary.notes])
