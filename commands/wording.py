@@ -23,9 +23,13 @@ def with_error(value: float | None, error: float | None) -> str:
         return "–"
     if not error or not math.isfinite(error):
         return number(value)
-    place = math.floor(math.log10(error)) - 1
-    digits = math.floor(math.log10(abs(value))) - place + 1 if value else 1
-    return f"{number(value, min(max(digits, 1), 9))} ± {number(error, 2)}"
+    exponent = math.floor(math.log10(max(abs(value), error)))
+    scale = 1.0 if -4 <= exponent < 7 else 10.0**exponent
+    decimals = max(0, 1 - math.floor(math.log10(error / scale)))
+    if decimals > 6:
+        return f"{number(value, 7)} ± {number(error, 2)}"
+    text = f"{value / scale:,.{decimals}f} ± {error / scale:,.{decimals}f}".replace("-", "−")
+    return text if scale == 1.0 else f"({text})e{exponent}"
 
 
 def count(value: int) -> str:
