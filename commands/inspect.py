@@ -18,7 +18,6 @@ from lite_probe.commands.options import (
     json_option,
 )
 from lite_probe.commands.wording import count, duration, size
-from lite_probe.errors import UsageError
 
 if TYPE_CHECKING:
     from lite_probe.results.checkpoint import CheckpointSummary
@@ -44,6 +43,7 @@ class Needs:
 
 
 @click.command("inspect", cls=ConfiguredCommand, epilog=example("inspect runs/gpt/ckpt.pt"))
+@click.argument("checkpoint", metavar="CKPT", type=click.Path())
 @checkpoint_options
 @click.option("--tokens", type=Whole(1), default=4096, show_default=True, help="Of the batches of the estimate.")
 @json_option
@@ -52,7 +52,7 @@ class Needs:
 @click.pass_obj
 def command(
     terminal: Terminal,
-    checkpoint: str | None,
+    checkpoint: str,
     trust_pickle: bool,
     model_config: str | None,
     tokens: int,
@@ -65,15 +65,12 @@ def command(
     """
     from lite_probe.checkpoints import open_checkpoint
 
-    if checkpoint is None:
-        raise UsageError("expected a checkpoint, got none", "pass its file or folder")
     summary = open_checkpoint(checkpoint, trust_pickle=trust_pickle, model_config=model_config).summary()
     needs = estimate_needs(summary.num_parameters, tokens)
     if as_json:
         emit(json.dumps({**asdict(summary), "estimated_needs": asdict(needs)}, default=dict))
-        return
-    tell(terminal, summary, needs)
-    emit(summary.path)
+    else:
+        tell(terminal, summary, needs)
 
 
 def estimate_needs(num_parameters: int, num_tokens: int) -> Needs:

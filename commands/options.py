@@ -172,7 +172,6 @@ def _bundle(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated],
 
 
 checkpoint_options = _bundle(
-    click.argument("checkpoint", metavar="[CKPT]", required=False, type=click.Path()),
     click.option(
         "--trust-pickle",
         is_flag=True,

@@ -110,6 +110,7 @@ class SpectrumRequest:
     cls=ConfiguredCommand,
     epilog=example("spectrum runs/gpt/ckpt.pt --data val.bin --per-block"),
 )
+@click.argument("checkpoint", metavar="[CKPT]", required=False, type=click.Path())
 @checkpoint_options
 @batch_options
 @click.option(

@@ -1,6 +1,13 @@
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from lite_probe.results.estimate import Estimate
+from lite_probe.results.provenance import Note, Provenance
+from lite_probe.results.spectrum import OperatorSpectrum, Spectrum, Verification
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +39,100 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("".join(f"line {index}: {index * index} is a square.\n" for index in range(800)))
     return path
+
+
+PROVENANCE = Provenance(
+    lite_probe_version="0",
+    torch_version="0",
+    transformers_version="0",
+    python_version="0",
+    platform="",
+    device="cpu",
+    num_threads=2,
+    precision="float32",
+    seed=0,
+    command="lite-probe spectrum",
+    started_at="2026-01-01T00:00:00Z",
+    wall_seconds=12.5,
+    peak_memory_bytes=100,
+    checkpoint_name="tiny",
+    checkpoint_format="huggingface",
+    checkpoint_fingerprint="0",
+    checkpoint_step=None,
+    architecture="",
+    data_name="text",
+    data_split="evaluation",
+    batches_digest="0",
+    num_batches=1,
+    batch_size=1,
+    seq_len=8,
+    num_tokens=8,
+)
+
+
+def operator_spectrum(*, top: int, bottom: int, probes: bool) -> OperatorSpectrum:
+    nodes = np.array([0.5, 1.0, 0.25, 1.5]) if probes else np.zeros(0)
+    return OperatorSpectrum(
+        num_parameters=1000,
+        eigenvalues=np.arange(top, 0.0, -1.0),
+        residual_norms=np.full(top, 1e-3),
+        lower_eigenvalues=-np.arange(bottom, 0.0, -1.0),
+        lower_residual_norms=np.full(bottom, 2e-3),
+        converged=np.ones(top, dtype=bool),
+        lower_converged=np.ones(bottom, dtype=bool),
+        tolerance=1e-3,
+        num_requested=top,
+        stop_reason="converged",
+        nodes=nodes,
+        weights=np.full(len(nodes), 0.5),
+        probe_index=np.array([0, 0, 1, 1]) if probes else np.zeros(0, dtype=np.int64),
+        atoms=np.zeros(0),
+        trace=Estimate(value=200.0, stderr=4.0, low=190.0, high=210.0, num_samples=4),
+        trace_h2=Estimate(value=400.0, stderr=8.0, low=380.0, high=420.0, num_samples=4),
+        num_hvps=84,
+    )
+
+
+def spectrum(
+    *,
+    top: int = 10,
+    bottom: int = 1,
+    probes: bool = True,
+    blocks: bool = False,
+    verified: bool | None = None,
+    step: int | None = None,
+    loss: float = 1.4721,
+) -> Spectrum:
+    whole = operator_spectrum(top=top, bottom=bottom, probes=probes)
+    verification = None
+    if verified is not None:
+        verification = Verification(
+            library="PyHessian 0.1",
+            eigenvalues=whole.eigenvalues[:2] + 0.01,
+            eigenvalue_errors=np.full(2, 0.02),
+            our_eigenvalues=whole.eigenvalues[:2],
+            trace=Estimate(value=205.0, stderr=5.0, low=190.0, high=220.0, num_samples=9),
+            our_trace=whole.trace,
+            eigenvalues_agree=verified,
+            trace_agrees=True,
+            num_hvps=30,
+            wall_seconds=1.0,
+        )
+    return Spectrum(
+        operator="hessian",
+        loss=loss,
+        gradient_norm=0.5,
+        whole=whole,
+        blocks={"emb": whole, "qk": whole} if blocks else {},
+        verification=verification,
+        config={},
+        fingerprint="f",
+        notes=(Note(code="unused-parameters", message="expected all, got some"),),
+        provenance=replace(PROVENANCE, checkpoint_step=step),
+    )
+
+
+@pytest.fixture
+def make_spectrum() -> Callable[..., Spectrum]:
+    """Returns made-up spectra with round numbers."""
+    return spectrum

@@ -1,0 +1,80 @@
+"""`report` renders from files alone."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lite_probe.commands.main import cli
+from lite_probe.results.spectrum import Spectrum
+from lite_probe.results.store import save
+
+MakeSpectrum = Callable[..., Spectrum]
+
+
+@pytest.fixture
+def runs(make_spectrum: MakeSpectrum, tmp_path: Path) -> list[Path]:
+    folders = [tmp_path / "early", tmp_path / "late"]
+    for folder in folders:
+        save(make_spectrum(blocks=True), folder)
+    return folders
+
+
+def test_one_page_for_several_runs(runs: list[Path], tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "both.html"
+    found = CliRunner().invoke(cli, ["report", *map(str, runs), "--out", str(page)])
+    assert found.exit_code == 0, found.stderr
+    assert found.stdout == f"{page}\n"
+    assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
+
+
+def test_the_page_lies_in_the_first_run_by_default(runs: list[Path]) -> None:
+    found = CliRunner().invoke(cli, ["report", str(runs[0]), "--json"])
+    assert json.loads(found.stdout) == {"report": str(runs[0] / "report.html")}
+    assert (runs[0] / "report.html").is_file()
+
+
+def test_neither_torch_nor_transformers_is_imported(runs: list[Path]) -> None:
+    script = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers'):\n"
+        "            raise RuntimeError('imports ' + name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "from lite_probe.commands.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "report", *map(str, runs)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["nothing"], 3, "expected a run directory at .*nothing, got nothing"),
+        (["file"], 3, "expected a run directory at .*file, got a file"),
+        (["empty"], 3, "expected .*got|found"),
+        (["early", "--out", "folder"], 6, "expected a file name for the page, got the folder"),
+        (["early", "--out", "file/page.html"], 6, "expected .*got"),
+    ],
+)
+def test_bad_input(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, said: str
+) -> None:
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("folder").mkdir()
+    Path("empty").mkdir()
+    found = CliRunner().invoke(cli, ["report", *arguments])
+    assert found.exit_code == code, found.stderr
+    assert re.search(said, found.stderr), found.stderr
+    assert not list(tmp_path.rglob("*.html"))
