@@ -122,6 +122,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
         return ByteTokenizer()
     if path.is_dir():
         path = path / "tokenizer.json"
+    elif path.name == "tokenizer_config.json":
+        path = path.with_name("tokenizer.json")
     if not path.is_file():
         raise InputError(
             f"expected 'bytes', a tokenizer.json, or a folder that holds one, got {str(source)!r}",
