@@ -24,7 +24,7 @@ _NOT_PATHS = re.compile(r"builtin:|bytes$")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-class Whole(click.ParamType):
+class Whole(click.ParamType[int]):
     """A whole number with a lower bound."""
 
     name = "integer"
@@ -40,7 +40,7 @@ class Whole(click.ParamType):
         return int(text)
 
 
-class Positive(click.ParamType):
+class Positive(click.ParamType[float]):
     """A number in (0, `below`)."""
 
     name = "number"
@@ -67,7 +67,7 @@ class Among(click.Choice[str]):
         return f"expected one of {', '.join(self.choices)}, got {value}"
 
 
-class MemorySize(click.ParamType):
+class MemorySize(click.ParamType[int]):
     """A number of bytes with its unit: 8GiB, 500MB."""
 
     name = "size"

@@ -161,7 +161,7 @@ class SpectrumRequest:
 @config_option
 @console_options
 @click.pass_obj
-def command(terminal: Terminal, **options: Any) -> None:
+def command(terminal: Terminal, /, **options: Any) -> None:
     """Measure the Hessian spectrum of a checkpoint.
 
     Both ends of the spectrum with a residual for every pair, density, trace and anisotropy, as files and as a

@@ -1,17 +1,19 @@
 """A spectrum in a few lines, for the terminal, and as one JSON object, for programs."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lite_probe.commands.wording import count, number, with_error
-from lite_probe.results.estimate import Estimate
-from lite_probe.results.spectrum import OperatorSpectrum, Spectrum, Verification
+
+if TYPE_CHECKING:
+    from lite_probe.results.estimate import Estimate
+    from lite_probe.results.spectrum import OperatorSpectrum, Spectrum, Verification
 
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 ERRORS_EXPLAINED = "±: of λ a bound, the residual norm; of trace and rank one standard error over probes"
 
 
-def figures(spectrum: Spectrum) -> list[str]:
+def figures(spectrum: "Spectrum") -> list[str]:
     """Return the figures of the whole operator, each with its error where it has one."""
     whole = spectrum.whole
     found = [f"loss {number(spectrum.loss)}"]
@@ -28,7 +30,7 @@ def figures(spectrum: Spectrum) -> list[str]:
     return found
 
 
-def block_table(blocks: Mapping[str, OperatorSpectrum]) -> tuple[list[str], list[list[str]]]:
+def block_table(blocks: "Mapping[str, OperatorSpectrum]") -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the comparison of blocks."""
     header = ["block", "params", "λ₁", "λmin", "trace", "λ₁/median|λ|", "eff. rank"]
     rows = [
@@ -46,7 +48,7 @@ def block_table(blocks: Mapping[str, OperatorSpectrum]) -> tuple[list[str], list
     return header, rows
 
 
-def verification_line(verification: Verification) -> str:
+def verification_line(verification: "Verification") -> str:
     """Say what another library found, and whether it agrees."""
     theirs, ours = verification.eigenvalues, verification.our_eigenvalues
     pairs = ", ".join(f"{number(a)} here {number(b)}" for a, b in zip(theirs, ours, strict=True))
@@ -55,7 +57,7 @@ def verification_line(verification: Verification) -> str:
     return f"{verification.library} {verdict}: λ {pairs}; trace {trace} here {number(verification.our_trace.value)}"
 
 
-def json_object(spectrum: Spectrum) -> dict[str, Any]:
+def json_object(spectrum: "Spectrum") -> dict[str, Any]:
     """Return what `--json` prints: plain numbers, null where there is none."""
     whole = {"loss": spectrum.loss, "gradient_norm": spectrum.gradient_norm, **_operator(spectrum.whole)}
     verification = spectrum.verification
@@ -79,7 +81,7 @@ def json_object(spectrum: Spectrum) -> dict[str, Any]:
     }
 
 
-def _operator(operator: OperatorSpectrum) -> dict[str, Any]:
+def _operator(operator: "OperatorSpectrum") -> dict[str, Any]:
     return {
         "num_parameters": operator.num_parameters,
         "num_hvps": operator.num_hvps,
@@ -96,5 +98,5 @@ def _operator(operator: OperatorSpectrum) -> dict[str, Any]:
     }
 
 
-def _estimate(estimate: Estimate) -> dict[str, float]:
+def _estimate(estimate: "Estimate") -> dict[str, float]:
     return {"value": estimate.value, "stderr": estimate.stderr}

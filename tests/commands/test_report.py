@@ -58,10 +58,10 @@ def test_neither_torch_nor_transformers_is_imported(runs: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["nothing"], 3, "expected a run directory at .*nothing, got nothing"),
-        (["file"], 3, "expected a run directory at .*file, got a file"),
+        (["nothing"], 3, "expected a result or a run directory, found nothing at nothing"),
+        (["file"], 3, "expected the JSON head of a result in file, got"),
         (["empty"], 3, "expected .*got|found"),
-        (["early", "--out", "folder"], 6, "expected a file name for the page, got the folder"),
+        (["early", "--out", "folder"], 6, "expected a file's name, got the folder"),
         (["early", "--out", "file/page.html"], 6, "expected .*got"),
     ],
 )
