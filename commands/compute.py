@@ -1,8 +1,13 @@
 """Where a command computes. Imports torch; commands import this when they run, not when they are listed."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from lite_probe.errors import UsageError
+from lite_probe.task import Task
 
 
 def choose_device(name: str) -> torch.device:
@@ -27,3 +32,23 @@ def choose_threads(threads: int | None) -> None:
 def choose_dtype(precision: str) -> torch.dtype:
     """Return the element type that `--precision` names."""
     return {"float32": torch.float32, "float64": torch.float64}[precision]
+
+
+def move_task(task: Task, device: str, precision: str | None) -> None:
+    """Move a user's task, model and batches, to where the options say; `auto` and None leave it as it is."""
+    place = None if device == "auto" else choose_device(device)
+    dtype = None if precision is None else choose_dtype(precision)
+    task.model.to(device=place, dtype=dtype)
+    task.evaluation = [_moved(batch, place, dtype) for batch in task.evaluation]
+    task.train = [_moved(batch, place, dtype) for batch in task.train]
+
+
+def _moved(batch: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
+    """Return a batch with its tensors moved, and its floating ones converted, whatever holds them."""
+    if isinstance(batch, Tensor):
+        return batch.to(device=device, dtype=dtype if batch.is_floating_point() else None)
+    if isinstance(batch, Mapping):
+        return {name: _moved(part, device, dtype) for name, part in batch.items()}
+    if type(batch) in (list, tuple):
+        return type(batch)(_moved(part, device, dtype) for part in batch)
+    return batch

@@ -44,10 +44,10 @@ def command(terminal: Terminal, threads: int | None, seed: int, out: str, fresh:
         for checkpoint in checkpoints:
             request = _request(checkpoint, folder / "runs" / checkpoint.name, threads, seed, fresh)
             run = Path(str(request.out))
-            task, summary = open_task(request)
+            task, summary, notes = open_task(request)
             plan = plan_and_tell(terminal, task, request)
             with made(run):
-                spectrum = measure(terminal, task, plan, request, run)
+                spectrum = measure(terminal, task, notes, plan, request, run)
                 write(spectrum, summary, run)
             tell(terminal, spectrum)
             terminal.line()

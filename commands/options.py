@@ -219,14 +219,12 @@ compute_options = _bundle(
         type=Among(["auto", "cpu", "cuda"]),
         default="auto",
         show_default=True,
-        help="Where to compute; auto takes CUDA where there is one.",
+        help="Where to compute; auto takes CUDA where there is one, and leaves a --task where it is.",
     ),
     click.option(
         "--precision",
         type=Among(["float32", "float64"]),
-        default="float32",
-        show_default=True,
-        help="Of the parameters and of Hessian products.",
+        help="Of parameters and products; by default float32, and a --task keeps its own.",
     ),
     click.option("--threads", type=Whole(1), metavar="N", help="CPU threads; by default torch's own choice."),
 )
@@ -239,7 +237,7 @@ batch_options = _bundle(
     ),
     click.option("--tokenizer", metavar="PATH", help="By default the checkpoint's own; `bytes` for bytes."),
     click.option("--text-field", default="text", show_default=True, help="Of .jsonl and parquet rows."),
-    click.option("--seq-len", type=Whole(1), default=128, show_default=True, help="Tokens per sample."),
+    click.option("--seq-len", type=Whole(1), help="Tokens per sample; by default 256, or what model and text allow."),
     click.option("--batch-size", type=Whole(1), default=8, show_default=True, help="Samples per batch."),
-    click.option("--batches", type=Whole(1), default=4, show_default=True, help="Evaluation batches."),
+    click.option("--batches", type=Whole(1), default=4, show_default=True, help="Batches to measure on."),
 )

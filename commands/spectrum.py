@@ -1,7 +1,8 @@
 """`lite-probe spectrum`: from a checkpoint to eigenpairs, density and trace, in files and on a page."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +40,7 @@ from lite_probe.errors import UsageError
 
 if TYPE_CHECKING:
     from lite_probe.results.checkpoint import CheckpointSummary
+    from lite_probe.results.provenance import Note
     from lite_probe.results.spectrum import Spectrum
     from lite_probe.spectra import SpectrumPlan
     from lite_probe.task import Task
@@ -55,7 +57,7 @@ class SpectrumRequest:
     data_path: str | None
     tokenizer: str | None
     text_field: str
-    seq_len: int
+    seq_len: int | None
     batch_size: int
     batches: int
     split: Literal["evaluation", "train"]
@@ -69,7 +71,7 @@ class SpectrumRequest:
     memory: int | None
     verify: bool
     device: str
-    precision: str
+    precision: str | None
     threads: int | None
     seed: int
     out: str | None
@@ -168,32 +170,33 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     page in probe/NAME. Killed or interrupted, the same command continues.
     """
     request = SpectrumRequest(**options)
-    task, summary = open_task(request)
-    folder = run_directory(request.out, summary.name if summary else task.info.name)
+    task, summary, notes = open_task(request)
+    folder = run_directory(request.out, task.info.name)
     plan = plan_and_tell(terminal, task, request)
     if request.dry_run:
         if request.as_json:
             emit(json.dumps(plan_object(plan)))
         return
     with made(folder):
-        spectrum = measure(terminal, task, plan, request, folder)
+        spectrum = measure(terminal, task, notes, plan, request, folder)
         paths = write(spectrum, summary, folder)
     tell(terminal, spectrum)
     emit(json.dumps(json_object(spectrum)) if request.as_json else "\n".join(map(str, paths)))
 
 
-def open_task(request: SpectrumRequest) -> "tuple[Task, CheckpointSummary | None]":
-    """Build the task that a request names, and the summary of its checkpoint where it has one."""
+def open_task(request: SpectrumRequest) -> "tuple[Task, CheckpointSummary | None, list[Note]]":
+    """Build the task that a request names; return it with its checkpoint's summary, if any, and notes on the way."""
     from lite_probe.checkpoints import open_checkpoint
-    from lite_probe.commands.compute import choose_device, choose_dtype, choose_threads
+    from lite_probe.commands.compute import choose_device, choose_dtype, choose_threads, move_task
     from lite_probe.making import load_task_file, make_task
 
-    device, dtype = choose_device(request.device), choose_dtype(request.precision)
+    device = choose_device(request.device)
     choose_threads(request.threads)
     if request.task_file is not None:
         task = load_task_file(request.task_file)
-        task.model.to(device=device, dtype=dtype)
-        return task, None
+        move_task(task, request.device, request.precision)
+        return task, None, []
+    notes: list[Note] = []
     checkpoint = open_checkpoint(
         str(request.checkpoint), trust_pickle=request.trust_pickle, model_config=request.model_config
     )
@@ -208,9 +211,11 @@ def open_task(request: SpectrumRequest) -> "tuple[Task, CheckpointSummary | None
         train_batches=request.batches if request.split == "train" else 0,
         seed=request.seed,
         device=device,
-        dtype=dtype,
+        dtype=choose_dtype(request.precision or "float32"),
+        on_note=notes.append,
     )
-    return task, checkpoint.summary()
+    summary = checkpoint.summary()
+    return task, summary, [*summary.notes, *notes]
 
 
 def plan_and_tell(terminal: Terminal, task: "Task", request: SpectrumRequest) -> "SpectrumPlan":
@@ -226,10 +231,11 @@ def plan_and_tell(terminal: Terminal, task: "Task", request: SpectrumRequest) ->
         what.append(f"step {info.checkpoint_step:,}")
     shape = f"{len(task.batches(request.split))} × {info.batch_size}"
     shape += f" × {info.seq_len} tokens" if info.seq_len else " samples"
+    precision = str(next(task.model.parameters()).dtype).removeprefix("torch.")
     where = f"{torch.get_num_threads()} threads" if task.device.type == "cpu" else str(task.device)
     terminal.sides(
         " · ".join(part for part in what if part),
-        f"{shape} of {info.data_name}, {request.precision}, {where}",
+        f"{shape} of {info.data_name}, {precision}, {where}",
     )
     plan = plan_spectrum(task, **request.measurement)
     terminal.line(f"plan: {plan.summary()}", style="bold")
@@ -237,7 +243,12 @@ def plan_and_tell(terminal: Terminal, task: "Task", request: SpectrumRequest) ->
 
 
 def measure(
-    terminal: Terminal, task: "Task", plan: "SpectrumPlan", request: SpectrumRequest, folder: Path
+    terminal: Terminal,
+    task: "Task",
+    notes: Sequence["Note"],
+    plan: "SpectrumPlan",
+    request: SpectrumRequest,
+    folder: Path,
 ) -> "Spectrum":
     """Return the spectrum asked for: the one already there where its fingerprint is the same, else a new one."""
     from lite_probe.results.store import find_result
@@ -258,6 +269,7 @@ def measure(
                 on_progress=on_progress,
                 command=terminal.command_line,
             )
+        spectrum = replace(spectrum, notes=(*notes, *spectrum.notes))
     if request.verify and spectrum.verification is None:
         with terminal.progress() as on_progress:
             spectrum = verify_spectrum(task, spectrum, on_progress=on_progress)

@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from lite_probe.commands.compute import choose_device, move_task
+from lite_probe.errors import UsageError
+from lite_probe.task import Task
+
+
+def build() -> Task:
+    return Task(
+        model=torch.nn.Linear(2, 1),
+        predict=lambda model, batch: model(batch["x"][0]),
+        criterion=lambda outputs, batch: (outputs.sum(), 1),
+        evaluation=[{"x": (torch.ones(1, 2), "name"), "ids": torch.tensor([3])}],
+        train=[[torch.ones(1)]],
+    )
+
+
+def test_a_task_is_moved_with_its_batches_and_whole_numbers_stay() -> None:
+    task = build()
+    move_task(task, "cpu", "float64")
+    assert {p.dtype for p in task.model.parameters()} == {torch.float64}
+    (batch,) = task.evaluation
+    assert batch["x"][0].dtype == torch.float64
+    assert batch["x"][1] == "name"
+    assert batch["ids"].dtype == torch.int64
+    assert isinstance(batch["x"], tuple)
+    assert task.train[0][0].dtype == torch.float64
+    assert task.predict(task.model, batch).dtype == torch.float64
+
+
+def test_a_task_is_left_alone_unless_asked() -> None:
+    task = build()
+    task.model.double()
+    move_task(task, "auto", None)
+    assert {p.dtype for p in task.model.parameters()} == {torch.float64}
+    assert task.evaluation[0]["x"][0].dtype == torch.float32
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_that_is_not_there_is_refused() -> None:
+    assert choose_device("auto").type == "cpu"
+    with pytest.raises(UsageError, match="expected a CUDA device for --device cuda, got none"):
+        choose_device("cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_auto_takes_cuda() -> None:
+    assert choose_device("auto").type == "cuda"
