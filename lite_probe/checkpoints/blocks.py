@@ -1,0 +1,189 @@
+"""Which block each parameter belongs to, by name patterns per family, as data.
+
+A pattern must match from the last dots of a name backwards: `q_proj.weight` matches
+`model.layers.0.self_attn.q_proj.weight`. The first match wins; a name that none matches is an error.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lite_probe.errors import InputError
+from lite_probe.results.blocks import BLOCK_NAMES, BlockMap, BlockPart
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Names that match `pattern` belong to `shares`.
+
+    One share takes the whole parameter. Several divide the longest dimension in proportion, in order: a fused
+    attention weight has three times as many output as input features, whichever way round it is stored.
+    """
+
+    pattern: str  # a regular expression for the end of a name, from the beginning or behind a dot
+    shares: tuple[tuple[str, int], ...]  # (block, share)
+
+
+def _whole(block: str, *patterns: str) -> tuple[Rule, ...]:
+    return tuple(Rule(pattern, ((block, 1),)) for pattern in patterns)
+
+
+_LLAMA = (
+    *_whole("emb", r"embed_tokens\.weight"),
+    *_whole("norm", r"\w*(layer)?norm\.(weight|bias)"),
+    *_whole("qk", r"self_attn\.[qk]_proj\.(weight|bias)"),
+    *_whole("vo", r"self_attn\.[vo]_proj\.(weight|bias)"),
+    *_whole("router", r"mlp\.gate\.weight", r"mlp\.shared_expert_gate\.weight", r"block_sparse_moe\.gate\.weight"),
+    *_whole(
+        "ffn",
+        r"mlp\.(gate|up|down)_proj\.(weight|bias)",
+        r"mlp\.shared_expert\.(gate|up|down)_proj\.weight",
+        r"mlp\.experts\.(gate_up|down)_proj",  # (experts, out, in): batches of matrices
+        r"mlp\.experts\.\d+\.(gate|up|down)_proj\.weight",
+    ),
+    *_whole("out", r"lm_head\.(weight|bias)"),
+)
+
+_GPT2 = (
+    *_whole("emb", r"wte\.weight", r"wpe\.weight"),
+    *_whole("norm", r"ln_(1|2|f)\.(weight|bias)"),
+    Rule(r"attn\.c_attn\.(weight|bias)", (("qk", 2), ("vo", 1))),
+    *_whole("vo", r"attn\.c_proj\.(weight|bias)"),
+    *_whole("ffn", r"mlp\.c_(fc|proj)\.(weight|bias)"),
+    *_whole("out", r"lm_head\.weight"),
+)
+
+FAMILIES: Mapping[str, tuple[Rule, ...]] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "qwen2_moe": _LLAMA,
+    "qwen3_moe": _LLAMA,
+    "mixtral": _LLAMA,
+    "gpt2": _GPT2,
+    "nanogpt": _GPT2,  # the same names; nn.Linear stores (out, in) where Conv1D stores (in, out)
+}
+
+
+def block_map(
+    names_and_shapes: Mapping[str, Shape],
+    family: str | None,
+    *,
+    overrides: Mapping[str, str | Sequence[BlockPart]] | None = None,
+) -> BlockMap:
+    """Assign each parameter, or its parts, to a block.
+
+    Args:
+        names_and_shapes: Parameter name → shape, tied weights once.
+        family: A key of `FAMILIES`; None leaves everything to the overrides.
+        overrides: Regular expression for the end of a name → block, or the parts of the parameter; tried
+            before the family's own patterns, in order.
+
+    Returns:
+        Name → parts that partition the parameter.
+
+    Raises:
+        InputError: If the family is unknown, a name matches nothing, or an override is no partition.
+    """
+    rules = FAMILIES.get(family or "", ())
+    if not rules and not overrides:
+        raise InputError(
+            f"expected a family whose blocks are known ({', '.join(FAMILIES)}), got {family}",
+            "pass overrides that name the blocks, or measure without per-block spectra",
+        )
+    parts: dict[str, tuple[BlockPart, ...]] = {}
+    unknown = []
+    for name, shape in names_and_shapes.items():
+        found = _overridden(name, shape, overrides or {}) or _by_rules(name, shape, rules)
+        if found is None:
+            unknown.append(name)
+        else:
+            parts[name] = found
+    if unknown:
+        raise InputError(
+            f"expected every parameter to match a block pattern of {family}, got none for {', '.join(unknown[:8])}"
+            + (f" and {len(unknown) - 8:,} more" if len(unknown) > 8 else ""),
+            "pass overrides that name the blocks of these parameters",
+        )
+    return parts
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name) is not None
+
+
+def _by_rules(name: str, shape: Shape, rules: Sequence[Rule]) -> tuple[BlockPart, ...] | None:
+    for rule in rules:
+        if _matches(rule.pattern, name):
+            return _divide(name, shape, rule.shares)
+    return None
+
+
+def _divide(name: str, shape: Shape, shares: Sequence[tuple[str, int]]) -> tuple[BlockPart, ...]:
+    if len(shares) == 1:
+        return (BlockPart(shares[0][0]),)
+    dim = max(range(len(shape)), key=lambda axis: shape[axis])
+    whole = sum(share for _, share in shares)
+    if shape[dim] % whole:
+        raise InputError(
+            f"expected a fused dimension divisible by {whole} in {name}, got shape {shape}",
+            "pass overrides with the parts of this parameter",
+        )
+    unit, start, parts = shape[dim] // whole, 0, []
+    for block, share in shares:
+        parts.append(BlockPart(block, dim, start, start + share * unit))
+        start += share * unit
+    return tuple(parts)
+
+
+def _overridden(
+    name: str, shape: Shape, overrides: Mapping[str, str | Sequence[BlockPart]]
+) -> tuple[BlockPart, ...] | None:
+    for pattern, chosen in overrides.items():
+        try:
+            matched = _matches(pattern, name)
+        except re.error as error:
+            raise InputError(
+                f"expected a regular expression as block override, got {pattern!r}: {error}", "correct it"
+            ) from error
+        if matched:
+            parts = (BlockPart(chosen),) if isinstance(chosen, str) else tuple(chosen)
+            _check_partition(name, shape, parts)
+            return parts
+    return None
+
+
+def _check_partition(name: str, shape: Shape, parts: Sequence[BlockPart]) -> None:
+    for part in parts:
+        if part.block not in BLOCK_NAMES:
+            raise InputError(
+                f"expected a block among {', '.join(BLOCK_NAMES)} for {name}, got {part.block!r}",
+                "correct the override",
+            )
+    dims = {part.dim for part in parts}
+    length = shape[parts[0].dim] if parts and 0 <= parts[0].dim < len(shape) else None
+    bounds = [(part.start, length if part.stop is None else part.stop) for part in parts]
+    edges = [0, *(stop for _, stop in bounds)]
+    if len(dims) != 1 or edges[-1] != length or [start for start, _ in bounds] != edges[:-1]:
+        raise InputError(
+            f"expected parts that partition one dimension of {name} with shape {shape}, got {list(parts)}",
+            "give them in order, each starting where the one before stops",
+        )
+
+
+def block_sizes(names_and_shapes: Mapping[str, Shape], blocks: BlockMap) -> dict[str, int]:
+    """Count the parameters of each block, in the order of `BLOCK_NAMES`; empty blocks are left out."""
+    sizes = dict.fromkeys(BLOCK_NAMES, 0)
+    for name, shape in names_and_shapes.items():
+        numel = 1
+        for length in shape:
+            numel *= length
+        for part in blocks[name]:
+            # A scalar has no dimension to narrow and only ever one part.
+            length = shape[part.dim] if shape else 1
+            stop = length if part.stop is None else part.stop
+            sizes[part.block] += numel * (stop - part.start) // max(length, 1)
+    return {block: size for block, size in sizes.items() if size}

@@ -1,0 +1,68 @@
+"""LITE's training folders: pytorch_model.bin, optimizer.pt, training_state.json, and no config.json.
+
+The model's config lies in `optimizer.pt` under `config.model`, written there with the rest of the run's settings.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lite_probe.checkpoints.checkpoint import Checkpoint
+from lite_probe.checkpoints.huggingface import (
+    BIN_FILE,
+    OPTIMIZER_FILE,
+    find_tokenizer,
+    folder_step,
+    has_weights,
+    optimizer_beside,
+    read_weights,
+)
+from lite_probe.checkpoints.pickles import read_torch_file
+from lite_probe.checkpoints.state_dicts import as_mapping
+from lite_probe.errors import InputError
+
+STATE_FILE = "training_state.json"
+
+
+def is_lite_folder(folder: Path) -> bool:
+    """Say whether a folder holds weights and a training state but no config.json."""
+    if (folder / "config.json").exists() or not has_weights(folder):
+        return False
+    return (folder / OPTIMIZER_FILE).is_file() or (folder / STATE_FILE).is_file()
+
+
+def read(folder: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | None) -> Checkpoint:
+    """Read a LITE training folder.
+
+    Args:
+        folder: See `is_lite_folder`.
+        trust_pickle: As for `open_checkpoint`.
+        model_config: In place of the one in optimizer.pt.
+
+    Raises:
+        InputError: If weights are damaged or no model config is found.
+        UnsafePickleError: If a file asks for a name outside the allow-list.
+    """
+    return Checkpoint(
+        path=folder,
+        format="lite",
+        weights=read_weights(folder, trust_pickle=trust_pickle),
+        model_config=model_config if model_config is not None else _saved_config(folder, trust_pickle),
+        step=folder_step(folder),
+        tokenizer_path=find_tokenizer(folder),
+        read_optimizer=optimizer_beside(folder, trust_pickle=trust_pickle),
+    )
+
+
+def _saved_config(folder: Path, trust_pickle: bool) -> Mapping[str, Any]:
+    path = folder / OPTIMIZER_FILE
+    if path.is_file():
+        saved = as_mapping(read_torch_file(path, trust_pickle=trust_pickle)) or {}
+        run = as_mapping(saved.get("config")) or {}
+        model = as_mapping(run.get("model"))
+        if model:
+            return model
+    raise InputError(
+        f"expected the model's config in {OPTIMIZER_FILE} under config.model beside {BIN_FILE} in {folder}, got none",
+        "pass --model-config CONFIG.json",
+    )

@@ -1,0 +1,261 @@
+"""From a model config and weights to a model that can be differentiated twice.
+
+The model is first built on the meta device, where a config that does not fit the weights costs nothing; only
+then is memory taken. Loading itself is transformers' own, tensor by tensor, since it alone knows how files of
+older versions map onto its modules (experts saved one by one, fused in the model).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import EllipsisType
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from lite_probe.checkpoints.json_files import whole_number
+from lite_probe.checkpoints.weights import Weights
+from lite_probe.errors import InputError, LiteProbeError, NumericsError
+
+# Names under which configs count what becomes one Python module each.
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_MAX_EXPERTS = 65_536
+_MAX_BUFFER_BYTES = 2**31  # causal masks and rotary tables; a position count that wants more is damage
+_NAMES_SHOWN = 6
+
+Adapt = Callable[[nn.Module], None]
+
+
+def leave_as_is(_: nn.Module) -> None:
+    """Change nothing about a model after loading."""
+
+
+def parse_config(model_config: Mapping[str, Any], *, num_tensors: int) -> transformers.PreTrainedConfig:
+    """Turn a config's plain values into transformers' config object.
+
+    Args:
+        model_config: The content of a `config.json`.
+        num_tensors: Of the weights; a model has no more layers than tensors.
+
+    Returns:
+        The config, with settings that differentiate twice: eager attention and experts, no cache.
+
+    Raises:
+        InputError: If the architecture is unknown or the values make no config.
+    """
+    family = model_config.get("model_type")
+    if not isinstance(family, str) or family not in transformers.CONFIG_MAPPING:
+        raise InputError(
+            f"expected a model_type that transformers {transformers.__version__} knows, got {family!r}",
+            "pass --model-config with the right model_type, or --task FILE.py:FUNCTION for a model of your own",
+        )
+    if "quantization_config" in model_config:
+        raise InputError(
+            "expected weights in floating point, got a quantized model (quantization_config)",
+            "dequantize it first: a Hessian needs weights that can move",
+        )
+    _check_counts(model_config, num_tensors)
+    # Keys with an underscore choose kernels, also ones from the hub; lite-probe chooses its own.
+    plain = {key: value for key, value in model_config.items() if not key.startswith("_") and key != "auto_map"}
+    try:
+        with quiet_transformers():
+            config = transformers.CONFIG_MAPPING[family].from_dict(plain)
+            config.use_cache = False
+    except Exception as error:  # a config of nonsense can fail anywhere in transformers
+        raise _config_error(family, error) from error
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise InputError(
+            f"expected a causal language model, got model_type {family!r}",
+            "pass --task FILE.py:FUNCTION for any other model and loss",
+        )
+    return config
+
+
+def _check_counts(model_config: Mapping[str, Any], num_tensors: int) -> None:
+    limits = [(name, num_tensors) for name in _LAYER_COUNTS] + [(name, _MAX_EXPERTS) for name in _EXPERT_COUNTS]
+    for name, limit in limits:
+        count = model_config.get(name)
+        if count is not None and (whole_number(count) is None or count > limit):
+            raise InputError(
+                f"expected {name} to be a whole number of at most {limit:,} for these weights, got {count!r}"[:300],
+                "the config does not belong to these weights; pass the right one with --model-config",
+            )
+
+
+def _config_error(family: str, error: BaseException) -> InputError:
+    reason = str(error).strip().replace("\n", " ")[:300] or type(error).__name__
+    return InputError(
+        f"expected a config that makes a {family} model, got one that does not: {reason}",
+        "restore config.json, or pass the right one with --model-config",
+    )
+
+
+def build_skeleton(config: transformers.PreTrainedConfig) -> transformers.PreTrainedModel:
+    """Build the model on the meta device: names, shapes and ties, no storage.
+
+    Raises:
+        InputError: If the config makes no model.
+    """
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, attn_implementation="eager", experts_implementation="eager"
+            )
+    except Exception as error:  # a config of nonsense can fail anywhere in transformers
+        raise _config_error(config.model_type, error) from error
+    return model
+
+
+def load_model(
+    config: transformers.PreTrainedConfig,
+    weights: Weights,
+    *,
+    adapt: Adapt = leave_as_is,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """Build the model and load every weight into it.
+
+    Args:
+        config: From `parse_config`.
+        weights: All of the model's tensors.
+        adapt: Last changes to the loaded model.
+        device: Where it goes after loading.
+        dtype: Of its parameters.
+
+    Returns:
+        The model in evaluation mode, tied weights tied, each parameter owning its memory.
+
+    Raises:
+        InputError: If a tensor is missing, left over, of another shape, or the files are damaged.
+        NumericsError: If a weight is NaN or infinite.
+
+    Cost: one copy of the weights, one pass over the files for their checksums and one to read them.
+    """
+    skeleton = build_skeleton(config)
+    _check_sizes(skeleton, weights)
+    weights.verify()
+    tensors = {name: _Reading(weights, name) for name in weights.metas}
+    try:
+        with quiet_transformers():
+            model: nn.Module
+            model, report = type(skeleton).from_pretrained(
+                None,
+                config=config,
+                state_dict=tensors,
+                dtype=dtype,
+                attn_implementation="eager",
+                experts_implementation="eager",
+                ignore_mismatched_sizes=True,  # they come back in the report
+                output_loading_info=True,
+                local_files_only=True,
+            )
+    except Exception as error:  # transformers wraps what a reader raised, and adds errors of its own
+        for tensor in tensors.values():
+            if tensor.error is not None:
+                raise tensor.error from error
+        raise _config_error(config.model_type, error) from error
+    _check_report(report, weights)
+    adapt(model)
+    _check_finite(model)
+    return model.eval().to(device)
+
+
+class _Reading:
+    """One tensor, read when transformers slices it; a copy, so that no parameter aliases a mapped file."""
+
+    def __init__(self, weights: Weights, name: str) -> None:
+        self._weights = weights
+        self._name = name
+        self.error: LiteProbeError | None = None
+
+    def __getitem__(self, index: EllipsisType) -> Tensor:
+        try:
+            return self._weights.read(self._name)[index].clone(memory_format=torch.contiguous_format)
+        except LiteProbeError as error:
+            self.error = error
+            raise
+
+
+def _check_sizes(skeleton: nn.Module, weights: Weights) -> None:
+    """Refuse, before memory is taken, a model larger than its weights."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
+    for name, shape in shapes.items():
+        found = weights.metas.get(name)
+        if found is not None and tuple(found.shape) != shape:
+            raise _shape_error(name, shape, tuple(found.shape))
+    needed = sum(parameter.numel() for parameter in skeleton.parameters())
+    if needed > weights.num_elements:
+        absent = sorted(set(shapes) - set(weights.metas))
+        raise InputError(
+            f"expected weights for a model of {needed:,} parameters, got {weights.num_elements:,} elements; "
+            f"not found by name: {_some(absent)}",
+            "the config does not belong to these weights, or a shard is missing; pass the right --model-config",
+        )
+    buffer_bytes = sum(buffer.numel() * buffer.element_size() for buffer in skeleton.buffers())
+    if buffer_bytes > _MAX_BUFFER_BYTES:
+        raise InputError(
+            f"expected at most {_MAX_BUFFER_BYTES:,} bytes of masks and position tables, got {buffer_bytes:,}",
+            "check the maximum sequence length in the config",
+        )
+
+
+def _check_report(report: Mapping[str, Any], weights: Weights) -> None:
+    """Refuse what transformers would have initialised at random or left out."""
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        raise _shape_error(name, tuple(expected), tuple(found))
+    if report["missing_keys"]:
+        raise InputError(
+            f"expected a weight for each parameter, got none for {_some(sorted(report['missing_keys']))}",
+            "a shard is missing, or the config does not belong to these weights; pass the right --model-config",
+        )
+    unexpected = sorted(report["unexpected_keys"])
+    if unexpected:
+        raise InputError(
+            f"expected {len(weights.metas) - len(unexpected)} tensors, got also {_some(unexpected)}, "
+            "which the model has no place for",
+            "the config does not belong to these weights; pass the right --model-config",
+        )
+    if report.get("error_msgs"):
+        raise InputError(
+            f"expected weights that load, got {str(report['error_msgs'][0])[:300]}", "check config and weights"
+        )
+
+
+def _shape_error(name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> InputError:
+    return InputError(
+        f"expected {name} of shape {expected} by the config, got {found}",
+        "the config does not belong to these weights; pass the right one with --model-config",
+    )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return f"{shown} and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else shown
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        bad = parameter.numel() - int(torch.isfinite(parameter).sum())
+        if bad:
+            raise NumericsError(
+                f"expected finite weights, got {bad:,} NaN or infinite of {parameter.numel():,} in {name}",
+                "the run diverged before this checkpoint, or the file is damaged; take an earlier one",
+            )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hold back transformers' bars and warnings; what matters in them comes back as errors and notes."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

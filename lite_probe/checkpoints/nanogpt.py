@@ -1,0 +1,138 @@
+"""nanoGPT's ckpt.pt, mapped onto transformers' GPT-2.
+
+The two compute the same function: pre-norm blocks with learned positions, a fused query-key-value projection,
+LayerNorm with ε = 1e-5 and a head tied to the token embedding. They differ in storage (nn.Linear keeps (out, in),
+GPT-2's Conv1D (in, out)), in nanoGPT's option to have no biases, and in its exact GELU.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lite_probe.checkpoints.checkpoint import Checkpoint
+from lite_probe.checkpoints.json_files import whole_number
+from lite_probe.checkpoints.models import leave_as_is
+from lite_probe.checkpoints.optimizers import find_optimizer
+from lite_probe.checkpoints.state_dicts import find_state_dict, find_step
+from lite_probe.checkpoints.weights import MappedWeights
+from lite_probe.errors import InputError
+from lite_probe.results.provenance import Note
+
+_SIZES = {
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "n_embd": "n_embd",
+    "block_size": "n_positions",
+    "vocab_size": "vocab_size",
+}
+_LINEAR = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+_CAUSAL_MASK = ".attn.bias"  # a buffer, in files from before flash attention
+_HEAD, _EMBEDDING = "lm_head.weight", "transformer.wte.weight"
+
+
+def is_nanogpt(saved: object) -> bool:
+    """Say whether a saved object has nanoGPT's layout."""
+    if not isinstance(saved, Mapping) or not isinstance(saved.get("model_args"), Mapping):
+        return False
+    return isinstance(saved.get("model"), Mapping) and set(_SIZES) <= set(saved["model_args"])
+
+
+def read(path: Path, saved: Mapping[str, Any], *, model_config: Mapping[str, Any] | None) -> Checkpoint:
+    """Read a nanoGPT checkpoint.
+
+    Args:
+        path: The file it came from.
+        saved: What the file held.
+        model_config: GPT-2 config values to lay over those that `model_args` give.
+
+    Raises:
+        InputError: If `model_args` make no sense or tensors are missing.
+    """
+    tensors = find_state_dict(saved["model"], path.name)
+    has_bias = bool(saved["model_args"].get("bias", True))
+    config = {**_gpt2_config(saved["model_args"], tensors), **(model_config or {})}
+    found = find_optimizer(saved)
+    return Checkpoint(
+        path=path,
+        format="nanogpt",
+        weights=MappedWeights(_gpt2_tensors(tensors, config, has_bias), [path]),
+        model_config=config,
+        step=find_step(saved),
+        read_optimizer=lambda: (found, None),
+        adapt=leave_as_is if has_bias else _remove_biases,
+        notes=_notes(config, has_bias),
+    )
+
+
+def _gpt2_config(model_args: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    sizes = {}
+    for name, gpt2_name in _SIZES.items():
+        size = whole_number(model_args[name])
+        if not size:
+            raise InputError(
+                f"expected a positive whole number as {name} in nanoGPT's model_args, got {model_args[name]!r}"[:300],
+                "the file is damaged; take another checkpoint of the run",
+            )
+        sizes[gpt2_name] = size
+    head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
+    tied = head is None or embedding is None or _same(head, embedding)
+    return {
+        "model_type": "gpt2",
+        **sizes,
+        # Files from before the bias option are also from before exact GELU.
+        "activation_function": "gelu" if "bias" in model_args else "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": tied,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return first.data_ptr() == second.data_ptr() or torch.equal(first, second)
+
+
+def _gpt2_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], has_bias: bool) -> dict[str, Tensor]:
+    """Return nanoGPT's tensors with GPT-2's names and layout."""
+    converted: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(_CAUSAL_MASK) or (name == _HEAD and config["tie_word_embeddings"]):
+            continue
+        converted[name] = tensor.t() if name.endswith(_LINEAR) and tensor.dim() == 2 else tensor
+    if not has_bias:
+        for name in list(converted):
+            if name.endswith((*_LINEAR, "ln_1.weight", "ln_2.weight", "ln_f.weight")):
+                bias = name.removesuffix("weight") + "bias"
+                converted.setdefault(bias, torch.zeros(converted[name].shape[-1:], dtype=converted[name].dtype))
+    return converted
+
+
+def _remove_biases(model: nn.Module) -> None:
+    """Turn the zero biases into constants, so that they are no parameters: the trained model had none."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_parameter("bias", None)
+        elif isinstance(module, Conv1D):
+            zeros = module.bias.detach()
+            del module.bias
+            module.register_buffer("bias", zeros, persistent=False)
+
+
+def _notes(config: Mapping[str, Any], has_bias: bool) -> list[Note]:
+    notes = []
+    if not has_bias:
+        message = "Trained without biases: GPT-2's biases are zero constants here and count as no parameters."
+        notes.append(Note(code="nanogpt-no-bias", message=message))
+    exact = config["activation_function"] == "gelu"
+    message = (
+        f"nanoGPT files do not record their GELU: {'the exact one' if exact else 'the tanh approximation'} is "
+        f"assumed; for the other pass a model config with activation_function {'gelu_new' if exact else 'gelu'}."
+    )
+    notes.append(Note(code="nanogpt-gelu", message=message))
+    return notes

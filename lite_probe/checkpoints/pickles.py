@@ -1,0 +1,325 @@
+"""Files written by `torch.save`, read so that nothing in them can run.
+
+The opcodes are scanned before anything is loaded, and a name outside the fixed allow-list refuses the file.
+Then `torch.load(weights_only=True)` reads it, memory-mapped. Names that training scripts leave beside the
+weights (numpy scalars and random states, paths, namespaces) resolve to inert stand-ins of this module: numpy's own
+reconstructors can be driven to corrupt memory by a forged dtype state, so they are never called.
+"""
+
+import argparse
+import io
+import pickle
+import pickletools
+import types
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from lite_probe.errors import InputError, LiteProbeError, UnsafePickleError
+
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, as a protocol-2 pickle
+ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_NUM_PICKLES = 5  # magic number, protocol, system info, the object, storage keys
+CHUNK_BYTES = 2**22
+
+SAFE_HINT = (
+    "if you trust where this file comes from pass --trust-pickle (trust_pickle=True), else save a state_dict of tensors"
+)
+
+
+class PickledDtype:
+    """Stands in for `numpy.dtype`: keeps kind, size and byte order, nothing else."""
+
+    def __init__(self, code: object = "", *_: object) -> None:
+        self.code = code.decode("ascii") if isinstance(code, bytes) else str(code)
+        self.byte_order = "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order = state[1]
+        self.byte_order = order.decode("ascii") if isinstance(order, bytes) else str(order)
+
+    def plain(self) -> np.dtype[Any]:
+        """Return the numpy dtype, if it is a number or a fixed-width string."""
+        dtype = np.dtype(self.code)
+        if dtype.kind not in "biufcSU":
+            raise pickle.UnpicklingError(f"expected a numpy scalar of numbers or text, got dtype {self.code}")
+        return dtype.newbyteorder(">") if self.byte_order == ">" else dtype
+
+
+class PickledArray:
+    """Stands in for `numpy.ndarray`: a random state's words, kept as the bytes they came in."""
+
+    def __init__(self, *_: object) -> None:
+        self.state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
+def _reconstruct_array(*_: object) -> PickledArray:
+    return PickledArray()
+
+
+def _numpy_scalar(dtype: PickledDtype, raw: bytes = b"") -> Any:
+    plain = dtype.plain()
+    if len(raw) != plain.itemsize or not plain.itemsize:
+        raise pickle.UnpicklingError(f"expected {plain.itemsize} bytes of a numpy scalar, got {len(raw)}")
+    return np.frombuffer(raw, plain)[0].item()
+
+
+def _default_dict(*_: object) -> dict[Any, Any]:
+    return {}  # the items follow; the factory would only matter to code
+
+
+def _deque(items: Any = (), *_: object) -> list[Any]:
+    return list(items)
+
+
+def _posix_path(*parts: str) -> PurePosixPath:
+    return PurePosixPath(*parts)
+
+
+def _windows_path(*parts: str) -> PureWindowsPath:
+    return PureWindowsPath(*parts)
+
+
+def _version_text(text: str = "") -> str:
+    return str(text)
+
+
+# Beyond torch's own list. A name here resolves to the object beside it, whatever it means elsewhere.
+ALLOWED: dict[str, Callable[..., Any]] = {
+    "argparse.Namespace": argparse.Namespace,
+    "types.SimpleNamespace": types.SimpleNamespace,
+    "collections.defaultdict": _default_dict,
+    "collections.deque": _deque,
+    "builtins.dict": dict,
+    "builtins.list": list,
+    "builtins.tuple": tuple,
+    "builtins.int": int,
+    "builtins.float": float,
+    "builtins.bool": bool,
+    "builtins.str": str,
+    "builtins.bytes": bytes,
+    "builtins.frozenset": frozenset,
+    "builtins.slice": slice,
+    "numpy.dtype": PickledDtype,
+    "numpy.ndarray": PickledArray,
+    "numpy.core.multiarray._reconstruct": _reconstruct_array,
+    "numpy._core.multiarray._reconstruct": _reconstruct_array,
+    "numpy.core.multiarray.scalar": _numpy_scalar,
+    "numpy._core.multiarray.scalar": _numpy_scalar,
+    "torch.torch_version.TorchVersion": _version_text,
+    **{
+        f"{module}.{name}": _posix_path
+        for module in ("pathlib", "pathlib._local")
+        for name in ("Path", "PosixPath", "PurePath", "PurePosixPath")
+    },
+    **{
+        f"{module}.{name}": _windows_path
+        for module in ("pathlib", "pathlib._local")
+        for name in ("WindowsPath", "PureWindowsPath")
+    },
+}
+
+# Python 2 names, as protocol 2 writes them.
+_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+
+
+def is_torch_file(path: Path) -> bool:
+    """Say whether a file begins like one that `torch.save` wrote; its content decides, not its name."""
+    with path.open("rb") as stream:
+        head = stream.read(len(LEGACY_MAGIC))
+    return head.startswith(ZIP_MAGIC) or head == LEGACY_MAGIC
+
+
+def read_torch_file(path: Path, *, trust_pickle: bool) -> Any:
+    """Read what `torch.save` wrote, tensors memory-mapped.
+
+    Args:
+        path: A zip archive of torch ≥ 1.6, or the older stream of pickles.
+        trust_pickle: Let the pickle construct whatever it names. It can run any code.
+
+    Returns:
+        The object. Tensors lie on the CPU; those of an archive are mapped, so nothing is read until used.
+
+    Raises:
+        UnsafePickleError: If it names a class or function outside the allow-list. Nothing has run.
+        InputError: If the file is damaged or was not written by `torch.save`.
+    """
+    with path.open("rb") as stream:
+        legacy = stream.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC
+        stream.seek(0)
+        if legacy:
+            for _ in range(LEGACY_NUM_PICKLES):
+                scan(stream, path.name, trust_pickle=trust_pickle)
+        else:
+            scan(io.BytesIO(_archive_pickle(stream, path.name)), path.name, trust_pickle=trust_pickle)
+    # torch takes a path that ends so for safetensors, and the older stream cannot be mapped.
+    if legacy or path.name.endswith(".safetensors"):
+        with path.open("rb") as stream:
+            return _load(stream, path.name, mmap=False, trust_pickle=trust_pickle)
+    return _load(path, path.name, mmap=True, trust_pickle=trust_pickle)
+
+
+def read_torch_bytes(content: bytes, name: str) -> Any:
+    """Read an archive of `torch.save` that lies in memory, with the checks of `read_torch_file`.
+
+    Args:
+        content: The archive.
+        name: Of the file it comes from, for messages.
+
+    Raises:
+        UnsafePickleError: If it names a class or function outside the allow-list.
+        InputError: If it is damaged.
+    """
+    stream = io.BytesIO(content)
+    scan(io.BytesIO(_archive_pickle(stream, name)), name, trust_pickle=False)
+    verify_archive(stream, name)
+    return _load(io.BytesIO(content), name, mmap=False, trust_pickle=False)
+
+
+def _load(source: Path | IO[bytes], name: str, *, mmap: bool, trust_pickle: bool) -> Any:
+    allowed: list[Any] = [(target, spelled) for spelled, target in ALLOWED.items()]
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
+            warnings.simplefilter("ignore")
+            return torch.load(source, map_location="cpu", mmap=mmap, weights_only=not trust_pickle)
+    except LiteProbeError:
+        raise
+    # A damaged pickle can make torch raise anything at all; whatever it is, the file is the reason.
+    except Exception as error:
+        raise damaged(name, "a file written by torch.save", error) from error
+
+
+def damaged(name: str, expected: str, error: BaseException | str) -> InputError:
+    """Return the error for a file that begins well and then breaks."""
+    reason = str(error).strip().partition("\n")[0][:200] if str(error).strip() else type(error).__name__
+    return InputError(f"expected {expected}, got {name}, which is damaged: {reason}", "copy it again from its source")
+
+
+def scan(stream: IO[bytes], name: str, *, trust_pickle: bool) -> None:
+    """Read the opcodes of one pickle and refuse it for what it names, before anything is loaded.
+
+    Args:
+        stream: Positioned at the pickle; afterwards behind it.
+        name: Of the file, for messages.
+        trust_pickle: Allow every name; damage is refused all the same.
+
+    Raises:
+        UnsafePickleError: If a name is outside the allow-list, or spelled so that it cannot be told.
+        InputError: If the opcodes make no pickle.
+    """
+    known = _known_names()
+    try:
+        for spelled in _names(stream):
+            if not trust_pickle and spelled not in known:
+                raise UnsafePickleError(
+                    f"expected a file of tensors, got {name}, whose pickle asks for {spelled}", SAFE_HINT
+                )
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError, AttributeError, TypeError) as error:
+        raise damaged(name, "a pickle of tensors", error) from error
+
+
+def _known_names() -> set[str]:
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    return set(_get_allowed_globals()) | set(ALLOWED)
+
+
+def _names(stream: IO[bytes]) -> Iterator[str]:
+    """Yield each global a pickle names, in order."""
+    texts: list[str] = []
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name in ("GLOBAL", "INST") and isinstance(argument, str):
+            module, _, qualified = argument.partition(" ")
+            yield f"{_RENAMED.get(module, module)}.{qualified}"
+        elif opcode.name == "STACK_GLOBAL":
+            # The two names may come from the memo; the last two texts are a guess good enough for a message,
+            # and protocol 4 is refused by torch's reader in any case.
+            yield ".".join(texts[-2:]) + " (pickle protocol 4 or later)"
+        elif opcode.name in ("EXT1", "EXT2", "EXT4"):
+            yield f"extension code {argument}"
+        elif isinstance(argument, str):
+            texts.append(argument)
+
+
+def check_memo(content: bytes, name: str) -> None:
+    """Refuse a pickle whose memo index is larger than the pickle: C's unpickler would allocate up to there."""
+    try:
+        for opcode, argument, _ in pickletools.genops(content):
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
+                raise damaged(name, "a pickle", f"its memo index {argument:,} is beyond its {len(content):,} bytes")
+    except (ValueError, IndexError, OverflowError) as error:
+        raise damaged(name, "a pickle", error) from error
+
+
+def _archive_entries(stream: IO[bytes], name: str) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
+    """Open the archive and check what torch's reader takes on trust: nothing compressed, nothing outside."""
+    try:
+        archive = zipfile.ZipFile(stream)
+        entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, IndexError) as error:
+        raise damaged(name, "a file written by torch.save", error) from error
+    stream.seek(0, io.SEEK_END)
+    num_bytes = stream.tell()
+    if sum(entry.file_size for entry in entries) > num_bytes:
+        raise damaged(name, "a file written by torch.save", f"its entries are larger than its {num_bytes:,} bytes")
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise damaged(name, "a file written by torch.save", f"its entry {entry.filename!r} is compressed")
+    return archive, entries
+
+
+def _archive_pickle(stream: IO[bytes], name: str) -> bytes:
+    archive, entries = _archive_entries(stream, name)
+    pickles = [entry for entry in entries if entry.filename.partition("/")[2] == "data.pkl"]
+    if len(pickles) != 1:
+        raise InputError(
+            f"expected a file written by torch.save, got {name}, a zip archive with {len(pickles)} data.pkl",
+            "pass the checkpoint itself; TorchScript and other archives are not read",
+        )
+    return b"".join(_entry_chunks(archive, pickles[0], name))
+
+
+def _entry_chunks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> Iterator[bytes]:
+    """Yield the bytes of one entry and check them against its CRC."""
+    checksum = entry.CRC
+    entry.CRC = None  # type: ignore[assignment]  # zipfile then leaves the check to us
+    computed = 0
+    try:
+        with archive.open(entry) as content:
+            while chunk := content.read(CHUNK_BYTES):
+                computed = zlib.crc32(chunk, computed)
+                yield chunk
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise damaged(name, "a file written by torch.save", error) from error
+    finally:
+        entry.CRC = checksum
+    # torch writes 0 where checksums are switched off (torch.serialization.set_crc32_options).
+    if checksum not in (0, computed):
+        raise damaged(name, "a file written by torch.save", f"the checksum of its entry {entry.filename!r} is wrong")
+
+
+def verify_archive(stream: IO[bytes], name: str) -> None:
+    """Check every entry of a torch archive against its checksum, which torch's own reader ignores.
+
+    Args:
+        stream: The archive, seekable.
+        name: Of the file, for messages.
+
+    Raises:
+        InputError: If an entry is damaged.
+
+    Cost: one pass over the file.
+    """
+    archive, entries = _archive_entries(stream, name)
+    for entry in entries:
+        for _ in _entry_chunks(archive, entry, name):
+            pass

@@ -1,0 +1,248 @@
+"""Tiny checkpoints of every format, written the way training scripts write them."""
+
+import json
+from argparse import Namespace
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lite_probe.checkpoints.models import quiet_transformers
+
+VOCAB = 32
+SEQ_LEN = 16
+_LLAMA_SIZES: dict[str, Any] = {
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": SEQ_LEN,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", **_LLAMA_SIZES},
+    "llama-tied": {"model_type": "llama", **_LLAMA_SIZES, "tie_word_embeddings": True},
+    "mistral": {"model_type": "mistral", **_LLAMA_SIZES},
+    "qwen2": {"model_type": "qwen2", **_LLAMA_SIZES},
+    "qwen2-tied": {"model_type": "qwen2", **_LLAMA_SIZES, "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", **_LLAMA_SIZES, "head_dim": 4},
+    "qwen2_moe": {
+        "model_type": "qwen2_moe",
+        **_LLAMA_SIZES,
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        **_LLAMA_SIZES,
+        "head_dim": 4,
+        "moe_intermediate_size": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "mixtral": {"model_type": "mixtral", **_LLAMA_SIZES, "num_local_experts": 4},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 8,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": SEQ_LEN,
+        "vocab_size": VOCAB,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    },
+}
+
+
+def make_model(name: str, seed: int = 0) -> nn.Module:
+    """Return a randomly initialised model with weights and biases all different from zero and one."""
+    values = dict(CONFIGS[name])
+    with quiet_transformers():
+        config = AutoConfig.for_model(values.pop("model_type"), **values)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + 0.1)
+    return model.eval()
+
+
+def tokens(seed: int = 1) -> Tensor:
+    return torch.randint(VOCAB, (2, SEQ_LEN), generator=torch.Generator().manual_seed(seed))
+
+
+def logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(tokens()).logits
+    return found
+
+
+def trained_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """Return an AdamW with state, the model left as it was."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    model(tokens(), labels=tokens()).loss.backward()
+    optimizer.step()
+    model.load_state_dict(before)
+    model.zero_grad()
+    return optimizer
+
+
+def write_huggingface(folder: Path, name: str = "llama", *, bins: bool = False, shard_size: str = "5GB") -> nn.Module:
+    model = make_model(name)
+    with quiet_transformers():
+        model.save_pretrained(folder, max_shard_size=shard_size)
+    if bins:
+        replace_by_bins(folder)
+    return model
+
+
+def replace_by_bins(folder: Path) -> None:
+    """Rewrite safetensors shards as the `.bin` shards of older transformers."""
+    from safetensors.torch import load_file
+
+    for path in sorted(folder.glob("*.safetensors")):
+        torch.save(load_file(path), folder / _bin_name(path.name))
+        path.unlink()
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        listed = json.loads(index.read_text())
+        listed["weight_map"] = {name: _bin_name(file) for name, file in listed["weight_map"].items()}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps(listed))
+        index.unlink()
+
+
+def _bin_name(name: str) -> str:
+    return name.replace("model", "pytorch_model", 1).replace(".safetensors", ".bin")
+
+
+def write_lite(folder: Path, name: str = "llama") -> nn.Module:
+    """Write what LITE's and GaLore's training scripts leave in a checkpoint folder."""
+    folder.mkdir(parents=True)
+    model = make_model(name)
+    optimizer = trained_optimizer(model)
+    torch.save({f"module.{key}": value for key, value in model.state_dict().items()}, folder / "pytorch_model.bin")
+    torch.save(
+        {
+            "optimizer": optimizer.state_dict(),
+            "scheduler": {"last_epoch": 40, "base_lrs": [1e-3]},
+            "update_step": 40,
+            "global_step": 320,
+            "config": {"lr": 1e-3, "model": {**CONFIGS[name], "dtype": torch.float32}, "world_size": 8},
+            "wandb": None,
+            "dtype": "bfloat16",
+        },
+        folder / "optimizer.pt",
+    )
+    (folder / "training_state.json").write_text(
+        json.dumps({"global_step": 320, "update_step": 40, "tokens_seen": 163840})
+    )
+    return model
+
+
+def write_distributed(folder: Path, name: str = "llama") -> nn.Module:
+    model = make_model(name)
+    optimizer = trained_optimizer(model)
+    dcp.save(
+        {"model": model.state_dict(), "optim": optimizer.state_dict(), "step": 7}, checkpoint_id=folder, no_dist=True
+    )
+    return model
+
+
+def write_lightning(path: Path, name: str = "llama") -> nn.Module:
+    """Write what Lightning's trainer saves for a module whose attribute `net` is the model."""
+    model = make_model(name)
+    weights = OrderedDict((f"net.{key}", value) for key, value in model.state_dict().items())
+    weights["metric.total"] = torch.zeros(())
+    torch.save(
+        {
+            "epoch": 3,
+            "global_step": 120,
+            "pytorch-lightning_version": "2.5.0",
+            "state_dict": weights,
+            "loops": {"fit_loop": {"state_dict": {}}},
+            "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(3.0)}},
+            "optimizer_states": [trained_optimizer(model).state_dict()],
+            "lr_schedulers": [],
+            "hparams_name": "kwargs",
+            "hyper_parameters": {"lr": 1e-3, "args": Namespace(seed=np.int64(3))},
+        },
+        path,
+    )
+    return model
+
+
+def write_torch(path: Path, name: str = "llama", **save_options: Any) -> nn.Module:
+    model = make_model(name)
+    torch.save(
+        {
+            "model_state_dict": {f"_orig_mod.{key}": value for key, value in model.state_dict().items()},
+            "optimizer_state_dict": trained_optimizer(model).state_dict(),
+            "step": 11,
+            "rng": [torch.get_rng_state(), np.random.RandomState(0).get_state()],
+        },
+        path,
+        **save_options,
+    )
+    return model
+
+
+def nanogpt_state_dict(*, bias: bool, num_layers: int = 1, width: int = 8, seed: int = 0) -> dict[str, Tensor]:
+    """Return tensors by nanoGPT's names, in nn.Linear's layout, none of them zero."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) * 0.3 + 0.05
+
+    weights = {"transformer.wte.weight": draw(VOCAB, width), "transformer.wpe.weight": draw(SEQ_LEN, width)}
+    for layer in range(num_layers):
+        start = f"transformer.h.{layer}."
+        for norm in ("ln_1", "ln_2"):
+            weights[f"{start}{norm}.weight"] = draw(width)
+        weights[f"{start}attn.c_attn.weight"] = draw(3 * width, width)
+        weights[f"{start}attn.c_proj.weight"] = draw(width, width)
+        weights[f"{start}mlp.c_fc.weight"] = draw(4 * width, width)
+        weights[f"{start}mlp.c_proj.weight"] = draw(width, 4 * width)
+    weights["transformer.ln_f.weight"] = draw(width)
+    if bias:
+        for name in list(weights):
+            if ".h." in name or "ln_f" in name:
+                weights[name.replace(".weight", ".bias")] = draw(weights[name].shape[0])
+    weights["lm_head.weight"] = weights["transformer.wte.weight"]
+    return weights
+
+
+def write_nanogpt(
+    path: Path, *, bias: bool = False, prefix: str = "_orig_mod.", num_layers: int = 1
+) -> dict[str, Tensor]:
+    weights = nanogpt_state_dict(bias=bias, num_layers=num_layers)
+    model_args = {
+        "n_layer": num_layers,
+        "n_head": 2,
+        "n_embd": 8,
+        "block_size": SEQ_LEN,
+        "bias": bias,
+        "vocab_size": VOCAB,
+        "dropout": 0.0,
+    }
+    state = {0: {"step": torch.tensor(5.0), "exp_avg": torch.zeros(8), "exp_avg_sq": torch.zeros(8)}}
+    torch.save(
+        {
+            "model": {prefix + name: tensor for name, tensor in weights.items()},
+            "optimizer": {"state": state, "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.95), "params": [0]}]},
+            "model_args": model_args,
+            "iter_num": 5000,
+            "best_val_loss": torch.tensor(1.47),
+            "config": {"dataset": "shakespeare_char", "learning_rate": 1e-3, "compile": True},
+        },
+        path,
+    )
+    return weights
