@@ -1,0 +1,1 @@
+"""Pages from saved results: result → view → figure → page. Plotly and Jinja live here, torch does not."""

@@ -118,6 +118,22 @@ class OperatorSpectrum:
         return self.quantile_abs(0.5)
 
     @property
+    def median_is_resolved(self) -> bool:
+        """Whether no probe puts half of its mass or more on one node, which would hide where the median is."""
+        return bool(len(self.weights)) and float(self.weights.max()) < 0.5
+
+    @property
+    def median_abs_bound(self) -> float | None:
+        """Upper bound of the median of |λ|, from the upper end of tr H²; holds where no quadrature resolves it.
+
+        Besides the a atoms at most S/t² eigenvalues have |λ| ≥ t, where S = tr H² − Σ atoms²; the median is
+        at most the t for which a + S/t² = N/2.
+        """
+        rest = self.trace_h2.high - float(np.sum(self.atoms**2))
+        half = self.num_parameters / 2 - len(self.atoms)
+        return float(np.sqrt(rest / half)) if rest > 0 and half > 0 else None
+
+    @property
     def negative_mass(self) -> float | None:
         """Share of the N eigenvalues below zero, from the quadrature."""
         if not len(self.nodes):

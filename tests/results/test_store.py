@@ -452,6 +452,7 @@ def save_and_die(result: Spectrum, run_directory: Path, moment: int, monkeypatch
 
 def test_a_kill_at_any_moment_leaves_the_old_pair_or_the_new(spectrum, tmp_path, monkeypatch):
     doubled = replace(spectrum, loss=2.0, eigenvectors=2 * spectrum.eigenvectors)
+    tripled = replace(spectrum, loss=3.0, eigenvectors=3 * spectrum.eigenvectors)
     seen = set()
     survived = False
     moment = 0
@@ -464,8 +465,8 @@ def test_a_kill_at_any_moment_leaves_the_old_pair_or_the_new(spectrum, tmp_path,
         seen.add((survived, loaded.loss))
         # The save after it must not lose the pair that loads either, wherever it is killed in turn.
         for second in range(12):
-            save_and_die(replace(doubled, loss=3.0), path.parent, second, monkeypatch)
-            assert_same(expected if load(path).loss != 3.0 else replace(doubled, loss=3.0), load(path))
+            save_and_die(tripled, path.parent, second, monkeypatch)
+            assert_same(tripled if load(path).loss == 3.0 else expected, load(path))
         assert load(save(spectrum, path.parent)).loss == spectrum.loss
         assert sorted(p.name for p in path.parent.iterdir()) == ["spectrum.json", "spectrum.safetensors"]
         moment += 1

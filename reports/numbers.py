@@ -1,0 +1,84 @@
+"""Numbers as people read them: as many digits as the doubt allows, a true minus sign, powers of ten."""
+
+import math
+
+MISSING = "–"
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def format_number(value: float | None, digits: int = 4) -> str:
+    """Write a number with `digits` significant digits; a dash where it is missing."""
+    if value is None:
+        return MISSING
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{digits - 1}e}")
+    exponent = math.floor(math.log10(abs(rounded)))
+    if -3 <= exponent < 5:
+        return _minus(f"{rounded:,.{max(0, digits - 1 - exponent)}f}")
+    return _minus(f"{rounded / 10.0**exponent:.{digits - 1}f} × {power_of_ten(exponent)}")
+
+
+def format_uncertain(value: float | None, error: float | None) -> str:
+    """Write `value ± error`, the error with two digits and the value to the same place.
+
+    Where the error is so small that this would take more than seven digits, the value gets seven.
+    """
+    if value is None or error is None or error == 0:
+        return format_number(value)
+    size = max(abs(value), error)
+    exponent = math.floor(math.log10(size))
+    places = 1 - math.floor(math.log10(float(f"{error:.1e}")))
+    if exponent + places + 1 > 7:
+        return f"{format_number(value, 7)} ± {format_number(error, 2)}"
+    if -3 <= exponent < 5:
+        shown = max(0, places)
+        return f"{_minus(f'{round(value, places):,.{shown}f}')} ± {round(error, places):,.{shown}f}"
+    scale, shown = 10.0**exponent, max(0, places + exponent)
+    mantissas = f"{value / scale:.{shown}f} ± {error / scale:.{shown}f}"
+    return f"({_minus(mantissas)}) × {power_of_ten(exponent)}"
+
+
+def format_share(value: float | None, error: float | None = None) -> str:
+    """Write a share of one as percent."""
+    if value is None:
+        return MISSING
+    if error:
+        return f"({format_uncertain(100 * value, 100 * error)})%"
+    return f"{format_number(100 * value, 3)}%"
+
+
+def format_count(value: int) -> str:
+    """Write a count: exact below 100,000, then in millions or billions."""
+    for size, suffix in ((1e9, "billion"), (1e6, "million")):
+        if value >= size:
+            return f"{value / size:.4g} {suffix}"
+    return f"{value:,}"
+
+
+def format_bytes(value: int) -> str:
+    """Write a size in memory in binary units."""
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value} B"
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration in the two largest units that matter."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def power_of_ten(exponent: int) -> str:
+    """Write 10 with its exponent raised."""
+    return "10" + str(exponent).translate(_SUPERSCRIPTS)
+
+
+def _minus(text: str) -> str:
+    """Replace the hyphen by a minus sign."""
+    return text.replace("-", "−")

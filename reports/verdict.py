@@ -1,0 +1,225 @@
+"""What the numbers allow one to say, in sentences that are never stronger than they are.
+
+Three facts set the wording. A Ritz value never exceeds λ₁, so one that has not converged is a lower bound. A
+symmetric operator has an eigenvalue within ‖Hv − λv‖ of λ. And where the quadrature puts more than half of the
+mass on one node, it does not resolve the median of |λ|; tr H² still bounds it from above.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lite_probe.reports.numbers import format_count, format_number, format_share, format_uncertain
+from lite_probe.results.estimate import Estimate
+from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
+
+OPERATOR_NAMES = {"hessian": "Hessian", "ggn": "Gauss–Newton matrix"}
+STRENGTHS = ((1e4, "extremely anisotropic"), (1e2, "strongly anisotropic"), (10.0, "moderately anisotropic"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One supporting statement of the verdict."""
+
+    tone: str  # "good", "caution" or "plain"
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The answer in a sentence or two, and what it rests on."""
+
+    lead: str
+    points: tuple[Point, ...]
+
+
+def loss_unit(spectrum: Spectrum) -> str:
+    """Return the unit of the loss: per token for sequences, per sample for anything else."""
+    return "nats per token" if spectrum.provenance.seq_len is not None else "nats per sample"
+
+
+def judge(labels: Sequence[str], spectra: Sequence[Spectrum]) -> Verdict:
+    """Say what one spectrum, or several side by side, show.
+
+    Args:
+        labels: One per spectrum, distinct.
+        spectra: At least one, in the order of the page.
+    """
+    if len(spectra) == 1:
+        return Verdict(lead=_describe(spectra[0]), points=_points(spectra[0], ""))
+    points = [Point(tone="plain", text=f"{name}: {_describe(s)}") for name, s in zip(labels, spectra, strict=True)]
+    for name, spectrum in zip(labels, spectra, strict=True):
+        points += _points(spectrum, f"{name}: ")
+    return Verdict(lead=_compare(labels[0], spectra[0], labels[-1], spectra[-1]), points=tuple(points))
+
+
+def _describe(spectrum: Spectrum) -> str:
+    """Describe one spectrum: loss, λ₁, anisotropy, trace and effective rank."""
+    whole, name = spectrum.whole, OPERATOR_NAMES.get(spectrum.operator, spectrum.operator)
+    opening = f"At a loss of {format_number(spectrum.loss)} {loss_unit(spectrum)}, "
+    if not len(whole.eigenvalues):
+        return f"{opening}no eigenpairs of the {name} were asked for. {_describe_mass(whole)}"
+    value = format_uncertain(float(whole.eigenvalues[0]), float(whole.residual_norms[0]))
+    if whole.converged[0]:
+        sharpest = f"the sharpest direction of the {name} has curvature λ₁ = {value} loss/param²"
+    else:
+        sharpest = f"λ₁ of the {name} has not converged: its Ritz value {value} loss/param² is a lower bound"
+    return f"{opening}{sharpest}{_describe_anisotropy(whole)}. {_describe_mass(whole)}"
+
+
+def anisotropy_range(spectrum: OperatorSpectrum) -> tuple[float, float | None] | None:
+    """Bound λ₁/median|λ|: from below by tr H² or the probes, from above by the probes alone.
+
+    Returns:
+        (least, most); `most` is None where the quadrature does not resolve the median. None where λ₁ is not
+        positive or nothing bounds the median.
+    """
+    if not len(spectrum.eigenvalues) or spectrum.eigenvalues[0] <= 0:
+        return None
+    sharpest = float(spectrum.eigenvalues[0])
+    if spectrum.median_is_resolved:
+        medians = [spectrum.quantile_abs(0.5, probe) or 0.0 for probe in range(spectrum.num_probes)]
+        if min(medians) > 0:
+            return sharpest / max(medians), sharpest / min(medians)
+    bound = spectrum.median_abs_bound
+    return (sharpest / bound, None) if bound else None
+
+
+def _describe_anisotropy(spectrum: OperatorSpectrum) -> str:
+    """Compare λ₁ with the median of |λ|, as far as it is known."""
+    bounds = anisotropy_range(spectrum)
+    if bounds is None:
+        return ""
+    least, most = bounds
+    strength = next((name for limit, name in STRENGTHS if least >= limit), "weakly anisotropic")
+    if most is None:
+        return f", at least {format_number(least, 2)} times the median |λ| (bounded by tr H²): {strength}"
+    if most < 1.05 * least:
+        return f", {format_number(least, 2)} times the median |λ|: {strength}"
+    span = f"{format_number(least, 2)} to {format_number(most, 2)}"
+    return f", {span} times the median |λ| over {spectrum.num_probes} probes: {strength}"
+
+
+def _describe_mass(spectrum: OperatorSpectrum) -> str:
+    """Describe trace and effective rank, unless the trace cannot be told from zero."""
+    trace = f"trace {format_uncertain(spectrum.trace.value, spectrum.trace.stderr)}"
+    if spectrum.trace.low <= 0 <= spectrum.trace.high:
+        return f"The {trace} cannot be told from zero, so that effective rank and shares of it mean little."
+    rank = format_uncertain(spectrum.effective_rank, spectrum.effective_rank_stderr)
+    sentence = f"The effective rank is {rank} of {format_count(spectrum.num_parameters)} directions"
+    share = spectrum.top_share_of_trace
+    if share is None or not len(spectrum.eigenvalues):
+        return f"{sentence}; the {trace}."
+    error = share * spectrum.trace.stderr / spectrum.trace.value
+    count = len(spectrum.eigenvalues)
+    subject = "the largest eigenvalue carries" if count == 1 else f"the {count} largest eigenvalues carry"
+    return f"{sentence}; {subject} {format_share(share, error)} of the {trace}."
+
+
+def _points(spectrum: Spectrum, prefix: str) -> tuple[Point, ...]:
+    """Return what supports or weakens the verdict on one spectrum."""
+    found = [
+        _negative_curvature(spectrum),
+        _convergence(spectrum.whole),
+        _verification(spectrum),
+    ]
+    return tuple(Point(tone=p.tone, text=prefix + p.text) for p in found if p is not None)
+
+
+def _negative_curvature(spectrum: Spectrum) -> Point | None:
+    """Say whether negative curvature was found, and how much of it."""
+    whole = spectrum.whole
+    lowest = whole.most_negative_eigenvalue
+    if lowest is None:
+        return None
+    residual = float(whole.lower_residual_norms[0])
+    value = format_uncertain(lowest, residual)
+    if lowest + residual >= 0:
+        return Point(tone="plain", text=f"No negative curvature was found: the smallest eigenvalue found is {value}.")
+    size = ""
+    if len(whole.eigenvalues) and whole.eigenvalues[0] > 0:
+        size = f", {format_share(-lowest / float(whole.eigenvalues[0]))} of λ₁ in size"
+    if spectrum.operator == "ggn":
+        text = f"The most negative eigenvalue, {value}{size}, is rounding: a Gauss–Newton matrix has none."
+        return Point(tone="caution", text=text)
+    mass = whole.negative_mass
+    shares = f"; {format_share(mass)} of all directions curve downward" if mass is not None else ""
+    return Point(
+        tone="plain",
+        text=f"The checkpoint is no local minimum on these batches: the most negative eigenvalue found is "
+        f"{value}{size}{shares}.",
+    )
+
+
+def _convergence(spectrum: OperatorSpectrum) -> Point | None:
+    """Say how many of the pairs asked for came, and how many of them converged."""
+    count, asked = len(spectrum.eigenvalues), spectrum.num_requested
+    converged, lower = int(spectrum.converged.sum()), len(spectrum.lower_eigenvalues)
+    lower_converged = int(spectrum.lower_converged.sum())
+    if count + lower == 0:
+        return None
+    tolerance = f"a residual of {format_number(spectrum.tolerance, 2)}·|λ|"
+    if converged == count == asked and lower_converged == lower:
+        return Point(tone="good", text=f"All {count + lower} pairs converged to {tolerance}.")
+    parts = [f"{converged} of the {asked} largest pairs asked for converged to {tolerance}"]
+    if count < asked:
+        parts.append(f"only {count} were found (stopped: {spectrum.stop_reason})")
+    if lower_converged < lower:
+        parts.append(f"{lower_converged} of {lower} at the lower end")
+    return Point(tone="caution", text="; ".join(parts) + ". The others are marked and carry their residuals.")
+
+
+def _verification(spectrum: Spectrum) -> Point | None:
+    """Say whether the second opinion agrees."""
+    opinion = spectrum.verification
+    if opinion is None:
+        return None
+    subjects = ((opinion.eigenvalues_agree, "eigenvalues"), (opinion.trace_agrees, "trace"))
+    agreed = " and ".join(name for agrees, name in subjects if agrees)
+    if opinion.agrees:
+        return Point(tone="good", text=f"{opinion.library} agrees within both errors on {agreed}.")
+    refused = " and ".join(name for agrees, name in subjects if not agrees)
+    but = f", though it agrees on the {agreed}" if agreed else ""
+    return Point(tone="caution", text=f"{opinion.library} disagrees beyond both errors on the {refused}{but}.")
+
+
+def _compare(first_label: str, first: Spectrum, last_label: str, last: Spectrum) -> str:
+    """Say how loss, λ₁ and trace changed from the first to the last spectrum."""
+    if first.operator != last.operator:
+        names = [OPERATOR_NAMES.get(s.operator, s.operator) for s in (first, last)]
+        return f"Spectra of different operators ({names[0]}, {names[1]}) stand side by side; they are not compared."
+    changes = [
+        f"the loss {_moved(first.loss, last.loss, 0.0)}",
+        _compare_sharpest(first.whole, last.whole),
+        f"the trace {_moved_estimate(first.trace, last.trace)}",
+    ]
+    text = f"From {first_label} to {last_label} " + ", ".join(changes[:2]) + f", and {changes[2]}."
+    if first.provenance.batches_digest != last.provenance.batches_digest:
+        text += " They were measured on different batches, to which part of the change may be due."
+    return text
+
+
+def _compare_sharpest(first: OperatorSpectrum, last: OperatorSpectrum) -> str:
+    """Say how λ₁ changed, if both have converged."""
+    if not (len(first.eigenvalues) and len(last.eigenvalues)):
+        return "λ₁ was not measured for both"
+    if not (first.converged[0] and last.converged[0]):
+        return "λ₁ cannot be compared, as it has not converged for both"
+    doubt = float(first.residual_norms[0] + last.residual_norms[0])
+    return f"λ₁ {_moved(float(first.eigenvalues[0]), float(last.eigenvalues[0]), doubt)}"
+
+
+def _moved_estimate(first: Estimate, last: Estimate) -> str:
+    """Say how an estimate changed; the halves of the 95% intervals add in quadrature."""
+    doubt = math.hypot(first.high - first.value, last.high - last.value)
+    return _moved(first.value, last.value, doubt)
+
+
+def _moved(first: float, last: float, doubt: float) -> str:
+    """Say how a number changed, and whether by more than its doubt."""
+    span = f"{format_number(first)} to {format_number(last)}"
+    if abs(last - first) <= doubt:
+        return f"did not change beyond its error ({span}, ± {format_number(doubt, 2)})"
+    ratio = last / first if first > 0 and last > 0 else None
+    factor = f", a factor of {format_number(ratio, 3)}" if ratio is not None else ""
+    return f"{'rose' if last > first else 'fell'} from {span}{factor}"
