@@ -4,6 +4,7 @@ The batches are drawn before the weights are read: a text that is too short is r
 """
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def make_task(
         vocab_size=vocab_size,
         on_note=tell,
     )
-    model = checkpoint.build_model(device=device, dtype=dtype).eval()
+    model = checkpoint.build_model(device=device, dtype=dtype)
     return Task(
         model=model,
         predict=predict_next_tokens,
@@ -156,9 +157,10 @@ def load_task_file(spec: str) -> Task:
         module = _run_file(path)
         function = getattr(module, function_name, None)
         if not callable(function):
-            found = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+            own = inspect.getmembers(module, lambda value: inspect.isfunction(value) and _is_of(value, module))
+            found = ", ".join(name for name, _ in own if not name.startswith("_"))
             raise InputError(
-                f"expected a function {function_name!r} in {path.name}, got {', '.join(sorted(found)) or 'none'}",
+                f"expected a function {function_name!r} in {path.name}, got {found or 'none'}",
                 "name one that returns a Task",
             )
         task = _call(function, f"{function_name} of {path.name}")
@@ -251,6 +253,10 @@ def _run_file(path: Path) -> ModuleType:
     loader = spec.loader
     _call(lambda: loader.exec_module(module), path.name)
     return module
+
+
+def _is_of(function: Any, module: ModuleType) -> bool:
+    return bool(function.__module__ == module.__name__)
 
 
 def _call(function: Callable[[], Any], what: str) -> Any:

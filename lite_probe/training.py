@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -195,21 +196,24 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _save(out: Path, model: Any, optimizer: torch.optim.Optimizer, state: dict[str, int | float]) -> Path:
-    """Write one checkpoint whole: a folder that is killed half-way keeps its temporary name."""
+    """Write one checkpoint whole: under its name there is all of it or nothing."""
     target = out / f"step-{state['step']:05d}"
     if target.exists():
         raise OutputError(f"expected no {target.name} in {out.name}, got one", "remove it or choose another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=out))
-        with _without_progress_bars():
-            model.save_pretrained(partial)
-        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-        (partial / "training_state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-        partial.chmod(0o755)
-        partial.rename(target)
-    except OSError as error:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=out) as scratch:
+            partial = Path(scratch) / target.name
+            partial.mkdir()
+            with _without_progress_bars():
+                model.save_pretrained(partial)
+            torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+            (partial / "training_state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+            partial.rename(target)
+    # A full disk is a RuntimeError of torch's and a SafetensorError of safetensors'.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise OutputError(
-            f"expected to write {target.name} in {out.name}, got {error.strerror or error}", "choose another --out"
+            f"expected to write {target.name} in {out.name}, got {reason}", "choose another --out"
         ) from error
     return target

@@ -1,0 +1,209 @@
+"""Batches: where windows lie, what they depend on, and what is refused."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lite_probe.data import BatchPlan, TokenPart, TokenStream, batches, draw_batches
+from lite_probe.errors import InputError, UsageError
+from lite_probe.results.provenance import Note
+
+
+def stream_of(*lengths: int, evaluation_start: int | None = None) -> TokenStream:
+    """Number the tokens, so that an id tells its position."""
+    stops = np.cumsum(lengths)
+    parts = [
+        TokenPart(name=f"{i}.bin", ids=np.arange(b - n, b)) for i, (n, b) in enumerate(zip(lengths, stops, strict=True))
+    ]
+    return TokenStream(name="numbers", parts=parts, tokenizer_name=None, evaluation_start=evaluation_start)
+
+
+def draw(tokens: TokenStream, **options: int) -> BatchPlan:
+    asked = {"seq_len": 7, "batch_size": 3, "eval_batches": 2, "train_batches": 2, "seed": 0, "vocab_size": 10**9}
+    return draw_batches(tokens, **(asked | options))
+
+
+@settings(deadline=None)
+@given(
+    length=st.integers(2, 400),
+    seq_len=st.integers(1, 12),
+    batch_size=st.integers(1, 4),
+    eval_batches=st.integers(1, 4),
+    train_batches=st.integers(0, 4),
+    seed=st.integers(0, 100),
+    own=st.one_of(st.none(), st.floats(0, 1)),
+)
+def test_windows_are_contiguous_and_splits_disjoint(
+    length: int, seq_len: int, batch_size: int, eval_batches: int, train_batches: int, seed: int, own: float | None
+) -> None:
+    evaluation_start = None if own is None else int(own * length)
+    tokens = stream_of(length, evaluation_start=evaluation_start)
+    window = seq_len + 1
+    needed = window * batch_size * eval_batches
+    try:
+        plan = draw(
+            tokens,
+            seq_len=seq_len,
+            batch_size=batch_size,
+            eval_batches=eval_batches,
+            train_batches=train_batches,
+            seed=seed,
+        )
+    except InputError:
+        # Refused only where it cannot be: no room for evaluation, or none besides it for one training window.
+        room = length if evaluation_start is None else length - evaluation_start
+        tenth = int(np.ceil(0.1 * length))
+        rest = length - max(needed, tenth) if evaluation_start is None else evaluation_start
+        assert needed > room or (train_batches and rest < window)
+        return
+    evaluation, train = np.array(plan.evaluation), np.array(plan.train).reshape(-1, window)
+    assert evaluation.shape == (eval_batches, batch_size, window)
+    assert train.shape == (train_batches * batch_size, window)
+    rows = np.concatenate([evaluation.reshape(-1, window), train])
+    assert np.all(np.diff(rows, axis=1) == 1)
+    assert rows[:, 0].tolist() == [*plan.evaluation_starts, *plan.train_starts]
+    assert len(np.unique(evaluation)) == evaluation.size, "evaluation windows share a token"
+    assert evaluation.min() >= plan.split
+    assert train.max(initial=-1) < plan.split
+    if evaluation_start is not None:
+        assert plan.split == evaluation_start
+
+
+def test_evaluation_takes_the_last_tenth() -> None:
+    notes: list[Note] = []
+    plan = draw_batches(
+        stream_of(1000),
+        seq_len=7,
+        batch_size=3,
+        eval_batches=2,
+        train_batches=0,
+        seed=0,
+        vocab_size=1000,
+        on_note=notes.append,
+    )
+    assert plan.split == 900
+    assert notes == []
+
+
+def test_evaluation_that_needs_more_than_its_share_says_so() -> None:
+    notes: list[Note] = []
+    plan = draw_batches(
+        stream_of(100),
+        seq_len=7,
+        batch_size=3,
+        eval_batches=2,
+        train_batches=1,
+        seed=0,
+        vocab_size=100,
+        on_note=notes.append,
+    )
+    assert plan.split == 52
+    assert [note.code for note in notes] == ["evaluation-split-grown"]
+    assert notes[0].message == (
+        "Evaluation takes the last 48% of numbers: its 6 windows of 8 tokens do not fit in the last 10%."
+    )
+
+
+def test_the_windows_spread_over_their_split() -> None:
+    plan = draw(stream_of(100_000), train_batches=400, eval_batches=100)
+    # Means of 300 and 1,200 uniform starts: the spread of a mean is range/√(12 n); five of them.
+    assert abs(plan.evaluation_starts.mean() - 95_000) < 5 * 10_000 / np.sqrt(12 * 300)
+    assert abs(plan.train_starts.mean() - 45_000) < 5 * 90_000 / np.sqrt(12 * 1200)
+    assert not np.all(np.diff(plan.evaluation_starts) > 0), "batches should not be neighbours in the text"
+
+
+def test_batches_are_recorded() -> None:
+    # Drawn once and written down: another platform, or a change of the drawing, must show here.
+    plan = draw(stream_of(1000))
+    assert plan.evaluation_starts.tolist() == [954, 989, 937, 903, 980, 970]
+    assert plan.train_starts.tolist() == [144, 43, 318, 499, 170, 843]
+
+
+def test_the_seed_alone_decides() -> None:
+    plan, again, other = draw(stream_of(1000)), draw(stream_of(1000)), draw(stream_of(1000), seed=1)
+    assert plan.digest == again.digest != other.digest
+    assert plan.evaluation_digest != other.evaluation_digest
+    assert set(plan.evaluation_starts) != set(other.evaluation_starts)
+    # One text in two files is one text.
+    assert draw(stream_of(300, 700)).digest == plan.digest
+
+
+def test_more_training_batches_change_nothing_else() -> None:
+    few, many = draw(stream_of(1000), train_batches=2), draw(stream_of(1000), train_batches=9)
+    assert few.evaluation_digest == many.evaluation_digest
+    assert few.digest != many.digest
+    assert np.array_equal(np.array(few.train), np.array(many.train)[:2])
+    assert draw(stream_of(1000), train_batches=0).evaluation_digest == few.evaluation_digest
+
+
+def test_the_digest_is_that_of_the_ids() -> None:
+    plan = draw(stream_of(1000))
+    sha = hashlib.sha256()
+    for batch in (*plan.evaluation, *plan.train):
+        sha.update(b"(3, 8)" + b"".join(int(token).to_bytes(8, "little") for token in batch.flat))
+    assert plan.digest == sha.hexdigest()
+
+
+def test_a_plan_cannot_be_written_to() -> None:
+    plan = draw(stream_of(1000))
+    for array in (plan.evaluation[0], plan.train[0], plan.evaluation_starts, plan.train_starts):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        (47, r"expected at least 48 tokens to evaluate on \(6 windows of 8\), got 47 in numbers; pass a longer text"),
+        (55, r"expected at least 8 tokens to train on besides the evaluation split, got 7 in numbers"),
+    ],
+)
+def test_a_text_too_short_is_refused_with_what_it_takes(length: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        draw(stream_of(length))
+    draw(stream_of(length + 1), train_batches=0 if length == 47 else 2)
+
+
+def test_a_validation_file_too_short_is_refused() -> None:
+    with pytest.raises(InputError, match=r"expected at least 48 tokens to evaluate on .*, got 40 in numbers"):
+        draw(stream_of(1000, 40, evaluation_start=1000))
+
+
+@pytest.mark.parametrize("name", ["seq_len", "batch_size", "eval_batches"])
+def test_counts_out_of_range_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=f"expected {name} ≥ 1, got 0"):
+        draw(stream_of(1000), **{name: 0})
+
+
+def test_a_negative_number_of_training_batches_is_refused() -> None:
+    with pytest.raises(UsageError, match="expected train_batches ≥ 0, got -1"):
+        draw(stream_of(1000), train_batches=-1)
+
+
+def with_token(position: int, token: int, length: int = 1000) -> TokenStream:
+    ids = np.zeros(length, dtype=np.int64)
+    ids[position] = token
+    parts = [TokenPart(name="train.bin", ids=np.zeros(100, dtype="<u2")), TokenPart(name="val.bin", ids=ids)]
+    return TokenStream(name="folder", parts=parts, tokenizer_name=None)
+
+
+def test_a_token_beyond_the_vocabulary_is_named() -> None:
+    expected = (
+        r"expected tokens below 256 \(the model's vocabulary\), got 50,256 at offset 81 of val.bin; "
+        r"pass --tokenizer, or a .bin made for this model"
+    )
+    with pytest.raises(InputError, match=expected):
+        draw(with_token(81, 50_256), vocab_size=256)
+    draw(with_token(81, 255), vocab_size=256)
+    with pytest.raises(InputError, match=r"got -1 at offset 5 of val.bin"):
+        draw(with_token(5, -1), vocab_size=256)
+
+
+def test_windows_beyond_the_checked_part_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "_CHECKED_TOKENS", 64)
+    for start in draw(with_token(0, 0), vocab_size=256).evaluation_starts:
+        with pytest.raises(InputError, match=f"got 300 at offset {start + 7 - 100:,} of val.bin"):
+            draw(with_token(int(start) + 7 - 100, 300), vocab_size=256)

@@ -1,0 +1,102 @@
+"""Tokenizers: bytes, tokenizer.json, and files that are neither."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from lite_probe.data import ByteTokenizer, load_tokenizer
+from lite_probe.errors import InputError
+
+TEXT = "the cat sat on the mat\nand the dog sat on the cat\n" * 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Hold a byte-level BPE of 300 ids, trained here, whose last template step would add a token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<pad>", "<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator([TEXT], trainer)
+    tokenizer.enable_truncation(5)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+@given(st.text())
+def test_bytes_are_the_utf8_of_the_text(text: str) -> None:
+    ids = ByteTokenizer().encode(text)
+    assert ids.dtype == np.int64
+    assert bytes(ids.astype(np.uint8)) == text.encode("utf-8")
+
+
+def test_file_and_folder_give_the_same_tokenizer(folder: Path) -> None:
+    reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    reference.no_truncation()
+    for source in (folder, folder / "tokenizer.json", folder / "tokenizer_config.json"):
+        tokenizer = load_tokenizer(source)
+        assert tokenizer.vocab_size == reference.get_vocab_size() <= 300
+        assert tokenizer.encode(TEXT).tolist() == reference.encode(TEXT).ids
+
+
+def test_a_long_text_is_encoded_whole(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in (TEXT * 300, "no newline at all " * 20_000):  # 330k characters: three pieces each
+        assert reference.decode(tokenizer.encode(text).tolist()) == text
+
+
+def test_no_text_has_no_tokens(folder: Path) -> None:
+    assert load_tokenizer(folder).encode("").tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [(None, "<|endoftext|>"), ({"eos_token": "<pad>"}, "<pad>"), ({"eos_token": {"content": "<pad>"}}, "<pad>")],
+)
+def test_the_separator_is_the_end_token(folder: Path, config: dict[str, object] | None, expected: str) -> None:
+    if config is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert load_tokenizer(folder).separator.tolist() == [reference.token_to_id(expected)]
+
+
+def test_a_missing_tokenizer_is_refused(tmp_path: Path) -> None:
+    for source in (tmp_path, tmp_path / "tokenizer.json", "no/such"):
+        with pytest.raises(InputError, match=r"expected 'bytes', a tokenizer.json, or a folder that holds one, got"):
+            load_tokenizer(source)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"version": "1.0"}', b"[" * 100_000])
+def test_a_broken_tokenizer_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"expected a tokenizer.json, got \w+.* in tokenizer.json"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "[" * 100_000])
+def test_a_broken_tokenizer_config_is_refused(folder: Path, content: str) -> None:
+    (folder / "tokenizer_config.json").write_text(content)
+    with pytest.raises(InputError, match=r"expected a JSON object in tokenizer_config.json, got \w+"):
+        load_tokenizer(folder)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(position=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
+def test_a_mutated_tokenizer_loads_or_is_refused(folder: Path, position: float, value: int) -> None:
+    whole = bytearray((folder / "tokenizer.json").read_bytes())
+    whole[int(position * len(whole))] = value
+    (folder / "mutated.json").write_bytes(whole)
+    refusal = None
+    try:
+        load_tokenizer(folder / "mutated.json").encode(TEXT)
+    except InputError as error:
+        refusal = str(error)
+    assert refusal is None or "mutated.json" in refusal
