@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lite_probe.checkpoints.blocks import FAMILIES, block_map, block_sizes
 from lite_probe.checkpoints.json_files import as_json
@@ -112,13 +113,24 @@ class Checkpoint:
         return getattr(self._config, "max_position_embeddings", None)
 
     @cached_property
+    def _skeleton(self) -> PreTrainedModel:
+        """The model on the meta device."""
+        if self._config is None:
+            raise InputError(
+                f"expected a model config to build a model, got none with {self.path.name} ({self.format})",
+                "pass --model-config CONFIG.json of a Hugging Face model, or --task FILE.py:FUNCTION for a model "
+                "of your own",
+            )
+        skeleton = build_skeleton(self._config)
+        self._adapt(skeleton)
+        return skeleton
+
+    @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter name → shape, tied weights once, of the model if its config is known, else as saved."""
         if self._config is None:
             return {name: tuple(meta.shape) for name, meta in self.weights.metas.items()}
-        skeleton = build_skeleton(self._config)
-        self._adapt(skeleton)
-        return {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
+        return {name: tuple(parameter.shape) for name, parameter in self._skeleton.named_parameters()}
 
     @property
     def num_parameters(self) -> int:
@@ -191,13 +203,7 @@ class Checkpoint:
 
         Cost: one copy of the weights in memory.
         """
-        if self._config is None:
-            raise InputError(
-                f"expected a model config to build a model, got none with {self.path.name} ({self.format})",
-                "pass --model-config CONFIG.json of a Hugging Face model, or --task FILE.py:FUNCTION for a model "
-                "of your own",
-            )
-        return load_model(self._config, self.weights, adapt=self._adapt, device=device, dtype=dtype)
+        return load_model(self._skeleton, self.weights, adapt=self._adapt, device=device, dtype=dtype)
 
     def block_map(
         self, model: nn.Module, *, overrides: Mapping[str, str | Sequence[BlockPart]] | None = None

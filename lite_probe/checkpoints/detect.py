@@ -58,10 +58,11 @@ def _given_config(model_config: str | Path | Mapping[str, Any] | None) -> Mappin
 def _open_folder(folder: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | None) -> Checkpoint:
     if lite.is_lite_folder(folder):
         return lite.read(folder, trust_pickle=trust_pickle, model_config=model_config)
+    # A distributed checkpoint may keep a config.json beside it; without weights of its own that decides nothing.
+    if (folder / distributed.METADATA_FILE).is_file() and not huggingface.has_weights(folder):
+        return distributed.read(folder, model_config=model_config)
     if huggingface.has_weights(folder) or (folder / "config.json").is_file():
         return huggingface.read(folder, trust_pickle=trust_pickle, model_config=model_config)
-    if (folder / ".metadata").is_file():
-        return distributed.read(folder, model_config=model_config)
     entries = sorted(folder.iterdir())
     torch_files = [entry.name for entry in entries if entry.is_file() and is_torch_file(entry)]
     found = ", ".join(entry.name for entry in entries[:6]) + (" …" if len(entries) > 6 else "")

@@ -302,6 +302,8 @@ def _nested(index: _Index, folder: Path) -> dict[str, Any]:
             if not isinstance(following, dict):
                 raise damaged(METADATA_FILE, "the metadata of a distributed checkpoint", f"{name} lies inside a tensor")
             inner = following
+        if path[-1] in inner:
+            raise damaged(METADATA_FILE, "the metadata of a distributed checkpoint", f"{name} is listed twice")
         inner[path[-1]] = index.tensors.get(name)
         if len(path) == 1 and path[0] in STEP_KEYS and index.pieces[name]:
             inner[path[0]] = _step_value(folder, index, name)

@@ -9,7 +9,6 @@ from typing import Any
 
 from lite_probe.checkpoints.checkpoint import Checkpoint
 from lite_probe.checkpoints.huggingface import (
-    BIN_FILE,
     OPTIMIZER_FILE,
     find_tokenizer,
     folder_step,
@@ -17,6 +16,7 @@ from lite_probe.checkpoints.huggingface import (
     optimizer_beside,
     read_weights,
 )
+from lite_probe.checkpoints.optimizers import find_optimizer
 from lite_probe.checkpoints.pickles import read_torch_file
 from lite_probe.checkpoints.state_dicts import as_mapping
 from lite_probe.errors import InputError
@@ -43,26 +43,29 @@ def read(folder: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | 
         InputError: If weights are damaged or no model config is found.
         UnsafePickleError: If a file asks for a name outside the allow-list.
     """
+    read_optimizer = optimizer_beside(folder, trust_pickle=trust_pickle)
+    if model_config is None and (folder / OPTIMIZER_FILE).is_file():
+        saved = read_torch_file(folder / OPTIMIZER_FILE, trust_pickle=trust_pickle)
+        model_config = _saved_config(saved)
+        found = find_optimizer(saved)
+        read_optimizer = lambda: (found, None)  # noqa: E731  # read already; its tensors are only mapped
+    if model_config is None:
+        raise InputError(
+            f"expected the model's config in {folder / OPTIMIZER_FILE} under config.model, got none",
+            "pass --model-config CONFIG.json",
+        )
     return Checkpoint(
         path=folder,
         format="lite",
         weights=read_weights(folder, trust_pickle=trust_pickle),
-        model_config=model_config if model_config is not None else _saved_config(folder, trust_pickle),
+        model_config=model_config,
         step=folder_step(folder),
         tokenizer_path=find_tokenizer(folder),
-        read_optimizer=optimizer_beside(folder, trust_pickle=trust_pickle),
+        read_optimizer=read_optimizer,
     )
 
 
-def _saved_config(folder: Path, trust_pickle: bool) -> Mapping[str, Any]:
-    path = folder / OPTIMIZER_FILE
-    if path.is_file():
-        saved = as_mapping(read_torch_file(path, trust_pickle=trust_pickle)) or {}
-        run = as_mapping(saved.get("config")) or {}
-        model = as_mapping(run.get("model"))
-        if model:
-            return model
-    raise InputError(
-        f"expected the model's config in {OPTIMIZER_FILE} under config.model beside {BIN_FILE} in {folder}, got none",
-        "pass --model-config CONFIG.json",
-    )
+def _saved_config(saved: object) -> Mapping[str, Any] | None:
+    """Return `config.model` of what optimizer.pt held; run settings may be dicts or namespaces."""
+    settings = as_mapping((as_mapping(saved) or {}).get("config")) or {}
+    return as_mapping(settings.get("model")) or None

@@ -109,7 +109,7 @@ def build_skeleton(config: transformers.PreTrainedConfig) -> transformers.PreTra
 
 
 def load_model(
-    config: transformers.PreTrainedConfig,
+    skeleton: transformers.PreTrainedModel,
     weights: Weights,
     *,
     adapt: Adapt = leave_as_is,
@@ -119,7 +119,7 @@ def load_model(
     """Build the model and load every weight into it.
 
     Args:
-        config: From `parse_config`.
+        skeleton: From `build_skeleton`, `adapt` applied.
         weights: All of the model's tensors.
         adapt: Last changes to the loaded model.
         device: Where it goes after loading.
@@ -134,7 +134,7 @@ def load_model(
 
     Cost: one copy of the weights, one pass over the files for their checksums and one to read them.
     """
-    skeleton = build_skeleton(config)
+    config = skeleton.config
     _check_sizes(skeleton, weights)
     weights.verify()
     tensors = {name: _Reading(weights, name) for name in weights.metas}

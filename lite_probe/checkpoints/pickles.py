@@ -218,11 +218,13 @@ def scan(stream: IO[bytes], name: str, *, trust_pickle: bool) -> None:
     """
     known = _known_names()
     try:
-        for spelled in _names(stream):
-            if not trust_pickle and spelled not in known:
-                raise UnsafePickleError(
-                    f"expected a file of tensors, got {name}, whose pickle asks for {spelled}", SAFE_HINT
-                )
+        with warnings.catch_warnings():  # damaged text makes pickletools warn of odd escapes
+            warnings.simplefilter("ignore")
+            for spelled in _names(stream):
+                if not trust_pickle and spelled not in known:
+                    raise UnsafePickleError(
+                        f"expected a file of tensors, got {name}, whose pickle asks for {spelled}", SAFE_HINT
+                    )
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError, AttributeError, TypeError) as error:
         raise damaged(name, "a pickle of tensors", error) from error
 
