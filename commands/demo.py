@@ -2,14 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lite_probe.commands.console import Terminal, emit
-from lite_probe.commands.options import Whole, console_options, example, fresh_option, json_option, seed_option
+from lite_probe.commands.options import (
+    compute_options,
+    console_options,
+    example,
+    fresh_option,
+    json_option,
+    seed_option,
+)
 from lite_probe.commands.run_directory import made, run_directory
-from lite_probe.commands.spectrum import SpectrumRequest, measure, open_task, plan_and_tell, tell, write
+from lite_probe.commands.spectrum import SpectrumOptions, measure, open_task, plan_and_tell, tell, write
 from lite_probe.commands.summary import json_object
 from lite_probe.commands.wording import count, number, with_error
 
@@ -21,14 +28,14 @@ _STEPS = (100, 400)
 
 
 @click.command("demo", epilog=example("demo --out probe/demo"))
-@click.option("--threads", type=Whole(1), metavar="N", help="CPU threads; by default torch's own choice.")
+@compute_options
 @seed_option
 @click.option("--out", metavar="DIR", default="probe/demo", show_default=True, help="Everything goes there.")
 @fresh_option
 @json_option
 @console_options
 @click.pass_obj
-def command(terminal: Terminal, threads: int | None, seed: int, out: str, fresh: bool, as_json: bool) -> None:
+def command(terminal: Terminal, /, out: str, as_json: bool, **compute: Any) -> None:
     """Train a small Llama on text that every Python ships, and measure it.
 
     A byte-level Llama of about a million parameters learns from the Python documentation. Its Hessian spectrum is
@@ -38,21 +45,13 @@ def command(terminal: Terminal, threads: int | None, seed: int, out: str, fresh:
 
     folder = run_directory(out, "demo")
     with made(folder):
-        checkpoints = _train(terminal, folder, threads, seed, fresh)
+        checkpoints = _train(terminal, folder, compute)
         terminal.resumable = True
-        runs, spectra = [], []
-        for checkpoint in checkpoints:
-            request = _request(checkpoint, folder / "runs" / checkpoint.name, threads, seed, fresh)
-            run = Path(str(request.out))
-            task, summary, notes = open_task(request)
-            plan = plan_and_tell(terminal, task, request)
-            with made(run):
-                spectrum = measure(terminal, task, notes, plan, request, run)
-                write(spectrum, summary, run)
-            tell(terminal, spectrum)
-            terminal.line()
-            runs.append(run)
-            spectra.append(spectrum)
+        runs = [folder / checkpoint.name for checkpoint in checkpoints]
+        spectra = [
+            _measure(terminal, _options(checkpoint, run, compute), run)
+            for checkpoint, run in zip(checkpoints, runs, strict=True)
+        ]
         page = folder / "report.html"
         write_report(runs, page)
     for sentence in findings(spectra[0], spectra[-1]):
@@ -60,17 +59,18 @@ def command(terminal: Terminal, threads: int | None, seed: int, out: str, fresh:
     emit(json.dumps({"report": str(page), "spectra": [json_object(s) for s in spectra]}) if as_json else str(page))
 
 
-def _train(terminal: Terminal, folder: Path, threads: int | None, seed: int, fresh: bool) -> list[Path]:
+def _train(terminal: Terminal, folder: Path, compute: dict[str, Any]) -> list[Path]:
     """Train, or take the checkpoints that an earlier demo left; return their folders in order."""
     import shutil
 
     from lite_probe.commands.compute import choose_threads
     from lite_probe.training import train_byte_llama
 
-    choose_threads(threads)
+    choose_threads(compute["threads"])
+    seed: int = compute["seed"]
     target = folder / f"checkpoints-{seed}"
     found = [target / f"step-{step:05d}" for step in _STEPS]
-    if all(path.is_dir() for path in found) and not fresh:
+    if all(path.is_dir() for path in found) and not compute["fresh"]:
         terminal.line(f"already trained: {target}; --fresh trains again")
         return found
     if target.exists():
@@ -86,9 +86,21 @@ def _train(terminal: Terminal, folder: Path, threads: int | None, seed: int, fre
     return list(record.checkpoints)
 
 
-def _request(checkpoint: Path, run: Path, threads: int | None, seed: int, fresh: bool) -> SpectrumRequest:
+def _measure(terminal: Terminal, asked: SpectrumOptions, run: Path) -> "Spectrum":
+    """Measure one checkpoint as `lite-probe spectrum` does, and show it."""
+    task, summary, notes = open_task(asked)
+    plan = plan_and_tell(terminal, task, asked)
+    with made(run):
+        spectrum = measure(terminal, task, notes, plan, asked, run)
+        write(spectrum, summary, run)
+    tell(terminal, spectrum)
+    terminal.line()
+    return spectrum
+
+
+def _options(checkpoint: Path, run: Path, compute: dict[str, Any]) -> SpectrumOptions:
     """Ask for the spectrum that the demo shows of one checkpoint."""
-    return SpectrumRequest(
+    return SpectrumOptions(
         checkpoint=str(checkpoint),
         task_file=None,
         trust_pickle=False,
@@ -109,14 +121,10 @@ def _request(checkpoint: Path, run: Path, threads: int | None, seed: int, fresh:
         per_block=True,
         memory=None,
         verify=False,
-        device="auto",
-        precision="float32",
-        threads=threads,
-        seed=seed,
         out=str(run),
-        fresh=fresh,
         as_json=False,
         dry_run=False,
+        **compute,
     )
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpectrumRequest:
+class SpectrumOptions:
     """What `lite-probe spectrum` was asked; the fields are its options."""
 
     checkpoint: str | None
@@ -169,56 +169,56 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     Both ends of the spectrum with a residual for every pair, density, trace and anisotropy, as files and as a
     page in probe/NAME. Killed or interrupted, the same command continues.
     """
-    request = SpectrumRequest(**options)
-    task, summary, notes = open_task(request)
-    folder = run_directory(request.out, task.info.name)
-    plan = plan_and_tell(terminal, task, request)
-    if request.dry_run:
-        if request.as_json:
+    asked = SpectrumOptions(**options)
+    task, summary, notes = open_task(asked)
+    folder = run_directory(asked.out, task.info.name)
+    plan = plan_and_tell(terminal, task, asked)
+    if asked.dry_run:
+        if asked.as_json:
             emit(json.dumps(plan_object(plan)))
         return
     with made(folder):
-        spectrum = measure(terminal, task, notes, plan, request, folder)
+        spectrum = measure(terminal, task, notes, plan, asked, folder)
         paths = write(spectrum, summary, folder)
     tell(terminal, spectrum)
-    emit(json.dumps(json_object(spectrum)) if request.as_json else "\n".join(map(str, paths)))
+    emit(json.dumps(json_object(spectrum)) if asked.as_json else "\n".join(map(str, paths)))
 
 
-def open_task(request: SpectrumRequest) -> "tuple[Task, CheckpointSummary | None, list[Note]]":
-    """Build the task that a request names; return it with its checkpoint's summary, if any, and notes on the way."""
+def open_task(asked: SpectrumOptions) -> "tuple[Task, CheckpointSummary | None, list[Note]]":
+    """Build the task asked for; return it with its checkpoint's summary, if any, and notes on the way."""
     from lite_probe.checkpoints import open_checkpoint
     from lite_probe.commands.compute import choose_device, choose_dtype, choose_threads, move_task
     from lite_probe.making import load_task_file, make_task
 
-    device = choose_device(request.device)
-    choose_threads(request.threads)
-    if request.task_file is not None:
-        task = load_task_file(request.task_file)
-        move_task(task, request.device, request.precision)
+    device = choose_device(asked.device)
+    choose_threads(asked.threads)
+    if asked.task_file is not None:
+        task = load_task_file(asked.task_file)
+        move_task(task, asked.device, asked.precision)
         return task, None, []
     notes: list[Note] = []
     checkpoint = open_checkpoint(
-        str(request.checkpoint), trust_pickle=request.trust_pickle, model_config=request.model_config
+        str(asked.checkpoint), trust_pickle=asked.trust_pickle, model_config=asked.model_config
     )
     task = make_task(
         checkpoint,
-        data=str(request.data_path),
-        tokenizer=request.tokenizer,
-        text_field=request.text_field,
-        seq_len=request.seq_len,
-        batch_size=request.batch_size,
-        eval_batches=request.batches,
-        train_batches=request.batches if request.split == "train" else 0,
-        seed=request.seed,
+        data=str(asked.data_path),
+        tokenizer=asked.tokenizer,
+        text_field=asked.text_field,
+        seq_len=asked.seq_len,
+        batch_size=asked.batch_size,
+        eval_batches=asked.batches,
+        train_batches=asked.batches if asked.split == "train" else 0,
+        seed=asked.seed,
         device=device,
-        dtype=choose_dtype(request.precision or "float32"),
+        dtype=choose_dtype(asked.precision or "float32"),
         on_note=notes.append,
     )
     summary = checkpoint.summary()
     return task, summary, [*summary.notes, *notes]
 
 
-def plan_and_tell(terminal: Terminal, task: "Task", request: SpectrumRequest) -> "SpectrumPlan":
+def plan_and_tell(terminal: Terminal, task: "Task", asked: SpectrumOptions) -> "SpectrumPlan":
     """Plan the measurement; say what will be measured and what it costs."""
     import torch
 
@@ -229,7 +229,7 @@ def plan_and_tell(terminal: Terminal, task: "Task", request: SpectrumRequest) ->
     what = [info.checkpoint_format, info.architecture, f"{count(num_parameters)} parameters"]
     if info.checkpoint_step is not None:
         what.append(f"step {info.checkpoint_step:,}")
-    shape = f"{len(task.batches(request.split))} × {info.batch_size}"
+    shape = f"{len(task.batches(asked.split))} × {info.batch_size}"
     shape += f" × {info.seq_len} tokens" if info.seq_len else " samples"
     precision = str(next(task.model.parameters()).dtype).removeprefix("torch.")
     where = f"{torch.get_num_threads()} threads" if task.device.type == "cpu" else str(task.device)
@@ -237,7 +237,7 @@ def plan_and_tell(terminal: Terminal, task: "Task", request: SpectrumRequest) ->
         " · ".join(part for part in what if part),
         f"{shape} of {info.data_name}, {precision}, {where}",
     )
-    plan = plan_spectrum(task, **request.measurement)
+    plan = plan_spectrum(task, **asked.measurement)
     terminal.line(f"plan: {plan.summary()}", style="bold")
     return plan
 
@@ -247,7 +247,7 @@ def measure(
     task: "Task",
     notes: Sequence["Note"],
     plan: "SpectrumPlan",
-    request: SpectrumRequest,
+    asked: SpectrumOptions,
     folder: Path,
 ) -> "Spectrum":
     """Return the spectrum asked for: the one already there where its fingerprint is the same, else a new one."""
@@ -255,7 +255,7 @@ def measure(
     from lite_probe.spectra import measure_spectrum, verify_spectrum
 
     spectrum: Spectrum | None = None
-    if not request.fresh:
+    if not asked.fresh:
         spectrum = find_result(folder, "spectrum", plan.fingerprint)
     if spectrum is not None:
         terminal.line(f"already measured: {folder / 'spectrum.json'}; --fresh measures again")
@@ -264,13 +264,13 @@ def measure(
         with terminal.progress() as on_progress:
             spectrum = measure_spectrum(
                 task,
-                **request.measurement,
+                **asked.measurement,
                 state_directory=folder,
                 on_progress=on_progress,
                 command=terminal.command_line,
             )
         spectrum = replace(spectrum, notes=(*notes, *spectrum.notes))
-    if request.verify and spectrum.verification is None:
+    if asked.verify and spectrum.verification is None:
         with terminal.progress() as on_progress:
             spectrum = verify_spectrum(task, spectrum, on_progress=on_progress)
     return spectrum
@@ -302,5 +302,5 @@ def tell(terminal: Terminal, spectrum: "Spectrum") -> None:
 
 def plan_object(plan: "SpectrumPlan") -> dict[str, Any]:
     """Return what `--dry-run --json` prints."""
-    names = ("num_hvps", "seconds", "memory_bytes", "graph_mode", "vectors_per_pass", "basis_placement")
-    return {name: getattr(plan, name) for name in (*names, "basis_columns", "fingerprint")}
+    names = ("num_parameters", "num_hvps", "seconds", "memory_bytes", "graph_mode", "kept_graphs", "vectors_per_pass")
+    return {name: getattr(plan, name) for name in (*names, "basis_placement", "basis_columns", "fingerprint")}

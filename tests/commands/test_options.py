@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from lite_probe.commands.main import cli
 from lite_probe.commands.options import MemorySize, Positive, Whole, read_config
-from lite_probe.commands.spectrum import SpectrumRequest, command
+from lite_probe.commands.spectrum import SpectrumOptions, command
 from lite_probe.errors import InputError, UsageError
 
 
@@ -37,9 +37,9 @@ def test_tolerances_lie_strictly_between_their_bounds(value: Any) -> None:
         Positive(below=1.0).convert(value, None, None)
 
 
-def parse(*arguments: str) -> SpectrumRequest:
+def parse(*arguments: str) -> SpectrumOptions:
     with click.Context(cli) as parent:
-        return SpectrumRequest(**command.make_context("spectrum", list(arguments), parent=parent).params)
+        return SpectrumOptions(**command.make_context("spectrum", list(arguments), parent=parent).params)
 
 
 def test_the_file_beside_the_checkpoint_supplies_defaults_and_flags_win(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lite_probe.commands.main import cli
-from lite_probe.commands.spectrum import SpectrumRequest, command
+from lite_probe.commands.spectrum import SpectrumOptions, command
 
 SMALL = [
     "--tokenizer",
@@ -156,4 +156,4 @@ def test_defaults_are_those_of_the_library() -> None:
             option = renamed.get(name, name)
             if option in shown and parameter.default not in (inspect.Parameter.empty, None):
                 assert shown[option] == parameter.default, name
-    assert set(SpectrumRequest.__dataclass_fields__) == set(shown) - {"config_file", "quiet", "verbose"}
+    assert set(SpectrumOptions.__dataclass_fields__) == set(shown) - {"config_file", "quiet", "verbose"}
