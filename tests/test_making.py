@@ -236,6 +236,7 @@ def test_unknown_blocks_are_a_note(llama: Checkpoint, text: Path, monkeypatch: p
 # A user's own file
 
 GOOD = """
+from __future__ import annotations  # makes dataclass look its module up
 from dataclasses import dataclass
 import torch
 from neighbour import WIDTH
@@ -307,7 +308,7 @@ def test_a_users_file_makes_a_task(task_file: Path) -> None:
         ("number", r"expected number of mine.py to return a lite_probe.Task, got int"),
         ("no_batches", r"expected at least one evaluation batch from no_batches of mine.py, got none"),
         ("frozen", r"expected a model with trainable parameters from frozen of mine.py, got none"),
-        ("broken", r"expected broken of mine.py to run, got IndexError: list index out of range \(mine.py, line 31\)"),
+        ("broken", r"expected broken of mine.py to run, got IndexError: list index out of range \(mine.py, line 32\)"),
         ("leaves", r"expected leaves of mine.py to run, got SystemExit: bye"),
     ],
 )

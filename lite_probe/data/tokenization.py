@@ -136,8 +136,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 def _pieces(text: str) -> list[str]:
     pieces, start = [], 0
     while len(text) - start > _PIECE_CHARACTERS:
-        cut = text.rfind("\n", start, start + _PIECE_CHARACTERS) + 1
-        stop = cut if cut > start else start + _PIECE_CHARACTERS
+        stop = text.rfind("\n", start, start + _PIECE_CHARACTERS) + 1 or start + _PIECE_CHARACTERS
         pieces.append(text[start:stop])
         start = stop
     return [*pieces, text[start:]]
