@@ -9,8 +9,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from lite_probe.reports.numbers import format_number
-from lite_probe.reports.view import BlocksView, Curve, DensityView, EndView, PageView, PairSeries
+from lite_probe.reports.numbers import format_number, power_label
+from lite_probe.reports.view import BlockSeries, BlocksView, Curve, DensityView, EndView, PageView, PairSeries
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -87,34 +87,52 @@ def _axis(title: str, **settings: Any) -> dict[str, Any]:
 
 def _log_axis(title: str, **settings: Any) -> dict[str, Any]:
     """Return a logarithmic axis with one label per power of ten."""
-    return _axis(title, type="log", exponentformat="power", dtick=1, **settings)
+    return _axis(title, type="log", **settings)
+
+
+def log_ticks(low: float, high: float) -> dict[str, list[Any]]:
+    """Place labels on a logarithmic axis: powers of ten, at most nine, or 1-2-5 steps below two decades.
+
+    Plotly's own labels leave the power of ten out between decades and enlarge it at them.
+    """
+    first, last = math.floor(_log10(low)), math.ceil(_log10(high))
+    if _log10(high) - _log10(low) < 2:
+        steps = [(digit, power) for power in range(first, last + 1) for digit in (1, 2, 5)]
+        values = [digit * 10.0**power for digit, power in steps if low <= digit * 10.0**power <= high]
+        return {"tickvals": values, "ticktext": [format_number(value, 1) for value in values]}
+    powers = range(first, last + 1, max(1, -(-(last - first) // 8)))
+    return {"tickvals": [10.0**power for power in powers], "ticktext": [power_label(power) for power in powers]}
 
 
 def draw_density(view: DensityView) -> go.Figure:
     """Draw densities on a logarithmic axis, each with its band over probes and its atoms as stems."""
     figure = go.Figure()
+    is_alone = len(view.curves) == 1
     for place, curve in enumerate(view.curves):
         _add_band(figure, curve, place)
         figure.add_scatter(
             x=curve.position,
             y=curve.value,
             customdata=curve.curvature,
-            name=curve.label,
+            name="density, with its range over probes" if is_alone else curve.label,
             legendgroup=curve.label,
             mode="lines",
             line={"color": _colour(place), "width": 2, "dash": DASHES[place % 6]},
             hovertemplate="λ = %{customdata:.4~g} loss/param²<br>φ = %{y:.3~g} param²/loss"
-            "<extra>%{fullData.name}</extra>",
+            f"<extra>{'' if is_alone else '%{fullData.name}'}</extra>",
         )
-        _add_atoms(figure, curve, place, view.floor)
+        _add_atoms(figure, curve, place, view.floor, is_alone)
     ticks = {}
     if view.ticks:
         ticks = {"tickvals": [at for at, _ in view.ticks], "ticktext": [text for _, text in view.ticks]}
-    decades = _decades(view.floor, view.ceiling)
     figure.layout = _layout(
         430,
         xaxis=_axis(view.axis_title, **ticks),
-        yaxis=_log_axis("density φ(λ) (param²/loss)", range=decades) | {"dtick": _tick_every(decades)},
+        yaxis=_log_axis(
+            "density φ(λ) (param²/loss)",
+            range=[_log10(view.floor), _log10(view.ceiling)],
+            **log_ticks(view.floor, view.ceiling),
+        ),
         shapes=[
             {
                 "type": "line",
@@ -131,19 +149,9 @@ def draw_density(view: DensityView) -> go.Figure:
     return figure
 
 
-def _decades(low: float, high: float) -> list[float]:
-    """Return the range of a logarithmic axis."""
-    return [float(format(value, ".4f")) for value in (_log10(low), _log10(high))]
-
-
 def _log10(value: float) -> float:
-    """Return log₁₀, of the smallest positive number in place of 0."""
-    return math.log10(max(value, 1e-300))
-
-
-def _tick_every(decades: list[float]) -> int:
-    """Return how many powers of ten lie between labels, for at most eight of them."""
-    return max(1, -(-int(decades[1] - decades[0]) // 8))
+    """Return log₁₀ to four decimals."""
+    return round(math.log10(value), 4)
 
 
 def _add_band(figure: go.Figure, curve: Curve, place: int) -> None:
@@ -156,14 +164,13 @@ def _add_band(figure: go.Figure, curve: Curve, place: int) -> None:
         opacity=0.22,
         line={"width": 0},
         mode="lines",
-        name=f"{curve.label}: range over probes",
         legendgroup=curve.label,
         showlegend=False,
         hoverinfo="skip",
     )
 
 
-def _add_atoms(figure: go.Figure, curve: Curve, place: int, floor: float) -> None:
+def _add_atoms(figure: go.Figure, curve: Curve, place: int, floor: float, is_alone: bool) -> None:
     """Add converged eigenvalues as stems as high as a Gaussian of weight 1/N."""
     if not curve.atom_position:
         return
@@ -186,10 +193,11 @@ def _add_atoms(figure: go.Figure, curve: Curve, place: int, floor: float) -> Non
         y=curve.atom_height,
         customdata=curve.atom_curvature,
         mode="markers",
-        name=f"{curve.label}: converged eigenvalues",
+        name="converged eigenvalues" if is_alone else f"{curve.label}: eigenvalues",
         legendgroup=curve.label,
         marker={"color": _colour(place), "size": 7, "symbol": SYMBOLS[place % 6]},
-        hovertemplate="λ = %{customdata:.5~g} loss/param²<br>one eigenvalue, weight 1/N<extra>%{fullData.name}</extra>",
+        hovertemplate="λ = %{customdata:.5~g} loss/param²<br>one eigenvalue, weight 1/N"
+        f"<extra>{'' if is_alone else '%{fullData.name}'}</extra>",
     )
 
 
@@ -198,7 +206,11 @@ def draw_end(view: EndView) -> go.Figure:
     figure = go.Figure()
     for place, series in enumerate(view.series):
         _add_pairs(figure, series, place, "−" if view.is_negated else "")
-    values = _log_axis(view.axis_title) if view.is_log else _axis(view.axis_title)
+    values = _axis(view.axis_title)
+    if view.is_log:
+        sizes = [value for series in view.series for value in series.value]
+        low, high = 0.8 * min(sizes), 1.25 * max(sizes)
+        values = _log_axis(view.axis_title, range=[_log10(low), _log10(high)], **log_ticks(low, high))
     longest = max(len(series.index) for series in view.series)
     figure.layout = _layout(
         330,
@@ -206,15 +218,7 @@ def draw_end(view: EndView) -> go.Figure:
         yaxis=values,
         showlegend=len(view.series) > 1,
     )
-    if view.is_log:
-        figure.layout.yaxis.update(dtick="D1" if _span(view) < 1.5 else 1, exponentformat="none")
     return figure
-
-
-def _span(view: EndView) -> float:
-    """Return the decades an end covers."""
-    values = [value for series in view.series for value in series.value]
-    return _log10(max(values)) - _log10(min(values))
 
 
 def _add_pairs(figure: go.Figure, series: PairSeries, place: int, sign: str) -> None:
@@ -247,40 +251,35 @@ def _add_pairs(figure: go.Figure, series: PairSeries, place: int, sign: str) -> 
     )
 
 
+MARKERS = {
+    "λ₁": {"symbol": "circle", "size": 10},
+    "mean λ": {"symbol": "diamond-open", "size": 9},
+    "median |λ|": {"symbol": "line-ns-open", "size": 12},
+    "upper bound of it": {"symbol": "triangle-left-open", "size": 10},
+}
+
+
 def draw_blocks(view: BlocksView) -> go.Figure:
     """Draw, per block, median |λ|, mean λ and λ₁ on one logarithmic axis, joined by a line."""
     figure = go.Figure()
     count = len(view.series)
     for place, series in enumerate(view.series):
-        offset = 0.5 * ((place + 0.5) / count - 0.5) if count > 1 else 0.0
+        offset = 0.5 * ((place + 0.5) / count - 0.5)
         rows = [row + offset for row in range(len(view.blocks))]
-        _add_spans(figure, series, rows, _colour(place))
-        markers = (
-            ("median |λ|", series.median, "line-ns-open", 12),
-            ("mean λ", series.mean, "diamond-open", 9),
-            ("λ₁", series.sharpest, SYMBOLS[0], 10),
-        )
-        for name, values, symbol, size in markers:
-            is_median = values is series.median
-            bounds = [is_median and bound for bound in series.median_is_bound]
-            figure.add_scatter(
-                x=values,
-                y=rows,
-                customdata=[[block, "≤" if bound else "="] for block, bound in zip(view.blocks, bounds, strict=True)],
-                mode="markers",
-                name=name if count == 1 else f"{series.label}: {name}",
-                marker={
-                    "color": _colour(place),
-                    "size": size,
-                    "line": {"width": 2, "color": _colour(place)},
-                    "symbol": ["triangle-left-open" if bound else symbol for bound in bounds],
-                },
-                hovertemplate=f"%{{customdata[0]}}: {name} %{{customdata[1]}} %{{x:.4~g}} loss/param²"
-                f"<extra>{'' if count == 1 else '%{fullData.name}'}</extra>",
-            )
+        _add_spans(figure, series, rows, place, is_alone=count == 1)
+        _add_block_markers(figure, view.blocks, series, rows, place)
+    _add_marker_legend(figure, view)
+    shown = [
+        value
+        for series in view.series
+        for values in (series.sharpest, series.mean, series.median)
+        for value in values
+        if value is not None
+    ]
+    low, high = (0.6 * min(shown), 1.7 * max(shown)) if shown else (0.1, 10.0)
     figure.layout = _layout(
         110 + len(view.blocks) * max(34, 22 * count),
-        xaxis=_log_axis("curvature (loss/param²)"),
+        xaxis=_log_axis("curvature (loss/param²)", range=[_log10(low), _log10(high)], **log_ticks(low, high)),
         yaxis=_axis(
             "",
             tickvals=list(range(len(view.blocks))),
@@ -293,7 +292,7 @@ def draw_blocks(view: BlocksView) -> go.Figure:
     return figure
 
 
-def _add_spans(figure: go.Figure, series: Any, rows: list[float], colour: str) -> None:
+def _add_spans(figure: go.Figure, series: BlockSeries, rows: list[float], place: int, *, is_alone: bool) -> None:
     """Join the median and λ₁ of each block: the longer, the more anisotropic."""
     x: list[float | None] = []
     y: list[float | None] = []
@@ -305,8 +304,52 @@ def _add_spans(figure: go.Figure, series: Any, rows: list[float], colour: str) -
         x=x,
         y=y,
         mode="lines",
-        line={"color": colour, "width": 2},
-        opacity=0.45,
-        showlegend=False,
+        name=series.label,
+        line={"color": _colour(place), "width": 2, "dash": DASHES[place % 6]},
+        opacity=0.5,
+        showlegend=not is_alone,
         hoverinfo="skip",
     )
+
+
+def _add_block_markers(
+    figure: go.Figure, blocks: tuple[str, ...], series: BlockSeries, rows: list[float], place: int
+) -> None:
+    """Add three curvatures per block; a median that is only bounded has a marker of its own."""
+    medians = ["upper bound of it" if bound else "median |λ|" for bound in series.median_is_bound]
+    kinds = (
+        (["λ₁"] * len(rows), series.sharpest),
+        (["mean λ"] * len(rows), series.mean),
+        (medians, series.median),
+    )
+    for names, values in kinds:
+        texts = [
+            f"{block}: {'median |λ| ≤' if name == 'upper bound of it' else f'{name} ='} {format_number(value)}"
+            for block, name, value in zip(blocks, names, values, strict=True)
+        ]
+        figure.add_scatter(
+            x=values,
+            y=rows,
+            customdata=texts,
+            mode="markers",
+            name=series.label,
+            showlegend=False,
+            marker={
+                "color": _colour(place),
+                "size": [MARKERS[name]["size"] for name in names],
+                "symbol": [MARKERS[name]["symbol"] for name in names],
+                "line": {"width": 2, "color": _colour(place)},
+            },
+            hovertemplate="%{customdata} loss/param²<extra>%{fullData.name}</extra>",
+        )
+
+
+def _add_marker_legend(figure: go.Figure, view: BlocksView) -> None:
+    """Explain the markers once, in the colour of text: a series' colour would belong to one checkpoint."""
+    bounds = [bound for series in view.series for bound in series.median_is_bound]
+    for name, marker in MARKERS.items():
+        if (name == "median |λ|" and all(bounds)) or (name == "upper bound of it" and not any(bounds)):
+            continue
+        shown = "upper bound of median |λ|" if name == "upper bound of it" else name
+        style = marker | {"color": "var(--muted)", "line": {"width": 2, "color": "var(--muted)"}}
+        figure.add_scatter(x=[None], y=[None], mode="markers", name=shown, marker=style, hoverinfo="skip")

@@ -3,6 +3,8 @@
 import math
 
 MISSING = "–"
+PLUS_MINUS = "\u00a0±\u00a0"  # a number and its error stay on one line
+TIMES = "\u00a0×\u00a0"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -16,10 +18,10 @@ def format_number(value: float | None, digits: int = 4) -> str:
     exponent = math.floor(math.log10(abs(rounded)))
     if -3 <= exponent < 5:
         return _minus(f"{rounded:,.{max(0, digits - 1 - exponent)}f}")
-    return _minus(f"{rounded / 10.0**exponent:.{digits - 1}f} × {power_of_ten(exponent)}")
+    return _minus(f"{rounded / 10.0**exponent:.{digits - 1}f}{TIMES}{power_of_ten(exponent)}")
 
 
-def format_uncertain(value: float | None, error: float | None) -> str:
+def format_uncertain(value: float | None, error: float | None, error_digits: int = 2) -> str:
     """Write `value ± error`, the error with two digits and the value to the same place.
 
     Where the error is so small that this would take more than seven digits, the value gets seven.
@@ -28,15 +30,24 @@ def format_uncertain(value: float | None, error: float | None) -> str:
         return format_number(value)
     size = max(abs(value), error)
     exponent = math.floor(math.log10(size))
-    places = 1 - math.floor(math.log10(float(f"{error:.1e}")))
+    places = error_digits - 1 - math.floor(math.log10(float(f"{error:.{error_digits - 1}e}")))
     if exponent + places + 1 > 7:
-        return f"{format_number(value, 7)} ± {format_number(error, 2)}"
+        return f"{format_number(value, 7)}{PLUS_MINUS}{format_number(error, error_digits)}"
     if -3 <= exponent < 5:
         shown = max(0, places)
-        return f"{_minus(f'{round(value, places):,.{shown}f}')} ± {round(error, places):,.{shown}f}"
+        return f"{_minus(f'{round(value, places):,.{shown}f}')}{PLUS_MINUS}{round(error, places):,.{shown}f}"
     scale, shown = 10.0**exponent, max(0, places + exponent)
-    mantissas = f"{value / scale:.{shown}f} ± {error / scale:.{shown}f}"
-    return f"({_minus(mantissas)}) × {power_of_ten(exponent)}"
+    mantissas = f"{value / scale:.{shown}f}{PLUS_MINUS}{error / scale:.{shown}f}"
+    return f"({_minus(mantissas)}){TIMES}{power_of_ten(exponent)}"
+
+
+def format_bounded(value: float | None, bound: float | None) -> str:
+    """Write `value ± bound` where the bound must hold as written: one digit, rounded up."""
+    if value is None or bound is None or bound == 0:
+        return format_number(value)
+    unit = 10.0 ** math.floor(math.log10(bound))
+    # A bound of 3 × 10⁻⁴ must not become 4 × 10⁻⁴ because its binary quotient is a hair above 3.
+    return format_uncertain(value, math.ceil(round(bound / unit, 9)) * unit, error_digits=1)
 
 
 def format_share(value: float | None, error: float | None = None) -> str:
@@ -77,6 +88,11 @@ def format_duration(seconds: float) -> str:
 def power_of_ten(exponent: int) -> str:
     """Write 10 with its exponent raised."""
     return "10" + str(exponent).translate(_SUPERSCRIPTS)
+
+
+def power_label(exponent: int) -> str:
+    """Write a power of ten as a label of an axis, plainly where that is short."""
+    return f"{10.0**exponent:g}" if -3 <= exponent <= 3 else power_of_ten(exponent)
 
 
 def _minus(text: str) -> str:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lite_probe.reports.numbers import format_count, format_number, format_share, format_uncertain
+from lite_probe.reports.numbers import format_bounded, format_count, format_number, format_share, format_uncertain
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 
@@ -59,7 +59,7 @@ def _describe(spectrum: Spectrum) -> str:
     opening = f"At a loss of {format_number(spectrum.loss)} {loss_unit(spectrum)}, "
     if not len(whole.eigenvalues):
         return f"{opening}no eigenpairs of the {name} were asked for. {_describe_mass(whole)}"
-    value = format_uncertain(float(whole.eigenvalues[0]), float(whole.residual_norms[0]))
+    value = format_bounded(float(whole.eigenvalues[0]), float(whole.residual_norms[0]))
     if whole.converged[0]:
         sharpest = f"the sharpest direction of the {name} has curvature λ₁ = {value} loss/param²"
     else:
@@ -112,8 +112,11 @@ def _describe_mass(spectrum: OperatorSpectrum) -> str:
         return f"{sentence}; the {trace}."
     error = share * spectrum.trace.stderr / spectrum.trace.value
     count = len(spectrum.eigenvalues)
-    subject = "the largest eigenvalue carries" if count == 1 else f"the {count} largest eigenvalues carry"
-    return f"{sentence}; {subject} {format_share(share, error)} of the {trace}."
+    subject = "the largest eigenvalue" if count == 1 else f"the {count} largest eigenvalues"
+    if share > 1:
+        return f"{sentence}; {subject} alone exceed{'s' if count == 1 else ''} the {trace}: negative ones cancel."
+    verb = "carries" if count == 1 else "carry"
+    return f"{sentence}; {subject} {verb} {format_share(share, error)} of the {trace}."
 
 
 def _points(spectrum: Spectrum, prefix: str) -> tuple[Point, ...]:
@@ -133,7 +136,7 @@ def _negative_curvature(spectrum: Spectrum) -> Point | None:
     if lowest is None:
         return None
     residual = float(whole.lower_residual_norms[0])
-    value = format_uncertain(lowest, residual)
+    value = format_bounded(lowest, residual)
     if lowest + residual >= 0:
         return Point(tone="plain", text=f"No negative curvature was found: the smallest eigenvalue found is {value}.")
     size = ""
@@ -142,7 +145,7 @@ def _negative_curvature(spectrum: Spectrum) -> Point | None:
     if spectrum.operator == "ggn":
         text = f"The most negative eigenvalue, {value}{size}, is rounding: a Gauss–Newton matrix has none."
         return Point(tone="caution", text=text)
-    mass = whole.negative_mass
+    mass = whole.negative_mass if whole.median_is_resolved else None
     shares = f"; {format_share(mass)} of all directions curve downward" if mass is not None else ""
     return Point(
         tone="plain",
@@ -158,7 +161,7 @@ def _convergence(spectrum: OperatorSpectrum) -> Point | None:
     lower_converged = int(spectrum.lower_converged.sum())
     if count + lower == 0:
         return None
-    tolerance = f"a residual of {format_number(spectrum.tolerance, 2)}·|λ|"
+    tolerance = f"a relative residual of {format_number(spectrum.tolerance, 1)}"
     if converged == count == asked and lower_converged == lower:
         return Point(tone="good", text=f"All {count + lower} pairs converged to {tolerance}.")
     parts = [f"{converged} of the {asked} largest pairs asked for converged to {tolerance}"]
@@ -189,7 +192,7 @@ def _compare(first_label: str, first: Spectrum, last_label: str, last: Spectrum)
         names = [OPERATOR_NAMES.get(s.operator, s.operator) for s in (first, last)]
         return f"Spectra of different operators ({names[0]}, {names[1]}) stand side by side; they are not compared."
     changes = [
-        f"the loss {_moved(first.loss, last.loss, 0.0)}",
+        f"the loss {_moved(first.loss, last.loss)}",
         _compare_sharpest(first.whole, last.whole),
         f"the trace {_moved_estimate(first.trace, last.trace)}",
     ]
@@ -206,20 +209,24 @@ def _compare_sharpest(first: OperatorSpectrum, last: OperatorSpectrum) -> str:
     if not (first.converged[0] and last.converged[0]):
         return "λ₁ cannot be compared, as it has not converged for both"
     doubt = float(first.residual_norms[0] + last.residual_norms[0])
-    return f"λ₁ {_moved(float(first.eigenvalues[0]), float(last.eigenvalues[0]), doubt)}"
+    values, residuals = zip(
+        *((float(s.eigenvalues[0]), float(s.residual_norms[0])) for s in (first, last)), strict=True
+    )
+    texts = [format_bounded(value, residual) for value, residual in zip(values, residuals, strict=True)]
+    return f"λ₁ {_moved(values[0], values[1], doubt, texts)}"
 
 
 def _moved_estimate(first: Estimate, last: Estimate) -> str:
     """Say how an estimate changed; the halves of the 95% intervals add in quadrature."""
     doubt = math.hypot(first.high - first.value, last.high - last.value)
-    return _moved(first.value, last.value, doubt)
+    texts = [format_uncertain(estimate.value, estimate.stderr) for estimate in (first, last)]
+    return _moved(first.value, last.value, doubt, texts)
 
 
-def _moved(first: float, last: float, doubt: float) -> str:
+def _moved(first: float, last: float, doubt: float = 0.0, texts: Sequence[str] = ()) -> str:
     """Say how a number changed, and whether by more than its doubt."""
-    span = f"{format_number(first)} to {format_number(last)}"
+    before, after = texts or (format_number(first), format_number(last))
     if abs(last - first) <= doubt:
-        return f"did not change beyond its error ({span}, ± {format_number(doubt, 2)})"
-    ratio = last / first if first > 0 and last > 0 else None
-    factor = f", a factor of {format_number(ratio, 3)}" if ratio is not None else ""
-    return f"{'rose' if last > first else 'fell'} from {span}{factor}"
+        return f"did not change beyond its error (from {before} to {after})"
+    factor = f" (×{format_number(last / first, 3)})" if texts and first > 0 and last > 0 else ""
+    return f"{'rose' if last > first else 'fell'} from {before} to {after}{factor}"

@@ -12,13 +12,14 @@ import numpy as np
 
 from lite_probe.reports.numbers import (
     MISSING,
+    format_bounded,
     format_bytes,
     format_count,
     format_duration,
     format_number,
     format_share,
     format_uncertain,
-    power_of_ten,
+    power_label,
 )
 from lite_probe.reports.smoothing import SmoothedDensity, asinh_scale, smooth_asinh, smooth_linear
 from lite_probe.reports.table import Cell, Column, Raw, Table, make_table, write_csv
@@ -217,7 +218,7 @@ def _subtitle(spectra: Sequence[Spectrum]) -> str:
     parts.append(f"{format_count(first.whole.num_parameters)} parameters")
     if len(spectra) == 1 and origin.checkpoint_step is not None:
         parts.append(f"step {origin.checkpoint_step:,}")
-    shape = f"{origin.num_batches} × {origin.batch_size}"
+    shape = f"{origin.num_batches} batches of {origin.batch_size}"
     if origin.seq_len is not None:
         shape += f" × {origin.seq_len} tokens"
     parts.append(f"{shape} of {origin.data_name} ({origin.data_split})")
@@ -253,7 +254,7 @@ def _key_numbers(labels: Sequence[str], spectra: Sequence[Spectrum]) -> Table:
         rows.append(tuple(cells))
     return Table(
         name="key-numbers",
-        caption="Key numbers. ± is the residual for an eigenvalue, one standard error for an estimate.",
+        caption="± is the residual of an eigenvalue, or one standard error of an estimate.",
         columns=tuple(columns),
         rows=tuple(rows),
         csv=write_csv(["checkpoint", "quantity", "unit", "value", "error"], tidy),
@@ -270,6 +271,7 @@ def _quantities(spectrum: Spectrum) -> dict[tuple[str, str, str], _Quantity]:
     share = whole.top_share_of_trace
     share_error = None if share is None else share * whole.trace.stderr / whole.trace.value
     trace, trace_h2 = whole.trace, whole.trace_h2
+    negative_mass = whole.negative_mass if whole.median_is_resolved else None
     return {
         ("loss", loss_unit(spectrum), "Mean over everything counted in the batches."): _plain(spectrum.loss),
         ("‖g‖", "loss/param", "Norm of the gradient on the same batches."): _plain(spectrum.gradient_norm),
@@ -290,8 +292,8 @@ def _quantities(spectrum: Spectrum) -> dict[tuple[str, str, str], _Quantity]:
             whole.condition_in_top
         ),
         ("slope of log λᵢ on log i", "", "−1 means λᵢ ∝ 1/i at the top."): _plain(whole.power_law_slope),
-        ("share of negative eigenvalues", "", "By quadrature."): _Quantity(
-            text=format_share(whole.negative_mass), value=whole.negative_mass
+        ("share of negative eigenvalues", "", "By quadrature, where it resolves the bulk."): _Quantity(
+            text=format_share(negative_mass) if whole.median_is_resolved else "not resolved", value=negative_mass
         ),
         ("parameters", "", "Tied weights count once."): _Quantity(
             text=f"{whole.num_parameters:,}", value=whole.num_parameters
@@ -306,7 +308,8 @@ def _pair(values: np.ndarray, residuals: np.ndarray, place: int) -> _Quantity:
     """Return one eigenvalue with its residual, if there is one."""
     if not len(values):
         return _Quantity(text=MISSING, value=None)
-    return _uncertain(float(values[place]), float(residuals[place]))
+    value, residual = float(values[place]), float(residuals[place])
+    return _Quantity(text=format_bounded(value, residual), value=value, error=residual)
 
 
 def _uncertain(value: float | None, error: float | None) -> _Quantity:
@@ -348,13 +351,11 @@ def _density(labels: Sequence[str], wholes: Sequence[OperatorSpectrum], scale: f
     curves = tuple(_curve(label, one, whole) for label, one, whole in zip(labels, smoothed, wholes, strict=True))
     peak = max(float(one.high.max()) for one in smoothed)
     least = min((float(one.atom_height.min()) for one in smoothed if len(one.atom_height)), default=peak * 1e-6)
-    title = f"curvature λ ({CURVATURE})"
     ticks: tuple[tuple[float, str], ...] = ()
     if scale is not None:
-        title += f", linear within ±{format_number(scale, 1)}, logarithmic beyond"
         ticks = asinh_ticks(scale, max(abs(c.curvature[end]) for c in curves for end in (0, -1)))
     return DensityView(
-        axis_title=title,
+        axis_title=f"curvature λ ({CURVATURE})",
         ticks=ticks,
         floor=max(least / 4, peak * 1e-14),
         ceiling=peak * 3,
@@ -391,14 +392,9 @@ def asinh_ticks(scale: float, largest: float) -> tuple[tuple[float, str], ...]:
     """
     start = round(math.log10(scale))
     powers = range(start, max(start, math.floor(math.log10(largest))) + 1)
-    positive = [(math.asinh(10.0**power / scale), _tick_label(power)) for power in powers]
+    positive = [(math.asinh(10.0**power / scale), power_label(power)) for power in powers]
     negative = [(-position, f"−{label}") for position, label in reversed(positive)]
     return (*negative, (0.0, "0"), *positive)
-
-
-def _tick_label(power: int) -> str:
-    """Write a power of ten, plainly where that is short."""
-    return f"{10.0**power:g}" if -3 <= power <= 3 else power_of_ten(power)
 
 
 def _density_summary(labels: Sequence[str], wholes: Sequence[OperatorSpectrum]) -> str:

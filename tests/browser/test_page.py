@@ -1,0 +1,161 @@
+"""The page in a real browser: drawn, quiet, offline, at two widths, in light and dark."""
+
+import csv
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from lite_probe.reports.page import render_page
+from tests.reports.fixtures import make_spectrum
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PLOTS = ("density", "upper-end", "lower-end", "blocks")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    hostile = "</script><script>console.error('ran')</script>"
+    early = make_spectrum(name=hostile, step=500, loss=2.41, sharpest=12.3, verified=None, unconverged=2, seed=4)
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(render_page([early, make_spectrum()]))
+    return path
+
+
+class Visit:
+    """A page that has been drawn, with everything it complained about or asked for."""
+
+    def __init__(self, browser: Browser, report: Path, width: int = 1280, scheme: str = "light") -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page: Page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(report.as_uri())
+        self.page.wait_for_selector("html[data-drawn]", timeout=30_000)
+
+    def __enter__(self) -> "Visit":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_is_drawn_quietly_and_fits(browser, report, width, scheme):
+    with Visit(browser, report, width, scheme) as visit:
+        page = visit.page
+        assert visit.complaints == []
+        assert visit.requests == [report.as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for name in PLOTS:
+            plot = page.locator(f"#plot-{name}")
+            assert plot.locator("svg .scatterlayer path").count() > 3, name
+            assert plot.locator("svg .xtick text").count() > 2, name
+            box = plot.bounding_box()
+            assert box["width"] <= width
+            drawn = plot.locator("svg.main-svg").first.bounding_box()
+            assert drawn["width"] == pytest.approx(box["width"], abs=2)
+
+
+def test_figures_take_the_colours_of_the_theme_also_when_it_changes(browser, report):
+    def colours(page: Page) -> tuple[str, str, str]:
+        return tuple(
+            page.evaluate(
+                """() => [getComputedStyle(document.body).backgroundColor,
+                    document.querySelector('#plot-density .xtick text').style.fill,
+                    document.querySelector('#plot-density .js-line').style.stroke]"""
+            )
+        )
+
+    with Visit(browser, report, scheme="light") as visit:
+        light = colours(visit.page)
+        visit.page.emulate_media(color_scheme="dark")
+        visit.page.wait_for_function(f"document.querySelector('#plot-density .js-line').style.stroke != {light[2]!r}")
+        switched = colours(visit.page)
+    with Visit(browser, report, scheme="dark") as visit:
+        dark = colours(visit.page)
+    assert switched == dark
+    assert all(one != other for one, other in zip(light, dark, strict=True))
+    assert "var(" not in "".join(light + dark)
+
+
+def test_prints_in_light_colours_also_from_a_dark_screen(browser, report):
+    with Visit(browser, report, scheme="dark") as visit:
+        page = visit.page
+        dark = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--text')")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        printed = page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--text')")
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--text')") == dark
+        assert printed != dark
+        assert len(page.pdf()) > 50_000
+        assert visit.complaints == []
+
+
+def test_the_density_switches_its_axis_from_the_keyboard(browser, report):
+    with Visit(browser, report) as visit:
+        page = visit.page
+        before = page.locator("#plot-density .xtick text").all_inner_texts()
+        linear = page.get_by_role("button", name="linear axis")
+        linear.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_function(
+            "before => document.querySelectorAll('#plot-density .xtick text')[0].textContent != before", arg=before[0]
+        )
+        assert linear.get_attribute("aria-pressed") == "true"
+        assert page.get_by_role("button", name="bulk and outliers").get_attribute("aria-pressed") == "false"
+        assert page.locator("#plot-density .xtick text").all_inner_texts() != before
+        assert visit.complaints == []
+
+
+def test_a_table_downloads_as_csv(browser, report):
+    with Visit(browser, report) as visit:
+        with visit.page.expect_download() as download:
+            visit.page.locator("a[download='eigenpairs.csv']").click()
+        assert download.value.suggested_filename == "eigenpairs.csv"
+        rows = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
+        assert len(rows) == 30
+        assert float(rows[15]["λ (loss/param²)"]) == 38.21
+
+
+def test_a_figure_that_is_not_drawn_would_be_noticed(browser, report, tmp_path):
+    broken = tmp_path / "broken.html"
+    broken.write_text(report.read_text().replace("Plotly.react(plot", "Plotly.missing(plot"))
+    context = browser.new_context()
+    page = context.new_page()
+    complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(broken.as_uri())
+    assert any("Plotly.missing is not a function" in complaint for complaint in complaints)
+    assert page.locator("html[data-drawn]").count() == 0
+    assert page.locator("#plot-density svg").count() == 0
+    context.close()

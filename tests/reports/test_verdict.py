@@ -1,0 +1,177 @@
+"""The verdict says what the numbers allow, and no more."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lite_probe.reports.verdict import anisotropy_range, judge
+from lite_probe.results.estimate import Estimate
+from lite_probe.results.spectrum import Spectrum
+from tests.reports.fixtures import make_operator_spectrum, make_spectrum
+
+
+def lead(*spectra: Spectrum) -> str:
+    labels = [s.provenance.checkpoint_name for s in spectra]
+    return judge(labels, spectra).lead.replace("\u00a0", " ")
+
+
+def points(*spectra: Spectrum) -> list[tuple[str, str]]:
+    labels = [s.provenance.checkpoint_name for s in spectra]
+    return [(p.tone, p.text.replace("\u00a0", " ")) for p in judge(labels, spectra).points]
+
+
+def with_whole(spectrum: Spectrum, **changes) -> Spectrum:
+    return replace(spectrum, whole=replace(spectrum.whole, **changes))
+
+
+@pytest.fixture(scope="module")
+def spectrum() -> Spectrum:
+    return make_spectrum()
+
+
+def test_leads_with_loss_sharpest_direction_and_rank(spectrum):
+    whole = spectrum.whole
+    text = lead(spectrum)
+    assert text.startswith("At a loss of 1.472 nats per token, the sharpest direction of the Hessian has curvature λ₁")
+    assert "λ₁ = 38.210 ± 0.002 loss/param²" in text
+    assert "of 10.72 million directions; the 10 largest eigenvalues carry" in text
+    assert f"The effective rank is {whole.effective_rank:.1f} ± {whole.effective_rank_stderr:.1f} of" in text
+
+
+def test_a_sharpest_direction_that_has_not_converged_is_a_lower_bound(spectrum):
+    unconverged = make_spectrum(unconverged=10)
+    assert "λ₁ of the Hessian has not converged: its Ritz value 38 ± 2 loss/param² is a lower bound" in lead(
+        unconverged
+    )
+    assert ("caution", points(unconverged)[1][1]) == points(unconverged)[1]
+    assert "0 of the 10 largest pairs asked for converged" in points(unconverged)[1][1]
+
+
+def test_says_how_anisotropic_by_the_weaker_of_the_bounds(spectrum):
+    # All mass of a probe on nodes ±m: the median is m, resolved, as each node holds half or less.
+    def ratio(*medians: float) -> Spectrum:
+        nodes = np.concatenate([[-m, 0.9 * m, m] for m in medians])
+        return with_whole(
+            spectrum,
+            nodes=nodes,
+            weights=np.tile([0.4, 0.2, 0.4], len(medians)),
+            probe_index=np.repeat(np.arange(len(medians)), 3),
+            eigenvalues=np.array([100.0]),
+            residual_norms=np.array([0.0]),
+            converged=np.array([True]),
+            atoms=np.zeros(0),
+        )
+
+    assert "100 times the median |λ|: strongly anisotropic" in lead(ratio(1.0, 1.0))
+    assert "to 100 times the median |λ| over 2 probes: moderately anisotropic" in lead(ratio(1.0, 2.0))
+    assert "extremely anisotropic" in lead(ratio(1e-3, 1e-3))
+    assert "weakly anisotropic" in lead(ratio(50.0, 50.0))
+
+
+def test_an_unresolved_median_is_bounded_by_the_trace_of_the_square(spectrum):
+    assert not spectrum.whole.median_is_resolved
+    least, most = anisotropy_range(spectrum.whole)
+    assert most is None
+    assert least == pytest.approx(38.21 / spectrum.whole.median_abs_bound)
+    assert "times the median |λ| (bounded by tr H²)" in lead(spectrum)
+    flat = with_whole(spectrum, trace_h2=Estimate.certain(0.0))
+    assert anisotropy_range(flat.whole) is None
+    assert "anisotropic" not in lead(flat)
+
+
+def test_without_eigenpairs_it_says_so(spectrum):
+    none = replace(spectrum, whole=make_operator_spectrum(top=0, bottom=0))
+    assert "no eigenpairs of the Hessian were asked for" in lead(none)
+    assert len(points(replace(none, verification=None))) == 0
+    assert anisotropy_range(none.whole) is None
+
+
+def test_a_trace_that_may_be_zero_gives_no_rank(spectrum):
+    vague = with_whole(spectrum, trace=Estimate.from_samples(np.array([-900.0, 1000.0])))
+    assert "cannot be told from zero" in lead(vague)
+    assert "effective rank is" not in lead(vague)
+
+
+def test_shares_of_the_trace_in_words(spectrum):
+    small = with_whole(spectrum, trace=Estimate.certain(100.0))
+    assert "the 10 largest eigenvalues alone exceed the trace 100.0: negative ones cancel" in lead(small)
+    negative = with_whole(spectrum, trace=Estimate.certain(-100.0))
+    assert "directions; the trace −100.0." in lead(negative)
+    one = replace(spectrum, whole=make_operator_spectrum(top=1))
+    assert "the largest eigenvalue carries" in lead(one)
+
+
+def test_negative_curvature_needs_more_than_its_residual(spectrum):
+    assert points(spectrum)[0][1].startswith(
+        "The checkpoint is no local minimum on these batches: the most negative eigenvalue found is −0.84"
+    )
+    residuals = np.full(5, 2.0)
+    assert "No negative curvature was found" in points(with_whole(spectrum, lower_residual_norms=residuals))[0][1]
+    ggn = replace(spectrum, operator="ggn")
+    assert "is rounding: a Gauss–Newton matrix has none" in points(ggn)[0][1]
+    assert points(ggn)[0][0] == "caution"
+
+
+def test_the_share_of_downward_directions_needs_a_resolved_bulk(spectrum):
+    assert "curve downward" not in points(spectrum)[0][1]
+    resolved = with_whole(
+        spectrum, nodes=np.array([-1.0, 1.0, 2.0]), weights=np.array([0.3, 0.3, 0.4]), probe_index=np.zeros(3, int)
+    )
+    assert "30.0% of all directions curve downward" in points(resolved)[0][1]
+
+
+def test_pairs_that_are_missing_or_unconverged_are_named(spectrum):
+    assert points(spectrum)[1] == ("good", "All 15 pairs converged to a relative residual of 0.001.")
+    missing = with_whole(spectrum, num_requested=12, lower_converged=np.array([True, True, True, False, False]))
+    tone, text = points(missing)[1]
+    assert tone == "caution"
+    assert "10 of the 12 largest pairs asked for converged" in text
+    assert "only 10 were found (stopped: converged)" in text
+    assert "3 of 5 at the lower end" in text
+
+
+def test_the_second_opinion_counts_either_way(spectrum):
+    assert points(spectrum)[2] == ("good", "PyHessian 0.1 agrees within both errors on eigenvalues and trace.")
+    tone, text = points(make_spectrum(verified=False))[2]
+    assert tone == "caution"
+    assert text == "PyHessian 0.1 disagrees beyond both errors on the eigenvalues, though it agrees on the trace."
+    neither = replace(spectrum.verification, eigenvalues_agree=False, trace_agrees=False)
+    text = points(replace(spectrum, verification=neither))[2][1]
+    assert text == "PyHessian 0.1 disagrees beyond both errors on the eigenvalues and trace."
+    assert len(points(make_spectrum(verified=None))) == 2
+
+
+def test_several_checkpoints_are_compared(spectrum):
+    early = make_spectrum(name="gpt-500", step=500, loss=2.41, sharpest=12.3)
+    text = lead(early, spectrum)
+    assert text.startswith("From gpt-500 to gpt-5000 the loss fell from 2.410 to 1.472, λ₁ rose from 12.3000 ±")
+    assert "(×3.11)" in text
+    assert "different batches" not in text
+    texts = [text for _, text in points(early, spectrum)]
+    assert texts[0].startswith("gpt-500: At a loss")
+    assert any(text.startswith("gpt-5000: All 15 pairs") for text in texts)
+
+
+def test_a_change_within_its_error_is_none(spectrum):
+    same = make_spectrum(name="again", sharpest=38.2105, loss=1.4720)
+    noisy = with_whole(same, residual_norms=np.full(10, 0.01), trace=spectrum.trace)
+    text = lead(spectrum, noisy)
+    assert "λ₁ did not change beyond its error (from 38.210 ± 0.002 to 38.21 ± 0.01)" in text
+    assert "the trace did not change beyond its error" in text
+
+
+def test_what_cannot_be_compared_is_not(spectrum):
+    other = make_spectrum(name="other", batches_digest="else")
+    assert "measured on different batches" in lead(spectrum, other)
+    assert "λ₁ cannot be compared, as it has not converged for both" in lead(spectrum, make_spectrum(unconverged=10))
+    none = replace(spectrum, whole=make_operator_spectrum(top=0, bottom=0))
+    assert "λ₁ was not measured for both" in lead(spectrum, none)
+    ggn = replace(spectrum, operator="ggn")
+    assert lead(spectrum, ggn) == (
+        "Spectra of different operators (Hessian, Gauss–Newton matrix) stand side by side; they are not compared."
+    )
+
+
+def test_a_loss_per_sample_is_called_so():
+    assert "nats per sample" in lead(make_spectrum(seq_len=None))

@@ -1,0 +1,249 @@
+"""What a page says, tested before anything is drawn."""
+
+import csv
+import io
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lite_probe.reports.figures import draw_figures, log_ticks
+from lite_probe.reports.table import write_csv
+from lite_probe.reports.view import asinh_ticks, make_labels, make_view
+from lite_probe.results.provenance import Note
+from lite_probe.results.spectrum import Spectrum
+from tests.reports.fixtures import make_operator_spectrum, make_spectrum
+
+
+@pytest.fixture(scope="module")
+def spectrum() -> Spectrum:
+    return make_spectrum()
+
+
+@pytest.fixture(scope="module")
+def early() -> Spectrum:
+    return make_spectrum(name="gpt-500", step=500, loss=2.41, sharpest=12.3, verified=None, seed=4)
+
+
+def read(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_refuses_an_empty_page():
+    with pytest.raises(ValueError, match="expected at least one spectrum for a page, got none"):
+        make_view([])
+
+
+def test_checkpoints_are_shown_by_step(spectrum, early):
+    assert make_view([spectrum, early]).title == "Hessian spectrum of gpt-500 and gpt-5000"
+    unknown = make_spectrum(name="unknown", step=None)
+    assert make_view([spectrum, unknown, early]).title.endswith("gpt-5000, unknown and gpt-500")
+    assert make_view([spectrum, early, unknown, unknown]).title.endswith("of 4 checkpoints")
+
+
+def test_labels_differ(spectrum):
+    other_step = make_spectrum(step=100)
+    assert make_labels([spectrum, other_step]) == ["gpt-5000, step 5,000", "gpt-5000, step 100"]
+    ggn = replace(spectrum, operator="ggn")
+    assert make_labels([spectrum, ggn]) == ["gpt-5000, step 5,000, hessian", "gpt-5000, step 5,000, ggn"]
+    assert len(set(make_labels([spectrum, spectrum, spectrum]))) == 3
+
+
+def test_subtitle_names_what_was_measured(spectrum):
+    assert make_view([spectrum]).subtitle == (
+        "nanoGPT · 6 layers · hidden 384 · 10.72 million parameters · step 5,000 · "
+        "4 batches of 4 × 256 tokens of val.bin (evaluation) · float32 on cpu"
+    )
+    assert "batches of 4 of val.bin" in make_view([make_spectrum(seq_len=None)]).subtitle
+
+
+def test_key_numbers_keep_every_digit_in_the_csv(spectrum, early):
+    table = make_view([spectrum, early]).key_numbers
+    assert [column.title for column in table.columns] == ["quantity", "gpt-500", "gpt-5000"]
+    rows = {(row["checkpoint"], row["quantity"]): row for row in read(table.csv)}
+    assert float(rows["gpt-5000", "loss"]["value"]) == spectrum.loss
+    assert float(rows["gpt-500", "λ₁"]["value"]) == early.eigenvalues[0]
+    assert float(rows["gpt-500", "λ₁"]["error"]) == early.residual_norms[0]
+    assert float(rows["gpt-5000", "trace"]["error"]) == spectrum.trace.stderr
+    assert float(rows["gpt-5000", "effective rank"]["value"]) == spectrum.whole.effective_rank
+    assert rows["gpt-5000", "median |λ|"]["value"] == ""  # not resolved: no number, and a bound on the page
+
+
+def test_a_resolved_median_is_given_with_its_range(spectrum):
+    rules = {"nodes": np.array([-1.0, 1.0, 2.0]), "weights": np.array([0.3, 0.3, 0.4]), "probe_index": np.zeros(3, int)}
+    resolved = replace(spectrum, whole=replace(spectrum.whole, **rules))
+    shown = {row[0].text: row[1].text for row in make_view([resolved]).key_numbers.rows}
+    assert "≤" not in shown["median |λ|"]
+    assert shown["share of negative eigenvalues"] == "30.0%"
+    assert " to " in shown["λ₁ / median |λ|"]
+
+
+def test_pairs_carry_their_residuals(spectrum):
+    unconverged = make_spectrum(unconverged=3)
+    view = make_view([unconverged])
+    assert view.upper.series[0].converged == (True,) * 7 + (False,) * 3
+    rows = read(view.pairs.csv)
+    assert [row["checkpoint"] for row in rows] == ["gpt-5000"] * 15
+    assert [float(row["λ (loss/param²)"]) for row in rows[:10]] == unconverged.eigenvalues.tolist()
+    assert [row["converged"] for row in rows] == ["yes"] * 7 + ["no"] * 3 + ["yes"] * 5
+    assert "checkpoint" not in [column.title for column in view.pairs.columns]
+    assert "checkpoint" in [column.title for column in make_view([spectrum, unconverged]).pairs.columns]
+
+
+def test_an_end_is_logarithmic_only_where_all_is_of_one_sign(spectrum):
+    view = make_view([spectrum])
+    assert view.upper.is_log
+    assert not view.upper.is_negated
+    assert view.lower.is_log
+    assert view.lower.is_negated
+    assert view.lower.series[0].value == tuple(-spectrum.whole.lower_eigenvalues)
+    mixed = replace(
+        spectrum.whole,
+        lower_eigenvalues=np.array([-1.0, 0.5]),
+        lower_residual_norms=np.zeros(2),
+        lower_converged=np.ones(2, bool),
+    )
+    view = make_view([replace(spectrum, whole=mixed)])
+    assert not view.lower.is_log
+    assert not view.lower.is_negated
+    assert view.lower.series[0].value == (-1.0, 0.5)
+
+
+def test_density_curves_are_finite_and_inside_the_axis(spectrum, early):
+    view = make_view([spectrum, early])
+    for density in (view.density, view.density_linear):
+        assert [curve.label for curve in density.curves] == ["gpt-500", "gpt-5000"]
+        for curve in density.curves:
+            assert len(curve.position) == len(curve.value) == len(curve.high)
+            assert all(math.isfinite(value) for value in (*curve.value, *curve.low, *curve.high))
+            assert max(curve.high) < density.ceiling
+            assert all(height > density.floor for height in curve.atom_height)
+    assert view.density.ticks
+    assert not view.density_linear.ticks
+
+
+def test_asinh_ticks_are_symmetric_powers_of_ten():
+    assert [label for _, label in asinh_ticks(0.1, 38.0)] == ["−10", "−1", "−0.1", "0", "0.1", "1", "10"]
+    for position, label in asinh_ticks(0.1, 38.0):
+        assert 0.1 * math.sinh(position) == pytest.approx(float(label.replace("−", "-")))
+    assert [label for _, label in asinh_ticks(1e-5, 1e-6)] == ["−10⁻⁵", "0", "10⁻⁵"]
+
+
+def test_blocks_stand_in_their_customary_order(spectrum):
+    shuffled = replace(
+        spectrum, blocks={name: spectrum.blocks[name] for name in ("out", "norm", "ffn", "vo", "qk", "emb")}
+    )
+    view = make_view([replace(shuffled, blocks={"mine": spectrum.blocks["qk"], **shuffled.blocks})])
+    assert view.blocks.blocks == ("emb", "qk", "vo", "ffn", "norm", "out", "mine")
+    assert view.blocks.series[0].sharpest[:2] == (21.4, 6.31)
+    rows = read(view.block_table.csv)
+    assert [row["block"] for row in rows] == ["whole", *view.blocks.blocks]
+    assert int(rows[1]["parameters"]) == spectrum.blocks["emb"].num_parameters
+
+
+def test_a_block_that_one_checkpoint_lacks_is_left_open(spectrum, early):
+    without = replace(early, blocks={k: v for k, v in early.blocks.items() if k != "qk"})
+    view = make_view([spectrum, without])
+    place = view.blocks.blocks.index("qk")
+    assert view.blocks.series[0].sharpest[place] is None
+    assert view.blocks.series[1].sharpest[place] == 6.31
+    negative = replace(
+        spectrum.blocks["qk"], eigenvalues=np.array([-1.0]), residual_norms=np.zeros(1), converged=np.ones(1, bool)
+    )
+    assert make_view([replace(spectrum, blocks={"qk": negative})]).blocks.series[0].sharpest == (None,)
+
+
+def test_parts_that_were_not_measured_are_absent():
+    bare = make_spectrum(blocks=False, verified=None, notes=())
+    bare = replace(bare, whole=make_operator_spectrum(top=0, bottom=0, probes=0))
+    view = make_view([bare])
+    assert (view.density, view.upper, view.lower, view.pairs) == (None, None, None, None)
+    assert (view.blocks, view.block_table, view.verification, view.notes) == (None, None, None, ())
+    assert draw_figures(view) == {}
+
+
+def test_verification_marks_what_differs():
+    rows = make_view([make_spectrum(verified=False)]).verification.rows
+    assert [row[4].tone for row in rows] == ["good", "caution", "caution", "good"]
+    assert [row[1].text for row in rows] == ["λ₁", "λ₂", "λ₃", "trace"]
+
+
+def test_every_note_is_shown_once_with_its_carriers(spectrum, early):
+    lone = Note(code="float32-basis", message="The basis was kept in float32.")
+    view = make_view([spectrum, replace(early, notes=(*early.notes, lone))])
+    assert [(n.code, n.labels) for n in view.notes] == [
+        ("unused-parameters", "gpt-500, gpt-5000"),
+        ("float32-basis", "gpt-500"),
+    ]
+    assert make_view([spectrum]).notes[0].labels == ""
+
+
+def test_provenance_holds_every_field(spectrum):
+    rows = {row[0].text: row[1].text for row in make_view([spectrum]).provenance.rows}
+    origin = spectrum.provenance
+    for name in origin.__slots__:
+        if name != "details":
+            assert name.removesuffix("_seconds").removesuffix("_bytes").replace("_", " ") in rows
+    assert rows["batches digest"] == origin.batches_digest
+    assert rows["wall"] == "3 min 7 s"
+    assert rows["peak memory"] == "2.1 GiB"
+    assert rows["attention"] == "eager"
+    assert rows["config: tolerance"] == "0.001"
+    assert rows["config: memory"] == "null"
+    assert rows["result fingerprint"] == spectrum.fingerprint
+
+
+def test_csv_fields_that_a_spreadsheet_would_run_are_quoted():
+    text = write_csv(["name", "x"], [["=cmd|' /C calc'!A0", -1.5], ["@a", None], ["-b,c", True]])
+    assert text == "name,x\n'=cmd|' /C calc'!A0,-1.5\n'@a,\n\"'-b,c\",yes\n"
+
+
+# Figures
+
+
+def test_figures_name_colours_of_the_page_only(spectrum, early):
+    figures = draw_figures(make_view([spectrum, early]))
+    assert set(figures) == {"density", "density-linear", "upper-end", "lower-end", "blocks"}
+
+    def colours(value, key=""):
+        if isinstance(value, dict):
+            for name, item in value.items():
+                yield from colours(item, name)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                yield from colours(item, key)
+        elif isinstance(value, str) and ("color" in key or value.startswith("#")):
+            yield value
+
+    found = set(colours(figures))
+    assert found - {"rgba(0,0,0,0)"} == {
+        *(f"var(--{name})" for name in ("text", "surface", "line", "muted", "grid", "series-1", "series-2"))
+    }
+
+
+def test_open_markers_have_not_converged():
+    figure = draw_figures(make_view([make_spectrum(unconverged=4)]))["upper-end"]
+    assert figure["data"][0]["marker"]["symbol"] == ["circle"] * 6 + ["circle-open"] * 4
+    assert len(figure["data"][0]["error_y"]["array"]) == 10
+
+
+def test_a_block_figure_without_positive_numbers_is_still_drawn(spectrum):
+    negative = replace(
+        spectrum.blocks["qk"],
+        eigenvalues=np.zeros(0),
+        residual_norms=np.zeros(0),
+        converged=np.zeros(0, bool),
+        trace=replace(spectrum.trace, value=-1.0),
+        trace_h2=replace(spectrum.trace, high=0.0),
+    )
+    figure = draw_figures(make_view([replace(spectrum, blocks={"qk": negative})]))["blocks"]
+    assert figure["layout"]["xaxis"]["range"] == [-1.0, 1.0]
+
+
+def test_log_ticks_are_few_and_within():
+    assert log_ticks(2.0, 40.0)["ticktext"] == ["2", "5", "10", "20"]
+    wide = log_ticks(1e-9, 30.0)
+    assert wide["ticktext"][0] == "10⁻⁹"
+    assert len(wide["tickvals"]) <= 9
+    assert log_ticks(1e-3, 10.0)["ticktext"] == ["0.001", "0.01", "0.1", "1", "10"]
