@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from lite_probe.errors import InputError, OutputError
 from lite_probe.results.arrays import ArraysFile, write_arrays
+from lite_probe.results.checkpoint import CheckpointSummary
 from lite_probe.results.record import decode_record, encode_record
 from lite_probe.results.spectrum import Spectrum
 
@@ -50,6 +51,7 @@ def register(name: str, record: type, *, schema_version: int) -> None:
     _KINDS[name] = Kind(name=name, record=record, schema_version=schema_version)
 
 
+register("checkpoint", CheckpointSummary, schema_version=1)
 register("spectrum", Spectrum, schema_version=1)
 
 
