@@ -16,7 +16,7 @@ from lite_probe.commands.options import (
     seed_option,
 )
 from lite_probe.commands.run_directory import made, run_directory
-from lite_probe.commands.spectrum import SpectrumOptions, measure, open_task, plan_and_tell, tell, write
+from lite_probe.commands.spectrum import SpectrumOptions, measure, open_task, plan_and_tell, tell, write_page
 from lite_probe.commands.summary import json_object
 from lite_probe.commands.wording import count, number, with_error
 
@@ -92,7 +92,7 @@ def _measure(terminal: Terminal, asked: SpectrumOptions, run: Path) -> "Spectrum
     plan = plan_and_tell(terminal, task, asked)
     with made(run):
         spectrum = measure(terminal, task, notes, plan, asked, run)
-        write(spectrum, summary, run)
+        write_page(summary, run)
     tell(terminal, spectrum)
     terminal.line()
     return spectrum

@@ -179,7 +179,7 @@ def command(terminal: Terminal, /, **options: Any) -> None:
         return
     with made(folder):
         spectrum = measure(terminal, task, notes, plan, asked, folder)
-        paths = write(spectrum, summary, folder)
+        paths = write_page(summary, folder)
     tell(terminal, spectrum)
     emit(json.dumps(json_object(spectrum)) if asked.as_json else "\n".join(map(str, paths)))
 
@@ -250,43 +250,44 @@ def measure(
     asked: SpectrumOptions,
     folder: Path,
 ) -> "Spectrum":
-    """Return the spectrum asked for: the one already there where its fingerprint is the same, else a new one."""
-    from lite_probe.results.store import find_result
-    from lite_probe.spectra import measure_spectrum, verify_spectrum
+    """Return the spectrum asked for: the one saved where its fingerprint is the same, else a new one, saved."""
+    from lite_probe.results.store import find_result, save
+    from lite_probe.spectra import discard_state, measure_spectrum, verify_spectrum
 
-    spectrum: Spectrum | None = None
-    if not asked.fresh:
-        spectrum = find_result(folder, "spectrum", plan.fingerprint)
-    if spectrum is not None:
+    found: Spectrum | None = None if asked.fresh else find_result(folder, "spectrum", plan.fingerprint)
+    if found is not None and (found.verification is not None or not asked.verify):
         terminal.line(f"already measured: {folder / 'spectrum.json'}; --fresh measures again")
-    else:
-        terminal.resumable = True
+        discard_state(folder)  # a kill may have come between saving and this
+        return found
+    terminal.resumable = True
+    spectrum = found
+    if spectrum is None:
         with terminal.progress() as on_progress:
             spectrum = measure_spectrum(
                 task,
                 **asked.measurement,
+                plan=plan,
                 state_directory=folder,
                 on_progress=on_progress,
                 command=terminal.command_line,
             )
         spectrum = replace(spectrum, notes=(*notes, *spectrum.notes))
-    if asked.verify and spectrum.verification is None:
+    if asked.verify:
         with terminal.progress() as on_progress:
             spectrum = verify_spectrum(task, spectrum, on_progress=on_progress)
+    save(spectrum, folder)
+    discard_state(folder)
     return spectrum
 
 
-def write(spectrum: "Spectrum", summary: "CheckpointSummary | None", folder: Path) -> list[Path]:
-    """Save the results of one run and its page; return the paths for the user, the page first."""
+def write_page(summary: "CheckpointSummary | None", folder: Path) -> list[Path]:
+    """Write what goes with a saved spectrum; return the paths for the user, the page first."""
     from lite_probe.reports.page import write_report
     from lite_probe.results.store import save
 
     if summary is not None:
         save(summary, folder)
-    saved = save(spectrum, folder)
-    page = folder / "report.html"
-    write_report([folder], page)
-    return [page, saved]
+    return [write_report([folder], folder / "report.html"), folder / "spectrum.json"]
 
 
 def tell(terminal: Terminal, spectrum: "Spectrum") -> None:
