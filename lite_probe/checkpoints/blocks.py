@@ -163,11 +163,13 @@ def _check_partition(name: str, shape: Shape, parts: Sequence[BlockPart]) -> Non
                 f"expected a block among {', '.join(BLOCK_NAMES)} for {name}, got {part.block!r}",
                 "correct the override",
             )
+    if len(parts) == 1 and parts[0] == BlockPart(parts[0].block):
+        return  # all of it, also where a scalar has no dimension to divide
     dims = {part.dim for part in parts}
     length = shape[parts[0].dim] if parts and 0 <= parts[0].dim < len(shape) else None
     bounds = [(part.start, length if part.stop is None else part.stop) for part in parts]
     edges = [0, *(stop for _, stop in bounds)]
-    if len(dims) != 1 or edges[-1] != length or [start for start, _ in bounds] != edges[:-1]:
+    if length is None or len(dims) != 1 or edges[-1] != length or [start for start, _ in bounds] != edges[:-1]:
         raise InputError(
             f"expected parts that partition one dimension of {name} with shape {shape}, got {list(parts)}",
             "give them in order, each starting where the one before stops",

@@ -41,12 +41,15 @@ def open_checkpoint(
     config = _given_config(model_config)
     try:
         given.resolve(strict=True)
+    # RuntimeError: a loop of symbolic links, before Python 3.13. ValueError: a NUL in the path.
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"expected {KNOWN} at {given}, got {error}", "check the path") from error
+    try:
         if given.is_dir():
             return _open_folder(given, trust_pickle=trust_pickle, model_config=config)
         return _open_file(given, trust_pickle=trust_pickle, model_config=config)
-    # RuntimeError: a loop of symbolic links, before Python 3.13. ValueError: a NUL in the path.
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"expected {KNOWN} at {given}, got {error}", "check the path and its permissions") from error
+    except OSError as error:
+        raise InputError(f"expected {KNOWN} at {given}, got {error}", "check its permissions") from error
 
 
 def _given_config(model_config: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -73,6 +76,8 @@ def _open_folder(folder: Path, *, trust_pickle: bool, model_config: Mapping[str,
 
 
 def _open_file(path: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | None) -> Checkpoint:
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise InputError(f"expected {KNOWN}, got {path}, which is no regular file", "write it to disk first")
     if is_torch_file(path):
         return torch_file.read(path, trust_pickle=trust_pickle, model_config=model_config)
     if huggingface.is_safetensors_file(path):

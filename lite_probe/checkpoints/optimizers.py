@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lite_probe.checkpoints.pickles import tensors_in
 from lite_probe.results.checkpoint import OptimizerFound
 
 OPTIMIZER_KEYS = ("optimizer", "optim", "optimizer_state_dict", "optimizer_states", "opt", "optimizers")
@@ -15,6 +16,7 @@ _SIGNATURES: tuple[tuple[str, frozenset[str], frozenset[str]], ...] = (
     ("soap", frozenset(), frozenset({"precondition_frequency"})),
     ("shampoo", frozenset({"preconditioners"}), frozenset()),
     ("adafactor", frozenset({"exp_avg_sq_row"}), frozenset()),
+    ("adafactor", frozenset({"row_var"}), frozenset()),
     ("muon", frozenset({"momentum_buffer"}), frozenset({"ns_steps"})),
     ("adamw", frozenset({"exp_avg", "exp_avg_sq"}), frozenset()),
     ("lion", frozenset({"exp_avg"}), frozenset()),
@@ -71,7 +73,7 @@ def describe_optimizers(state_dicts: list[Mapping[Any, Any]]) -> OptimizerFound:
                 continue
             keys = {str(key) for key in state}
             state_names |= keys
-            tensors += list(_tensors(state))
+            tensors += list(tensors_in(state))  # SOAP keeps lists of them
             name = _recognise(frozenset(keys), group)
             if name not in names:
                 names.append(name)
@@ -96,15 +98,3 @@ def _recognise(state: frozenset[str], group: frozenset[str]) -> str:
         if needed_state <= state and needed_group <= group:
             return name
     return "unknown"
-
-
-def _tensors(value: object, depth: int = 4) -> Iterator[Tensor]:
-    """Yield the tensors of one parameter's state; SOAP keeps lists of them."""
-    if isinstance(value, Tensor):
-        yield value
-    elif depth and isinstance(value, Mapping):
-        for member in value.values():
-            yield from _tensors(member, depth - 1)
-    elif depth and isinstance(value, list | tuple):
-        for member in value:
-            yield from _tensors(member, depth - 1)

@@ -14,12 +14,13 @@ import types
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lite_probe.errors import InputError, LiteProbeError, UnsafePickleError
 
@@ -161,10 +162,11 @@ def read_torch_file(path: Path, *, trust_pickle: bool) -> Any:
                 scan(stream, path.name, trust_pickle=trust_pickle)
         else:
             scan(io.BytesIO(_archive_pickle(stream, path.name)), path.name, trust_pickle=trust_pickle)
-    # torch takes a path that ends so for safetensors, and the older stream cannot be mapped.
-    if legacy or path.name.endswith(".safetensors"):
+    if legacy:
+        return _load(path, path.name, mmap=False, trust_pickle=trust_pickle)
+    if path.name.endswith(".safetensors"):  # torch goes by the ending, and would not read the archive
         with path.open("rb") as stream:
-            return _load(stream, path.name, mmap=False, trust_pickle=trust_pickle)
+            return _load_stream(stream, path.name, trust_pickle=trust_pickle)
     return _load(path, path.name, mmap=True, trust_pickle=trust_pickle)
 
 
@@ -182,7 +184,31 @@ def read_torch_bytes(content: bytes, name: str) -> Any:
     stream = io.BytesIO(content)
     scan(io.BytesIO(_archive_pickle(stream, name)), name, trust_pickle=False)
     verify_archive(stream, name)
-    return _load(io.BytesIO(content), name, mmap=False, trust_pickle=False)
+    return _load_stream(stream, name, trust_pickle=False)
+
+
+def _load_stream(stream: IO[bytes], name: str, *, trust_pickle: bool) -> Any:
+    """Load an archive without mapping it; torch then lets a tensor's sizes outgrow its bytes, so count them."""
+    _, entries = _archive_entries(stream, name)
+    stored = sum(entry.file_size for entry in entries if "/data/" in entry.filename)
+    stream.seek(0)
+    found = _load(stream, name, mmap=False, trust_pickle=trust_pickle)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors_in(found)}
+    if sum(storage.nbytes() for storage in storages.values()) > stored:
+        raise damaged(name, "a file written by torch.save", f"its tensors are larger than its {stored:,} bytes of them")
+    return found
+
+
+def tensors_in(value: object, depth: int = 8) -> Iterator[Tensor]:
+    """Yield the tensors in nested dicts, lists and tuples, down to `depth` levels."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, Mapping):
+        for member in value.values():
+            yield from tensors_in(member, depth - 1)
+    elif depth and isinstance(value, list | tuple):
+        for member in value:
+            yield from tensors_in(member, depth - 1)
 
 
 def _load(source: Path | IO[bytes], name: str, *, mmap: bool, trust_pickle: bool) -> Any:

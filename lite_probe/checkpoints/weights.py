@@ -62,6 +62,12 @@ class MappedWeights(Weights):
                     f"expected dense tensors, got {name} with {tensor.layout} on {tensor.device}",
                     "save the model's weights dense and dequantized",
                 )
+            # A stride of zero makes any size out of one number.
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise InputError(
+                    f"expected {name} to lie in the file whole, got {tuple(tensor.shape)} expanded from less",
+                    "save a contiguous copy of it",
+                )
         self.files = tuple(files)
         self.metas = {name: on_meta(tensor) for name, tensor in tensors.items()}
         self._tensors = tensors

@@ -267,6 +267,38 @@ def test_tensors_no_hessian_can_be_taken_of(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "sparse.pt")
 
 
+def test_a_tensor_expanded_from_one_number(tmp_path: Path) -> None:
+    """A file of a kilobyte may not ask for a terabyte."""
+    torch.save({"w": torch.zeros(1).expand(2**38)}, tmp_path / "bomb.pt")
+    assert (tmp_path / "bomb.pt").stat().st_size < 2000
+    with pytest.raises(
+        InputError, match=r"expected w to lie in the file whole, got \(274877906944,\) expanded from less"
+    ):
+        open_checkpoint(tmp_path / "bomb.pt")
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_a_tensor_larger_than_its_bytes(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    torch.save({"w": torch.ones(2, 3)}, path)
+    content = path.read_bytes()
+    sizes, strides = b"K\x02K\x03\x86", b"K\x03K\x01\x86"
+    assert content.count(sizes) == content.count(strides) == 1
+    with zipfile.ZipFile(path) as archive:
+        checksum = next(entry.CRC for entry in archive.infolist() if entry.filename.endswith("data.pkl"))
+    path.write_bytes(content.replace(sizes, b"K\x04K\x03\x86").replace(checksum.to_bytes(4, "little"), bytes(4)))
+    with pytest.raises(
+        InputError, match=r"which is damaged: (Trying to resize|its tensors are larger than its 24 bytes)"
+    ):
+        open_checkpoint(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="which is no regular file"):
+        open_checkpoint(tmp_path / "pipe")
+
+
 def test_a_torch_file_without_a_state_dict(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "notes": "none"}, tmp_path / "a.pt")
     with pytest.raises(InputError, match=r"expected a state dict at the top level of a\.pt .* got a dict with 'epoch'"):
