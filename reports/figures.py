@@ -91,15 +91,20 @@ def _log_axis(title: str, **settings: Any) -> dict[str, Any]:
 
 
 def log_ticks(low: float, high: float) -> dict[str, list[Any]]:
-    """Place labels on a logarithmic axis: powers of ten, at most nine, or 1-2-5 steps below two decades.
+    """Place labels on a logarithmic axis: powers of ten, at most nine, or finer steps below two decades.
 
     Plotly's own labels leave the power of ten out between decades and enlarge it at them.
     """
     first, last = math.floor(_log10(low)), math.ceil(_log10(high))
-    if _log10(high) - _log10(low) < 2:
-        steps = [(digit, power) for power in range(first, last + 1) for digit in (1, 2, 5)]
+    span = _log10(high) - _log10(low)
+    if span < 2:
+        digits = (1, 2, 5) if span > 1 else (1, 1.5, 2, 3, 4, 5, 7)
+        steps = [(digit, power) for power in range(first, last + 1) for digit in digits]
         values = [digit * 10.0**power for digit, power in steps if low <= digit * 10.0**power <= high]
-        return {"tickvals": values, "ticktext": [format_number(value, 1) for value in values]}
+        return {
+            "tickvals": values,
+            "ticktext": [f"{value:.2g}" if 1e-3 <= value < 100 else format_number(value, 2) for value in values],
+        }
     powers = range(first, last + 1, max(1, -(-(last - first) // 8)))
     return {"tickvals": [10.0**power for power in powers], "ticktext": [power_label(power) for power in powers]}
 
@@ -162,7 +167,7 @@ def _add_band(figure: go.Figure, curve: Curve, place: int) -> None:
         fill="toself",
         fillcolor=_colour(place),
         opacity=0.22,
-        line={"width": 0},
+        line={"width": 0, "color": _colour(place)},
         mode="lines",
         legendgroup=curve.label,
         showlegend=False,
@@ -339,6 +344,7 @@ def _add_block_markers(
                 "size": [MARKERS[name]["size"] for name in names],
                 "symbol": [MARKERS[name]["symbol"] for name in names],
                 "line": {"width": 2, "color": _colour(place)},
+                "opacity": 1,
             },
             hovertemplate="%{customdata} loss/param²<extra>%{fullData.name}</extra>",
         )

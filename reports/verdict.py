@@ -47,8 +47,9 @@ def judge(labels: Sequence[str], spectra: Sequence[Spectrum]) -> Verdict:
     """
     if len(spectra) == 1:
         return Verdict(lead=_describe(spectra[0]), points=_points(spectra[0], ""))
-    points = [Point(tone="plain", text=f"{name}: {_describe(s)}") for name, s in zip(labels, spectra, strict=True)]
+    points: list[Point] = []
     for name, spectrum in zip(labels, spectra, strict=True):
+        points.append(Point(tone="plain", text=f"{name}: {_describe(spectrum)}"))
         points += _points(spectrum, f"{name}: ")
     return Verdict(lead=_compare(labels[0], spectra[0], labels[-1], spectra[-1]), points=tuple(points))
 

@@ -551,7 +551,10 @@ def _blocks(labels: Sequence[str], spectra: Sequence[Spectrum]) -> BlocksView | 
 
 def _block_series(label: str, blocks: Sequence[OperatorSpectrum | None]) -> BlockSeries:
     """Collect what of each block has a place on a logarithmic axis."""
-    sharpest, means, medians, are_bounds = [], [], [], []
+    sharpest: list[float | None] = []
+    means: list[float | None] = []
+    medians: list[float | None] = []
+    are_bounds: list[bool] = []
     for block in blocks:
         is_bound = block is not None and not block.median_is_resolved
         are_bounds.append(is_bound)
@@ -701,11 +704,16 @@ def _facts(spectrum: Spectrum) -> dict[str, Cell]:
         value: Raw = getattr(origin, field.name)
         if field.name == "details":
             continue
-        name = field.name.removesuffix("_seconds").removesuffix("_bytes").replace("_", " ")
+        name = (
+            field.name.removesuffix("_seconds")
+            .removesuffix("_bytes")
+            .replace("_", " ")
+            .replace("lite probe", "lite-probe")
+        )
         shown = readable.get(field.name, MISSING if value is None or value == "" else str(value))
         facts[name] = Cell(text=shown, raw=value)
-    for key, value in {**spectrum.config}.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    for key, asked in spectrum.config.items():
+        text = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False, default=str)
         facts[f"config: {key}"] = Cell(text=text, raw=text)
     facts |= {key: Cell(text=text, raw=text) for key, text in origin.details.items()}
     facts["result fingerprint"] = Cell(text=spectrum.fingerprint, raw=spectrum.fingerprint)

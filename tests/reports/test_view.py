@@ -182,9 +182,10 @@ def test_every_note_is_shown_once_with_its_carriers(spectrum, early):
 def test_provenance_holds_every_field(spectrum):
     rows = {row[0].text: row[1].text for row in make_view([spectrum]).provenance.rows}
     origin = spectrum.provenance
+    shown = {name.replace("-", " ") for name in rows}
     for name in origin.__slots__:
         if name != "details":
-            assert name.removesuffix("_seconds").removesuffix("_bytes").replace("_", " ") in rows
+            assert name.removesuffix("_seconds").removesuffix("_bytes").replace("_", " ") in shown
     assert rows["batches digest"] == origin.batches_digest
     assert rows["wall"] == "3 min 7 s"
     assert rows["peak memory"] == "2.1 GiB"
@@ -243,6 +244,9 @@ def test_a_block_figure_without_positive_numbers_is_still_drawn(spectrum):
 
 def test_log_ticks_are_few_and_within():
     assert log_ticks(2.0, 40.0)["ticktext"] == ["2", "5", "10", "20"]
+    assert log_ticks(9.0, 60.0)["ticktext"] == ["10", "15", "20", "30", "40", "50"]
+    assert log_ticks(120.0, 600.0)["ticktext"] == ["150", "200", "300", "400", "500"]
+    assert log_ticks(1e-5, 5e-5)["ticktext"][1].replace("\u00a0", " ") == "1.5 × 10⁻⁵"
     wide = log_ticks(1e-9, 30.0)
     assert wide["ticktext"][0] == "10⁻⁹"
     assert len(wide["tickvals"]) <= 9
