@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 IGNORED = -100  # target of a position that does not count, torch's convention
 
@@ -40,7 +40,7 @@ class CrossEntropy:
         """Return the summed loss of logits (…, V) and the count of positions in it."""
         targets = self.targets(batch).reshape(-1)
         logits = outputs.reshape(-1, outputs.shape[-1])
-        loss = F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+        loss = functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
         return loss, int((targets != IGNORED).sum())
 
     def hessian_product(self, outputs: Tensor, batch: Any, tangent: Tensor) -> Tensor:

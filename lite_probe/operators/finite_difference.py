@@ -4,6 +4,8 @@ Hv ≈ (∇L(θ+εv) − ∇L(θ−εv))/2ε. Too small an ε drowns in rounding
 right one scales with ‖θ‖/‖v‖; the step is chosen on the first product by comparing neighbouring steps.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -53,7 +55,7 @@ class FiniteDifferenceOperator(SymmetricOperator):
         center = torch.finfo(self.dtype).eps ** (1.0 / 3.0)
         steps = [center * _FACTOR ** (index - _STEPS_TRIED // 2) for index in range(_STEPS_TRIED)]
         products = [self._difference(vector, length, step) for step in steps]
-        apart = [norm(a - b) / max(norm(a), 1e-300) for a, b in zip(products, products[1:], strict=False)]
+        apart = [norm(a - b) / max(norm(a), 1e-300) for a, b in itertools.pairwise(products)]
         best = min(range(len(apart)), key=apart.__getitem__)
         self.relative_step = steps[best]
         self.relative_error = apart[best]

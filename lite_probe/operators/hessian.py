@@ -158,9 +158,7 @@ class GaussNewtonOperator(_GraphOperator):
         outputs = self.task.predict(self.task.model, batch)
         require_double_backward(outputs)
         dummy = torch.zeros_like(outputs, requires_grad=True)
-        gradients = torch.autograd.grad(
-            outputs, parameters, grad_outputs=dummy, create_graph=True, allow_unused=True
-        )
+        gradients = torch.autograd.grad(outputs, parameters, grad_outputs=dummy, create_graph=True, allow_unused=True)
         return (outputs, dummy), gradients
 
     def _through(self, graph: Any, batch: Batch, cotangent: list[Tensor]) -> Sequence[Tensor | None]:

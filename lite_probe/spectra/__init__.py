@@ -1,0 +1,18 @@
+"""Eigenpairs, density and trace of symmetric operators, and of a task's curvature."""
+
+from lite_probe.spectra.lanczos import lanczos
+from lite_probe.spectra.measure import discard_state, measure_spectrum, plan_spectrum
+from lite_probe.spectra.operator import SpectrumRequest, measure_operator
+from lite_probe.spectra.plan import SpectrumPlan
+from lite_probe.spectra.verify import verify_spectrum
+
+__all__ = [
+    "SpectrumPlan",
+    "SpectrumRequest",
+    "discard_state",
+    "lanczos",
+    "measure_operator",
+    "measure_spectrum",
+    "plan_spectrum",
+    "verify_spectrum",
+]

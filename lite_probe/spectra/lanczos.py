@@ -1,0 +1,359 @@
+"""Block Lanczos with thick restart for both ends of a spectrum.
+
+The basis Q grows by blocks, T = QᵀHQ is filled from the coefficients that orthogonalisation removes anyway, and
+Ritz pairs of T converge at both ends at once. What H adds outside the span of Q is `pending`, X with
+HQ = QT + XSᵀ on the last block's columns, so ‖S y‖ is the residual of a Ritz pair without another product.
+When the basis is full it is rotated onto its leading Ritz vectors and the run goes on: thick restart (Wu & Simon
+2000), which needs no new formula here, since T is a projection and not assumed to be tridiagonal.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import linalg
+from torch import Tensor
+
+from lite_probe.operators.base import SymmetricOperator
+from lite_probe.operators.reductions import dot, norm, project
+from lite_probe.seeds import derive_seed
+from lite_probe.spectra.basis import KrylovBasis
+
+FloatArray = NDArray[np.float64]
+
+
+def random_vectors(count: int, size: int, *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return (count, size) standard normal vectors, each from its own seed, the same on every device."""
+    result = torch.empty(count, size, dtype=dtype, device=device)
+    for index in range(count):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "vector", index))
+        result[index] = torch.randn(size, generator=generator, dtype=torch.float32)
+    return result
+
+
+@dataclass(slots=True)
+class RitzPairs:
+    """The wanted Ritz pairs of a run: the `top` largest, then the `bottom` smallest."""
+
+    values: FloatArray  # (k + j,) the largest descending, then the smallest ascending
+    coefficients: FloatArray  # (m, k + j) in the basis
+    residual_norms: FloatArray  # (k + j,) by the recurrence
+    num_top: int  # k
+
+
+class Lanczos:
+    """A Lanczos run that can be stepped, saved, restored and extended.
+
+    Args:
+        operator: Products only; never asked for anything else.
+        top: Pairs wanted at the upper end.
+        bottom: Pairs wanted at the lower end.
+        basis: Room for at least top + bottom + 2 vectors.
+        seed: Of the start vector and of any vector drawn later.
+        block: Vectors per step.
+
+    Attributes:
+        projected: (m, m) float64, T.
+        pending: (b, n) orthonormal vectors that the next step multiplies.
+        coupling: (b, c) S: what the pending vectors contribute to H times the last c basis vectors.
+        restarts: Thick restarts so far.
+        first_quadrature: Nodes and weights as they stood before T was first rotated, see `quadrature`.
+        settled: Whether the basis consists of Ritz vectors and T is diagonal.
+    """
+
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        *,
+        top: int,
+        bottom: int,
+        basis: KrylovBasis,
+        seed: int,
+        block: int = 1,
+    ) -> None:
+        self.operator = operator
+        self.top = top
+        self.bottom = bottom
+        self.basis = basis
+        self.seed = seed
+        self.projected: FloatArray = np.zeros((0, 0))
+        self.coupling: FloatArray = np.zeros((0, 0))
+        self.restarts = 0
+        self.num_drawn = 0
+        self.first_quadrature: tuple[FloatArray, FloatArray] | None = None
+        self.scale = 0.0  # largest |Ritz value| seen
+        self.settled = False
+        self._pairs: RitzPairs | None = None
+        self.pending = torch.empty(0, operator.size, dtype=operator.dtype, device=operator.device)
+        self.start_block = block
+        self.insert_random(block)
+
+    # -- growing -------------------------------------------------------------------------------------------------
+
+    def insert(self, vectors: Tensor) -> int:
+        """Add vectors (b, n) to the pending block, made orthonormal to everything; return how many were new."""
+        count = self.pending.shape[0]
+        fresh = vectors.to(self.basis.rows.device)
+        self.basis.orthogonalize(fresh)
+        joined = torch.cat([self.pending.to(fresh.device), fresh])
+        self.pending, _ = _orthonormalize(joined, tolerance=0.5 * torch.finfo(fresh.dtype).eps)
+        added = self.pending.shape[0] - count
+        self.coupling = np.vstack([self.coupling, np.zeros((added, self.coupling.shape[1]))])
+        return added
+
+    def insert_random(self, count: int) -> None:
+        """Add random vectors to the pending block, as many as the space still has room for."""
+        room = self.operator.size - self.basis.size - self.pending.shape[0]
+        for _ in range(min(count, room)):
+            seed = derive_seed(self.seed, "lanczos", self.num_drawn)
+            self.num_drawn += 1
+            self.insert(
+                random_vectors(1, self.operator.size, seed=seed, dtype=self.operator.dtype, device=self.operator.device)
+            )
+
+    def step(self) -> None:
+        """Multiply the pending block, extend basis and T, and find the next pending block.
+
+        Cost: one product per pending vector, three passes over the basis.
+        """
+        if self.basis.size + self.pending.shape[0] > self.basis.capacity:
+            self.restart()
+        self.settled, self._pairs = False, None
+        count = self.pending.shape[0]
+        self.basis.append(self.pending)
+        image = self.operator.matmat(self.pending.to(self.operator.device).T).T.contiguous()
+        image = image.to(self.basis.rows.device)
+        length = max(norm(row) for row in image)
+        coefficients = self.basis.orthogonalize(image).cpu().numpy()
+        self._extend_projection(coefficients, count)
+        # What is left of Hx is rounding where it is this small beside Hx: the space is invariant there.
+        self.scale = max(self.scale, length)
+        threshold = 20.0 * torch.finfo(image.dtype).eps * self.scale
+        self.pending, triangle = _orthonormalize(image, tolerance=threshold)
+        self.coupling = triangle
+        if self.pending.shape[0] and self.basis.size:
+            # Normalising a small remainder blows its rounding up; once more against the basis.
+            self.basis.orthogonalize(self.pending)
+            self.pending, _ = _orthonormalize(self.pending, tolerance=0.0)
+
+    def _extend_projection(self, coefficients: FloatArray, count: int) -> None:
+        """Append `count` rows and columns to T; the new diagonal block is symmetrised."""
+        size = self.basis.size
+        grown = np.zeros((size, size))
+        grown[: size - count, : size - count] = self.projected
+        corner = coefficients[size - count :]
+        grown[:, size - count :] = coefficients
+        grown[size - count :, :] = coefficients.T
+        grown[size - count :, size - count :] = 0.5 * (corner + corner.T)
+        self.projected = grown
+
+    def restart(self) -> None:
+        """Rotate the basis onto its leading Ritz vectors and go on from there.
+
+        Kept are the wanted pairs and half of the rest from both ends, which speeds up what comes next.
+        """
+        if self.first_quadrature is None:
+            self.first_quadrature = self.quadrature()
+        values, vectors = linalg.eigh(self.projected)
+        size = len(values)
+        room = self.basis.capacity - self.pending.shape[0]
+        spare = max(0, (room - self.top - self.bottom) // 2)
+        share = self.top / max(1, self.top + self.bottom)
+        above = min(size - 1, self.top + round(spare * share))
+        below = min(size - 1 - above, self.bottom + spare - round(spare * share))
+        kept = np.r_[0:below, size - above : size]
+        last = self.coupling.shape[1]
+        self.coupling = self.coupling @ vectors[size - last :, kept]
+        self.basis.rotate(torch.from_numpy(np.ascontiguousarray(vectors[:, kept])))
+        self.projected = np.diag(values[kept])
+        self.restarts += 1
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def ritz_pairs(self) -> RitzPairs:
+        """Return the wanted pairs of the current basis, fewer while it is smaller than they are."""
+        if self._pairs is None:
+            self._pairs = self._solve()
+        return self._pairs
+
+    def _solve(self) -> RitzPairs:
+        values, vectors = linalg.eigh(self.projected)
+        size = len(values)
+        top = min(self.top, size)
+        bottom = min(self.bottom, size - top)
+        wanted = np.r_[size - 1 : size - 1 - top : -1, 0:bottom]
+        last = self.coupling.shape[1]
+        residuals = np.linalg.norm(self.coupling @ vectors[size - last :, wanted], axis=0)
+        if not self.coupling.size:
+            residuals = np.zeros(len(wanted))
+        self.scale = max(self.scale, float(np.abs(values).max(initial=0.0)))
+        return RitzPairs(values[wanted], vectors[:, wanted], residuals, top)
+
+    @property
+    def floor(self) -> float:
+        """The residual that rounding alone leaves: products in this precision cannot do better."""
+        return 10.0 * float(torch.finfo(self.operator.dtype).eps) * self.scale
+
+    def converged(self, pairs: RitzPairs, tolerance: float) -> NDArray[np.bool_]:
+        """Tell which pairs have ‖Hv − λv‖ ≤ max(tolerance·|λ|, floor)."""
+        allowed = np.maximum(tolerance * np.abs(pairs.values), self.floor)
+        return np.asarray(pairs.residual_norms <= allowed)
+
+    def quadrature(self) -> tuple[FloatArray, FloatArray]:
+        """Return nodes and weights of the Gauss rule that the run's start vector defines.
+
+        T before any restart belongs to the start block Q₁; for eigenpairs (θ, y) of T the weights are
+        ‖Q₁ᵀQy‖²/b, which sum to 1.
+        """
+        if self.first_quadrature is not None:
+            return self.first_quadrature
+        values, vectors = linalg.eigh(self.projected)
+        block = min(self.start_block, len(values))
+        return values, (vectors[:block] ** 2).sum(axis=0) / max(block, 1)
+
+    def settle(self) -> RitzPairs:
+        """Rotate the basis onto all its Ritz vectors, the wanted ones first, and return the wanted pairs.
+
+        Afterwards `basis.filled[: k + j]` are the Ritz vectors of the returned pairs and T is diagonal.
+        """
+        if self.settled:
+            return self.ritz_pairs()
+        if self.first_quadrature is None:
+            self.first_quadrature = self.quadrature()
+        values, vectors = linalg.eigh(self.projected)
+        size = len(values)
+        pairs = self.ritz_pairs()
+        top, bottom = pairs.num_top, len(pairs.values) - pairs.num_top
+        order = np.r_[size - 1 : size - 1 - top : -1, 0:bottom, bottom : size - top]
+        last = self.coupling.shape[1]
+        self.coupling = self.coupling @ vectors[size - last :, order]
+        self.basis.rotate(torch.from_numpy(np.ascontiguousarray(vectors[:, order])))
+        self.projected = np.diag(values[order])
+        self.settled, self._pairs = True, None
+        return self.ritz_pairs()
+
+
+def lanczos(
+    operator: SymmetricOperator,
+    *,
+    top: int,
+    bottom: int = 0,
+    tolerance: float = 1e-3,
+    max_products: int | None = None,
+    basis: KrylovBasis | None = None,
+    seed: int = 0,
+    block: int = 1,
+    on_step: Callable[[Lanczos], None] | None = None,
+    run: Lanczos | None = None,
+) -> tuple[Lanczos, str]:
+    """Run Lanczos until the wanted pairs have converged.
+
+    Args:
+        operator: Symmetric, size n.
+        top: Pairs wanted at the upper end, algebraically largest first.
+        bottom: Pairs wanted at the lower end, smallest first.
+        tolerance: A pair has converged when ‖Hv − λv‖ ≤ tolerance·|λ| or at the rounding floor.
+        max_products: Stop there whatever has converged; by default 20 products per pair and 100 more.
+        basis: Where vectors go; by default room for every product in memory.
+        seed: Of the random start.
+        block: Vectors per step.
+        on_step: Called after every step, to report or save.
+        run: Continue this run.
+
+    Returns:
+        The run and why it stopped: "converged"; "breakdown" (converged, and the space is invariant);
+        "complete" (the basis spans the whole space); "max-products".
+
+    Cost: for ten leading pairs of a language model's Hessian about 45 products.
+    """
+    limit = max_products if max_products is not None else 100 + 20 * (top + bottom)
+    if run is None:
+        if basis is None:
+            capacity = min(operator.size, limit + block)
+            basis = KrylovBasis(operator.size, capacity, dtype=operator.dtype, device=operator.device)
+        run = Lanczos(operator, top=top, bottom=bottom, basis=basis, seed=seed, block=block)
+    spent = operator.num_products
+    while True:
+        if run.basis.size >= operator.size:
+            return run, "complete"
+        if run.projected.size:
+            pairs = run.ritz_pairs()
+            enough = len(pairs.values) >= min(top + bottom, operator.size)
+            if enough and bool(run.converged(pairs, tolerance).all()):
+                return run, "converged" if run.pending.shape[0] else "breakdown"
+        if run.pending.shape[0] == 0:
+            run.insert_random(1)
+        if operator.num_products - spent >= limit:
+            return run, "max-products"
+        run.step()
+        if on_step is not None:
+            on_step(run)
+
+
+def check_residuals(run: Lanczos, pairs: RitzPairs, *, seed: int) -> float:
+    """Measure by one product how far the recurrence's residuals can be from the true ones.
+
+    With random signs c the vector Σ c_i v_i is multiplied afresh; what its image holds beyond
+    Σ c_i (λ_i v_i + r_i), r_i the recurrence's residual, is Σ c_i e_i, whose squared norm is Σ‖e_i‖² in
+    expectation. Every pair's true residual is within about that norm of the recurrence's.
+
+    The run must be settled. Cost: one product.
+
+    Returns:
+        ‖Σ c_i e_i‖, in units of the eigenvalues.
+    """
+    count = len(pairs.values)
+    signs = torch.randn(count, generator=torch.Generator().manual_seed(derive_seed(seed, "signs"))).sign()
+    signs = signs.to(device=run.basis.rows.device, dtype=run.basis.rows.dtype)
+    combination = _combine(signs.unsqueeze(0), run.basis.rows[:count])[0]
+    image = run.operator.matvec(combination.to(run.operator.device)).to(run.basis.rows.device)
+    weights = signs * torch.from_numpy(pairs.values).to(signs)
+    image -= _combine(weights.unsqueeze(0), run.basis.rows[:count])[0]
+    if run.coupling.size:
+        towards = torch.from_numpy(run.coupling[:, :count]).to(signs) @ signs
+        image -= _combine(towards.unsqueeze(0), run.pending.to(image.device))[0]
+    return norm(image)
+
+
+def _combine(weights: Tensor, rows: Tensor) -> Tensor:
+    """Return weights · rows, (p, m) × (m, n) → (p, n)."""
+    return weights @ rows
+
+
+def _orthonormalize(block: Tensor, *, tolerance: float) -> tuple[Tensor, FloatArray]:
+    """Make rows orthonormal by modified Gram–Schmidt, done twice; drop those that depend on earlier ones.
+
+    Args:
+        block: (b, n); overwritten.
+        tolerance: A remainder of at most this norm counts as zero.
+
+    Returns:
+        (r, n) orthonormal rows, r ≤ b, and (r, b) float64 with block = tableᵀ · rows.
+    """
+    kept: list[Tensor] = []
+    columns: list[list[float]] = []
+    for row in block:
+        coefficients = [0.0] * len(kept)
+        for _ in range(2):
+            for index, other in enumerate(kept):
+                overlap = dot(other, row)
+                row.sub_(other, alpha=overlap)
+                coefficients[index] += overlap
+        length = norm(row)
+        if length > tolerance and length > 0.0:
+            kept.append(row.div_(length))
+            coefficients.append(length)
+        columns.append(coefficients)
+    table = np.zeros((len(kept), block.shape[0]))
+    for position, coefficients in enumerate(columns):
+        table[: len(coefficients), position] = coefficients
+    rows = torch.stack(kept) if kept else block[:0]
+    return rows, table
+
+
+def gram_defect(rows: Tensor) -> float:
+    """Return the largest entry of |QQᵀ − I| of rows (m, n), accumulated in float64."""
+    gram = project(rows, rows)
+    return float((gram - torch.eye(rows.shape[0], dtype=gram.dtype, device=gram.device)).abs().max())

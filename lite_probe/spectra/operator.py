@@ -1,0 +1,381 @@
+"""One operator's spectrum: eigenpairs, then probes beside them, every product used for all it can say.
+
+The order is: Lanczos until the wanted pairs have converged; the basis is rotated onto its Ritz vectors; probes in the
+complement of the converged pairs give density and trace. A probe that meets curvature above a converged pair shows
+that a pair was missed (a repeated eigenvalue has only one vector in a Krylov space): the run then goes on with that
+probe in its block until nothing is missing.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lite_probe.errors import NumericsError, UsageError
+from lite_probe.operators.base import SymmetricOperator
+from lite_probe.results.estimate import Estimate
+from lite_probe.results.provenance import Note
+from lite_probe.results.spectrum import OperatorSpectrum
+from lite_probe.seeds import derive_seed
+from lite_probe.spectra.basis import KrylovBasis
+from lite_probe.spectra.density import (
+    Probes,
+    deflate_rule,
+    quadratures,
+    start_probes,
+    step_probes,
+    trace_estimates,
+)
+from lite_probe.spectra.lanczos import Lanczos, RitzPairs, check_residuals, lanczos
+from lite_probe.spectra.state import SavedState
+
+OnProgress = Callable[[int, int, str], None]
+
+_ROUNDS = 4  # times a missed pair is looked for; each round adds a probe to the block
+_CHECK_STEPS = 8  # Lanczos steps that a new block member gets before convergence is judged again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpectrumRequest:
+    """What is wanted of one operator.
+
+    Args:
+        top: Pairs at the upper end, k ≥ 1.
+        bottom: Pairs at the lower end, j ≥ 0.
+        probes: Random probes, p ≥ 2.
+        probe_steps: Lanczos steps of each.
+        tolerance: A pair has converged when ‖Hv − λv‖ ≤ tolerance·|λ|.
+        max_products: Stop looking for pairs there.
+        seed: Of all random vectors.
+    """
+
+    top: int = 10
+    bottom: int = 3
+    probes: int = 4
+    probe_steps: int = 10
+    tolerance: float = 1e-3
+    max_products: int | None = None
+    seed: int = 0
+
+    @property
+    def product_limit(self) -> int:
+        """Products that the pairs may take."""
+        return self.max_products if self.max_products is not None else 100 + 20 * (self.top + self.bottom)
+
+    @property
+    def expected_products(self) -> int:
+        """Products that it took on trained language models, for plans and progress bars."""
+        return 12 + 3 * self.top + 6 * self.bottom + 1 + self.probes * self.probe_steps
+
+
+@dataclass(slots=True)
+class Measured:
+    """An operator's spectrum, with its eigenvectors and what happened on the way."""
+
+    spectrum: OperatorSpectrum
+    eigenvectors: Tensor  # (k + j, n) rows
+    notes: list[Note]
+
+
+class OperatorMeasurement:
+    """Measures one operator; can be saved at any step and continued in another process.
+
+    Args:
+        operator: Size n.
+        request: What is wanted; `top + bottom ≤ n`.
+        basis: Room for the Krylov basis.
+        state: Where progress is saved.
+        name: For progress and notes: "" for the whole, else the block.
+        on_progress: `(done, expected, label)`, in products.
+        block: Vectors that Lanczos multiplies per step; those of one pass share a rebuilt graph.
+    """
+
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        request: SpectrumRequest,
+        *,
+        basis: KrylovBasis,
+        state: SavedState | None = None,
+        name: str = "",
+        on_progress: OnProgress | None = None,
+        block: int = 1,
+    ) -> None:
+        if request.top + request.bottom > operator.size:
+            raise UsageError(
+                f"expected --top plus --bottom of at most {operator.size:,}, the number of parameters"
+                f"{' in ' + name if name else ''}, got {request.top} + {request.bottom}",
+                "ask for fewer pairs",
+            )
+        self.operator = operator
+        self.request = request
+        self.name = name
+        self.on_progress = on_progress
+        self.state = state if state is not None else SavedState(None, "")
+        self.notes: list[Note] = []
+        self.products_before = operator.num_products
+        self.earlier_products = 0
+        self.rounds = 0
+        self.epoch = 0
+        self.stop_reason = ""
+        self.check: float | None = None
+        self.probes: Probes | None = None
+        self.run = Lanczos(
+            operator,
+            top=request.top,
+            bottom=request.bottom,
+            basis=basis,
+            seed=derive_seed(request.seed, "pairs"),
+            block=block,
+        )
+        self._restore()
+
+    @property
+    def num_products(self) -> int:
+        """Products spent on this operator, those of earlier processes included."""
+        return self.earlier_products + self.operator.num_products - self.products_before
+
+    def measure(self) -> Measured:
+        """Run to the end."""
+        while True:
+            if self.stop_reason == "":
+                self._find_pairs()
+            pairs = self._settled_pairs()
+            if self.stop_reason == "complete":
+                break
+            if self.check is None:
+                self.check = check_residuals(self.run, pairs, seed=derive_seed(self.request.seed, "check"))
+            deflated = len(pairs.values)
+            self._run_probes(deflated)
+            if self.rounds >= _ROUNDS or not self._missed(pairs):
+                break
+            self._look_again(deflated)
+        return self._result(pairs)
+
+    # -- the stages ----------------------------------------------------------------------------------------------
+
+    def _find_pairs(self) -> None:
+        request = self.request
+        remaining = max(request.product_limit - self.num_products, 0)
+        self.run, self.stop_reason = lanczos(
+            self.operator,
+            top=request.top,
+            bottom=request.bottom,
+            tolerance=request.tolerance,
+            max_products=remaining,
+            run=self.run,
+            on_step=self._after_step,
+        )
+
+    def _settled_pairs(self) -> RitzPairs:
+        if not self.run.settled:
+            self.epoch += 1
+        return self.run.settle()
+
+    def _run_probes(self, deflated: int) -> None:
+        if self.probes is None:
+            seed = derive_seed(self.request.seed, "round", self.rounds)
+            count = min(self.request.probes, self.operator.size - deflated)
+            self.probes = start_probes(self.run, deflated, count, seed=seed)
+        while self.probes.steps < self.request.probe_steps and any(self.probes.alive):
+            step_probes(self.run, deflated, self.probes)
+            self._tell(f"probes {self.probes.steps}/{self.request.probe_steps}")
+            if self.state.due:
+                self._save()
+
+    def _missed(self, pairs: RitzPairs) -> bool:
+        """Tell whether a probe met curvature beyond the converged pairs, by more than their errors."""
+        if self.probes is None or self.stop_reason == "max-products":
+            return False
+        nodes = np.concatenate([rule[0] for rule in quadratures(self.probes)])
+        slack = self.request.tolerance * np.abs(pairs.values) + self.run.floor
+        above = pairs.values[: pairs.num_top]
+        below = pairs.values[pairs.num_top :]
+        over = nodes.max() > above[-1] + slack[pairs.num_top - 1]
+        under = bool(len(below)) and nodes.min() < below[-1] - slack[-1]
+        return bool(over or under)
+
+    def _look_again(self, deflated: int) -> None:
+        """Put a fresh probe into the Lanczos block and let it show what it is worth before judging again."""
+        self.rounds += 1
+        self.run.insert_random(1)
+        self.probes, self.check, self.stop_reason = None, None, ""
+        for _ in range(_CHECK_STEPS):
+            if self.run.pending.shape[0] == 0:
+                break
+            self.run.step()
+            self._after_step(self.run)
+
+    def _result(self, pairs: RitzPairs) -> Measured:
+        spectrum = build_spectrum(self, pairs)
+        count = len(pairs.values)
+        self._explain(spectrum, pairs)
+        return Measured(spectrum, self.run.basis.rows[:count], self.notes)
+
+    def _explain(self, spectrum: OperatorSpectrum, pairs: RitzPairs) -> None:
+        where = f" of block {self.name}" if self.name else ""
+        missing = int((~spectrum.converged).sum() + (~spectrum.lower_converged).sum())
+        if missing:
+            worst = float(np.max(pairs.residual_norms / np.maximum(np.abs(pairs.values), 1e-300)))
+            self.notes.append(
+                Note(
+                    code="not-converged",
+                    message=f"{missing} of {len(pairs.values)} pairs{where} did not reach the tolerance within "
+                    f"{spectrum.num_hvps} products (worst relative residual {worst:.1e}); "
+                    "their residuals say how far they are",
+                )
+            )
+        if self.rounds:
+            self.notes.append(
+                Note(
+                    code="repeated-eigenvalues",
+                    message=f"probes met curvature beyond the converged pairs{where} {self.rounds} time(s), so "
+                    "Lanczos went on with a larger block: eigenvalues are repeated or tightly clustered",
+                )
+            )
+
+    # -- progress and state --------------------------------------------------------------------------------------
+
+    def _after_step(self, run: Lanczos) -> None:
+        pairs = run.ritz_pairs()
+        if not np.all(np.isfinite(pairs.values)):
+            raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
+        done = int(run.converged(pairs, self.request.tolerance).sum())
+        worst = float(np.max(pairs.residual_norms / np.maximum(np.abs(pairs.values), 1e-300)))
+        wanted = self.request.top + self.request.bottom
+        self._tell(f"{done}/{wanted} pairs · residual {min(worst, 1.0):.0e}")
+        if self.state.due:
+            self._save()
+
+    def _tell(self, label: str) -> None:
+        if self.on_progress is not None:
+            done = self.num_products
+            left = self.request.probes * (self.request.probe_steps - (self.probes.steps if self.probes else 0))
+            expected = max(self.request.expected_products, done + left)
+            self.on_progress(done, expected, f"{self.name + ' · ' if self.name else ''}{label}")
+
+    def _save(self) -> None:
+        run = self.run
+        head: dict[str, Any] = {
+            "num_products": self.num_products,
+            "rounds": self.rounds,
+            "epoch": self.epoch,
+            "stop_reason": self.stop_reason,
+            "check": self.check,
+            "projected": run.projected.tolist(),
+            "coupling": run.coupling.tolist(),
+            "coupling_columns": run.coupling.shape[1],
+            "settled": run.settled,
+            "restarts": run.restarts,
+            "num_drawn": run.num_drawn,
+            "scale": run.scale,
+            "first_quadrature": [part.tolist() for part in run.first_quadrature] if run.first_quadrature else None,
+            "probes": None,
+        }
+        vectors = [run.pending]
+        if self.probes is not None:
+            kept = asdict(replace(self.probes, current=torch.empty(0), previous=torch.empty(0)))
+            head["probes"] = {key: value for key, value in kept.items() if key not in ("current", "previous")}
+            vectors += [self.probes.current, self.probes.previous]
+        self.state.save(head, basis=run.basis.filled, epoch=self.epoch + run.restarts, vectors=vectors)
+
+    def _restore(self) -> None:
+        saved = self.state.load(self.operator.size, self.operator.dtype)
+        if saved is None:
+            return
+        head, basis, vectors = saved
+        run = self.run
+        device = run.basis.rows.device
+        self.earlier_products = head["num_products"]
+        self.rounds, self.epoch = head["rounds"], head["epoch"]
+        self.stop_reason, self.check = head["stop_reason"], head["check"]
+        run.basis.size = 0
+        run.basis.append(basis)
+        run.pending = vectors[0].to(device) if vectors else run.pending[:0]
+        run.projected = np.array(head["projected"])
+        run.coupling = np.array(head["coupling"]).reshape(-1, head["coupling_columns"])
+        run.settled = head["settled"]
+        run.restarts, run.num_drawn, run.scale = head["restarts"], head["num_drawn"], head["scale"]
+        if head["first_quadrature"]:
+            run.first_quadrature = (np.array(head["first_quadrature"][0]), np.array(head["first_quadrature"][1]))
+        if head["probes"] is not None:
+            self.probes = Probes(current=vectors[-2].to(device), previous=vectors[-1].to(device), **head["probes"])
+
+
+def build_spectrum(measurement: OperatorMeasurement, pairs: RitzPairs) -> OperatorSpectrum:
+    """Put the numbers of a finished measurement together."""
+    run, request, size = measurement.run, measurement.request, measurement.operator.size
+    complete = measurement.stop_reason == "complete"
+    # The recurrence's residual and what one fresh product found beside it are independent errors.
+    residuals = np.hypot(pairs.residual_norms, measurement.check or 0.0)
+    top = pairs.num_top
+    allowed = np.maximum(request.tolerance * np.abs(pairs.values), run.floor)
+    converged: NDArray[np.bool_] = residuals <= allowed
+    if complete or measurement.probes is None:
+        values = np.diag(run.projected)
+        nodes, weights, probe_index = np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64)
+        atoms = np.sort(values)
+        trace, trace_h2 = Estimate.certain(float(values.sum())), Estimate.certain(float((values**2).sum()))
+    else:
+        atoms = pairs.values
+        rules = quadratures(measurement.probes)
+        if run.restarts == 0 and measurement.rounds == 0 and run.start_block == 1:
+            own = deflate_rule(run.quadrature(), atoms, residuals + 1e-6 * run.scale)
+            rules += [own] if own is not None else []
+        share = 1.0 - len(atoms) / size
+        nodes = np.concatenate([rule[0] for rule in rules])
+        weights = np.concatenate([rule[1] for rule in rules]) * share
+        probe_index = np.repeat(np.arange(len(rules)), [len(rule[0]) for rule in rules]).astype(np.int64)
+        trace, trace_h2 = trace_estimates(run, measurement.probes)
+    return OperatorSpectrum(
+        num_parameters=size,
+        eigenvalues=pairs.values[:top],
+        residual_norms=residuals[:top],
+        lower_eigenvalues=pairs.values[top:],
+        lower_residual_norms=residuals[top:],
+        converged=converged[:top],
+        lower_converged=converged[top:],
+        tolerance=request.tolerance,
+        num_requested=request.top,
+        stop_reason=measurement.stop_reason,
+        nodes=nodes,
+        weights=weights,
+        probe_index=probe_index,
+        atoms=atoms,
+        trace=trace,
+        trace_h2=trace_h2,
+        num_hvps=measurement.num_products,
+    )
+
+
+def measure_operator(
+    operator: SymmetricOperator,
+    request: SpectrumRequest,
+    *,
+    basis: KrylovBasis | None = None,
+    block: int = 1,
+) -> Measured:
+    """Measure a symmetric operator that stands alone, in memory.
+
+    Args:
+        operator: Size n.
+        request: What is wanted.
+        basis: Where Krylov vectors go; by default room for every product that may be needed.
+        block: Vectors per Lanczos step.
+
+    Returns:
+        Eigenvalues with true residuals, quadrature, traces, eigenvectors as rows, notes.
+
+    Raises:
+        UsageError: If more pairs are wanted than the operator has.
+
+    Cost: about `request.expected_products` products.
+    """
+    if basis is None:
+        capacity = min(operator.size, request.product_limit + _ROUNDS * _CHECK_STEPS * 3)
+        basis = KrylovBasis(operator.size, capacity, dtype=operator.dtype, device=operator.device)
+    return OperatorMeasurement(operator, request, basis=basis, block=block).measure()
