@@ -217,7 +217,7 @@ def _checked_index(folder: Path, metadata: _Record) -> _Index:
             tensors[name] = _meta_tensor(entry)
             checked[name] = _chunks(name, entry, tensors[name], pieces)
         else:
-            checked[name] = tuple(piece for key, piece in pieces.items() if key == (name, None))
+            checked[name] = (pieces[name, None],) if (name, None) in pieces else ()
     planned = metadata.state.get("planner_data") if isinstance(metadata.state, dict) else None
     paths = {}
     for name in checked:
@@ -312,5 +312,7 @@ def _nested(index: _Index, folder: Path) -> dict[str, Any]:
 
 def _step_value(folder: Path, index: _Index, name: str) -> object:
     if name in index.tensors:
+        if index.tensors[name].numel() != 1:
+            return index.tensors[name]
         return _DistributedWeights(folder, index, {name: name}).read(name)
     return _read_piece(folder, index.pieces[name][0])

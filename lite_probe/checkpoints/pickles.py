@@ -256,6 +256,7 @@ def scan(stream: IO[bytes], name: str, *, trust_pickle: bool) -> None:
 
 
 def _known_names() -> set[str]:
+    # torch gives its own list no public name; `get_unsafe_globals_in_checkpoint` knows archives only.
     from torch._weights_only_unpickler import _get_allowed_globals
 
     return set(_get_allowed_globals()) | set(ALLOWED)

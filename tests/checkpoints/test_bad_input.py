@@ -440,6 +440,24 @@ def test_numpy_itself_is_never_called_by_a_pickle(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "b.pt")
 
 
+def test_files_that_change_after_opening(folder: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    shards(folder)[0].unlink()
+    with pytest.raises(InputError, match=r"expected a safetensors file, got .*, which is damaged"):
+        checkpoint.build_model()
+    writers.write_distributed(tmp_path / "step7")
+    checkpoint = open_checkpoint(tmp_path / "step7", model_config=writers.CONFIGS["llama"])
+    (tmp_path / "step7" / "__0_0.distcp").unlink()
+    with pytest.raises(InputError, match="expected a data file of a distributed checkpoint"):
+        checkpoint.build_model()
+
+
+def test_weights_in_eight_bits(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(4).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"expected weights of a torch dtype, got w of F8_E4M3 in model\.safetensors"):
+        open_checkpoint(tmp_path / "model.safetensors")
+
+
 def test_distributed_metadata_that_lies(tmp_path: Path) -> None:
     writers.write_distributed(tmp_path / "whole")
     whole = (tmp_path / "whole" / ".metadata").read_bytes()

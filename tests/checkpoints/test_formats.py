@@ -171,6 +171,20 @@ def test_nanogpt_from_before_the_bias_option_uses_tanh(tmp_path: Path) -> None:
     assert float((writers.logits(chosen).double() - exact).abs().max()) < tolerance
 
 
+def test_a_nanogpt_head_that_is_not_tied_stays_a_parameter(tmp_path: Path) -> None:
+    path = tmp_path / "ckpt.pt"
+    writers.write_nanogpt(path, bias=True)
+    saved = torch.load(path)
+    saved["model"]["_orig_mod.lm_head.weight"] = saved["model"]["_orig_mod.lm_head.weight"].flip(0)
+    torch.save(saved, path)
+    weights = {name.removeprefix("_orig_mod."): tensor for name, tensor in saved["model"].items()}
+    expected = nanogpt_logits(weights, writers.tokens(), num_heads=2)
+    checkpoint = open_checkpoint(path)
+    tolerance = 100 * torch.finfo(torch.float32).eps * float(expected.abs().max())
+    assert float((writers.logits(checkpoint.build_model()).double() - expected).abs().max()) < tolerance
+    assert checkpoint.num_parameters == sum(tensor.numel() for tensor in weights.values())
+
+
 def test_a_lite_folder_finds_its_config_in_the_optimizer_file(tmp_path: Path) -> None:
     folder = tmp_path / "model_40"
     model = writers.write_lite(folder)

@@ -243,7 +243,8 @@ def test_damaged_files_load_or_are_refused(name: str, tmp_path: Path) -> None:
     relative = FORMATS[name](whole).relative_to(whole)
     assert outcome(whole / relative, name) == "built"
     outcomes: Counter[str] = Counter()
-    for number in range(NUM_MUTATIONS):
+    count = NUM_MUTATIONS if name != "torch-legacy" else NUM_MUTATIONS // 3  # a variant of torch
+    for number in range(count):
         chance = random.Random(f"{name}/{number}")
         copy = tmp_path / "copy"
         shutil.copytree(whole, copy)
@@ -255,7 +256,7 @@ def test_damaged_files_load_or_are_refused(name: str, tmp_path: Path) -> None:
         finally:
             shutil.rmtree(copy)
     # Both happen, or the mutations were too weak or too strong to tell anything.
-    assert outcomes["InputError"] > NUM_MUTATIONS // 4, outcomes
+    assert outcomes["InputError"] > count // 4, outcomes
     assert outcomes["built"] > 0, outcomes
 
 
