@@ -101,11 +101,11 @@ class OperatorSpectrum:
         """
         chosen = slice(None) if probe is None else self.probe_index == probe
         nodes, weights = self.nodes[chosen], self.weights[chosen]
-        if not len(nodes):
+        if not len(nodes) + len(self.atoms):
             return None
         probes = self.num_probes if probe is None else 1
         values = np.concatenate([np.abs(nodes), np.abs(self.atoms)])
-        masses = np.concatenate([weights / probes, np.full(len(self.atoms), 1.0 / self.num_parameters)])
+        masses = np.concatenate([weights / max(probes, 1), np.full(len(self.atoms), 1.0 / self.num_parameters)])
         order = np.argsort(values, kind="stable")
         cumulative = np.cumsum(masses[order])
         # Half of each node's mass lies on either side of it: Stieltjes' convention for a Gauss rule.
@@ -136,9 +136,9 @@ class OperatorSpectrum:
     @property
     def negative_mass(self) -> float | None:
         """Share of the N eigenvalues below zero, from the quadrature."""
-        if not len(self.nodes):
+        if not len(self.nodes) + len(self.atoms):
             return None
-        mass = float(self.weights[self.nodes < 0].sum()) / self.num_probes
+        mass = float(self.weights[self.nodes < 0].sum()) / max(self.num_probes, 1)
         return mass + float(np.count_nonzero(self.atoms < 0)) / self.num_parameters
 
     @property

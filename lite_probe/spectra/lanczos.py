@@ -194,7 +194,7 @@ class Lanczos:
     @property
     def floor(self) -> float:
         """The residual that rounding alone leaves: products in this precision cannot do better."""
-        return 10.0 * float(torch.finfo(self.operator.dtype).eps) * self.scale
+        return 50.0 * float(torch.finfo(self.operator.dtype).eps) * self.scale
 
     def converged(self, pairs: RitzPairs, tolerance: float) -> NDArray[np.bool_]:
         """Tell which pairs have ‖Hv − λv‖ ≤ max(tolerance·|λ|, floor)."""

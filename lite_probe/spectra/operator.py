@@ -2,8 +2,9 @@
 
 The order is: Lanczos until the wanted pairs have converged; the basis is rotated onto its Ritz vectors; probes in the
 complement of the converged pairs give density and trace. A probe that meets curvature above a converged pair shows
-that a pair was missed (a repeated eigenvalue has only one vector in a Krylov space): the run then goes on with that
-probe in its block until nothing is missing.
+that a pair was missed (a repeated eigenvalue has only one vector in a Krylov space): the run then goes on with a random
+vector more in its block until probes find nothing missing. Density and trace stay those of the first probes, which
+are right whatever pairs they were deflated by.
 """
 
 from collections.abc import Callable
@@ -35,8 +36,9 @@ from lite_probe.spectra.state import SavedState
 
 OnProgress = Callable[[int, int, str], None]
 
-_ROUNDS = 4  # times a missed pair is looked for; each round adds a probe to the block
+_ROUNDS = 6  # times a missed pair is looked for; each round adds a vector to the block
 _CHECK_STEPS = 8  # Lanczos steps that a new block member gets before convergence is judged again
+_CHECK_PROBES = 2  # probes, of as many steps, that then look whether anything is still missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,18 @@ class SpectrumRequest:
     def expected_products(self) -> int:
         """Products that it took on trained language models, for plans and progress bars."""
         return 12 + 3 * self.top + 6 * self.bottom + 1 + self.probes * self.probe_steps
+
+
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """What the probes said of everything but the pairs they were deflated by."""
+
+    atoms: list[float]  # (a,) the deflated eigenvalues
+    nodes: list[float]  # (q,)
+    weights: list[float]  # (q,) each probe's sum to 1 − a/n
+    probe_index: list[int]  # (q,)
+    trace: Estimate
+    trace_h2: Estimate
 
 
 @dataclass(slots=True)
@@ -124,6 +138,7 @@ class OperatorMeasurement:
         self.stop_reason = ""
         self.check: float | None = None
         self.probes: Probes | None = None
+        self.bulk: Bulk | None = None
         self.run = Lanczos(
             operator,
             top=request.top,
@@ -149,11 +164,12 @@ class OperatorMeasurement:
                 break
             if self.check is None:
                 self.check = check_residuals(self.run, pairs, seed=derive_seed(self.request.seed, "check"))
-            deflated = len(pairs.values)
-            self._run_probes(deflated)
+            self._run_probes(len(pairs.values))
+            if self.bulk is None:
+                self.bulk = self._bulk(pairs)
             if self.rounds >= _ROUNDS or not self._missed(pairs):
                 break
-            self._look_again(deflated)
+            self._look_again()
         return self._result(pairs)
 
     # -- the stages ----------------------------------------------------------------------------------------------
@@ -179,11 +195,12 @@ class OperatorMeasurement:
     def _run_probes(self, deflated: int) -> None:
         if self.probes is None:
             seed = derive_seed(self.request.seed, "round", self.rounds)
-            count = min(self.request.probes, self.operator.size - deflated)
+            count = self.request.probes if self.bulk is None else _CHECK_PROBES
             self.probes = start_probes(self.run, deflated, count, seed=seed)
-        while self.probes.steps < self.request.probe_steps and any(self.probes.alive):
+        steps = self.request.probe_steps if self.bulk is None else _CHECK_STEPS
+        while self.probes.steps < steps and any(self.probes.alive):
             step_probes(self.run, deflated, self.probes)
-            self._tell(f"probes {self.probes.steps}/{self.request.probe_steps}")
+            self._tell(f"probes {self.probes.steps}/{steps}")
             if self.state.due:
                 self._save()
 
@@ -199,8 +216,29 @@ class OperatorMeasurement:
         under = bool(len(below)) and nodes.min() < below[-1] - slack[-1]
         return bool(over or under)
 
-    def _look_again(self, deflated: int) -> None:
-        """Put a fresh probe into the Lanczos block and let it show what it is worth before judging again."""
+    def _bulk(self, pairs: RitzPairs) -> Bulk:
+        """Gather what the first probes said, and what the run's own start vector adds to the density."""
+        if self.probes is None:
+            raise ValueError("expected finished probes, got none")
+        run, atoms = self.run, pairs.values
+        rules = quadratures(self.probes)
+        if run.restarts == 0 and run.start_block == 1:
+            errors = np.hypot(pairs.residual_norms, self.check or 0.0) + 1e-6 * run.scale
+            own = deflate_rule(run.quadrature(), atoms, errors)
+            rules += [own] if own is not None else []
+        share = 1.0 - len(atoms) / self.operator.size
+        trace, trace_h2 = trace_estimates(run, self.probes)
+        return Bulk(
+            atoms=atoms.tolist(),
+            nodes=np.concatenate([rule[0] for rule in rules]).tolist(),
+            weights=(np.concatenate([rule[1] for rule in rules]) * share).tolist(),
+            probe_index=np.repeat(np.arange(len(rules)), [len(rule[0]) for rule in rules]).tolist(),
+            trace=trace,
+            trace_h2=trace_h2,
+        )
+
+    def _look_again(self) -> None:
+        """Put a fresh random vector into the Lanczos block and let it show what it is worth before judging again."""
         self.rounds += 1
         self.run.insert_random(1)
         self.probes, self.check, self.stop_reason = None, None, ""
@@ -275,6 +313,7 @@ class OperatorMeasurement:
             "scale": run.scale,
             "first_quadrature": [part.tolist() for part in run.first_quadrature] if run.first_quadrature else None,
             "probes": None,
+            "bulk": asdict(self.bulk) if self.bulk is not None else None,
         }
         vectors = [run.pending]
         if self.probes is not None:
@@ -302,6 +341,9 @@ class OperatorMeasurement:
         run.restarts, run.num_drawn, run.scale = head["restarts"], head["num_drawn"], head["scale"]
         if head["first_quadrature"]:
             run.first_quadrature = (np.array(head["first_quadrature"][0]), np.array(head["first_quadrature"][1]))
+        if head["bulk"] is not None:
+            traces = {name: Estimate(**head["bulk"].pop(name)) for name in ("trace", "trace_h2")}
+            self.bulk = Bulk(**head["bulk"], **traces)
         if head["probes"] is not None:
             self.probes = Probes(current=vectors[-2].to(device), previous=vectors[-1].to(device), **head["probes"])
 
@@ -309,28 +351,16 @@ class OperatorMeasurement:
 def build_spectrum(measurement: OperatorMeasurement, pairs: RitzPairs) -> OperatorSpectrum:
     """Put the numbers of a finished measurement together."""
     run, request, size = measurement.run, measurement.request, measurement.operator.size
-    complete = measurement.stop_reason == "complete"
     # The recurrence's residual and what one fresh product found beside it are independent errors.
     residuals = np.hypot(pairs.residual_norms, measurement.check or 0.0)
     top = pairs.num_top
     allowed = np.maximum(request.tolerance * np.abs(pairs.values), run.floor)
     converged: NDArray[np.bool_] = residuals <= allowed
-    if complete or measurement.probes is None:
+    bulk = measurement.bulk
+    if bulk is None:  # the basis spans the whole space: every eigenvalue is known
         values = np.diag(run.projected)
-        nodes, weights, probe_index = np.zeros(0), np.zeros(0), np.zeros(0, dtype=np.int64)
-        atoms = np.sort(values)
-        trace, trace_h2 = Estimate.certain(float(values.sum())), Estimate.certain(float((values**2).sum()))
-    else:
-        atoms = pairs.values
-        rules = quadratures(measurement.probes)
-        if run.restarts == 0 and measurement.rounds == 0 and run.start_block == 1:
-            own = deflate_rule(run.quadrature(), atoms, residuals + 1e-6 * run.scale)
-            rules += [own] if own is not None else []
-        share = 1.0 - len(atoms) / size
-        nodes = np.concatenate([rule[0] for rule in rules])
-        weights = np.concatenate([rule[1] for rule in rules]) * share
-        probe_index = np.repeat(np.arange(len(rules)), [len(rule[0]) for rule in rules]).astype(np.int64)
-        trace, trace_h2 = trace_estimates(run, measurement.probes)
+        exact = Estimate.certain(float(values.sum())), Estimate.certain(float((values**2).sum()))
+        bulk = Bulk(sorted(values.tolist()), [], [], [], *exact)
     return OperatorSpectrum(
         num_parameters=size,
         eigenvalues=pairs.values[:top],
@@ -342,12 +372,12 @@ def build_spectrum(measurement: OperatorMeasurement, pairs: RitzPairs) -> Operat
         tolerance=request.tolerance,
         num_requested=request.top,
         stop_reason=measurement.stop_reason,
-        nodes=nodes,
-        weights=weights,
-        probe_index=probe_index,
-        atoms=atoms,
-        trace=trace,
-        trace_h2=trace_h2,
+        nodes=np.array(bulk.nodes),
+        weights=np.array(bulk.weights),
+        probe_index=np.array(bulk.probe_index, dtype=np.int64),
+        atoms=np.array(bulk.atoms),
+        trace=bulk.trace,
+        trace_h2=bulk.trace_h2,
         num_hvps=measurement.num_products,
     )
 
