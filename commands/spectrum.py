@@ -232,7 +232,8 @@ def plan_and_tell(terminal: Terminal, task: "Task", asked: SpectrumOptions) -> "
     shape = f"{len(task.batches(asked.split))} × {info.batch_size}"
     shape += f" × {info.seq_len} tokens" if info.seq_len else " samples"
     precision = str(next(task.model.parameters()).dtype).removeprefix("torch.")
-    where = f"{torch.get_num_threads()} threads" if task.device.type == "cpu" else str(task.device)
+    threads = torch.get_num_threads()
+    where = f"{threads} thread{'s' if threads > 1 else ''}" if task.device.type == "cpu" else str(task.device)
     terminal.sides(
         " · ".join(part for part in what if part),
         f"{shape} of {info.data_name}, {precision}, {where}",

@@ -1,19 +1,27 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note, Provenance
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum, Verification
 
 
+@pytest.fixture(autouse=True)
+def threads_as_before() -> Iterator[None]:
+    """Takes `--threads` of a command run in this process back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level Llama of one layer and 16 hidden units, as a Hugging Face folder."""
-    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"

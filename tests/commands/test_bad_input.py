@@ -29,7 +29,7 @@ SMALL = [
     "--bottom",
     "1",
 ]
-SMALL += ["--probes", "2"]
+SMALL += ["--probes", "2", "--threads", "1"]
 
 
 class RunsCode:
