@@ -24,15 +24,15 @@ def format_number(value: float | None, digits: int = 4) -> str:
 def format_uncertain(value: float | None, error: float | None, error_digits: int = 2) -> str:
     """Write `value ± error`, the error with two digits and the value to the same place.
 
-    Where the error is so small that this would take more than seven digits, the value gets seven.
+    Where the error is so small that this would take more than six digits, the value gets five.
     """
     if value is None or error is None or error == 0:
         return format_number(value)
     size = max(abs(value), error)
     exponent = math.floor(math.log10(size))
     places = error_digits - 1 - math.floor(math.log10(float(f"{error:.{error_digits - 1}e}")))
-    if exponent + places + 1 > 7:
-        return f"{format_number(value, 7)}{PLUS_MINUS}{format_number(error, error_digits)}"
+    if exponent + places + 1 > 6:
+        return f"{format_number(value, 5)}{PLUS_MINUS}{format_number(error, error_digits)}"
     if -3 <= exponent < 5:
         shown = max(0, places)
         return f"{_minus(f'{round(value, places):,.{shown}f}')}{PLUS_MINUS}{round(error, places):,.{shown}f}"

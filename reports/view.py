@@ -173,7 +173,9 @@ def make_view(spectra: Sequence[Spectrum]) -> PageView:
         notes=_notes(labels, ordered),
         provenance=_provenance(labels, ordered),
         commands=tuple(
-            CommandView(label=label, command=s.provenance.command) for label, s in zip(labels, ordered, strict=True)
+            CommandView(label=label, command=s.provenance.command)
+            for label, s in zip(labels, ordered, strict=True)
+            if s.provenance.command
         ),
     )
 
@@ -218,7 +220,7 @@ def _subtitle(spectra: Sequence[Spectrum]) -> str:
     parts.append(f"{format_count(first.whole.num_parameters)} parameters")
     if len(spectra) == 1 and origin.checkpoint_step is not None:
         parts.append(f"step {origin.checkpoint_step:,}")
-    shape = f"{origin.num_batches} batches of {origin.batch_size}"
+    shape = f"{origin.num_batches} batch{'es' if origin.num_batches != 1 else ''} of {origin.batch_size}"
     if origin.seq_len is not None:
         shape += f" × {origin.seq_len} tokens"
     parts.append(f"{shape} of {origin.data_name} ({origin.data_split})")
@@ -310,6 +312,14 @@ def _pair(values: np.ndarray, residuals: np.ndarray, place: int) -> _Quantity:
         return _Quantity(text=MISSING, value=None)
     value, residual = float(values[place]), float(residuals[place])
     return _Quantity(text=format_bounded(value, residual), value=value, error=residual)
+
+
+def _terse(quantity: _Quantity) -> _Quantity:
+    """Leave a residual out that is below the last of five digits."""
+    value, error = quantity.value, quantity.error
+    if not value or error is None or error > 5e-6 * abs(value):
+        return quantity
+    return _Quantity(text=format_number(value, 5), value=value, error=error)
 
 
 def _uncertain(value: float | None, error: float | None) -> _Quantity:
@@ -600,15 +610,18 @@ def _block_table(labels: Sequence[str], spectra: Sequence[Spectrum]) -> Table | 
         parts = [("whole", spectrum.whole)]
         parts += [(name, spectrum.blocks[name]) for name in names if name in spectrum.blocks]
         rows += [[Cell(text=label, raw=label), *_block_row(name, part)] for name, part in parts]
-    caption = "The whole operator and its restriction to each block. ± is a residual or one standard error."
+    caption = (
+        "The whole operator and its restriction to each block. ± is one standard error, or a residual "
+        "unless it is below the last digit."
+    )
     return _without_lone_label(make_table("blocks", caption, columns, rows), labels)
 
 
 def _block_row(name: str, block: OperatorSpectrum) -> list[Cell]:
     """Return the cells of one block."""
     quantities = [
-        _pair(block.eigenvalues, block.residual_norms, 0),
-        _pair(block.lower_eigenvalues, block.lower_residual_norms, 0),
+        _terse(_pair(block.eigenvalues, block.residual_norms, 0)),
+        _terse(_pair(block.lower_eigenvalues, block.lower_residual_norms, 0)),
         _uncertain(block.trace.value, block.trace.stderr),
         _uncertain(block.effective_rank, block.effective_rank_stderr),
         _median(block),

@@ -251,3 +251,16 @@ def test_log_ticks_are_few_and_within():
     assert wide["ticktext"][0] == "10⁻⁹"
     assert len(wide["tickvals"]) <= 9
     assert log_ticks(1e-3, 10.0)["ticktext"] == ["0.001", "0.01", "0.1", "1", "10"]
+
+
+def test_a_residual_below_the_last_digit_is_left_out_of_the_block_table(spectrum):
+    sharp = replace(spectrum.blocks["qk"], residual_norms=np.full(3, 1e-9))
+    view = make_view([replace(spectrum, blocks={"qk": sharp, "vo": spectrum.blocks["vo"]})])
+    shown = [row[2].text.replace("\u00a0", " ") for row in view.block_table.rows]
+    assert shown == ["38.210 ± 0.002", "6.3100", "3.8700 ± 0.0003"]
+
+
+def test_a_measurement_from_python_shows_no_empty_command(spectrum):
+    assert [c.command for c in make_view([spectrum]).commands] == [spectrum.provenance.command]
+    assert make_view([make_spectrum(command="")]).commands == ()
+    assert "1 batch of 4" in make_view([make_spectrum(num_batches=1)]).subtitle
