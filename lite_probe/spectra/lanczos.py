@@ -53,6 +53,7 @@ class Lanczos:
         basis: Room for at least top + bottom + 2 vectors.
         seed: Of the start vector and of any vector drawn later.
         block: Vectors per step.
+        by_magnitude: Want the `top` pairs of largest |λ| instead, whichever end they are at; `bottom` is 0 then.
 
     Attributes:
         projected: (m, m) float64, T.
@@ -72,8 +73,10 @@ class Lanczos:
         basis: KrylovBasis,
         seed: int,
         block: int = 1,
+        by_magnitude: bool = False,
     ) -> None:
         self.operator = operator
+        self.by_magnitude = by_magnitude
         self.top = top
         self.bottom = bottom
         self.basis = basis
@@ -160,9 +163,10 @@ class Lanczos:
         size = len(values)
         room = self.basis.capacity - self.pending.shape[0]
         spare = max(0, (room - self.top - self.bottom) // 2)
-        share = self.top / max(1, self.top + self.bottom)
-        above = min(size - 1, self.top + round(spare * share))
-        below = min(size - 1 - above, self.bottom + spare - round(spare * share))
+        top, bottom = self._wanted(values)
+        share = top / max(1, top + bottom)
+        above = min(size - 1, top + round(spare * share))
+        below = min(size - 1 - above, bottom + spare - round(spare * share))
         kept = np.r_[0:below, size - above : size]
         last = self.coupling.shape[1]
         self.coupling = self.coupling @ vectors[size - last :, kept]
@@ -181,8 +185,7 @@ class Lanczos:
     def _solve(self) -> RitzPairs:
         values, vectors = linalg.eigh(self.projected)
         size = len(values)
-        top = min(self.top, size)
-        bottom = min(self.bottom, size - top)
+        top, bottom = self._wanted(values)
         wanted = np.r_[size - 1 : size - 1 - top : -1, 0:bottom]
         last = self.coupling.shape[1]
         residuals = np.linalg.norm(self.coupling @ vectors[size - last :, wanted], axis=0)
@@ -190,6 +193,16 @@ class Lanczos:
             residuals = np.zeros(len(wanted))
         self.scale = max(self.scale, float(np.abs(values).max(initial=0.0)))
         return RitzPairs(values[wanted], vectors[:, wanted], residuals, top)
+
+    def _wanted(self, values: FloatArray) -> tuple[int, int]:
+        """Return how many of the ascending Ritz values are wanted at the upper and at the lower end."""
+        size = len(values)
+        if self.by_magnitude:
+            chosen = np.argsort(-np.abs(values), kind="stable")[: self.top]
+            above = int(np.count_nonzero(values[chosen] >= 0.0))
+            return above, len(chosen) - above
+        top = min(self.top, size)
+        return top, min(self.bottom, size - top)
 
     @property
     def floor(self) -> float:
@@ -245,6 +258,7 @@ def lanczos(
     basis: KrylovBasis | None = None,
     seed: int = 0,
     block: int = 1,
+    by_magnitude: bool = False,
     on_step: Callable[[Lanczos], None] | None = None,
     run: Lanczos | None = None,
 ) -> tuple[Lanczos, str]:
@@ -259,6 +273,7 @@ def lanczos(
         basis: Where vectors go; by default room for every product in memory.
         seed: Of the random start.
         block: Vectors per step.
+        by_magnitude: Want the `top` pairs of largest |λ| instead, whichever end they are at.
         on_step: Called after every step, to report or save.
         run: Continue this run.
 
@@ -273,7 +288,7 @@ def lanczos(
         if basis is None:
             capacity = min(operator.size, limit + block)
             basis = KrylovBasis(operator.size, capacity, dtype=operator.dtype, device=operator.device)
-        run = Lanczos(operator, top=top, bottom=bottom, basis=basis, seed=seed, block=block)
+        run = Lanczos(operator, top=top, bottom=bottom, basis=basis, seed=seed, block=block, by_magnitude=by_magnitude)
     spent = operator.num_products
     while True:
         if run.basis.size >= operator.size:
