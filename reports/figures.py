@@ -80,6 +80,7 @@ def _axis(title: str, **settings: Any) -> dict[str, Any]:
         "ticks": "outside",
         "ticklen": 4,
         "tickcolor": "var(--line)",
+        "tickangle": 0,
         "tickfont": {"size": 12, "color": "var(--muted)"},
     }
     return style | settings

@@ -58,7 +58,7 @@ def smooth_asinh(spectrum: OperatorSpectrum, scale: float, grid_points: int = 60
     nodes_per_probe = len(nodes) / max(spectrum.num_probes, 1)
     # Narrower than half the distance of nodes a Gaussian shows the nodes, not the density.
     sigma = max(high - low, 1e-3) / min(max(2.0 * nodes_per_probe, 30.0), 80.0)
-    grid = np.linspace(low - 5 * sigma, high + 5 * sigma, grid_points)
+    grid = np.linspace(low - 3 * sigma, high + 3 * sigma, grid_points)
     curvature = scale * np.sinh(grid)
     peak = 1.0 / (sigma * math.sqrt(2 * math.pi))
     curves = np.zeros((max(spectrum.num_probes, 1), grid_points))

@@ -398,12 +398,16 @@ def asinh_ticks(scale: float, largest: float) -> tuple[tuple[float, str], ...]:
     """Place ticks at 0 and at ± powers of ten from the scale upward.
 
     Returns:
-        (asinh(t/s), label of t), ascending.
+        (asinh(t/s), label of t), ascending; ±s stay unlabelled beside 0 where there are more than three powers.
     """
     start = round(math.log10(scale))
     powers = range(start, max(start, math.floor(math.log10(largest))) + 1)
-    positive = [(math.asinh(10.0**power / scale), power_label(power)) for power in powers]
-    negative = [(-position, f"−{label}") for position, label in reversed(positive)]
+    is_crowded = len(powers) > 3
+    positive = [
+        (math.asinh(10.0**power / scale), "" if is_crowded and power == start else power_label(power))
+        for power in powers
+    ]
+    negative = [(-position, f"−{label}" if label else "") for position, label in reversed(positive)]
     return (*negative, (0.0, "0"), *positive)
 
 

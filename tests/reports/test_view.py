@@ -127,6 +127,8 @@ def test_asinh_ticks_are_symmetric_powers_of_ten():
     assert [label for _, label in asinh_ticks(0.1, 38.0)] == ["−10", "−1", "−0.1", "0", "0.1", "1", "10"]
     for position, label in asinh_ticks(0.1, 38.0):
         assert 0.1 * math.sinh(position) == pytest.approx(float(label.replace("−", "-")))
+    crowded = [label for _, label in asinh_ticks(0.01, 38.0)]
+    assert crowded == ["−10", "−1", "−0.1", "", "0", "", "0.1", "1", "10"]
     assert [label for _, label in asinh_ticks(1e-5, 1e-6)] == ["−10⁻⁵", "0", "10⁻⁵"]
 
 
