@@ -23,6 +23,8 @@ from lite_probe.spectra.basis import KrylovBasis
 
 FloatArray = NDArray[np.float64]
 
+_CANCELLED = 0.02  # a remainder this small beside Hx has lost digits to cancellation
+
 
 def random_vectors(count: int, size: int, *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return (count, size) standard normal vectors, each from its own seed, the same on every device."""
@@ -134,10 +136,10 @@ class Lanczos:
         # What is left of Hx is rounding where it is this small beside Hx: the space is invariant there.
         self.scale = max(self.scale, length)
         threshold = 20.0 * torch.finfo(image.dtype).eps * self.scale
-        self.pending, triangle = _orthonormalize(image, tolerance=threshold)
-        self.coupling = triangle
-        if self.pending.shape[0] and self.basis.size:
-            # Normalising a small remainder blows its rounding up; once more against the basis.
+        self.pending, self.coupling = _orthonormalize(image, tolerance=threshold)
+        smallest = float(np.abs(np.diag(self.coupling)).min(initial=np.inf)) if self.coupling.size else np.inf
+        if smallest < _CANCELLED * length:
+            # Normalising a small remainder blows up the rounding in it; once more against the basis.
             self.basis.orthogonalize(self.pending)
             self.pending, _ = _orthonormalize(self.pending, tolerance=0.0)
 
