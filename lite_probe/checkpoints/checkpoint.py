@@ -140,7 +140,7 @@ class Checkpoint:
             InputError: If the model config makes no model.
         """
         if self._config is None:
-            return sum(meta.numel() for meta in self.weights.metas.values() if meta.is_floating_point())
+            return sum(meta.numel() for meta in self.weights.distinct if meta.is_floating_point())
         return sum(torch.Size(shape).numel() for shape in self._shapes.values())
 
     @cached_property

@@ -14,7 +14,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from lite_probe.checkpoints.json_files import whole_number
 from lite_probe.checkpoints.weights import Weights
 from lite_probe.errors import InputError, LiteProbeError, NumericsError
 
@@ -74,12 +73,14 @@ def parse_config(model_config: Mapping[str, Any], *, num_tensors: int) -> transf
 
 
 def _check_counts(model_config: Mapping[str, Any], num_tensors: int) -> None:
-    limits = [(name, num_tensors) for name in _LAYER_COUNTS] + [(name, _MAX_EXPERTS) for name in _EXPERT_COUNTS]
-    for name, limit in limits:
-        count = model_config.get(name)
-        if count is not None and (whole_number(count) is None or count > limit):
+    """Refuse counts of modules that would take hours to build; other nonsense fails quickly in transformers."""
+    limits = dict.fromkeys(_LAYER_COUNTS, num_tensors) | dict.fromkeys(_EXPERT_COUNTS, _MAX_EXPERTS)
+    for name, value in model_config.items():
+        if isinstance(value, Mapping):
+            _check_counts(value, num_tensors)
+        elif name in limits and isinstance(value, int) and value > limits[name]:
             raise InputError(
-                f"expected {name} to be a whole number of at most {limit:,} for these weights, got {count!r}"[:300],
+                f"expected {name} of at most {limits[name]:,} for these weights, got {value}"[:300],
                 "the config does not belong to these weights; pass the right one with --model-config",
             )
 
@@ -156,8 +157,12 @@ def load_model(
         for tensor in tensors.values():
             if tensor.error is not None:
                 raise tensor.error from error
-        raise _config_error(config.model_type, error) from error
-    _check_report(report, weights)
+        reason = str(error).strip().replace("\n", " ")[:300] or type(error).__name__
+        raise InputError(
+            f"expected weights that load into a {config.model_type} model, got {reason}",
+            "the config does not belong to these weights; pass the right one with --model-config",
+        ) from error
+    _check_report(report, skeleton, weights)
     adapt(model)
     _check_finite(model)
     return model.eval().to(device)
@@ -202,13 +207,18 @@ def _check_sizes(skeleton: nn.Module, weights: Weights) -> None:
         )
 
 
-def _check_report(report: Mapping[str, Any], weights: Weights) -> None:
-    """Refuse what transformers would have initialised at random or left out."""
+def _check_report(report: Mapping[str, Any], skeleton: nn.Module, weights: Weights) -> None:
+    """Refuse what transformers would have initialised at random or left out.
+
+    What `adapt` took from the skeleton needs no weights.
+    """
+    wanted = {name for name, _ in skeleton.named_parameters()}
     for name, found, expected in sorted(report["mismatched_keys"]):
         raise _shape_error(name, tuple(expected), tuple(found))
-    if report["missing_keys"]:
+    missing = sorted(wanted & set(report["missing_keys"]))
+    if missing:
         raise InputError(
-            f"expected a weight for each parameter, got none for {_some(sorted(report['missing_keys']))}",
+            f"expected a weight for each parameter, got none for {_some(missing)}",
             "a shard is missing, or the config does not belong to these weights; pass the right --model-config",
         )
     unexpected = sorted(report["unexpected_keys"])

@@ -59,7 +59,7 @@ def read(path: Path, saved: Mapping[str, Any], *, model_config: Mapping[str, Any
     return Checkpoint(
         path=path,
         format="nanogpt",
-        weights=MappedWeights(_gpt2_tensors(tensors, config, has_bias), [path]),
+        weights=MappedWeights(_gpt2_tensors(tensors, config), [path]),
         model_config=config,
         step=find_step(saved),
         read_optimizer=lambda: (found, None),
@@ -98,18 +98,13 @@ def _same(first: Tensor, second: Tensor) -> bool:
     return first.data_ptr() == second.data_ptr() or torch.equal(first, second)
 
 
-def _gpt2_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], has_bias: bool) -> dict[str, Tensor]:
+def _gpt2_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return nanoGPT's tensors with GPT-2's names and layout."""
     converted: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name.endswith(_CAUSAL_MASK) or (name == _HEAD and config["tie_word_embeddings"]):
             continue
         converted[name] = tensor.t() if name.endswith(_LINEAR) and tensor.dim() == 2 else tensor
-    if not has_bias:
-        for name in list(converted):
-            if name.endswith((*_LINEAR, "ln_1.weight", "ln_2.weight", "ln_f.weight")):
-                bias = name.removesuffix("weight") + "bias"
-                converted.setdefault(bias, torch.zeros(converted[name].shape[-1:], dtype=converted[name].dtype))
     return converted
 
 
@@ -119,7 +114,7 @@ def _remove_biases(model: nn.Module) -> None:
         if isinstance(module, nn.LayerNorm):
             module.register_parameter("bias", None)
         elif isinstance(module, Conv1D):
-            zeros = module.bias.detach()
+            zeros = torch.zeros_like(module.bias, requires_grad=False)  # addmm needs a bias to add
             del module.bias
             module.register_buffer("bias", zeros, persistent=False)
 

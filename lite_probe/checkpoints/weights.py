@@ -1,7 +1,7 @@
 """The tensors of a checkpoint: names and shapes at once, values one by one when they are asked for."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -33,13 +33,22 @@ class Weights(ABC):
 
     @property
     def num_elements(self) -> int:
-        """Elements over all tensors, each name counted."""
+        """Elements over all tensors, each name counted: what an untied model could take from them."""
         return sum(meta.numel() for meta in self.metas.values())
+
+    def identity(self, name: str) -> Hashable:
+        """Return what two names share exactly if they name one stored tensor."""
+        return name
+
+    @property
+    def distinct(self) -> list[Tensor]:
+        """Shapes and dtypes, a tensor stored once under several names (tied weights) once."""
+        return list({self.identity(name): meta for name, meta in self.metas.items()}.values())
 
     @property
     def num_bytes(self) -> int:
-        """Bytes over all tensors as stored, each name counted."""
-        return sum(meta.numel() * meta.element_size() for meta in self.metas.values())
+        """Bytes of all tensors as stored, tied weights once."""
+        return sum(meta.numel() * meta.element_size() for meta in self.distinct)
 
 
 def on_meta(tensor: Tensor) -> Tensor:
@@ -75,6 +84,10 @@ class MappedWeights(Weights):
     def read(self, name: str) -> Tensor:
         """Return one tensor, a view of the mapped file."""
         return self._tensors[name].detach()
+
+    def identity(self, name: str) -> Hashable:
+        """Return address and shape of one tensor."""
+        return self._tensors[name].data_ptr(), self.metas[name].shape
 
     def verify(self) -> None:
         """Check every archive against its checksums."""
@@ -170,6 +183,10 @@ class RenamedWeights(Weights):
     def read(self, name: str) -> Tensor:
         """Read one tensor by its new name."""
         return self._base.read(self._names[name])
+
+    def identity(self, name: str) -> Hashable:
+        """Return the identity of the tensor behind a name."""
+        return self._base.identity(self._names[name])
 
     def verify(self) -> None:
         """Check the files the values come from."""

@@ -148,6 +148,7 @@ def test_nanogpt_computes_what_its_equations_say(tmp_path: Path, bias: bool, pre
     # The tied head counts once, and without biases none are parameters.
     trained = sum(tensor.numel() for name, tensor in weights.items() if name != "lm_head.weight")
     assert checkpoint.num_parameters == trained
+    assert checkpoint.summary().weight_bytes == 4 * trained
     assert sum(parameter.numel() for parameter in model.parameters()) == trained
     assert ("nanogpt-no-bias" in [note.code for note in checkpoint.notes]) == (not bias)
     assert checkpoint.architecture == "nanoGPT · 2 layers · hidden 8"
@@ -278,6 +279,17 @@ def test_a_file_without_a_model_config_can_be_inspected_but_not_built(tmp_path: 
     assert checkpoint.summary().block_parameters == {}
     with pytest.raises(InputError, match=r"expected a model config .* pass --model-config .* or --task"):
         checkpoint.build_model()
+
+
+def test_tied_weights_count_once_even_without_a_config(tmp_path: Path) -> None:
+    model = writers.make_model("llama-tied")
+    torch.save({f"net.{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "model.pt")
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    for config in (None, writers.CONFIGS["llama-tied"]):
+        checkpoint = open_checkpoint(tmp_path / "model.pt", model_config=config)
+        assert "lm_head.weight" in {name.removeprefix("net.") for name in checkpoint.state_dict()}
+        assert checkpoint.num_parameters == trained
+        assert checkpoint.summary().weight_bytes == 4 * trained
 
 
 def test_endings_decide_nothing(tmp_path: Path) -> None:
