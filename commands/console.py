@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from lite_probe.commands.wording import plain
@@ -111,19 +111,11 @@ class Terminal:
         if self.quiet:
             yield lambda done, total, label: None
         elif self._console.is_terminal:
-            with Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
-                console=self._console,
-                transient=True,
-                expand=True,
-            ) as progress:
-                task_id = progress.add_task("", total=None)
-                yield lambda done, total, label: progress.update(
-                    task_id, completed=done, total=total, description=plain(label)
-                )
+            words = TextColumn(
+                "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+            )
+            with Progress(BarColumn(bar_width=24), words, console=self._console, transient=True) as progress:
+                yield _follow(progress)
         else:
             yield self._log()
 
@@ -137,3 +129,25 @@ class Terminal:
                 self.line(f"{label}: {done}/{total}")
 
         return on_progress
+
+
+def _follow(progress: Progress) -> OnProgress:
+    """Return what moves a bar: `61/84 · residual 3e-3 · 0:48 left`.
+
+    The time left comes from the pace since the first call, which may start half-way, and survives a change of the
+    total; Rich's own estimate starts anew at each.
+    """
+    bar = progress.add_task("", total=None)
+    first: tuple[float, int] | None = None
+
+    def on_progress(done: int, total: int, label: str) -> None:
+        nonlocal first
+        now = time.monotonic()
+        first = first or (now, done)
+        words = f"{done}/{total} · {plain(label)}"
+        if done > first[1]:
+            seconds = (now - first[0]) / (done - first[1]) * max(0, total - done)
+            words += f" · {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        progress.update(bar, completed=done, total=total, description=words)
+
+    return on_progress

@@ -260,6 +260,8 @@ def measure(
         terminal.line(f"already measured: {folder / 'spectrum.json'}; --fresh measures again")
         discard_state(folder)  # a kill may have come between saving and this
         return found
+    if found is None and not asked.fresh and (folder / "spectrum.json").exists():
+        terminal.line(f"replacing {folder / 'spectrum.json'}: it is of another checkpoint, other batches or options")
     terminal.resumable = True
     spectrum = found
     if spectrum is None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from lite_probe.results.spectrum import OperatorSpectrum, Spectrum, Verification
 
 _SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
-ERRORS_EXPLAINED = "±: of λ a bound, the residual norm; of trace and rank one standard error over probes"
+ERRORS_EXPLAINED = "±: for λ the residual norm, a bound; for trace and rank one standard error"
 
 
 def figures(spectrum: "Spectrum") -> list[str]:

@@ -60,7 +60,7 @@ def test_nothing_is_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch, wid
 
 
 def _without_styles(line: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", line)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)
 
 
 def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,12 +73,23 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not colors.search(screen.getvalue())
 
 
-def test_a_bar_shows_label_count_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_shows_count_label_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal, screen = on_screen(monkeypatch, 80)
     with terminal.progress() as on_progress:
+        start = console.time.monotonic()
+        monkeypatch.setattr(console.time, "monotonic", lambda: start)
+        on_progress(41, 84, "residual 9e-1")
+        monkeypatch.setattr(console.time, "monotonic", lambda: start + 60.0)
         on_progress(61, 84, "residual 3e-3")
-    assert "residual 3e-3" in screen.getvalue()
-    assert "61/84" in screen.getvalue()
+    # 20 products took 60 s; 23 are left, and take 69 s.
+    assert "61/84 · residual 3e-3 · 1:09 left" in screen.getvalue()
+
+
+def test_a_long_label_does_not_break_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, screen = on_screen(monkeypatch, 80, color=False)
+    with terminal.progress() as on_progress:
+        on_progress(1, 2, "x" * 200)
+    assert max(cell_len(_without_styles(line)) for line in re.split(r"[\r\n]", screen.getvalue())) <= 80
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,7 @@ def test_another_request_measures_again_and_gives_the_json_object(tiny_llama: Pa
         found = spectrum(tiny_llama, text, tmp_path / "out", "--json", "--seed", seed)
         assert found.exit_code == 0, found.stderr
         assert "already measured" not in found.stderr
+        assert ("replacing" in found.stderr) == (seed == 1)
         told.append(json.loads(found.stdout))
     assert told[0]["num_parameters"] == told[1]["num_parameters"]
     # Another seed draws other batches and other probes.
