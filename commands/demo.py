@@ -17,7 +17,7 @@ from lite_probe.commands.options import (
 )
 from lite_probe.commands.run_directory import made, run_directory
 from lite_probe.commands.spectrum import SpectrumOptions, measure, open_task, plan_and_tell, tell, write_page
-from lite_probe.commands.summary import json_object
+from lite_probe.commands.summary import condition_to_median, json_object
 from lite_probe.commands.wording import count, number, with_error
 
 if TYPE_CHECKING:
@@ -139,8 +139,8 @@ def findings(early: "Spectrum", late: "Spectrum") -> list[str]:
         f"{with_error(last.eigenvalues[0], last.residual_norms[0])}."
     )
     sentences.append(
-        f"At {names[1]} the sharpest direction is {number(last.condition_to_median, 2)} times as curved as the median "
-        f"one, and the curvature is that of {with_error(last.effective_rank, last.effective_rank_stderr)} equal "
+        f"At {names[1]} the sharpest direction is {condition_to_median(last, 'at least ')} times as curved as the "
+        f"median one, and the curvature is that of {with_error(last.effective_rank, last.effective_rank_stderr)} equal "
         f"directions out of {count(last.num_parameters)}."
     )
     if late.blocks:

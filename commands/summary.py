@@ -25,9 +25,19 @@ def figures(spectrum: "Spectrum") -> list[str]:
     if len(whole.lower_eigenvalues):
         found.append(f"λmin {with_error(whole.lower_eigenvalues[0], whole.lower_residual_norms[0])}")
     found.append(f"trace {with_error(whole.trace.value, whole.trace.stderr)}")
-    found.append(f"λ₁/median|λ| {number(whole.condition_to_median, 2)}")
+    found.append(f"λ₁/median|λ| {condition_to_median(whole, '≥ ')}")
     found.append(f"effective rank {with_error(whole.effective_rank, whole.effective_rank_stderr)}")
     return found
+
+
+def condition_to_median(operator: "OperatorSpectrum", at_least: str) -> str:
+    """Return λ₁/median|λ|; where the quadrature cannot resolve the median, what it is at least, so marked."""
+    if operator.median_is_resolved:
+        return number(operator.condition_to_median, 2)
+    bound = operator.median_abs_bound
+    if not bound or not len(operator.eigenvalues):
+        return number(None)
+    return f"{at_least}{number(float(operator.eigenvalues[0]) / bound, 2)}"
 
 
 def block_table(blocks: "Mapping[str, OperatorSpectrum]") -> tuple[list[str], list[list[str]]]:
@@ -40,7 +50,7 @@ def block_table(blocks: "Mapping[str, OperatorSpectrum]") -> tuple[list[str], li
             number(float(block.eigenvalues[0]) if len(block.eigenvalues) else None),
             number(block.most_negative_eigenvalue, 3),
             with_error(block.trace.value, block.trace.stderr),
-            number(block.condition_to_median, 2),
+            condition_to_median(block, "≥ "),
             number(block.effective_rank, 3),
         ]
         for name, block in blocks.items()
@@ -93,6 +103,8 @@ def _operator(operator: "OperatorSpectrum") -> dict[str, Any]:
         "trace_h2": _estimate(operator.trace_h2),
         "effective_rank": operator.effective_rank,
         "median_abs_eigenvalue": operator.median_abs_eigenvalue,
+        "median_is_resolved": operator.median_is_resolved,
+        "median_abs_bound": operator.median_abs_bound,
         "most_negative_eigenvalue": operator.most_negative_eigenvalue,
         "stop_reason": operator.stop_reason,
     }

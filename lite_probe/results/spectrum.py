@@ -120,7 +120,9 @@ class OperatorSpectrum:
     @property
     def median_is_resolved(self) -> bool:
         """Whether no probe puts half of its mass or more on one node, which would hide where the median is."""
-        return bool(len(self.weights)) and float(self.weights.max()) < 0.5
+        if not len(self.weights):
+            return len(self.atoms) == self.num_parameters  # every eigenvalue is known, or none of the bulk
+        return float(self.weights.max()) < 0.5
 
     @property
     def median_abs_bound(self) -> float | None:

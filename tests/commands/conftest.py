@@ -79,7 +79,7 @@ PROVENANCE = Provenance(
 
 
 def operator_spectrum(*, top: int, bottom: int, probes: bool) -> OperatorSpectrum:
-    nodes = np.array([0.5, 1.0, 0.25, 1.5]) if probes else np.zeros(0)
+    nodes = np.array([0.5, 0.75, 1.0, 0.25, 0.75, 1.5]) if probes else np.zeros(0)
     return OperatorSpectrum(
         num_parameters=1000,
         eigenvalues=np.arange(top, 0.0, -1.0),
@@ -92,8 +92,8 @@ def operator_spectrum(*, top: int, bottom: int, probes: bool) -> OperatorSpectru
         num_requested=top,
         stop_reason="converged",
         nodes=nodes,
-        weights=np.full(len(nodes), 0.5),
-        probe_index=np.array([0, 0, 1, 1]) if probes else np.zeros(0, dtype=np.int64),
+        weights=np.full(len(nodes), 1 / 3),
+        probe_index=np.array([0, 0, 0, 1, 1, 1]) if probes else np.zeros(0, dtype=np.int64),
         atoms=np.zeros(0),
         trace=Estimate(value=200.0, stderr=4.0, low=190.0, high=210.0, num_samples=4),
         trace_h2=Estimate(value=400.0, stderr=8.0, low=380.0, high=420.0, num_samples=4),

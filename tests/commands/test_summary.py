@@ -1,9 +1,11 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from lite_probe.commands.summary import block_table, figures, json_object, verification_line
+from lite_probe.commands.summary import block_table, condition_to_median, figures, json_object, verification_line
 from lite_probe.results.spectrum import Spectrum
 
 MakeSpectrum = Callable[..., Spectrum]
@@ -21,10 +23,17 @@ def test_figures_carry_their_errors(make_spectrum: MakeSpectrum) -> None:
     ]
 
 
+def test_an_unresolved_median_gives_a_bound(make_spectrum: MakeSpectrum) -> None:
+    whole = make_spectrum().whole
+    lumped = replace(whole, nodes=whole.nodes[:1], weights=np.ones(1), probe_index=np.zeros(1, dtype=np.int64))
+    # At most 420/t² of 1,000 eigenvalues lie above t: half of them at most at t = √0.84, and 10/√0.84 = 10.9.
+    assert condition_to_median(lumped, "at least ") == "at least 11"
+
+
 def test_figures_of_what_was_not_asked_are_left_out(make_spectrum: MakeSpectrum) -> None:
     found = figures(make_spectrum(top=1, bottom=0, probes=False))
     assert [text.split()[0] for text in found] == ["loss", "λ₁", "trace", "λ₁/median|λ|", "effective"]
-    assert "λ₁/median|λ| –" in found
+    assert "λ₁/median|λ| ≥ 1.1" in found
 
 
 def test_the_block_table_has_a_row_for_every_block(make_spectrum: MakeSpectrum) -> None:
