@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lite_probe.results.spectrum import Spectrum
 
 _TEXT = "builtin:python-docs"
-_STEPS = (100, 400)
+_STEPS = (60, 300)
 
 
 @click.command("demo", epilog=example("demo --out probe/demo"))
@@ -110,11 +110,11 @@ def _options(checkpoint: Path, run: Path, compute: dict[str, Any]) -> SpectrumOp
         text_field="text",
         seq_len=128,
         batch_size=8,
-        batches=2,
+        batches=1,
         split="evaluation",
         top=10,
         bottom=3,
-        probes=4,
+        probes=3,
         tolerance=1e-3,
         operator="hessian",
         method="autograd",

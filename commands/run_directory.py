@@ -45,7 +45,8 @@ def made(folder: Path) -> Iterator[Path]:
         yield folder
     except BaseException:
         for path in new:
-            if any(path.iterdir()):
-                break
-            path.rmdir()
+            if path.is_dir():
+                if any(path.iterdir()):
+                    break
+                path.rmdir()
         raise
