@@ -38,10 +38,13 @@ def test_folders_with_something_in_them_stay(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_vanished_hides_no_error(tmp_path: Path) -> None:
-    with pytest.raises(InterruptedError):  # noqa: SIM117
+    def fail() -> None:
         with made(tmp_path / "probe") as folder:
             folder.rmdir()
             raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fail()
 
 
 def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
