@@ -5,6 +5,8 @@ rounds the same way. Here float32 arithmetic stays within a chunk that fits the 
 Rows are vectors: a basis of m vectors is (m, n), each contiguous.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,6 @@ def norm(vector: Tensor) -> float:
     if largest == 0.0 or largest != largest or largest == float("inf"):
         return largest
     if 1e-12 < largest < 1e12:
-        return dot(vector, vector) ** 0.5
+        return math.sqrt(dot(vector, vector))
     scaled = vector.double() / largest
-    return largest * dot(scaled, scaled) ** 0.5
+    return largest * math.sqrt(dot(scaled, scaled))

@@ -126,11 +126,11 @@ def _sample_traces(run: Lanczos, probes: Probes, images: Tensor) -> None:
 
 def quadratures(probes: Probes) -> list[tuple[FloatArray, FloatArray]]:
     """Return nodes and weights of each probe; the weights of one probe sum to 1."""
-    rules = []
+    rules: list[tuple[FloatArray, FloatArray]] = []
     for diagonal, offdiagonal in zip(probes.diagonals, probes.offdiagonals, strict=True):
         count = len(diagonal)
         nodes, vectors = linalg.eigh_tridiagonal(np.array(diagonal), np.array(offdiagonal[: count - 1]))
-        rules.append((nodes, vectors[0] ** 2))
+        rules.append((np.asarray(nodes, dtype=np.float64), np.asarray(vectors[0], dtype=np.float64) ** 2))
     return rules
 
 

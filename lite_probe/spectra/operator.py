@@ -343,7 +343,7 @@ class OperatorMeasurement:
             run.first_quadrature = (np.array(head["first_quadrature"][0]), np.array(head["first_quadrature"][1]))
         if head["bulk"] is not None:
             traces = {name: Estimate(**head["bulk"].pop(name)) for name in ("trace", "trace_h2")}
-            self.bulk = Bulk(**head["bulk"], **traces)
+            self.bulk = Bulk(**{**head["bulk"], **traces})
         if head["probes"] is not None:
             self.probes = Probes(current=vectors[-2].to(device), previous=vectors[-1].to(device), **head["probes"])
 

@@ -89,7 +89,7 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
             graph_bytes=0,
             vector_bytes=layout.size * layout.parameters[0].element_size(),
             build_seconds=0.0,
-            product_seconds=2.0 * _timed(lambda: require_deterministic(task, layout, split)) / 2.0,
+            product_seconds=_timed(lambda: require_deterministic(task, layout, split)),  # two gradients, as a product
         )
     largest = max(batches, key=_entries)
     alone = Task(
@@ -232,9 +232,8 @@ def build_operator(
     """Make the operator that a plan calls for, on all parameters or one block."""
     if kind == "finite-differences":
         return FiniteDifferenceOperator(task, layout, split=split)
-    return _graph_operator(kind)(
-        task, layout, count=plan.count, split=split, graphs=graphs, vectors_per_pass=plan.vectors_per_pass
-    )
+    curvature = _graph_operator(kind)
+    return curvature(task, layout, count=plan.count, split=split, graphs=graphs, vectors_per_pass=plan.vectors_per_pass)
 
 
 def memory_in_use(device: torch.device) -> int:
@@ -258,7 +257,7 @@ def _free_memory(device: torch.device, in_use: int) -> int:
     return in_use + int(_SHARE_OF_FREE_MEMORY * free)
 
 
-def _graph_operator(kind: str) -> Any:
+def _graph_operator(kind: str) -> type[HessianOperator] | type[GaussNewtonOperator]:
     return GaussNewtonOperator if kind == "ggn" else HessianOperator
 
 

@@ -107,7 +107,7 @@ class SavedState:
         except (OSError, ValueError, KeyError, TypeError):
             return None  # cut off before its first save was whole, or not ours: start anew
         self._rows_written = len(basis)
-        return saved["head"], basis, list(joined.split(saved["vector_rows"])) if len(joined) else []
+        return saved["head"], basis, list(torch.split(joined, saved["vector_rows"])) if len(joined) else []
 
     def discard(self) -> None:
         """Remove the state."""
@@ -141,7 +141,7 @@ class SavedState:
 
 def _write_rows(file: Any, rows: Tensor) -> None:
     for row in rows:
-        file.write(memoryview(row.detach().cpu().contiguous().numpy()).cast("B"))
+        file.write(row.detach().cpu().contiguous().numpy().data.cast("B"))
 
 
 def _sync(file: Any) -> None:
