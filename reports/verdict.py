@@ -79,7 +79,9 @@ def anisotropy_range(spectrum: OperatorSpectrum) -> tuple[float, float | None] |
         return None
     sharpest = float(spectrum.eigenvalues[0])
     if spectrum.median_is_resolved:
-        medians = [spectrum.quantile_abs(0.5, probe) or 0.0 for probe in range(spectrum.num_probes)]
+        # Without probes every eigenvalue is known, and the quantile is that of the atoms.
+        probes = range(spectrum.num_probes) if spectrum.num_probes else [None]
+        medians = [spectrum.quantile_abs(0.5, probe) or 0.0 for probe in probes]
         if min(medians) > 0:
             return sharpest / max(medians), sharpest / min(medians)
     bound = spectrum.median_abs_bound

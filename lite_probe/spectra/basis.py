@@ -1,16 +1,23 @@
 """A Krylov basis of m vectors of length n, in memory or on disk, orthonormal to float64-accumulated rounding.
 
 Vectors are contiguous rows, so that a chunk of the whole basis is a matrix that fits the cache. Where the operator
-lives on an accelerator and the basis does not, only the vectors of one block travel.
+lives on an accelerator and the basis does not, only the vectors of one block travel. A basis on disk is a mapped file
+whose pages are given back after every stretch of columns: the process stays small, and the system caches what it can.
 """
 
+import mmap
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lite_probe.errors import OutputError
 from lite_probe.operators.reductions import CHUNK, project, subtract, subtract_and_project
+
+_STRETCH_BYTES = 1 << 27  # of a basis on disk that are mapped at a time
 
 
 class KrylovBasis:
@@ -18,10 +25,13 @@ class KrylovBasis:
 
     Args:
         size: n.
-        capacity: Rows to make room for. The memory is taken at once.
+        capacity: Rows to make room for. The memory or disk space is taken at once.
         dtype: Of the rows.
         device: Where the rows live.
-        file: Put the rows into this file instead, memory-mapped.
+        file: Put the rows into this file instead.
+
+    Raises:
+        OutputError: If the file cannot be made or there is no space for it.
     """
 
     def __init__(
@@ -36,21 +46,51 @@ class KrylovBasis:
         self.vector_size = size
         self.capacity = capacity
         self.size = 0
+        self._map: mmap.mmap | None = None
         if file is None:
             self.rows = torch.empty(capacity, size, dtype=dtype, device=device)
         else:
-            kind = np.float64 if dtype == torch.float64 else np.float32
-            self.rows = torch.from_numpy(np.memmap(file, dtype=kind, mode="w+", shape=(capacity, size)))
+            kind = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
+            self._map = _reserve(file, capacity * size * kind.itemsize)
+            self.rows = torch.from_numpy(np.frombuffer(self._map, dtype=kind).reshape(capacity, size))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows live."""
+        return self.rows.device
 
     @property
     def filled(self) -> Tensor:
         """(size, n) the rows in use, a view."""
         return self.rows[: self.size]
 
-    def append(self, block: Tensor) -> None:
-        """Store b vectors (b, n) behind the others; they must be orthonormal to them already."""
-        self.rows[self.size : self.size + block.shape[0]].copy_(block)
-        self.size += block.shape[0]
+    def append(self, vectors: Iterable[Tensor]) -> None:
+        """Store vectors (n,) behind the others; they must be orthonormal to them already."""
+        for row in vectors:
+            self.rows[self.size].copy_(row)
+            self.size += 1
+            self._give_back()
+
+    def project(self, block: Tensor, count: int | None = None) -> Tensor:
+        """Return the inner products of the first `count` rows, or all, with `block` (b, n): (count, b) float64."""
+        rows = self.filled[:count]
+        total = torch.zeros(rows.shape[0], block.shape[0], dtype=torch.float64, device=block.device)
+        for part in self._stretches():
+            total += project(rows[:, part], block[:, part])
+        return total
+
+    def remove(self, block: Tensor, count: int) -> None:
+        """Take the span of the first `count` rows out of `block` (b, n) in place, once. Cost: two passes."""
+        coefficients = self.project(block, count)
+        for part in self._stretches():
+            subtract(block[:, part], self.rows[:count, part], coefficients)
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """Return Σ_i weights[i] · row_i over the first rows, (count,) → (n,). Cost: one pass."""
+        result = torch.empty(self.vector_size, dtype=self.rows.dtype, device=self.device)
+        for part in self._stretches():
+            result[part] = weights.to(result) @ self.rows[: len(weights), part]
+        return result
 
     def orthogonalize(self, block: Tensor) -> Tensor:
         """Take the span of the basis out of `block` in place, twice; return the coefficients removed.
@@ -69,9 +109,12 @@ class KrylovBasis:
         """
         if self.size == 0:
             return torch.zeros(0, block.shape[0], dtype=torch.float64, device=block.device)
-        first = project(self.filled, block)
-        second = subtract_and_project(block, self.filled, first)
-        subtract(block, self.filled, second)
+        first = self.project(block)
+        second = torch.zeros_like(first)
+        for part in self._stretches():
+            second += subtract_and_project(block[:, part], self.filled[:, part], first)
+        for part in self._stretches():
+            subtract(block[:, part], self.filled[:, part], second)
         return first + second
 
     def rotate(self, coefficients: Tensor) -> None:
@@ -82,11 +125,40 @@ class KrylovBasis:
 
         Cost: one pass, 2·size·p·n operations.
         """
-        weights = coefficients.T.to(device=self.rows.device, dtype=torch.float64)
+        weights = coefficients.T.to(device=self.device, dtype=torch.float64)
         kept = coefficients.shape[1]
-        for start in range(0, self.vector_size, CHUNK):
-            stop = start + CHUNK
-            # float64 within the chunk: restarts repeat this, and float32 rounding would pile up.
-            piece = self.filled[:, start:stop].double()
-            self.rows[:kept, start:stop] = (weights @ piece).to(self.rows.dtype)
+        for part in self._stretches():
+            for start in range(part.start, part.stop, CHUNK):
+                chunk = slice(start, min(start + CHUNK, part.stop))
+                # float64 within the chunk: restarts repeat this, and float32 rounding would pile up.
+                self.rows[:kept, chunk] = (weights @ self.filled[:, chunk].double()).to(self.rows.dtype)
         self.size = kept
+
+    def _stretches(self) -> Iterator[slice]:
+        """Cut the columns into stretches to go through one by one: one in memory, more on disk."""
+        width = self.vector_size
+        if self._map is not None:
+            row_bytes = max(1, self.size) * self.rows.element_size()
+            width = max(CHUNK, _STRETCH_BYTES // row_bytes // CHUNK * CHUNK)
+        for start in range(0, self.vector_size, width):
+            yield slice(start, min(start + width, self.vector_size))
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Let go of mapped pages; what was written to them stays in the file."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def _reserve(file: Path, size: int) -> mmap.mmap:
+    """Make a file of this size, its space taken, and map it: a full disk shows here and not as a fault later."""
+    try:
+        with file.open("w+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, size)
+            return mmap.mmap(opened.fileno(), size)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise OutputError(
+            f"expected {size / 2**30:.1f} GiB of disk for a basis in {file.parent}, got: {error.strerror}",
+            "free some space, choose another --out, or allow more --memory",
+        ) from error

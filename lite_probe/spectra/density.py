@@ -1,10 +1,10 @@
-"""Stochastic Lanczos quadrature in the complement of the converged pairs, all probes in lockstep.
+"""Stochastic Lanczos quadrature in the complement of the converged pairs.
 
 Each probe z ⊥ V runs its own three-term recurrence on (I − VVᵀ)H(I − VVᵀ); eigenpairs (θ, y) of its tridiagonal
-matrix are nodes θ with weights (e₁ᵀy)². The products of all probes of one step go through the operator together,
-which shares a rebuilt graph among them. Only two vectors per probe are held: a Gauss rule from a recurrence
-without full reorthogonalisation stays accurate, since copies of a converged node share its weight (Greenbaum 1989,
-Knizhnerman 1996); V is projected out at every step, so the outliers cannot come back.
+matrix are nodes θ with weights (e₁ᵀy)². Probes that share a rebuilt graph go through the operator together; where
+graphs are kept, one probe follows the other, which needs the vectors of one. Only two vectors per probe are held: a
+Gauss rule from a recurrence without full reorthogonalisation stays accurate, since copies of a converged node share
+its weight (Greenbaum 1989, Knizhnerman 1996); V is projected out at every step, so the outliers cannot come back.
 
 The first product of each probe also gives its sample of the trace in the complement of the whole Krylov basis Q
 (Hutch++, Meyer et al. 2020), whose own part of the trace is known exactly.
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from scipy import linalg
 from torch import Tensor
 
-from lite_probe.operators.reductions import dot, norm, project, subtract
+from lite_probe.operators.reductions import dot, norm, project
 from lite_probe.results.estimate import Estimate
 from lite_probe.seeds import derive_seed
-from lite_probe.spectra.lanczos import Lanczos, random_vectors
+from lite_probe.spectra.lanczos import Lanczos, random_vector
 
 FloatArray = NDArray[np.float64]
 
@@ -30,76 +30,108 @@ FloatArray = NDArray[np.float64]
 class Probes:
     """The state of p probes between steps; everything a save needs.
 
+    They run in groups, one group after another: as many at a time as share a rebuilt graph. Only the group that is
+    running holds vectors.
+
     Attributes:
-        current: (p, n) the vectors that the next step multiplies.
-        previous: (p, n) those of the step before.
-        diagonals, offdiagonals: Per probe, the recurrence so far.
-        alive: (p,) False where a probe's Krylov space was exhausted.
-        trace_samples: (p,) wᵀHw/wᵀw for w the probe's part outside Q.
-        square_samples: (p,) ‖Hw‖²/wᵀw.
+        count: p.
+        current: (g, n) the vectors that the running group's next step multiplies.
+        previous: (g, n) those of the step before.
+        diagonals, offdiagonals: Per probe started so far, the recurrence.
+        alive: Per probe started so far, False where its Krylov space was exhausted.
+        trace_samples: Per probe started so far, wᵀHw/wᵀw for w the probe's part outside Q.
+        square_samples: ‖Hw‖²/wᵀw.
     """
 
+    count: int
     current: Tensor
     previous: Tensor
-    diagonals: list[list[float]]
-    offdiagonals: list[list[float]]
-    alive: list[bool]
+    diagonals: list[list[float]] = field(default_factory=list)
+    offdiagonals: list[list[float]] = field(default_factory=list)
+    alive: list[bool] = field(default_factory=list)
     trace_samples: list[float] = field(default_factory=list)
     square_samples: list[float] = field(default_factory=list)
 
     @property
+    def running(self) -> range:
+        """The probes of the group that is running."""
+        started = len(self.alive)
+        return range(started - self.current.shape[0], started)
+
+    @property
     def steps(self) -> int:
-        """Steps made so far by the longest-lived probe."""
-        return max((len(diagonal) for diagonal in self.diagonals), default=0)
+        """Steps made by all probes together."""
+        return sum(len(diagonal) for diagonal in self.diagonals)
 
 
-def start_probes(run: Lanczos, num_deflated: int, count: int, *, seed: int) -> Probes:
-    """Draw probes uniformly from the unit sphere of the complement of the first `num_deflated` basis vectors."""
-    operator = run.operator
-    vectors = random_vectors(
-        count, operator.size, seed=derive_seed(seed, "probes"), dtype=operator.dtype, device=operator.device
-    ).to(run.basis.rows.device)
-    deflated = run.basis.rows[:num_deflated]
+def no_probes(run: Lanczos, count: int) -> Probes:
+    """Return the state of `count` probes before the first group."""
+    empty = torch.empty(0, run.operator.size, dtype=run.operator.dtype, device=run.basis.device)
+    return Probes(count, empty, empty)
+
+
+def advance_probes(run: Lanczos, num_deflated: int, probes: Probes, steps: int, *, seed: int) -> bool:
+    """Make one step with the running group, or start the next; return False once all have made `steps`.
+
+    Cost: one product per living probe of the group.
+    """
+    living = [index for index in probes.running if probes.alive[index] and len(probes.diagonals[index]) < steps]
+    if not living:
+        if len(probes.alive) == probes.count:
+            return False
+        _start_group(run, num_deflated, probes, seed)
+        living = list(probes.running)
+    _step(run, num_deflated, probes, living)
+    return True
+
+
+def _start_group(run: Lanczos, num_deflated: int, probes: Probes, seed: int) -> None:
+    """Draw the next probes uniformly from the unit sphere of the complement of the first `num_deflated` vectors."""
+    operator, first = run.operator, len(probes.alive)
+    size = min(operator.vectors_per_pass, probes.count - first)
+    probes.current = torch.empty(size, operator.size, dtype=operator.dtype, device=run.basis.device)
+    for row in range(size):
+        own_seed = derive_seed(seed, "probe", first + row)
+        probes.current[row] = random_vector(operator.size, seed=own_seed, dtype=operator.dtype, device=run.basis.device)
     for _ in range(2):
-        subtract(vectors, deflated, project(deflated, vectors))
-    for vector in vectors:
+        run.basis.remove(probes.current, num_deflated)
+    for vector in probes.current:
         vector.div_(norm(vector))
-    return Probes(
-        current=vectors,
-        previous=torch.zeros_like(vectors),
-        diagonals=[[] for _ in range(count)],
-        offdiagonals=[[] for _ in range(count)],
-        alive=[True] * count,
-    )
+    probes.previous = torch.zeros_like(probes.current)
+    for _ in range(size):
+        probes.diagonals.append([])
+        probes.offdiagonals.append([])
+        probes.alive.append(True)
 
 
-def step_probes(run: Lanczos, num_deflated: int, probes: Probes) -> None:
-    """Advance every living probe by one step. Cost: one product per living probe."""
-    living = [index for index, alive in enumerate(probes.alive) if alive]
-    vectors = probes.current[living]
-    images = run.operator.matmat(vectors.to(run.operator.device).T).T.contiguous().to(vectors.device)
-    if probes.steps == 0:
+def _step(run: Lanczos, num_deflated: int, probes: Probes, living: list[int]) -> None:
+    """Advance the living probes of the running group by one step."""
+    first = probes.running.start
+    rows = [index - first for index in living]
+    vectors = probes.current if len(rows) == len(probes.current) else probes.current[rows]
+    images = run.operator.matmat(vectors.to(run.operator.device).T).T.contiguous().to(run.basis.device)
+    del vectors
+    if not probes.diagonals[first]:
         _sample_traces(run, probes, images)
-    deflated = run.basis.rows[:num_deflated]
-    subtract(images, deflated, project(deflated, images))
-    for image, index in zip(images, living, strict=True):
+    run.basis.remove(images, num_deflated)
+    for image, row, index in zip(images, rows, living, strict=True):
         before = probes.offdiagonals[index][-1] if probes.offdiagonals[index] else 0.0
         length = norm(image)
-        image.sub_(probes.previous[index], alpha=before)
-        center = dot(probes.current[index], image)
-        image.sub_(probes.current[index], alpha=center)
-        center_again = dot(probes.current[index], image)
-        image.sub_(probes.current[index], alpha=center_again)
+        image.sub_(probes.previous[row], alpha=before)
+        center = dot(probes.current[row], image)
+        image.sub_(probes.current[row], alpha=center)
+        center_again = dot(probes.current[row], image)
+        image.sub_(probes.current[row], alpha=center_again)
         probes.diagonals[index].append(center + center_again)
-        image -= project(deflated, image.unsqueeze(0)).squeeze(1).to(image.dtype) @ deflated
+        run.basis.remove(image.unsqueeze(0), num_deflated)
         remainder = norm(image)
         run.scale = max(run.scale, length)
         if remainder <= 20.0 * torch.finfo(image.dtype).eps * run.scale:
             probes.alive[index] = False
             continue
         probes.offdiagonals[index].append(remainder)
-        probes.previous[index] = probes.current[index]
-        probes.current[index] = image.div_(remainder)
+        probes.previous[row] = probes.current[row]
+        probes.current[row] = image.div_(remainder)
 
 
 def _sample_traces(run: Lanczos, probes: Probes, images: Tensor) -> None:
@@ -109,8 +141,8 @@ def _sample_traces(run: Lanczos, probes: Probes, images: Tensor) -> None:
     wᵀHw = zᵀHz − 2aᵀc + aᵀΘa and Hw = Hz − QΘa − XSa; no further product is needed.
     """
     values = np.diag(run.projected)
-    inside = project(run.basis.filled, probes.current).cpu().numpy()
-    images_inside = project(run.basis.filled, images).cpu().numpy()
+    inside = run.basis.project(probes.current).cpu().numpy()
+    images_inside = run.basis.project(images).cpu().numpy()
     outward = project(run.pending.to(images.device), images).cpu().numpy() if run.pending.shape[0] else None
     for index in range(images.shape[0]):
         a, c = inside[:, index], images_inside[:, index]

@@ -26,13 +26,10 @@ FloatArray = NDArray[np.float64]
 _CANCELLED = 0.02  # a remainder this small beside Hx has lost digits to cancellation
 
 
-def random_vectors(count: int, size: int, *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return (count, size) standard normal vectors, each from its own seed, the same on every device."""
-    result = torch.empty(count, size, dtype=dtype, device=device)
-    for index in range(count):
-        generator = torch.Generator().manual_seed(derive_seed(seed, "vector", index))
-        result[index] = torch.randn(size, generator=generator, dtype=torch.float32)
-    return result
+def random_vector(size: int, *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a standard normal vector, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, generator=generator, dtype=torch.float32).to(dtype=dtype, device=device)
 
 
 @dataclass(slots=True)
@@ -100,7 +97,7 @@ class Lanczos:
     def insert(self, vectors: Tensor) -> int:
         """Add vectors (b, n) to the pending block, made orthonormal to everything; return how many were new."""
         count = self.pending.shape[0]
-        fresh = vectors.to(self.basis.rows.device)
+        fresh = vectors.to(self.basis.device)
         self.basis.orthogonalize(fresh)
         joined = torch.cat([self.pending.to(fresh.device), fresh])
         self.pending, _ = _orthonormalize(joined, tolerance=0.5 * torch.finfo(fresh.dtype).eps)
@@ -114,9 +111,8 @@ class Lanczos:
         for _ in range(min(count, room)):
             seed = derive_seed(self.seed, "lanczos", self.num_drawn)
             self.num_drawn += 1
-            self.insert(
-                random_vectors(1, self.operator.size, seed=seed, dtype=self.operator.dtype, device=self.operator.device)
-            )
+            vector = random_vector(self.operator.size, seed=seed, dtype=self.operator.dtype, device=self.basis.device)
+            self.insert(vector.unsqueeze(0))
 
     def step(self) -> None:
         """Multiply the pending block, extend basis and T, and find the next pending block.
@@ -129,7 +125,7 @@ class Lanczos:
         count = self.pending.shape[0]
         self.basis.append(self.pending)
         image = self.operator.matmat(self.pending.to(self.operator.device).T).T.contiguous()
-        image = image.to(self.basis.rows.device)
+        image = image.to(self.basis.device)
         length = max(norm(row) for row in image)
         coefficients = self.basis.orthogonalize(image).cpu().numpy()
         self._extend_projection(coefficients, count)
@@ -323,20 +319,14 @@ def check_residuals(run: Lanczos, pairs: RitzPairs, *, seed: int) -> float:
     """
     count = len(pairs.values)
     signs = torch.randn(count, generator=torch.Generator().manual_seed(derive_seed(seed, "signs"))).sign()
-    signs = signs.to(device=run.basis.rows.device, dtype=run.basis.rows.dtype)
-    combination = _combine(signs.unsqueeze(0), run.basis.rows[:count])[0]
-    image = run.operator.matvec(combination.to(run.operator.device)).to(run.basis.rows.device)
-    weights = signs * torch.from_numpy(pairs.values).to(signs)
-    image -= _combine(weights.unsqueeze(0), run.basis.rows[:count])[0]
+    basis = run.basis
+    signs = signs.to(device=basis.device, dtype=torch.float64)
+    image = run.operator.matvec(basis.combine(signs).to(run.operator.device)).to(basis.device)
+    image -= basis.combine(signs * torch.from_numpy(pairs.values).to(signs))
     if run.coupling.size:
         towards = torch.from_numpy(run.coupling[:, :count]).to(signs) @ signs
-        image -= _combine(towards.unsqueeze(0), run.pending.to(image.device))[0]
+        image -= towards.to(image) @ run.pending.to(image.device)
     return norm(image)
-
-
-def _combine(weights: Tensor, rows: Tensor) -> Tensor:
-    """Return weights · rows, (p, m) × (m, n) → (p, n)."""
-    return weights @ rows
 
 
 def _orthonormalize(block: Tensor, *, tolerance: float) -> tuple[Tensor, FloatArray]:

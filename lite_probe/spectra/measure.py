@@ -2,9 +2,7 @@
 
 import json
 import platform
-import resource
 import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -28,6 +26,7 @@ from lite_probe.seeds import derive_seed
 from lite_probe.spectra import plan as planning
 from lite_probe.spectra.basis import KrylovBasis
 from lite_probe.spectra.fingerprint import task_fingerprint
+from lite_probe.spectra.memory import peak_memory
 from lite_probe.spectra.operator import OnProgress, OperatorMeasurement, SpectrumRequest
 from lite_probe.spectra.plan import CurvatureName, MethodName, SpectrumPlan
 from lite_probe.spectra.state import SavedState
@@ -88,7 +87,7 @@ def plan_spectrum(
             request,
             operator=operator,
             method=method,
-            num_blocks=len(_blocks(task)) if per_block else 0,
+            block_requests=[_block_request(request, name) for name in _blocks(task)] if per_block else [],
             split=split,
             memory=memory,
             fingerprint=task_fingerprint(task, split, config),
@@ -224,7 +223,7 @@ class _Session:
     def run(self, per_block: bool) -> dict[str, _Finished]:
         """Return the whole, then the blocks in their usual order."""
         names = [_WHOLE, *(_blocks(self.task) if per_block else [])]
-        expected = {name: self._request_for(name, None).expected_products for name in names}
+        expected = {name: self._request_for(name).expected_products for name in names}
         finished = {}
         for name in names:
             self.expected_of_waiting = sum(
@@ -279,15 +278,15 @@ class _Session:
             return ParameterLayout(self.parameters)
         return ParameterLayout(self.parameters, block=name, block_map=self.task.blocks)
 
-    def _request_for(self, name: str, size: int | None) -> SpectrumRequest:
+    def _request_for(self, name: str, size: int | None = None) -> SpectrumRequest:
         """Ask less of a block, and no more than its size allows."""
         if name == _WHOLE:
             return self.request
-        top, bottom = min(self.request.top, _BLOCK_TOP), min(self.request.bottom, _BLOCK_BOTTOM)
-        if size is not None and top + bottom > size:
-            bottom = min(bottom, size - 1)
-            top = size - bottom
-        return replace(self.request, top=top, bottom=bottom, seed=derive_seed(self.request.seed, "block", name))
+        asked = _block_request(self.request, name)
+        if size is not None and asked.top + asked.bottom > size:
+            bottom = min(asked.bottom, size - 1)
+            asked = replace(asked, top=size - bottom, bottom=bottom)
+        return asked
 
     def _basis(self, layout: ParameterLayout, request: SpectrumRequest, folder: Path | None) -> KrylovBasis:
         first = layout.parameters[0]
@@ -330,6 +329,12 @@ class _Session:
         text = json.dumps({name: getattr(plan, name) for name in (*chosen, "fingerprint")})
         write_atomically(path, lambda file: file.write(text.encode()))
         return plan
+
+
+def _block_request(request: SpectrumRequest, name: str) -> SpectrumRequest:
+    """Return what is asked of one block."""
+    top, bottom = min(request.top, _BLOCK_TOP), min(request.bottom, _BLOCK_BOTTOM)
+    return replace(request, top=top, bottom=bottom, seed=derive_seed(request.seed, "block", name))
 
 
 def _state_folder(state_directory: Path) -> Path:
@@ -440,11 +445,6 @@ def _provenance(
 
     info, device = task.info, task.device
     on_cuda = device.type == "cuda"
-    peak = (
-        torch.cuda.max_memory_allocated(device)
-        if on_cuda
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    )
     return Provenance(
         lite_probe_version=__version__,
         torch_version=torch.__version__,
@@ -458,7 +458,7 @@ def _provenance(
         command=command,
         started_at=started_at,
         wall_seconds=seconds,
-        peak_memory_bytes=int(peak),
+        peak_memory_bytes=peak_memory(device),
         checkpoint_name=info.checkpoint_name,
         checkpoint_format=info.checkpoint_format,
         checkpoint_fingerprint=info.checkpoint_fingerprint,

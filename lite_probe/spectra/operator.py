@@ -25,10 +25,10 @@ from lite_probe.seeds import derive_seed
 from lite_probe.spectra.basis import KrylovBasis
 from lite_probe.spectra.density import (
     Probes,
+    advance_probes,
     deflate_rule,
+    no_probes,
     quadratures,
-    start_probes,
-    step_probes,
     trace_estimates,
 )
 from lite_probe.spectra.lanczos import Lanczos, RitzPairs, check_residuals, lanczos
@@ -69,9 +69,14 @@ class SpectrumRequest:
         return self.max_products if self.max_products is not None else 100 + 20 * (self.top + self.bottom)
 
     @property
+    def expected_pair_products(self) -> int:
+        """Products that the pairs took on trained language models, for plans and progress bars."""
+        return 12 + 3 * self.top + 6 * self.bottom
+
+    @property
     def expected_products(self) -> int:
-        """Products that it took on trained language models, for plans and progress bars."""
-        return 12 + 3 * self.top + 6 * self.bottom + 1 + self.probes * self.probe_steps
+        """All products that are expected: those of the pairs, the residuals' check, the probes."""
+        return self.expected_pair_products + 1 + self.probes * self.probe_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,14 +198,13 @@ class OperatorMeasurement:
         return self.run.settle()
 
     def _run_probes(self, deflated: int) -> None:
+        looking_again = self.bulk is not None
         if self.probes is None:
-            seed = derive_seed(self.request.seed, "round", self.rounds)
-            count = self.request.probes if self.bulk is None else _CHECK_PROBES
-            self.probes = start_probes(self.run, deflated, count, seed=seed)
-        steps = self.request.probe_steps if self.bulk is None else _CHECK_STEPS
-        while self.probes.steps < steps and any(self.probes.alive):
-            step_probes(self.run, deflated, self.probes)
-            self._tell(f"probes {self.probes.steps}/{steps}")
+            self.probes = no_probes(self.run, _CHECK_PROBES if looking_again else self.request.probes)
+        steps = _CHECK_STEPS if looking_again else self.request.probe_steps
+        seed = derive_seed(self.request.seed, "round", self.rounds)
+        while advance_probes(self.run, deflated, self.probes, steps, seed=seed):
+            self._tell(f"probe {len(self.probes.alive)}/{self.probes.count}")
             if self.state.due:
                 self._save()
 
@@ -292,8 +296,8 @@ class OperatorMeasurement:
     def _tell(self, label: str) -> None:
         if self.on_progress is not None:
             done = self.num_products
-            left = self.request.probes * (self.request.probe_steps - (self.probes.steps if self.probes else 0))
-            expected = max(self.request.expected_products, done + left)
+            left = self.request.probes * self.request.probe_steps - (self.probes.steps if self.probes else 0)
+            expected = max(self.request.expected_products, done + max(left, 0))
             self.on_progress(done, expected, f"{self.name + ' · ' if self.name else ''}{label}")
 
     def _save(self) -> None:
@@ -328,13 +332,13 @@ class OperatorMeasurement:
             return
         head, basis, vectors = saved
         run = self.run
-        device = run.basis.rows.device
+        device = run.basis.device
         self.earlier_products = head["num_products"]
         self.rounds, self.epoch = head["rounds"], head["epoch"]
         self.stop_reason, self.check = head["stop_reason"], head["check"]
         run.basis.size = 0
         run.basis.append(basis)
-        run.pending = vectors[0].to(device) if vectors else run.pending[:0]
+        run.pending = vectors[0].to(device)
         run.projected = np.array(head["projected"])
         run.coupling = np.array(head["coupling"]).reshape(-1, head["coupling_columns"])
         run.settled = head["settled"]

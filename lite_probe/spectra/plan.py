@@ -1,14 +1,12 @@
 """What a measurement will take, and how it is laid out in memory: decided before anything large is allocated.
 
 The plan rests on the task itself: two gradients (which also prove the loss deterministic), the graph of one batch with
-the bytes it holds counted, and two products through it, timed.
+the bytes it holds counted, and two products through it, timed, with the memory they needed.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +18,7 @@ from lite_probe.operators.finite_difference import FiniteDifferenceOperator
 from lite_probe.operators.gradient import LossAndGradient, Split, require_deterministic
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
 from lite_probe.operators.layout import ParameterLayout
+from lite_probe.spectra.memory import free_memory, memory_in_use, peak_during
 from lite_probe.spectra.operator import SpectrumRequest
 from lite_probe.task import Task
 
@@ -29,6 +28,7 @@ Placement = Literal["device", "cpu", "disk"]
 
 _BLOCK_PRODUCT_SHARE = 0.6  # a block's product over a whole one: the backward pass is the same, the rest is less
 _SHARE_OF_FREE_MEMORY = 0.8  # without --memory; the rest is left to others
+_SHARING = 4  # vectors through one rebuilt graph: building it costs 1.4 products, which more than four hardly lower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class SpectrumPlan:
 class Costs:
     """What one batch and one vector cost on this machine."""
 
-    base_bytes: int  # in use before anything is measured
+    product_bytes: int  # the process's peak during a product through one graph
     graph_bytes: int  # of one batch, the largest
     vector_bytes: int  # of one vector of N entries
     build_seconds: float  # all batches' graphs
@@ -79,17 +79,22 @@ class Costs:
 def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient, split: Split, kind: str) -> Costs:
     """Build the largest batch's graph once, count its bytes, and time a product through it.
 
-    Cost: about one graph and one product of one batch.
+    Cost: one graph and two products of one batch.
     """
     batches = task.batches(split)
-    base = memory_in_use(layout.parameters[0].device)
+    device = layout.parameters[0].device
     if kind == "finite-differences":
+        vector = torch.ones(layout.size, 1, dtype=layout.parameters[0].dtype, device=device)
+        differences = FiniteDifferenceOperator(task, layout, split=split)
+        differences.matmat(vector)  # chooses its step
+        times: list[float] = []
+        peak = peak_during(device, lambda: times.append(_timed(lambda: differences.matmat(vector))))
         return Costs(
-            base_bytes=base,
+            product_bytes=peak,
             graph_bytes=0,
-            vector_bytes=layout.size * layout.parameters[0].element_size(),
+            vector_bytes=vector.nbytes,
             build_seconds=0.0,
-            product_seconds=_timed(lambda: require_deterministic(task, layout, split)),  # two gradients, as a product
+            product_seconds=times[0],
         )
     largest = max(batches, key=_entries)
     alone = Task(
@@ -107,18 +112,22 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
         # A detached alias: packing an output itself would tie it to its own graph in a cycle.
         return tensor.detach()
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        first = _timed(lambda: operator.matmat(vector))
-    second = _timed(lambda: operator.matmat(vector))
+    def build_and_multiply() -> None:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            times.append(_timed(lambda: operator.matmat(vector)))
+        times.append(_timed(lambda: operator.matmat(vector)))
+
+    times = []
+    peak = peak_during(device, build_and_multiply)
     operator.graphs.clear()
     share = sum(_entries(batch) for batch in batches) / max(_entries(largest), 1)
     return Costs(
-        base_bytes=base,
+        product_bytes=peak,
         # Beside what autograd saved, each graph holds the batch's gradient.
         graph_bytes=sum(saved.values()) + vector.nbytes,
         vector_bytes=vector.nbytes,
-        build_seconds=max(first - second, 0.0) * share,
-        product_seconds=second * share,
+        build_seconds=max(times[0] - times[1], 0.0) * share,
+        product_seconds=times[1] * share,
     )
 
 
@@ -128,7 +137,7 @@ def plan_spectrum(
     *,
     operator: CurvatureName,
     method: MethodName,
-    num_blocks: int,
+    block_requests: Sequence[SpectrumRequest],
     split: Split,
     memory: int | None,
     fingerprint: str,
@@ -145,15 +154,19 @@ def plan_spectrum(
     started = time.perf_counter()
     evaluated = require_deterministic(task, layout, split)
     gradient_seconds = (time.perf_counter() - started) / 2.0
+    gradient_norm = float(evaluated.gradient.double().square().sum().sqrt())
+    evaluated = replace(evaluated, gradient=evaluated.gradient[:0])  # N numbers that are no longer needed
     kind = "finite-differences" if method == "finite-differences" else operator
     costs = probe_costs(task, layout, evaluated, split, kind)
-    budget = memory if memory is not None else _free_memory(task.device, costs.base_bytes)
+    if memory is None:
+        memory = memory_in_use(task.device) + int(_SHARE_OF_FREE_MEMORY * free_memory(task.device))
     num_batches = len(task.batches(split))
-    kept, columns, placement = lay_out(request, costs, num_batches, budget, layout.size)
+    kept, columns, placement = lay_out(request, costs, num_batches, memory, layout.size)
     rebuilt = num_batches - kept
-    per_pass = 1 if rebuilt == 0 or kind == "finite-differences" else 4
+    per_pass = _vectors_per_pass(costs, rebuilt)
     product_seconds = costs.product_seconds + costs.build_seconds * rebuilt / num_batches / per_pass
-    operators = 1.0 + _BLOCK_PRODUCT_SHARE * num_blocks
+    block_products = sum(block.expected_products for block in block_requests)
+    whole_products = request.expected_products + _BLOCK_PRODUCT_SHARE * block_products
     mode: Literal["kept", "partly kept", "recomputed", "none"]
     if kind == "finite-differences":
         mode = "none"
@@ -161,9 +174,12 @@ def plan_spectrum(
         mode = "kept" if rebuilt == 0 else "partly kept" if kept else "recomputed"
     return SpectrumPlan(
         num_parameters=layout.size,
-        num_hvps=request.expected_products * (1 + num_blocks),
-        seconds=2 * gradient_seconds + costs.build_seconds + request.expected_products * operators * product_seconds,
-        memory_bytes=_peak(request, costs, kept, columns if placement == "device" else 0),
+        num_hvps=request.expected_products + block_products,
+        seconds=2 * gradient_seconds + costs.build_seconds + whole_products * product_seconds,
+        # The basis's room is taken as it fills.
+        memory_bytes=_peak(
+            costs, num_batches, kept, min(columns, request.expected_pair_products) if placement == "device" else 0
+        ),
         graph_mode=mode,
         kept_graphs=kept,
         vectors_per_pass=per_pass,
@@ -171,7 +187,7 @@ def plan_spectrum(
         basis_columns=columns,
         fingerprint=fingerprint,
         loss=evaluated.loss,
-        gradient_norm=float(evaluated.gradient.double().square().sum().sqrt()),
+        gradient_norm=gradient_norm,
         count=evaluated.count,
         unused=evaluated.unused,
     )
@@ -182,42 +198,51 @@ def lay_out(
 ) -> tuple[int, int, Placement]:
     """Choose how many graphs to keep, how many basis vectors to hold, and where.
 
-    Restarting costs some products, rebuilding graphs costs more than half of every product, and a basis that
-    does not fit beside one graph goes to disk. Hence: graphs and a long basis, graphs and a short basis, fewer
-    graphs and a short basis, one graph and a basis on disk.
+    A short basis restarts, which costs some products; rebuilding graphs costs part of every product; a basis on disk
+    is read three times per product. Hence: all graphs and a long basis, all graphs and a shorter basis, fewer graphs
+    and a short basis, and at last a basis on disk with as many graphs as fit.
+
+    Returns:
+        Graphs kept, basis vectors, where the basis is.
 
     Raises:
         UsageError: If even that does not fit.
     """
     pairs = request.top + request.bottom
-    longest = min(size, 3 * pairs + 30)
-    shortest = min(size, pairs + max(8, pairs // 2))
-    graphs = 0 if costs.graph_bytes == 0 else num_batches
+    longest, shortest, on_disk = (min(size, n) for n in (3 * pairs + 30, pairs + max(8, pairs // 2), 2 * pairs + 10))
+    most = 0 if costs.graph_bytes == 0 else num_batches
     for columns in range(longest, shortest - 1, -1):
-        if _peak(request, costs, graphs, columns) <= budget:
-            return graphs, columns, "device"
-    for kept in range(graphs - 1, -1, -1):
-        if _peak(request, costs, kept, shortest) <= budget:
+        if _peak(costs, num_batches, most, columns) <= budget:
+            return most, columns, "device"
+    for kept in range(most - 1, -1, -1):
+        if _peak(costs, num_batches, kept, shortest) <= budget:
             return kept, shortest, "device"
-    least = _peak(request, costs, 0, 0)
-    if least <= budget:
-        return 0, longest, "disk"
+    for kept in range(most, -1, -1):
+        if _peak(costs, num_batches, kept, 0) <= budget:
+            return kept, on_disk, "disk"
+    least = _peak(costs, num_batches, 0, 0)
     raise UsageError(
         f"expected at least {least / 2**30:.1f} GiB of memory for one batch's graph, got {budget / 2**30:.1f} GiB",
-        "allow more with --memory, or lower --batch-size, --seq-len or --probes",
+        "allow more with --memory, or lower --batch-size or --seq-len",
     )
 
 
-def _peak(request: SpectrumRequest, costs: Costs, kept: int, columns: int) -> int:
-    """Return the bytes in use at the worst moment.
+def _vectors_per_pass(costs: Costs, rebuilt: int) -> int:
+    """Return how many vectors go through the operator together: those that share graphs which are built anew."""
+    return 1 if rebuilt == 0 or costs.graph_bytes == 0 else _SHARING
 
-    Beside graphs and basis: two vectors per probe and their images, and in a product the input, its sum over
-    batches, one batch's gradients and autograd's own sums on the way. A rebuilt graph comes on top of kept ones.
+
+def _peak(costs: Costs, num_batches: int, kept: int, columns: int) -> int:
+    """Return the bytes in use at the worst moment, a probe's step.
+
+    The product through one graph was measured with one vector and its image. Beside these there are a probe's
+    previous vector and Lanczos's pending one, for every vector that shares a pass; a graph that is being rebuilt
+    comes on top of those kept.
     """
-    graphs = max(kept, 1) if costs.graph_bytes else 0
-    in_product = 5 * costs.vector_bytes
-    probing = (4 * request.probes) * costs.vector_bytes
-    return costs.base_bytes + graphs * costs.graph_bytes + columns * costs.vector_bytes + in_product + probing
+    together = _vectors_per_pass(costs, num_batches - kept)
+    graphs = kept if kept == num_batches else kept + 1
+    vectors = columns + 2 + 4 * (together - 1)
+    return costs.product_bytes + max(graphs - 1, 0) * costs.graph_bytes + vectors * costs.vector_bytes
 
 
 def build_operator(
@@ -234,27 +259,6 @@ def build_operator(
         return FiniteDifferenceOperator(task, layout, split=split)
     curvature = _graph_operator(kind)
     return curvature(task, layout, count=plan.count, split=split, graphs=graphs, vectors_per_pass=plan.vectors_per_pass)
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Return the bytes this process holds: allocations on an accelerator, resident memory on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.memory_allocated(device))
-    with Path("/proc/self/statm").open() as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _free_memory(device: torch.device, in_use: int) -> int:
-    """Return what a measurement may bring the process to without being told."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return in_use + int(_SHARE_OF_FREE_MEMORY * free)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with Path("/proc/meminfo").open() as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * 1024
-    return in_use + int(_SHARE_OF_FREE_MEMORY * free)
 
 
 def _graph_operator(kind: str) -> type[HessianOperator] | type[GaussNewtonOperator]:

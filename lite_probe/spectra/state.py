@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,10 @@ class SavedState:
         self._last_end = time.monotonic()
         self._last_cost = self._last_end - started
 
-    def load(self, size: int, dtype: torch.dtype) -> tuple[dict[str, Any], Tensor, list[Tensor]] | None:
-        """Return head, basis rows and vectors of the last save; None where there is none to continue.
+    def load(self, size: int, dtype: torch.dtype) -> tuple[dict[str, Any], Iterator[Tensor], list[Tensor]] | None:
+        """Return head, basis and vectors of the last save; None where there is none to continue.
 
-        Files come memory-mapped and read-only in effect: copy before changing them.
+        The basis comes row by row: it may be larger than memory.
         """
         if self.directory is None or not (self.directory / "head.json").is_file():
             return None
@@ -101,13 +101,17 @@ class SavedState:
             saved = json.loads((self.directory / "head.json").read_text())
             if saved["fingerprint"] != self.fingerprint:
                 return None
-            self._serial, self._epoch = saved["serial"], saved["epoch"]
-            basis = _read_rows(self._basis_path(self._epoch), saved["basis_rows"], size, dtype)
-            joined = _read_rows(self._vectors_path(self._serial), sum(saved["vector_rows"]), size, dtype)
+            basis = _rows_of(self._basis_path(saved["epoch"]), saved["basis_rows"], size, dtype)
+            vectors = [*_rows_of(self._vectors_path(saved["serial"]), sum(saved["vector_rows"]), size, dtype)]
         except (OSError, ValueError, KeyError, TypeError):
             return None  # cut off before its first save was whole, or not ours: start anew
-        self._rows_written = len(basis)
-        return saved["head"], basis, list(torch.split(joined, saved["vector_rows"])) if len(joined) else []
+        self._serial, self._epoch, self._rows_written = saved["serial"], saved["epoch"], saved["basis_rows"]
+        blocks = []
+        for count in saved["vector_rows"]:
+            empty = torch.empty(0, size, dtype=dtype)
+            blocks.append(torch.stack(vectors[:count]) if count else empty)
+            vectors = vectors[count:]
+        return saved["head"], basis, blocks
 
     def discard(self) -> None:
         """Remove the state."""
@@ -149,8 +153,15 @@ def _sync(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def _read_rows(path: Path, count: int, size: int, dtype: torch.dtype) -> Tensor:
-    if count == 0:
-        return torch.empty(0, size, dtype=dtype)
+def _rows_of(path: Path, count: int, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Yield the first rows of a file one by one, after a check that they are all there.
+
+    Raises:
+        OSError: If the file is missing.
+        ValueError: If it is too short.
+    """
     kind = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
-    return torch.from_numpy(np.fromfile(path, dtype=kind, count=count * size).reshape(count, size))
+    if path.stat().st_size < count * size * kind.itemsize:
+        raise ValueError(f"expected {count} rows of {size} in {path}, got {path.stat().st_size} bytes")
+    offsets = range(0, count * size * kind.itemsize, size * kind.itemsize)
+    return (torch.from_numpy(np.fromfile(path, dtype=kind, count=size, offset=offset)) for offset in offsets)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lite_probe.results.store import load
 
 KILLS = 10
@@ -46,6 +48,7 @@ def numbers(run: Path) -> tuple[object, bytes]:
     return head, (run / "spectrum.safetensors").read_bytes()
 
 
+@pytest.mark.timeout(900)
 def test_ten_kills_change_no_bit(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
     options = "--tokenizer bytes --seq-len 32 --batch-size 8 --batches 2 --top 5 --probes 3 --per-block --threads 1 -q"
     chance, killed = random.Random(7), 0
@@ -65,17 +68,22 @@ def test_ten_kills_change_no_bit(tiny_llama: Path, text: Path, tmp_path: Path) -
             code, seconds = json.loads(answer)
             return code, seconds
 
-        code, duration = run(tmp_path / "undisturbed", 120)
+        undisturbed = tmp_path / "undisturbed"
+        code, duration = run(undisturbed, 250)
         assert code == 0
-        for _ in range(KILLS):
-            code, _ = run(tmp_path / "disturbed", chance.uniform(0.05, 0.5) * duration)
+        # Killed runs get further and further; one that came to its end makes room for another.
+        finished, disturbed = 0, tmp_path / "disturbed-0"
+        while killed < KILLS:
+            code, _ = run(disturbed, chance.uniform(0.1, 0.7) * duration)
             assert code in (0, -9)
             killed += code == -9
-        assert run(tmp_path / "disturbed", 120)[0] == 0
-    # A run that came to its end before its kill leaves nothing to kill.
-    assert killed >= 3
-    assert numbers(tmp_path / "disturbed") == numbers(tmp_path / "undisturbed")
-    spectrum = load(tmp_path / "disturbed", "spectrum")
+            if code == 0:
+                assert numbers(disturbed) == numbers(undisturbed)
+                finished += 1
+                disturbed = tmp_path / f"disturbed-{finished}"
+        assert run(disturbed, 250)[0] == 0
+    assert numbers(disturbed) == numbers(undisturbed)
+    spectrum = load(disturbed, "spectrum")
     assert spectrum.whole.converged.all()
-    left = {path.name for path in (tmp_path / "disturbed").iterdir()}
+    left = {path.name for path in disturbed.iterdir()}
     assert left == {path.name for path in (tmp_path / "undisturbed").iterdir()}

@@ -1,0 +1,75 @@
+"""How much memory this process holds: resident memory on a CPU, the allocator's count on an accelerator."""
+
+import os
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_RESET_PEAK = "5"  # what Linux takes, written to clear_refs, to begin a new VmHWM
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Return the bytes held now."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return _status("VmRSS") or peak_memory(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes held since the process began, on an accelerator since the last `peak_during`."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_during(device: torch.device, call: Callable[[], object]) -> int:
+    """Return the most bytes held while `call` ran.
+
+    Where the system does not let a process begin a new peak, it is the peak since the process began.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device))
+    began_anew = _begin_new_peak()
+    call()
+    return (_status("VmHWM") if began_anew else None) or peak_memory(device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that can still be taken."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _status(field: str) -> int | None:
+    """Return a field of Linux's process status in bytes."""
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def _begin_new_peak() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
+    except OSError:
+        return False
+    return True
