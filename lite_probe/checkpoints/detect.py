@@ -1,5 +1,6 @@
 """Which format a path holds, told by its content; endings decide nothing."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ KNOWN = (
     "a Hugging Face folder, a nanoGPT ckpt.pt, a LITE training folder, a torch distributed checkpoint, "
     "a Lightning checkpoint or a torch.save file"
 )
+_PICKLE_PROTOCOL = b"\x80"  # what a pickle begins with since protocol 2, followed by the protocol's number
 
 
 def open_checkpoint(
@@ -43,7 +45,8 @@ def open_checkpoint(
         given.resolve(strict=True)
     # RuntimeError: a loop of symbolic links, before Python 3.13. ValueError: a NUL in the path.
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"expected {KNOWN} at {given}, got {error}", "check the path") from error
+        got = "nothing there" if isinstance(error, FileNotFoundError) else str(error)
+        raise InputError(f"expected {KNOWN} at {given}, got {got}", "check the path") from error
     try:
         if given.is_dir():
             return _open_folder(given, trust_pickle=trust_pickle, model_config=config)
@@ -84,7 +87,10 @@ def _open_file(path: Path, *, trust_pickle: bool, model_config: Mapping[str, Any
         return huggingface.read_single_file(path, model_config=model_config)
     with path.open("rb") as stream:
         head = stream.read(16)
+    got = f"a file that begins with {head!r}" if head else "an empty file"
+    if head[:1] == _PICKLE_PROTOCOL and head[1:2] <= bytes([pickle.HIGHEST_PROTOCOL]):
+        got = "a bare pickle, which may run code and is not opened"
     raise InputError(
-        f"expected {KNOWN}, got {path}, " + (f"a file that begins with {head!r}" if head else "an empty file"),
+        f"expected {KNOWN}, got {path}, {got}",
         "check the path; for a checkpoint of several files pass its folder",
     )

@@ -142,7 +142,7 @@ def _split(
 ) -> int:
     """Place the split by the evaluation windows alone: adding training batches moves none of them."""
     total, needed = len(tokens), num_windows * window
-    hint = "pass a longer text, or a smaller --seq-len, --batch-size or --eval-batches"
+    hint = "pass a longer text, or a smaller --seq-len, --batch-size or --batches"
     own = tokens.evaluation_start
     available = total if own is None else total - own
     if needed > available:

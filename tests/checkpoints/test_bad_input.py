@@ -57,6 +57,7 @@ def rewrite_config(folder: Path, **values: object) -> None:
         (pickle.dumps({"model": 1}), r"begins with b'\\x80"),
         (b"PK\x03\x04 but no archive", "expected a file written by torch.save, got thing, which is damaged"),
         (struct.pack("<Q", 2**60) + b"{" + bytes(100), "begins with"),
+        (pickle.dumps({"model": os.getcwd}), "got .*thing, a bare pickle, which may run code and is not opened"),
         (struct.pack("<Q", 40) + b"{" + bytes(100), "expected a safetensors file, got thing, which is damaged"),
     ],
 )
@@ -67,7 +68,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes, message: s
 
 
 def test_paths_that_are_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"expected a Hugging Face folder.*No such file.*; check the path"):
+    with pytest.raises(InputError, match=r"expected a Hugging Face folder.*got nothing there; check the path"):
         open_checkpoint(tmp_path / "missing.pt")
     with pytest.raises(InputError, match=r"got the folder .* with nothing in it"):
         open_checkpoint(tmp_path)
