@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lite_probe.errors import NumericsError
 
 # Autograd nodes of attention kernels that have no double backward.
 _FUSED = ("flash", "efficient", "cudnn", "fused")
+# What every backward that is declared once differentiable runs: autograd would leave its part out without a word.
+_ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx: None).__code__
 
 
 @contextmanager
@@ -18,23 +22,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Leave no trace: mode, buffers, random state and matmul precision come back bitwise, also after an error.
 
     Inside, the model is in evaluation mode, attention runs its mathematical form, which can be differentiated
-    twice, and float32 products are float32 (no TF32). Parameters and `p.grad` are not touched by operators.
+    twice, and float32 products are float32 (no TF32, no bfloat16). Operators touch neither parameters nor `p.grad`.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     cpu_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
-    matmul_tf32 = torch.backends.cuda.matmul.allow_tf32
-    cudnn_tf32 = torch.backends.cudnn.allow_tf32
     try:
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
         model.eval()
-        with sdpa_kernel(SDPBackend.MATH):
+        with full_float32(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
-        torch.backends.cudnn.allow_tf32 = cudnn_tf32
         for module, training in modes:
             module.training = training
         with torch.no_grad():
@@ -45,13 +43,48 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Keep torch from multiplying float32 in fewer bits, on a GPU and on a CPU, for a while.
+
+    torch has two sets of switches for it: `fp32_precision`, which counts, and the older `allow_tf32` of the GPU, which
+    must agree with it or cannot be read.
+    """
+    backends: Any = torch.backends
+    gpu, cpu = (backends.cuda.matmul, backends.cudnn), backends.mkldnn
+    switches = [gpu[0], gpu[1].conv, gpu[1].rnn, cpu.matmul, cpu.conv, cpu.rnn]
+    precisions = [switch.fp32_precision for switch in switches]
+    older = [_allows_tf32(backend) for backend in gpu]
+    try:
+        for backend, allowed in zip(gpu, older, strict=True):
+            if allowed is not None:
+                backend.allow_tf32 = False
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, allowed in zip(gpu, older, strict=True):
+            if allowed is not None:
+                backend.allow_tf32 = allowed
+        for switch, precision in zip(switches, precisions, strict=True):
+            switch.fp32_precision = precision
+
+
+def _allows_tf32(backend: Any) -> bool | None:
+    """Read an older switch; None where the newer ones were set otherwise, which torch refuses to read."""
+    try:
+        return bool(backend.allow_tf32)
+    except RuntimeError:
+        return None
+
+
 def _cuda_in_use() -> bool:
     """Whether this process has touched CUDA; asking must not be the first touch."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def require_double_backward(loss: Tensor) -> None:
-    """Refuse a loss whose graph holds fused attention, which cannot be differentiated twice.
+    """Refuse a loss whose graph holds what cannot be differentiated twice: fused attention, once-only functions.
 
     Raises:
         NumericsError: If such a node is in the graph; it is named.
@@ -71,6 +104,12 @@ def require_double_backward(loss: Tensor) -> None:
             raise NumericsError(
                 f"expected attention that can be differentiated twice, got the fused kernel {name}",
                 'load the model with attn_implementation="eager"',
+            )
+        function = getattr(type(node), "_forward_cls", None)
+        if getattr(getattr(function, "backward", None), "__code__", None) is _ONCE_DIFFERENTIABLE:
+            raise NumericsError(
+                f"expected a model that can be differentiated twice, got {name}, declared once differentiable",
+                "use --method finite-differences",
             )
         stack.extend(next_node for next_node, _ in node.next_functions)
 

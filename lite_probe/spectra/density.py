@@ -10,6 +10,7 @@ The first product of each probe also gives its sample of the trace in the comple
 (Hutch++, Meyer et al. 2020), whose own part of the trace is known exactly.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 from torch import Tensor
 
+from lite_probe.errors import NumericsError
 from lite_probe.operators.reductions import dot, norm, project
 from lite_probe.results.estimate import Estimate
 from lite_probe.seeds import derive_seed
@@ -117,6 +119,8 @@ def _step(run: Lanczos, num_deflated: int, probes: Probes, living: list[int]) ->
     for image, row, index in zip(images, rows, living, strict=True):
         before = probes.offdiagonals[index][-1] if probes.offdiagonals[index] else 0.0
         length = norm(image)
+        if not math.isfinite(length):
+            raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
         image.sub_(probes.previous[row], alpha=before)
         center = dot(probes.current[row], image)
         image.sub_(probes.current[row], alpha=center)

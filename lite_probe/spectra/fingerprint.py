@@ -28,7 +28,7 @@ def task_fingerprint(task: Task, split: Split, config: Mapping[str, object]) -> 
     """
     digest = hashlib.sha256()
     for name, tensor in [*task.model.named_parameters(), *task.model.named_buffers()]:
-        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}:{tensor.requires_grad}".encode())
         digest.update(_bytes(tensor))
     for batch in task.batches(split):
         _update(digest, batch)

@@ -7,6 +7,7 @@ When the basis is full it is rotated onto its leading Ritz vectors and the run g
 2000), which needs no new formula here, since T is a projection and not assumed to be tridiagonal.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import linalg
 from torch import Tensor
 
+from lite_probe.errors import NumericsError
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.reductions import dot, norm, project
 from lite_probe.seeds import derive_seed
@@ -118,6 +120,9 @@ class Lanczos:
         """Multiply the pending block, extend basis and T, and find the next pending block.
 
         Cost: one product per pending vector, three passes over the basis.
+
+        Raises:
+            NumericsError: If a product is not finite.
         """
         if self.basis.size + self.pending.shape[0] > self.basis.capacity:
             self.restart()
@@ -127,6 +132,8 @@ class Lanczos:
         image = self.operator.matmat(self.pending.to(self.operator.device).T).T.contiguous()
         image = image.to(self.basis.device)
         length = max(norm(row) for row in image)
+        if not math.isfinite(length):
+            raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
         coefficients = self.basis.orthogonalize(image).cpu().numpy()
         self._extend_projection(coefficients, count)
         # What is left of Hx is rounding where it is this small beside Hx: the space is invariant there.

@@ -90,7 +90,7 @@ def plan_spectrum(
             block_requests=[_block_request(request, name) for name in _blocks(task)] if per_block else [],
             split=split,
             memory=memory,
-            fingerprint=task_fingerprint(task, split, config),
+            fingerprint_of=lambda loss: task_fingerprint(task, split, {**config, **_landscape(task, loss, per_block)}),
         )
 
 
@@ -413,6 +413,15 @@ def _config(
         "lite_probe": __version__,
         "torch": torch.__version__,
     }
+
+
+def _landscape(task: Task, loss: float, per_block: bool) -> dict[str, object]:
+    """Return what tells a task from another one of the same weights and batches: its loss and its blocks.
+
+    The loss stands for the code of criterion and model, by four digits: its last ones depend on the machine.
+    """
+    blocks = {name: [asdict(part) for part in parts] for name, parts in (task.blocks or {}).items()}
+    return {"loss": f"{loss:.3e}", "blocks": blocks if per_block else None}
 
 
 def _task_notes(plan: SpectrumPlan, session: _Session) -> list[Note]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lite_probe.errors import NumericsError, UsageError
+from lite_probe.errors import UsageError
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note
@@ -140,6 +140,7 @@ class OperatorMeasurement:
         self.earlier_products = 0
         self.rounds = 0
         self.epoch = 0
+        self.steps_owed = 0  # Lanczos steps that a new block member gets before convergence is judged
         self.stop_reason = ""
         self.check: float | None = None
         self.probes: Probes | None = None
@@ -181,6 +182,11 @@ class OperatorMeasurement:
 
     def _find_pairs(self) -> None:
         request = self.request
+        while self.steps_owed and self.run.pending.shape[0]:
+            self.steps_owed -= 1
+            self.run.step()
+            self._after_step(self.run)
+        self.steps_owed = 0
         remaining = max(request.product_limit - self.num_products, 0)
         self.run, self.stop_reason = lanczos(
             self.operator,
@@ -246,11 +252,7 @@ class OperatorMeasurement:
         self.rounds += 1
         self.run.insert_random(1)
         self.probes, self.check, self.stop_reason = None, None, ""
-        for _ in range(_CHECK_STEPS):
-            if self.run.pending.shape[0] == 0:
-                break
-            self.run.step()
-            self._after_step(self.run)
+        self.steps_owed = _CHECK_STEPS
 
     def _result(self, pairs: RitzPairs) -> Measured:
         spectrum = build_spectrum(self, pairs)
@@ -260,9 +262,19 @@ class OperatorMeasurement:
 
     def _explain(self, spectrum: OperatorSpectrum, pairs: RitzPairs) -> None:
         where = f" of block {self.name}" if self.name else ""
+        wanted = self.request.top + self.request.bottom
+        if len(pairs.values) < wanted:
+            self.notes.append(
+                Note(
+                    code="fewer-pairs",
+                    message=f"only {len(pairs.values)} of {wanted} pairs{where} were found within "
+                    f"{spectrum.num_hvps} products",
+                )
+            )
         missing = int((~spectrum.converged).sum() + (~spectrum.lower_converged).sum())
         if missing:
-            worst = float(np.max(pairs.residual_norms / np.maximum(np.abs(pairs.values), 1e-300)))
+            residuals = np.concatenate([spectrum.residual_norms, spectrum.lower_residual_norms])
+            worst = float(np.max(residuals / np.maximum(np.abs(pairs.values), 1e-300)))
             self.notes.append(
                 Note(
                     code="not-converged",
@@ -284,8 +296,6 @@ class OperatorMeasurement:
 
     def _after_step(self, run: Lanczos) -> None:
         pairs = run.ritz_pairs()
-        if not np.all(np.isfinite(pairs.values)):
-            raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
         done = int(run.converged(pairs, self.request.tolerance).sum())
         worst = float(np.max(pairs.residual_norms / np.maximum(np.abs(pairs.values), 1e-300)))
         wanted = self.request.top + self.request.bottom
@@ -306,6 +316,7 @@ class OperatorMeasurement:
             "num_products": self.num_products,
             "rounds": self.rounds,
             "epoch": self.epoch,
+            "steps_owed": self.steps_owed,
             "stop_reason": self.stop_reason,
             "check": self.check,
             "projected": run.projected.tolist(),
@@ -334,7 +345,7 @@ class OperatorMeasurement:
         run = self.run
         device = run.basis.device
         self.earlier_products = head["num_products"]
-        self.rounds, self.epoch = head["rounds"], head["epoch"]
+        self.rounds, self.epoch, self.steps_owed = head["rounds"], head["epoch"], head["steps_owed"]
         self.stop_reason, self.check = head["stop_reason"], head["check"]
         run.basis.size = 0
         run.basis.append(basis)

@@ -140,9 +140,11 @@ def plan_spectrum(
     block_requests: Sequence[SpectrumRequest],
     split: Split,
     memory: int | None,
-    fingerprint: str,
+    fingerprint_of: Callable[[float], str],
 ) -> SpectrumPlan:
     """Decide how to measure; see `lite_probe.spectra.plan_spectrum` for the arguments.
+
+    `fingerprint_of` names the measurement once the loss is known.
 
     Raises:
         NumericsError: If loss or gradient are not finite or not deterministic.
@@ -185,7 +187,7 @@ def plan_spectrum(
         vectors_per_pass=per_pass,
         basis_placement=placement,
         basis_columns=columns,
-        fingerprint=fingerprint,
+        fingerprint=fingerprint_of(evaluated.loss),
         loss=evaluated.loss,
         gradient_norm=gradient_norm,
         count=evaluated.count,

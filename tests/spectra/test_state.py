@@ -1,0 +1,436 @@
+"""A measurement that is interrupted at any step and continued gives the bits of one that was left alone.
+
+Every step is saved here, which a real measurement does about once a minute; the interruption comes out of
+`on_progress`, after a step was made and before it was saved.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lite_probe.errors import OutputError
+from lite_probe.operators.base import MatrixOperator
+from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
+from lite_probe.spectra import SpectrumPlan, SpectrumRequest, discard_state, measure_spectrum, plan_spectrum
+from lite_probe.spectra import state as states
+from lite_probe.spectra.basis import KrylovBasis
+from lite_probe.spectra.operator import Measured, OperatorMeasurement
+from lite_probe.spectra.state import SavedState
+from lite_probe.task import Task
+from tests import models, oracles
+
+ASKED: dict[str, Any] = {"top": 2, "bottom": 1, "probes": 2, "probe_steps": 3, "tolerance": 1e-2}
+
+
+class _KilledError(Exception):
+    """What stands in for a kill."""
+
+
+@pytest.fixture(autouse=True)
+def _every_step_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SavedState, "due", property(lambda self: self.directory is not None))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power is cut here; hundreds of saves take seconds
+
+
+def killed_at(call: int) -> Callable[[int, int, str], None]:
+    """A progress callback that raises when it is called for the `call`-th time, counted from 1."""
+    calls = 0
+
+    def on_progress(done: int, expected: int, label: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise _KilledError
+
+    return on_progress
+
+
+def assert_same_operator(one: OperatorSpectrum, other: OperatorSpectrum) -> None:
+    for name in OperatorSpectrum.__slots__:
+        first, second = getattr(one, name), getattr(other, name)
+        if isinstance(first, np.ndarray):
+            assert first.tobytes() == second.tobytes(), name
+        else:
+            assert first == second, name
+
+
+def assert_same_bits(one: Spectrum, other: Spectrum) -> None:
+    assert one.eigenvectors is not None
+    assert other.eigenvectors is not None
+    assert one.eigenvectors.tobytes() == other.eigenvectors.tobytes()
+    assert list(one.blocks) == list(other.blocks)
+    for a, b in zip([one.whole, *one.blocks.values()], [other.whole, *other.blocks.values()], strict=True):
+        assert_same_operator(a, b)
+    assert one.notes == other.notes
+    assert one.fingerprint == other.fingerprint
+
+
+def mlp() -> Task:
+    return models.make_task("mlp", torch.float32)
+
+
+def calls_of(task: Task, plan: SpectrumPlan, **asked: Any) -> tuple[Spectrum, int]:
+    """An undisturbed measurement and the number of its progress calls."""
+    told: list[str] = []
+    spectrum = measure_spectrum(task, **asked, plan=plan, on_progress=lambda *now: told.append(now[2]))
+    return spectrum, len(told)
+
+
+_PLANS: dict[str, dict[str, Any]] = {
+    "as planned": {},
+    "restarts": {"basis_columns": 8},
+    "graphs rebuilt": {"kept_graphs": 0, "vectors_per_pass": 4, "graph_mode": "recomputed"},
+    "graphs rebuilt, restarts, on disk": {
+        "kept_graphs": 0,
+        "vectors_per_pass": 2,
+        "graph_mode": "recomputed",
+        "basis_columns": 8,
+        "basis_placement": "disk",
+    },
+}
+
+
+@pytest.mark.parametrize("name", list(_PLANS))
+def test_an_interruption_at_any_step_changes_no_bit(name: str, tmp_path: Path) -> None:
+    task = mlp()
+    plan = replace(plan_spectrum(task, **ASKED), **_PLANS[name])
+    undisturbed = measure_spectrum(task, **ASKED, plan=plan, state_directory=tmp_path / "undisturbed")
+    told: list[str] = []
+    again = measure_spectrum(
+        task, **ASKED, plan=plan, state_directory=tmp_path / "counted", on_progress=lambda *now: told.append(now[2])
+    )
+    assert_same_bits(again, undisturbed)
+    assert len(told) > 10
+    for call in range(1, len(told) + 1):
+        folder = tmp_path / str(call)
+        with pytest.raises(_KilledError):
+            measure_spectrum(task, **ASKED, plan=plan, state_directory=folder, on_progress=killed_at(call))
+        first: list[int] = []
+        continued = measure_spectrum(
+            task, **ASKED, plan=plan, state_directory=folder, on_progress=lambda *now, to=first: to.append(now[0])
+        )
+        assert_same_bits(continued, undisturbed)
+        # It went on from where it stood: the first step it made is the one that the interruption lost.
+        assert len(first) == len(told) - call + 1, call
+        shutil.rmtree(folder)
+
+
+def test_restarts_did_happen() -> None:
+    """Guard of the test above: with a basis of eight vectors the mlp takes more products than fit."""
+    task = mlp()
+    spectrum = measure_spectrum(task, **ASKED, plan=plan_spectrum(task, **ASKED))
+    # Products of the pairs: all but the probes' and the check's, with three steps of two probes.
+    assert spectrum.whole.num_hvps - 1 - 2 * 3 > 12
+
+
+def test_interruptions_between_and_within_blocks_change_no_bit(tmp_path: Path) -> None:
+    task = mlp()
+    asked = {**ASKED, "per_block": True}
+    plan = plan_spectrum(task, **asked)
+    undisturbed, calls = calls_of(task, plan, **asked)
+    for call in range(1, calls + 1, 8):
+        folder = tmp_path / str(call)
+        with pytest.raises(_KilledError):
+            measure_spectrum(task, **asked, plan=plan, state_directory=folder, on_progress=killed_at(call))
+        assert_same_bits(measure_spectrum(task, **asked, plan=plan, state_directory=folder), undisturbed)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("per_block", [False, True])
+def test_a_measurement_killed_again_and_again_ends_the_same(per_block: bool, tmp_path: Path) -> None:
+    """Each process gets two steps further, from the first to the last."""
+    task = mlp()
+    asked = {**ASKED, "per_block": per_block}
+    plan = plan_spectrum(task, **asked)
+    undisturbed, calls = calls_of(task, plan, **asked)
+    spectrum = None
+    kills = 0
+    while spectrum is None:
+        try:
+            spectrum = measure_spectrum(task, **asked, plan=plan, state_directory=tmp_path, on_progress=killed_at(3))
+        except _KilledError:
+            kills += 1
+            assert kills <= calls, "it does not get on"
+    assert kills > 5
+    assert_same_bits(spectrum, undisturbed)
+
+
+def test_a_language_model_is_continued_too(tmp_path: Path) -> None:
+    task = models.make_task("gpt2", torch.float32)
+    plan = plan_spectrum(task, **ASKED)
+    undisturbed, calls = calls_of(task, plan, **ASKED)
+    for call in (calls // 2, calls - 2):
+        folder = tmp_path / str(call)
+        with pytest.raises(_KilledError):
+            measure_spectrum(task, **ASKED, plan=plan, state_directory=folder, on_progress=killed_at(call))
+        assert_same_bits(measure_spectrum(task, **ASKED, plan=plan, state_directory=folder), undisturbed)
+
+
+def test_float64_and_finite_differences_are_continued_too(tmp_path: Path) -> None:
+    for index, (dtype, method) in enumerate([(torch.float64, "autograd"), (torch.float64, "finite-differences")]):
+        task = models.make_task("mlp", dtype)
+        asked = {**ASKED, "method": method}
+        plan = plan_spectrum(task, **asked)
+        undisturbed, calls = calls_of(task, plan, **asked)
+        folder = tmp_path / str(index)
+        with pytest.raises(_KilledError):
+            measure_spectrum(task, **asked, plan=plan, state_directory=folder, on_progress=killed_at(calls // 2))
+        continued = measure_spectrum(task, **asked, plan=plan, state_directory=folder)
+        if method == "autograd":
+            assert_same_bits(continued, undisturbed)
+        else:  # the step is chosen anew on another vector; both are as good
+            np.testing.assert_allclose(continued.eigenvalues, undisturbed.eigenvalues, rtol=1e-5)
+
+
+# -- repeated eigenvalues --------------------------------------------------------------------------------------------
+
+
+def repeated(folder: Path | None, on_progress: Any = None) -> Measured:
+    """A matrix whose missed pairs send Lanczos into further rounds."""
+    matrix = oracles.matrix_with(np.r_[10, 10, 10, 7, 5, -2, np.linspace(-0.5, 1, 74)])
+    return OperatorMeasurement(
+        MatrixOperator(matrix),
+        SpectrumRequest(top=3, bottom=1, probes=2, probe_steps=4),
+        basis=KrylovBasis(80, 80, dtype=torch.float64, device=torch.device("cpu")),
+        state=SavedState(folder, "one"),
+        on_progress=on_progress,
+    ).measure()
+
+
+def test_rounds_that_look_for_missed_pairs_are_continued_bitwise(tmp_path: Path) -> None:
+    told: list[str] = []
+    undisturbed = repeated(None, lambda *now: told.append(now[2]))
+    assert [note.code for note in undisturbed.notes] == ["repeated-eigenvalues"]
+    np.testing.assert_allclose(undisturbed.spectrum.eigenvalues, [10, 10, 10], rtol=1e-5)
+    different = []
+    for call in range(1, len(told) + 1, 4):
+        folder = tmp_path / str(call)
+        with pytest.raises(_KilledError):
+            repeated(folder, killed_at(call))
+        continued = repeated(folder)
+        same = torch.equal(continued.eigenvectors, undisturbed.eigenvectors) and continued.notes == undisturbed.notes
+        if not same or continued.spectrum.trace != undisturbed.spectrum.trace:
+            different.append(call)
+    assert not different, f"of {len(told)} steps these changed the result: {different}"
+
+
+# -- what is not continued -------------------------------------------------------------------------------------------
+
+
+def interrupted(task: Task, folder: Path, call: int = 8, **asked: Any) -> SpectrumPlan:
+    """Leave a half-finished measurement in a folder."""
+    plan = plan_spectrum(task, **{**ASKED, **asked})
+    with pytest.raises(_KilledError):
+        measure_spectrum(task, **{**ASKED, **asked}, plan=plan, state_directory=folder, on_progress=killed_at(call))
+    return plan
+
+
+def first_product(task: Task, folder: Path, **asked: Any) -> tuple[Spectrum, int]:
+    """Measure, and tell at which product it began."""
+    done: list[int] = []
+    spectrum = measure_spectrum(
+        task, **{**ASKED, **asked}, state_directory=folder, on_progress=lambda *now: done.append(now[0])
+    )
+    return spectrum, done[0]
+
+
+def test_a_continued_measurement_begins_where_it_stood(tmp_path: Path) -> None:
+    """Guard of the tests below, in which it begins at 1."""
+    interrupted(mlp(), tmp_path)
+    assert first_product(mlp(), tmp_path)[1] == 8
+
+
+@pytest.mark.parametrize("asked", [{"seed": 1}, {"tolerance": 5e-3}, {"top": 3}, {"operator": "ggn"}], ids=str)
+def test_a_state_of_another_request_is_not_continued(asked: dict[str, Any], tmp_path: Path) -> None:
+    interrupted(mlp(), tmp_path)
+    spectrum, began = first_product(mlp(), tmp_path, **asked)
+    assert began == 1
+    assert_same_bits(spectrum, measure_spectrum(mlp(), **{**ASKED, **asked}))
+
+
+def test_a_state_of_other_weights_is_not_continued(tmp_path: Path) -> None:
+    interrupted(mlp(), tmp_path)
+    task = mlp()
+    with torch.no_grad():
+        next(task.model.parameters())[0, 0] += 1e-3
+    spectrum, began = first_product(task, tmp_path)
+    assert began == 1
+    assert_same_bits(spectrum, measure_spectrum(task, **ASKED))
+
+
+def test_a_saved_state_tells_its_fingerprint(tmp_path: Path) -> None:
+    """One operator's state by itself: what was saved comes back, and to nobody else."""
+    basis, vectors = torch.arange(6.0).view(2, 3), torch.ones(1, 3)
+    SavedState(tmp_path, "one").save({"number": 0.1}, basis=basis, epoch=0, vectors=[vectors, vectors[:0]])
+    loaded = SavedState(tmp_path, "one").load(3, torch.float32)
+    assert loaded is not None
+    head, rows, blocks = loaded
+    assert head == {"number": 0.1}
+    assert torch.equal(torch.stack(list(rows)), basis)
+    assert torch.equal(blocks[0], vectors)
+    assert blocks[1].shape == (0, 3)
+    assert SavedState(tmp_path, "two").load(3, torch.float32) is None
+    assert SavedState(None, "one").load(3, torch.float32) is None
+
+
+def saved_file(folder: Path, pattern: str) -> Path:
+    (path,) = (folder / "spectrum.state" / "whole" / "running").glob(pattern)
+    return path
+
+
+@pytest.mark.parametrize("pattern", ["head.json", "basis-*.bin", "vectors-*.bin"])
+@pytest.mark.parametrize("what", ["cut in half", "cut by one byte", "empty", "missing"])
+def test_a_damaged_state_starts_anew(what: str, pattern: str, tmp_path: Path) -> None:
+    interrupted(mlp(), tmp_path)
+    path = saved_file(tmp_path, pattern)
+    content = path.read_bytes()
+    if what == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"cut in half": content[: len(content) // 2], "cut by one byte": content[:-1]}.get(what, b""))
+    spectrum, began = first_product(mlp(), tmp_path)
+    assert began == 1
+    assert_same_bits(spectrum, measure_spectrum(mlp(), **ASKED))
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", "3", '{"fingerprint": 7}'])
+def test_a_head_of_something_else_starts_anew(text: str, tmp_path: Path) -> None:
+    interrupted(mlp(), tmp_path)
+    saved_file(tmp_path, "head.json").write_text(text)
+    assert first_product(mlp(), tmp_path)[1] == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null"])
+def test_a_damaged_layout_starts_anew(text: str, tmp_path: Path) -> None:
+    """Without its memory layout a state could not be continued with the same bits."""
+    interrupted(mlp(), tmp_path)
+    (tmp_path / "spectrum.state" / "layout.json").write_text(text)
+    spectrum, began = first_product(mlp(), tmp_path)
+    assert began == 1
+    assert_same_bits(spectrum, measure_spectrum(mlp(), **ASKED))
+
+
+def test_bytes_behind_what_the_head_counts_are_ignored(tmp_path: Path) -> None:
+    """A kill between the vectors and the head leaves rows that the head does not know of."""
+    interrupted(mlp(), tmp_path)
+    with saved_file(tmp_path, "basis-*.bin").open("ab") as file:
+        file.write(b"\xff" * 1000)
+    (tmp_path / "spectrum.state" / "whole" / "running" / "vectors-99999.bin").write_bytes(b"left over")
+    spectrum, began = first_product(mlp(), tmp_path)
+    assert began == 8
+    assert_same_bits(spectrum, measure_spectrum(mlp(), **ASKED))
+
+
+def test_a_continued_measurement_keeps_its_memory_layout(tmp_path: Path) -> None:
+    """More or less memory at the second call must not change how sums are rounded."""
+    task = mlp()
+    plan = interrupted(task, tmp_path)
+    undisturbed = measure_spectrum(task, **ASKED, plan=plan)
+    other = replace(plan, kept_graphs=0, vectors_per_pass=4, basis_columns=8)
+    assert_same_bits(measure_spectrum(task, **ASKED, plan=other, state_directory=tmp_path), undisturbed)
+    layout = json.loads((tmp_path / "spectrum.state" / "layout.json").read_text())
+    assert layout["vectors_per_pass"] == plan.vectors_per_pass
+
+
+# -- afterwards ------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_measurement_is_taken_from_disk(tmp_path: Path) -> None:
+    first = measure_spectrum(mlp(), **ASKED, state_directory=tmp_path, per_block=True)
+    told: list[str] = []
+    again = measure_spectrum(
+        mlp(), **ASKED, state_directory=tmp_path, per_block=True, on_progress=lambda *now: told.append(now[2])
+    )
+    assert told == []
+    assert_same_bits(again, first)
+
+
+def test_discarding_removes_all(tmp_path: Path) -> None:
+    other = tmp_path / "spectrum.json"
+    other.write_text("the result")
+    interrupted(mlp(), tmp_path)
+    assert (tmp_path / "spectrum.state").is_dir()
+    discard_state(tmp_path)
+    assert list(tmp_path.iterdir()) == [other]
+    discard_state(tmp_path)  # nothing to remove is no error
+    assert first_product(mlp(), tmp_path)[1] == 1
+
+
+def test_a_running_state_is_removed_when_its_operator_is_finished(tmp_path: Path) -> None:
+    measure_spectrum(mlp(), **ASKED, state_directory=tmp_path)
+    assert not (tmp_path / "spectrum.state" / "whole" / "running").exists()
+
+
+def test_superseded_files_are_removed_while_it_runs(tmp_path: Path) -> None:
+    interrupted(mlp(), tmp_path, call=15)
+    names = sorted(path.name.split("-")[0] for path in (tmp_path / "spectrum.state" / "whole" / "running").iterdir())
+    assert names == ["basis", "head.json", "vectors"]
+
+
+def test_without_a_directory_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    measure_spectrum(mlp(), **ASKED)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+    occupied = tmp_path / "file"
+    occupied.write_text("")
+    with pytest.raises(OutputError, match="expected"):
+        measure_spectrum(mlp(), **ASKED, state_directory=occupied)
+
+
+def test_a_disk_that_fills_up_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Any, rows: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(states, "_write_rows", full)
+    with pytest.raises(OutputError, match=r"expected to save the measurement's state in .*, got No space left"):
+        measure_spectrum(mlp(), **ASKED, state_directory=tmp_path)
+
+
+# -- when ------------------------------------------------------------------------------------------------------------
+
+
+class _Clock:
+    """Time that passes when told to, and by a second whenever it is asked within a save."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_saving_takes_at_most_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the real `due`
+    clock = _Clock()
+    monkeypatch.setattr(states, "time", clock)
+    state = SavedState(tmp_path, "one")
+    assert state.due  # nothing is known to cost anything yet
+    sync = states._sync
+
+    def slow_sync(file: Any) -> None:
+        clock.now += 0.5  # twice in a save
+        sync(file)
+
+    monkeypatch.setattr(states, "_sync", slow_sync)
+    state.save({}, basis=torch.zeros(2, 3), epoch=0, vectors=[torch.zeros(1, 3)])
+    assert not state.due
+    clock.now += 19.9
+    assert not state.due
+    clock.now += 0.2
+    assert state.due
+    # However long a save takes, a kill loses no more than about a minute.
+    state._last_cost = 1000.0
+    clock.now += 60.0
+    assert state.due
+    assert not SavedState(None, "one").due
