@@ -8,6 +8,7 @@ written and mapped here; `safetensors.numpy.load_file` reads the files.
 import hashlib
 import json
 import math
+import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -61,8 +62,19 @@ def write_arrays(file: BinaryIO, arrays: Mapping[str, Array]) -> None:
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)
     for _, array in ordered:
+        mapping = _mapping_of(array)
         for rows in _row_chunks(array):
             file.write(np.ascontiguousarray(rows).data)
+            if mapping is not None:  # let go of the pages read, or a mapped array would fill the memory after all
+                mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping_of(array: Array) -> mmap.mmap | None:
+    """Return the mapped file that an array is a view of, or None where it lies in memory."""
+    owner: Any = array
+    while owner is not None and not isinstance(owner, mmap.mmap):
+        owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
+    return owner
 
 
 def _row_chunks(array: Array) -> Iterator[Array]:

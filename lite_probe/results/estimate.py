@@ -21,12 +21,13 @@ class Estimate:
     num_samples: int
 
     @classmethod
-    def from_samples(cls, samples: NDArray[np.float64], *, exact: float = 0.0) -> "Estimate":
+    def from_samples(cls, samples: NDArray[np.float64], *, exact: float = 0.0, least_stderr: float = 0.0) -> "Estimate":
         """Estimate `exact + E[sample]` from independent samples.
 
         Args:
             samples: (p,), p ≥ 2.
             exact: A part that carries no sampling error, added to the mean.
+            least_stderr: A standard error known from elsewhere, which few or skewed samples must not understate.
 
         Raises:
             ValueError: If fewer than two samples came; one sample has no standard error.
@@ -35,7 +36,7 @@ class Estimate:
         if count < 2:
             raise ValueError(f"expected at least 2 samples for a standard error, got {count}")
         value = exact + float(np.mean(samples))
-        stderr = float(np.std(samples, ddof=1) / np.sqrt(count))
+        stderr = max(float(np.std(samples, ddof=1) / np.sqrt(count)), least_stderr)
         reach = float(stats.t.ppf(0.975, count - 1)) * stderr
         return cls(value=value, stderr=stderr, low=value - reach, high=value + reach, num_samples=count)
 

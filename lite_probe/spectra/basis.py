@@ -9,9 +9,11 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lite_probe.errors import OutputError
@@ -50,9 +52,8 @@ class KrylovBasis:
         if file is None:
             self.rows = torch.empty(capacity, size, dtype=dtype, device=device)
         else:
-            kind = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
-            self._map = _reserve(file, capacity * size * kind.itemsize)
-            self.rows = torch.from_numpy(np.frombuffer(self._map, dtype=kind).reshape(capacity, size))
+            self._map = _reserve(file, capacity * size * dtype.itemsize)
+            self.rows = torch.from_numpy(self._mapped(capacity, dtype))
 
     @property
     def device(self) -> torch.device:
@@ -63,6 +64,12 @@ class KrylovBasis:
     def filled(self) -> Tensor:
         """(size, n) the rows in use, a view."""
         return self.rows[: self.size]
+
+    def vectors(self, count: int) -> NDArray[Any]:
+        """Return the first rows, (count, n), as numpy: on the CPU a view, of a basis on disk the mapped file."""
+        if self._map is None:
+            return self.rows[:count].cpu().numpy()
+        return self._mapped(count, self.rows.dtype)
 
     def append(self, vectors: Iterable[Tensor]) -> None:
         """Store vectors (n,) behind the others; they must be orthonormal to them already."""
@@ -133,6 +140,11 @@ class KrylovBasis:
                 # float64 within the chunk: restarts repeat this, and float32 rounding would pile up.
                 self.rows[:kept, chunk] = (weights @ self.filled[:, chunk].double()).to(self.rows.dtype)
         self.size = kept
+
+    def _mapped(self, count: int, dtype: torch.dtype) -> NDArray[Any]:
+        kind = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
+        flat = np.frombuffer(self._map or b"", dtype=kind, count=count * self.vector_size)
+        return flat.reshape(count, self.vector_size)
 
     def _stretches(self) -> Iterator[slice]:
         """Cut the columns into stretches to go through one by one: one in memory, more on disk."""

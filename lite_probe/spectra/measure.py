@@ -34,6 +34,7 @@ from lite_probe.task import Task
 from lite_probe.version import __version__
 
 _WHOLE = "whole"
+_LEAST_SPARE = 6  # basis vectors beside the wanted pairs, without which a restart gets nowhere
 _BLOCK_TOP, _BLOCK_BOTTOM = 3, 1  # pairs per block: λ₁ and its neighbours; ten would double the cost of --per-block
 
 
@@ -254,14 +255,14 @@ class _Session:
             state=state,
             name="" if name == _WHOLE else name,
             on_progress=self._report,
-            block=self.plan.vectors_per_pass,
         )
         measured = measurement.measure()
         if isinstance(operator, FiniteDifferenceOperator) and name == _WHOLE:
             self.difference_error = operator.relative_error
         vectors = None
         if name == _WHOLE:
-            vectors = measured.eigenvectors.cpu().numpy().astype(np.float32, copy=False).T
+            count = len(measured.eigenvectors)
+            vectors = measurement.run.basis.vectors(count).astype(np.float32, copy=False).T
         result = _Finished(
             fingerprint=self.plan.fingerprint,
             spectrum=measured.spectrum,
@@ -291,8 +292,7 @@ class _Session:
     def _basis(self, layout: ParameterLayout, request: SpectrumRequest, folder: Path | None) -> KrylovBasis:
         first = layout.parameters[0]
         pairs = request.top + request.bottom
-        # Small operators get a basis that holds their whole space where that is cheap.
-        capacity = min(layout.size, max(self.plan.basis_columns, pairs + 2 * self.plan.vectors_per_pass + 4))
+        capacity = min(layout.size, max(self.plan.basis_columns, pairs + _LEAST_SPARE))
         placed = self.plan.basis_placement
         file = None
         if placed == "disk":

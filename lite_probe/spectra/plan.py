@@ -41,7 +41,7 @@ class SpectrumPlan:
     memory_bytes: int  # expected peak of the process (CPU) or of the device's allocations
     graph_mode: Literal["kept", "partly kept", "recomputed", "none"]
     kept_graphs: int  # batches whose graphs stay
-    vectors_per_pass: int  # vectors that share a rebuilt graph
+    vectors_per_pass: int  # probes that share a rebuilt graph
     basis_placement: Placement
     basis_columns: int
     fingerprint: str  # of checkpoint content, batches and config
@@ -55,7 +55,7 @@ class SpectrumPlan:
         graphs = {
             "kept": "graphs kept",
             "partly kept": f"{self.kept_graphs} graphs kept",
-            "recomputed": f"graphs rebuilt, {self.vectors_per_pass} vectors each",
+            "recomputed": "graphs rebuilt",
             "none": "finite differences",
         }[self.graph_mode]
         where = "" if self.basis_placement == "device" else f" on {self.basis_placement}"
@@ -166,9 +166,12 @@ def plan_spectrum(
     kept, columns, placement = lay_out(request, costs, num_batches, memory, layout.size)
     rebuilt = num_batches - kept
     per_pass = _vectors_per_pass(costs, rebuilt)
-    product_seconds = costs.product_seconds + costs.build_seconds * rebuilt / num_batches / per_pass
-    block_products = sum(block.expected_products for block in block_requests)
-    whole_products = request.expected_products + _BLOCK_PRODUCT_SHARE * block_products
+    rebuild_seconds = costs.build_seconds * rebuilt / num_batches
+    seconds = 2 * gradient_seconds + costs.build_seconds
+    for asked in (request, *block_requests):
+        share = 1.0 if asked is request else _BLOCK_PRODUCT_SHARE
+        seconds += share * asked.expected_products * costs.product_seconds
+        seconds += (asked.expected_pair_products + asked.probes * asked.probe_steps / per_pass) * rebuild_seconds
     mode: Literal["kept", "partly kept", "recomputed", "none"]
     if kind == "finite-differences":
         mode = "none"
@@ -176,8 +179,8 @@ def plan_spectrum(
         mode = "kept" if rebuilt == 0 else "partly kept" if kept else "recomputed"
     return SpectrumPlan(
         num_parameters=layout.size,
-        num_hvps=request.expected_products + block_products,
-        seconds=2 * gradient_seconds + costs.build_seconds + whole_products * product_seconds,
+        num_hvps=sum(asked.expected_products for asked in (request, *block_requests)),
+        seconds=seconds,
         # The basis's room is taken as it fills.
         memory_bytes=_peak(
             costs, num_batches, kept, min(columns, request.expected_pair_products) if placement == "device" else 0
@@ -230,20 +233,20 @@ def lay_out(
 
 
 def _vectors_per_pass(costs: Costs, rebuilt: int) -> int:
-    """Return how many vectors go through the operator together: those that share graphs which are built anew."""
+    """Return how many probes go through the operator together: those that share graphs which are built anew."""
     return 1 if rebuilt == 0 or costs.graph_bytes == 0 else _SHARING
 
 
 def _peak(costs: Costs, num_batches: int, kept: int, columns: int) -> int:
     """Return the bytes in use at the worst moment, a probe's step.
 
-    The product through one graph was measured with one vector and its image. Beside these there are a probe's
-    previous vector and Lanczos's pending one, for every vector that shares a pass; a graph that is being rebuilt
-    comes on top of those kept.
+    The product through one graph was measured with one vector and its image. Each probe that takes part in a pass has
+    these and its previous vector, and Lanczos keeps its pending one; a graph that is being rebuilt comes on top of
+    those kept.
     """
     together = _vectors_per_pass(costs, num_batches - kept)
     graphs = kept if kept == num_batches else kept + 1
-    vectors = columns + 2 + 4 * (together - 1)
+    vectors = columns + 1 + 3 * together - 2
     return costs.product_bytes + max(graphs - 1, 0) * costs.graph_bytes + vectors * costs.vector_bytes
 
 

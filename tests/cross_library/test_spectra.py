@@ -26,10 +26,10 @@ from tests import models, oracles
 def measured() -> Spectrum:
     """The trained float32 llama, as a user would measure it.
 
-    Seed 1: with 20 skewed samples PyHessian's trace leaves its own three standard errors in 1.5% of all seeds, and 0 is
-    one of them.
+    With seed 0 PyHessian's 20 skewed trace samples agree with one another on 143 ± 5 where the truth is 186: a standard
+    error from these samples alone would raise a false alarm.
     """
-    return measure_spectrum(models.make_task("llama", torch.float32), top=6, bottom=2, probes=8, seed=1)
+    return measure_spectrum(models.make_task("llama", torch.float32), top=6, bottom=2, probes=8, seed=0)
 
 
 @functools.cache

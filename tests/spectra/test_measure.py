@@ -34,7 +34,7 @@ FloatArray = NDArray[np.float64]
 TOP, BOTTOM, PROBES = 6, 3, 8
 ASKED: dict[str, Any] = {"top": TOP, "bottom": BOTTOM, "probes": PROBES, "probe_steps": 5}
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-# What the brief of this package promises, relative to ‖H‖.
+# What lite-probe promises, relative to ‖H‖.
 PROMISED = {torch.float64: 1e-9, torch.float32: 1e-4}
 # Products err by up to 1e-14 and 1e-6 of ‖H‖ (tests/operators/test_products.py), and so do eigenvalues.
 ROUNDING = {torch.float64: 2e-14, torch.float32: 2e-6}
