@@ -25,6 +25,7 @@ from lite_probe.spectra.basis import KrylovBasis
 
 FloatArray = NDArray[np.float64]
 
+_NEGLIGIBLE = 0.1  # of the tolerance: an eigenvalue below this share of ‖H‖ times it need not be resolved
 _CANCELLED = 0.02  # a remainder this small beside Hx has lost digits to cancellation
 
 
@@ -219,6 +220,13 @@ class Lanczos:
         allowed = np.maximum(tolerance * np.abs(pairs.values), self.floor)
         return np.asarray(pairs.residual_norms <= allowed)
 
+    def negligible(self, values: FloatArray, residual_norms: FloatArray, tolerance: float) -> NDArray[np.bool_]:
+        """Tell which pairs lie within tolerance/10 of ‖H‖ of zero, so that more products would say nothing.
+
+        A singular operator has a cluster of them at one end, and no residual gets small beside an eigenvalue of zero.
+        """
+        return np.asarray(np.abs(values) + residual_norms <= _NEGLIGIBLE * tolerance * self.scale)
+
     def quadrature(self) -> tuple[FloatArray, FloatArray]:
         """Return nodes and weights of the Gauss rule that the run's start vector defines.
 
@@ -283,7 +291,7 @@ def lanczos(
         run: Continue this run.
 
     Returns:
-        The run and why it stopped: "converged"; "breakdown" (converged, and the space is invariant);
+        The run and why it stopped: "converged" (or negligible); "breakdown" (converged, and the space is invariant);
         "complete" (the basis spans the whole space); "max-products".
 
     Cost: for ten leading pairs of a language model's Hessian about 45 products.
@@ -301,7 +309,8 @@ def lanczos(
         if run.projected.size:
             pairs = run.ritz_pairs()
             enough = len(pairs.values) >= min(top + bottom, operator.size)
-            if enough and bool(run.converged(pairs, tolerance).all()):
+            done = run.converged(pairs, tolerance) | run.negligible(pairs.values, pairs.residual_norms, tolerance)
+            if enough and bool(done.all()):
                 return run, "converged" if run.pending.shape[0] else "breakdown"
         if run.pending.shape[0] == 0:
             run.insert_random(1)

@@ -272,10 +272,21 @@ class OperatorMeasurement:
                     f"{spectrum.num_hvps} products",
                 )
             )
-        missing = int((~spectrum.converged).sum() + (~spectrum.lower_converged).sum())
+        residuals = np.concatenate([spectrum.residual_norms, spectrum.lower_residual_norms])
+        open_pairs = ~np.concatenate([spectrum.converged, spectrum.lower_converged])
+        near_zero = open_pairs & self.run.negligible(pairs.values, pairs.residual_norms, self.request.tolerance)
+        if near_zero.any():
+            largest = float(np.max((np.abs(pairs.values) + residuals)[near_zero]))
+            self.notes.append(
+                Note(
+                    code="near-zero",
+                    message=f"{int(near_zero.sum())} of {len(pairs.values)} pairs{where} cannot be told from zero: "
+                    f"|λ| is at most {largest:.1e}, next to nothing beside the largest",
+                )
+            )
+        missing = int((open_pairs & ~near_zero).sum())
         if missing:
-            residuals = np.concatenate([spectrum.residual_norms, spectrum.lower_residual_norms])
-            worst = float(np.max(residuals / np.maximum(np.abs(pairs.values), 1e-300)))
+            worst = float(np.max(residuals / np.maximum(np.abs(pairs.values), 1e-300), where=~near_zero, initial=0.0))
             self.notes.append(
                 Note(
                     code="not-converged",

@@ -361,6 +361,21 @@ def test_the_note_gives_the_residual_that_counts() -> None:
     assert f"worst relative residual {worst:.1e}" in note.message
 
 
+def test_a_pair_at_zero_is_not_chased() -> None:
+    """No residual gets small beside an eigenvalue of zero: on the scale of ‖H‖ it is known long before."""
+    matrix = oracles.matrix_with(np.r_[5.0, 4.0, 3.0, np.geomspace(1e-9, 1.0, 197)]).float()
+    request = SpectrumRequest(top=2, bottom=1, tolerance=1e-3)
+    result = measure_operator(MatrixOperator(matrix), request)
+    assert result.spectrum.stop_reason == "converged"
+    assert result.spectrum.num_hvps < request.product_limit
+    assert result.spectrum.converged.all()
+    assert not result.spectrum.lower_converged.any()
+    (note,) = result.notes
+    assert note.code == "near-zero"
+    # The promise of a tenth of the tolerance beside ‖H‖ = 5.
+    assert abs(result.spectrum.lower_eigenvalues[0]) + result.spectrum.lower_residual_norms[0] <= 2e-4 * 5.0
+
+
 def test_more_pairs_than_dimensions_are_refused() -> None:
     operator = MatrixOperator(oracles.matrix_with([3.0, 2.0, 1.0, -1.0, -2.0]))
     with pytest.raises(UsageError, match=r"expected --top plus --bottom of at most 5, .* got 4 \+ 2"):
