@@ -71,7 +71,7 @@ class SpectrumRequest:
     @property
     def expected_pair_products(self) -> int:
         """Products that the pairs took on trained language models, for plans and progress bars."""
-        return 12 + 3 * self.top + 6 * self.bottom
+        return 10 + 5 * self.top // 2 + 3 * self.bottom
 
     @property
     def expected_products(self) -> int:
