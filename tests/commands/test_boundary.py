@@ -114,7 +114,9 @@ def test_a_reader_that_leaves_is_no_error() -> None:
 
 def test_ctrl_c_in_a_true_process() -> None:
     script = (
-        "import sys, time, types, click\n"
+        "import signal, sys, time, types, click\n"
+        # A test run in the background inherits a Ctrl-C that is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from lite_probe.commands.main import cli\n"
         "@click.command('report')\n"
         "@click.pass_obj\n"
