@@ -65,6 +65,12 @@ class KrylovBasis:
         """(size, n) the rows in use, a view."""
         return self.rows[: self.size]
 
+    def each(self, start: int) -> Iterator[NDArray[Any]]:
+        """Yield the rows from `start` on as numpy arrays, one at a time."""
+        for index in range(start, self.size):
+            yield self.rows[index].cpu().numpy()
+            self._give_back()
+
     def vectors(self, count: int) -> NDArray[Any]:
         """Return the first rows, (count, n), as numpy: on the CPU a view, of a basis on disk the mapped file."""
         if self._map is None:

@@ -347,7 +347,7 @@ class OperatorMeasurement:
             kept = asdict(replace(self.probes, current=torch.empty(0), previous=torch.empty(0)))
             head["probes"] = {key: value for key, value in kept.items() if key not in ("current", "previous")}
             vectors += [self.probes.current, self.probes.previous]
-        self.state.save(head, basis=run.basis.filled, epoch=self.epoch + run.restarts, vectors=vectors)
+        self.state.save(head, basis=run.basis, epoch=self.epoch + run.restarts, vectors=vectors)
 
     def _restore(self) -> None:
         saved = self.state.load(self.operator.size, self.operator.dtype)

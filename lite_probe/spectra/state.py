@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lite_probe.errors import OutputError
 from lite_probe.results.store import write_atomically
+from lite_probe.spectra.basis import KrylovBasis
 
 _LONGEST_INTERVAL = 50.0  # seconds between saves; a kill loses at most about a minute
 _COST_FACTOR = 20.0  # a save that took s seconds is followed by at least 20 s without one: at most 5% overhead
@@ -47,12 +49,12 @@ class SavedState:
         waited = time.monotonic() - self._last_end
         return self.directory is not None and waited >= min(_LONGEST_INTERVAL, _COST_FACTOR * self._last_cost)
 
-    def save(self, head: dict[str, Any], *, basis: Tensor, epoch: int, vectors: Sequence[Tensor]) -> None:
+    def save(self, head: dict[str, Any], *, basis: KrylovBasis, epoch: int, vectors: Sequence[Tensor]) -> None:
         """Write one consistent state.
 
         Args:
             head: JSON values; floats come back exactly.
-            basis: (m, n) the filled rows. Within one epoch earlier rows have not changed.
+            basis: Within one epoch its earlier rows have not changed.
             epoch: Number of times the basis was rotated.
             vectors: Further blocks (·, n).
 
@@ -67,8 +69,8 @@ class SavedState:
             self._append_basis(basis, epoch)
             self._serial += 1
             with self._vectors_path(self._serial).open("wb") as file:
-                for block in vectors:
-                    _write_rows(file, block)
+                for row in (row for block in vectors for row in block):
+                    _write_row(file, row.detach().cpu().contiguous().numpy())
                 _sync(file)
         except OSError as error:
             raise OutputError(
@@ -80,7 +82,7 @@ class SavedState:
                 "fingerprint": self.fingerprint,
                 "serial": self._serial,
                 "epoch": epoch,
-                "basis_rows": len(basis),
+                "basis_rows": basis.size,
                 "vector_rows": [len(block) for block in vectors],
                 "head": head,
             }
@@ -118,17 +120,18 @@ class SavedState:
         if self.directory is not None:
             shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _append_basis(self, basis: Tensor, epoch: int) -> None:
+    def _append_basis(self, basis: KrylovBasis, epoch: int) -> None:
         if epoch != self._epoch:
             self._epoch, self._rows_written = epoch, 0
         path = self._basis_path(epoch)
         with path.open("r+b" if path.exists() else "wb") as file:
             # A kill may have left more than the head counts: go on from where the head stands.
-            file.seek(self._rows_written * basis.shape[1] * basis.element_size())
+            file.seek(self._rows_written * basis.vector_size * basis.rows.element_size())
             file.truncate()
-            _write_rows(file, basis[self._rows_written :])
+            for row in basis.each(self._rows_written):
+                _write_row(file, row)
             _sync(file)
-        self._rows_written = len(basis)
+        self._rows_written = basis.size
 
     def _remove_superseded(self) -> None:
         kept = {"head.json", self._basis_path(self._epoch).name, self._vectors_path(self._serial).name}
@@ -143,9 +146,8 @@ class SavedState:
         return (self.directory or Path()) / f"vectors-{serial}.bin"
 
 
-def _write_rows(file: Any, rows: Tensor) -> None:
-    for row in rows:
-        file.write(row.detach().cpu().contiguous().numpy().data.cast("B"))
+def _write_row(file: Any, row: NDArray[Any]) -> None:
+    file.write(row.data.cast("B"))
 
 
 def _sync(file: Any) -> None:

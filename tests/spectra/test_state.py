@@ -266,15 +266,21 @@ def test_a_state_of_other_weights_is_not_continued(tmp_path: Path) -> None:
     assert_same_bits(spectrum, measure_spectrum(task, **ASKED))
 
 
+def basis_with(rows: torch.Tensor) -> KrylovBasis:
+    basis = KrylovBasis(rows.shape[1], len(rows), dtype=rows.dtype, device=rows.device)
+    basis.append(rows)
+    return basis
+
+
 def test_a_saved_state_tells_its_fingerprint(tmp_path: Path) -> None:
     """One operator's state by itself: what was saved comes back, and to nobody else."""
-    basis, vectors = torch.arange(6.0).view(2, 3), torch.ones(1, 3)
+    basis, vectors = basis_with(torch.arange(6.0).view(2, 3)), torch.ones(1, 3)
     SavedState(tmp_path, "one").save({"number": 0.1}, basis=basis, epoch=0, vectors=[vectors, vectors[:0]])
     loaded = SavedState(tmp_path, "one").load(3, torch.float32)
     assert loaded is not None
     head, rows, blocks = loaded
     assert head == {"number": 0.1}
-    assert torch.equal(torch.stack(list(rows)), basis)
+    assert torch.equal(torch.stack(list(rows)), basis.filled)
     assert torch.equal(blocks[0], vectors)
     assert blocks[1].shape == (0, 3)
     assert SavedState(tmp_path, "two").load(3, torch.float32) is None
@@ -389,10 +395,10 @@ def test_a_state_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
 
 
 def test_a_disk_that_fills_up_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: Any, rows: Any) -> None:
+    def full(file: Any, row: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(states, "_write_rows", full)
+    monkeypatch.setattr(states, "_write_row", full)
     with pytest.raises(OutputError, match=r"expected to save the measurement's state in .*, got No space left"):
         measure_spectrum(mlp(), **ASKED, state_directory=tmp_path)
 
@@ -423,7 +429,7 @@ def test_saving_takes_at_most_a_twentieth_of_the_time(tmp_path: Path, monkeypatc
         sync(file)
 
     monkeypatch.setattr(states, "_sync", slow_sync)
-    state.save({}, basis=torch.zeros(2, 3), epoch=0, vectors=[torch.zeros(1, 3)])
+    state.save({}, basis=basis_with(torch.zeros(2, 3)), epoch=0, vectors=[torch.zeros(1, 3)])
     assert not state.due
     clock.now += 19.9
     assert not state.due
