@@ -403,7 +403,8 @@ def test_finite_differences_restore_the_weights_when_the_loss_raises() -> None:
 # -- properties ------------------------------------------------------------------------------------------------------
 
 _SEEDS = st.integers(0, 2**31 - 1)
-_SCALARS = st.floats(-100, 100, allow_nan=False)
+# No vector of Lanczos is near the smallest number there is, where a difference has no digits.
+_SCALARS = st.integers(-10_000, 10_000).map(lambda hundredths: hundredths / 100)
 
 
 def _kinds() -> dict[str, tuple[SymmetricOperator, float]]:
