@@ -157,7 +157,8 @@ def plan_spectrum(
     evaluated = require_deterministic(task, layout, split)
     gradient_seconds = (time.perf_counter() - started) / 2.0
     gradient_norm = float(evaluated.gradient.double().square().sum().sqrt())
-    evaluated = replace(evaluated, gradient=evaluated.gradient[:0])  # N numbers that are no longer needed
+    # N numbers that are no longer needed; a slice would keep them.
+    evaluated = replace(evaluated, gradient=evaluated.gradient.new_empty(0))
     kind = "finite-differences" if method == "finite-differences" else operator
     costs = probe_costs(task, layout, evaluated, split, kind)
     if memory is None:
@@ -246,7 +247,7 @@ def _peak(costs: Costs, num_batches: int, kept: int, columns: int) -> int:
     """
     together = _vectors_per_pass(costs, num_batches - kept)
     graphs = kept if kept == num_batches else kept + 1
-    vectors = columns + 1 + 3 * together - 2
+    vectors = columns + 3 * together - 1
     return costs.product_bytes + max(graphs - 1, 0) * costs.graph_bytes + vectors * costs.vector_bytes
 
 
