@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lite_probe import optim as optim
     from lite_probe.checkpoints import open_checkpoint as open_checkpoint
     from lite_probe.making import make_task as make_task
     from lite_probe.results.store import load as load
@@ -34,11 +35,13 @@ _HOME = {
     "__version__": "lite_probe.version",
 }
 
-__all__ = ["Task", "__version__", "load", "make_task", "measure_spectrum", "open_checkpoint", "save"]
+__all__ = ["Task", "__version__", "load", "make_task", "measure_spectrum", "open_checkpoint", "optim", "save"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
+    if name == "optim":
+        return import_module("lite_probe.optim")
     if name not in _HOME:
         raise AttributeError(f"module 'lite_probe' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

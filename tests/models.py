@@ -23,7 +23,7 @@ from transformers import (
     Qwen2MoeForCausalLM,
 )
 
-from lite_probe.checkpoints.blocks import block_map
+from lite_probe.blocks import block_map
 from lite_probe.criteria import CrossEntropy, classification_cross_entropy, next_token_cross_entropy
 from lite_probe.task import Task
 

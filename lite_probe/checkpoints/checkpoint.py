@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lite_probe.checkpoints.blocks import FAMILIES, block_map, block_sizes
+from lite_probe.blocks import FAMILIES, block_map, block_sizes
 from lite_probe.checkpoints.json_files import as_json
 from lite_probe.checkpoints.models import Adapt, build_skeleton, leave_as_is, load_model, parse_config
 from lite_probe.checkpoints.weights import Weights
@@ -212,7 +212,7 @@ class Checkpoint:
 
         Args:
             model: From `build_model`.
-            overrides: As for `lite_probe.checkpoints.blocks.block_map`.
+            overrides: As for `lite_probe.blocks.block_map`.
 
         Returns:
             Parameter name → its parts; together they partition the parameters.

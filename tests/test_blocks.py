@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lite_probe.checkpoints.blocks import FAMILIES, block_map, block_sizes
+from lite_probe.blocks import FAMILIES, block_map, block_sizes
 from lite_probe.errors import InputError
 from lite_probe.results.blocks import BlockMap, BlockPart
 from tests.checkpoints import writers
@@ -73,9 +73,9 @@ def test_nanogpt_names_in_linear_layout(bias: bool) -> None:
 
 def test_a_fused_weight_is_divided_along_its_fused_dimension() -> None:
     gpt2 = block_map({"transformer.h.0.attn.c_attn.weight": (8, 24)}, "gpt2")
-    assert list(gpt2.values()) == [(BlockPart("qk", 1, 0, 16), BlockPart("vo", 1, 16, 24))]
+    assert list(gpt2.values()) == [(BlockPart("qk", 1, 0, 8), BlockPart("qk", 1, 8, 16), BlockPart("vo", 1, 16, 24))]
     nanogpt = block_map({"transformer.h.0.attn.c_attn.weight": (24, 8)}, "nanogpt")
-    assert list(nanogpt.values()) == [(BlockPart("qk", 0, 0, 16), BlockPart("vo", 0, 16, 24))]
+    assert list(nanogpt.values()) == [(BlockPart("qk", 0, 0, 8), BlockPart("qk", 0, 8, 16), BlockPart("vo", 0, 16, 24))]
     with pytest.raises(InputError, match=r"expected a fused dimension divisible by 3 in h\.0\.attn\.c_attn\.weight"):
         block_map({"h.0.attn.c_attn.weight": (8, 25)}, "gpt2")
 

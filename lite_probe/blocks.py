@@ -5,7 +5,7 @@ A pattern must match from the last dots of a name backwards: `q_proj.weight` mat
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lite_probe.errors import InputError
@@ -16,18 +16,20 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Names that match `pattern` belong to `shares`.
+    """Names that match `pattern` are divided among `shares`, blocks in order, each the same part of the parameter.
 
-    One share takes the whole parameter. Several divide the longest dimension in proportion, in order: a fused
-    attention weight has three times as many output as input features, whichever way round it is stored.
+    One share takes the whole parameter. Several are matrices that were fused, and divide `axis`, or else the longest
+    dimension: a fused attention weight has three times as many output as input features, whichever way round it is
+    stored.
     """
 
     pattern: str  # a regular expression for the end of a name, from the beginning or behind a dot
-    shares: tuple[tuple[str, int], ...]  # (block, share)
+    shares: tuple[str, ...]
+    axis: int | None = None
 
 
 def _whole(block: str, *patterns: str) -> tuple[Rule, ...]:
-    return tuple(Rule(pattern, ((block, 1),)) for pattern in patterns)
+    return tuple(Rule(pattern, (block,)) for pattern in patterns)
 
 
 _LLAMA = (
@@ -40,16 +42,17 @@ _LLAMA = (
         "ffn",
         r"mlp\.(gate|up|down)_proj\.(weight|bias)",
         r"mlp\.shared_expert\.(gate|up|down)_proj\.weight",
-        r"mlp\.experts\.(gate_up|down)_proj",  # (experts, out, in): batches of matrices
+        r"mlp\.experts\.down_proj",  # (experts, out, in): batches of matrices
         r"mlp\.experts\.\d+\.(gate|up|down)_proj\.weight",
     ),
+    Rule(r"mlp\.experts\.gate_up_proj", ("ffn", "ffn"), axis=1),
     *_whole("out", r"lm_head\.(weight|bias)"),
 )
 
 _GPT2 = (
     *_whole("emb", r"wte\.weight", r"wpe\.weight"),
     *_whole("norm", r"ln_(1|2|f)\.(weight|bias)"),
-    Rule(r"attn\.c_attn\.(weight|bias)", (("qk", 2), ("vo", 1))),
+    Rule(r"attn\.c_attn\.(weight|bias)", ("qk", "qk", "vo")),
     *_whole("vo", r"attn\.c_proj\.(weight|bias)"),
     *_whole("ffn", r"mlp\.c_(fc|proj)\.(weight|bias)"),
     *_whole("out", r"lm_head\.weight"),
@@ -66,6 +69,34 @@ FAMILIES: Mapping[str, tuple[Rule, ...]] = {
     "gpt2": _GPT2,
     "nanogpt": _GPT2,  # the same names; nn.Linear stores (out, in) where Conv1D stores (in, out)
 }
+
+_GPT2_LINEAR = r"attn\.c_attn\.weight|attn\.c_proj\.weight|mlp\.c_(fc|proj)\.weight"
+_GPT2_FUSED = r"attn\.c_attn\.weight"
+
+
+def infer_family(names: Iterable[str]) -> str | None:
+    """Return the family whose patterns match most of some parameter names; None where none matches any.
+
+    Families that share their patterns are not told apart: the first of them stands for all.
+    """
+    names = list(names)
+    matched = {
+        family: sum(any(_matches(rule.pattern, name) for rule in rules) for name in names)
+        for family, rules in FAMILIES.items()
+    }
+    best = max(matched, key=lambda family: matched[family])
+    return best if matched[best] else None
+
+
+def stored_transposed(names_and_shapes: Mapping[str, Shape]) -> frozenset[str]:
+    """Return the names of weights that are stored (in, out), as GPT-2's Conv1D does.
+
+    They are recognised by the fused attention weight, whose output side is the longer one.
+    """
+    fused = [shape for name, shape in names_and_shapes.items() if _matches(_GPT2_FUSED, name) and len(shape) == 2]
+    if not fused or any(shape[1] <= shape[0] for shape in fused):
+        return frozenset()
+    return frozenset(name for name in names_and_shapes if _matches(_GPT2_LINEAR, name))
 
 
 def block_map(
@@ -94,14 +125,7 @@ def block_map(
             f"expected a family whose blocks are known ({', '.join(FAMILIES)}), got {family}",
             "pass overrides that name the blocks, or measure without per-block spectra",
         )
-    parts: dict[str, tuple[BlockPart, ...]] = {}
-    unknown = []
-    for name, shape in names_and_shapes.items():
-        found = _overridden(name, shape, overrides or {}) or _by_rules(name, shape, rules)
-        if found is None:
-            unknown.append(name)
-        else:
-            parts[name] = found
+    parts, unknown = assign_blocks(names_and_shapes, family, overrides=overrides)
     if unknown:
         raise InputError(
             f"expected every parameter to match a block pattern of {family}, got none for {', '.join(unknown[:8])}"
@@ -111,32 +135,50 @@ def block_map(
     return parts
 
 
+def assign_blocks(
+    names_and_shapes: Mapping[str, Shape],
+    family: str | None,
+    *,
+    overrides: Mapping[str, str | Sequence[BlockPart]] | None = None,
+) -> tuple[dict[str, tuple[BlockPart, ...]], list[str]]:
+    """Return the parts of each parameter that matches a pattern, as `block_map` does, and the names that match none.
+
+    Raises:
+        InputError: If an override is no partition.
+    """
+    rules = FAMILIES.get(family or "", ())
+    parts: dict[str, tuple[BlockPart, ...]] = {}
+    unknown = []
+    for name, shape in names_and_shapes.items():
+        found = _overridden(name, shape, overrides or {}) or _by_rules(name, shape, rules)
+        if found is None:
+            unknown.append(name)
+        else:
+            parts[name] = found
+    return parts, unknown
+
+
 def _matches(pattern: str, name: str) -> bool:
     return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name) is not None
 
 
 def _by_rules(name: str, shape: Shape, rules: Sequence[Rule]) -> tuple[BlockPart, ...] | None:
-    for rule in rules:
-        if _matches(rule.pattern, name):
-            return _divide(name, shape, rule.shares)
-    return None
+    rule = next((rule for rule in rules if _matches(rule.pattern, name)), None)
+    return None if rule is None else _divide(name, shape, rule)
 
 
-def _divide(name: str, shape: Shape, shares: Sequence[tuple[str, int]]) -> tuple[BlockPart, ...]:
-    if len(shares) == 1:
-        return (BlockPart(shares[0][0]),)
-    dim = max(range(len(shape)), key=lambda axis: shape[axis])
-    whole = sum(share for _, share in shares)
-    if shape[dim] % whole:
+def _divide(name: str, shape: Shape, rule: Rule) -> tuple[BlockPart, ...]:
+    parts = len(rule.shares)
+    if parts == 1:
+        return (BlockPart(rule.shares[0]),)
+    dim = max(range(len(shape)), key=lambda axis: shape[axis]) if rule.axis is None else rule.axis
+    if dim >= len(shape) or shape[dim] % parts:
         raise InputError(
-            f"expected a fused dimension divisible by {whole} in {name}, got shape {shape}",
+            f"expected a fused dimension divisible by {parts} in {name}, got shape {shape}",
             "pass overrides with the parts of this parameter",
         )
-    unit, start, parts = shape[dim] // whole, 0, []
-    for block, share in shares:
-        parts.append(BlockPart(block, dim, start, start + share * unit))
-        start += share * unit
-    return tuple(parts)
+    unit = shape[dim] // parts
+    return tuple(BlockPart(block, dim, i * unit, (i + 1) * unit) for i, block in enumerate(rule.shares))
 
 
 def _overridden(

@@ -1,0 +1,164 @@
+"""Parameters that step together: pieces of one shape, stacked, with their state.
+
+A piece is a parameter, one of the matrices that were fused into it (q, k and v), or a stack of matrices (experts). The
+state of a bucket is stacked once; `optimizer.state[parameter]` holds views of it, so that it saves like any other.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lite_probe.optim.geometry import Geometry, State
+
+_LARGEST_STACK = 2**24  # entries: each temporary of a step is as large as its stack
+_LOW_PRECISION = (torch.bfloat16, torch.float16)
+MASTER = "master"  # float32 weights of a parameter of lower precision
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one geometry sees of a parameter: all of it, or `narrow(dim, start, stop − start)` of it."""
+
+    parameter: nn.Parameter
+    name: str
+    block: str
+    geometry: str
+    bounds: tuple[int, int, int] | None = None  # (dim, start, stop); None: all of it
+    transposed: bool = False  # stored as (in, out)
+    suffix: str = ""  # of its names in the parameter's state, where a parameter has several pieces
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """Return the piece of the parameter, or of its gradient, as a view: (count, out, in) or (1, …)."""
+        if self.bounds is not None:
+            dim, start, stop = self.bounds
+            tensor = tensor.narrow(dim, start, stop - start)
+        if self.transposed:
+            tensor = tensor.mT
+        if self.is_stack:
+            return tensor
+        return tensor.unsqueeze(0) if tensor.ndim else tensor.reshape(1, 1)
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether the parameter is a stack of matrices already."""
+        return self.parameter.ndim == 3 and self.geometry != "diagonal"
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it holds matrices with more than one row and column."""
+        return self.parameter.ndim >= 2 and min(self.view(self.parameter.detach()).shape[-2:]) > 1
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Pieces of one shape, block, geometry and step count."""
+
+    geometry: Geometry
+    group: Mapping[str, Any]  # hyperparameters; the optimizer's own dict, so that schedulers reach it
+    pieces: list[Piece]
+    step: int  # completed updates of these parameters
+    state: State = field(default_factory=dict)
+
+    @property
+    def block(self) -> str:
+        """The block whose hyperparameters apply."""
+        return self.pieces[0].block
+
+    def gradient(self, gate: Tensor | None) -> Tensor:
+        """Return the gradients (stack, …) in the state's precision; zero behind a closed gate."""
+        views = [piece.view(piece.parameter.grad) for piece in self.pieces if piece.parameter.grad is not None]
+        stacked = (views[0] if len(views) == 1 else torch.cat(views)).to(state_dtype(views[0].dtype))
+        return stacked if gate is None else torch.where(gate > 0, stacked, 0.0)
+
+    def weights(self) -> Tensor:
+        """Return the weights (stack, …) in the state's precision; to be read, not written."""
+        views = self._views()
+        if MASTER not in self.state:
+            return views[0] if len(views) == 1 else torch.cat(views)
+        master, shown = self.state[MASTER], torch.cat(views)
+        # Where somebody else has written to the parameter, theirs is the truth.
+        return master.copy_(torch.where(shown == master.to(shown.dtype), master, shown.to(master.dtype)))
+
+    def move(self, change: Tensor, *, keep_before: float, scale: float, keep_after: float) -> None:
+        """Set w ← keep_after·(keep_before·w − scale·change)."""
+        targets = [self.weights()] if MASTER in self.state else self._views()
+        changes = [change] if MASTER in self.state else list(change.split([len(target) for target in targets]))
+        if keep_before != 1.0:
+            torch._foreach_mul_(targets, keep_before)
+        torch._foreach_add_(targets, changes, alpha=-scale)
+        if keep_after != 1.0:
+            torch._foreach_mul_(targets, keep_after)
+        if MASTER in self.state:
+            views = self._views()
+            torch._foreach_copy_(views, list(targets[0].split([len(view) for view in views])))
+
+    def _views(self) -> list[Tensor]:
+        return [piece.view(piece.parameter.detach()) for piece in self.pieces]
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision of the state and of all arithmetic: float32 for anything below it."""
+    return torch.float32 if dtype in _LOW_PRECISION else dtype
+
+
+def build_buckets(
+    pieces: Sequence[tuple[Piece, Mapping[str, Any]]],
+    geometries: Mapping[str, Geometry],
+    states: Mapping[nn.Parameter, dict[str, Any]],
+) -> list[Bucket]:
+    """Sort pieces into buckets, take over the state they have and point `states` at the stacked tensors.
+
+    Args:
+        pieces: With the parameter group each belongs to.
+        geometries: By name.
+        states: Parameter → its state: "step", and tensors by name; new ones are added.
+
+    Cost: one copy of the state of every bucket with more than one piece.
+    """
+    sorted_pieces: dict[tuple[Any, ...], list[tuple[Piece, Mapping[str, Any]]]] = {}
+    for piece, group in pieces:
+        view = piece.view(piece.parameter.detach())
+        step = states[piece.parameter].setdefault("step", 0)
+        alone = None if geometries[piece.geometry].stacked_on_cpu or view.is_cuda else (piece.name, piece.suffix)
+        key = (id(group), piece.geometry, piece.block, view.shape[1:], view.dtype, view.device, step, alone)
+        sorted_pieces.setdefault(key, []).append((piece, group))
+    buckets = []
+    for members in sorted_pieces.values():
+        for chunk in _chunks(members):
+            bucket = Bucket(
+                geometry=geometries[chunk[0][0].geometry],
+                group=chunk[0][1],
+                pieces=[piece for piece, _ in chunk],
+                step=states[chunk[0][0].parameter]["step"],
+            )
+            _adopt_state(bucket, states)
+            buckets.append(bucket)
+    return buckets
+
+
+def _chunks(members: list[tuple[Piece, Mapping[str, Any]]]) -> list[list[tuple[Piece, Mapping[str, Any]]]]:
+    """Divide a bucket whose stack would be large."""
+    entries = members[0][0].view(members[0][0].parameter.detach()).numel()
+    length = max(1, _LARGEST_STACK // max(entries, 1))
+    return [members[start : start + length] for start in range(0, len(members), length)]
+
+
+def _adopt_state(bucket: Bucket, states: Mapping[nn.Parameter, dict[str, Any]]) -> None:
+    views = [piece.view(piece.parameter.detach()) for piece in bucket.pieces]
+    shape = torch.Size([sum(len(view) for view in views), *views[0].shape[1:]])
+    precision = state_dtype(views[0].dtype)
+    bucket.state = bucket.geometry.new_state(shape, bucket.group, precision, views[0].device)
+    if views[0].dtype in _LOW_PRECISION:
+        bucket.state[MASTER] = torch.cat(views).to(precision)
+    start = 0
+    for piece, view in zip(bucket.pieces, views, strict=True):
+        own = states[piece.parameter]
+        for name, stacked in bucket.state.items():
+            slot = stacked[start : start + len(view)] if piece.is_stack else stacked[start]
+            if name + piece.suffix in own:
+                slot.copy_(own[name + piece.suffix])
+            own[name + piece.suffix] = slot
+        start += len(view)

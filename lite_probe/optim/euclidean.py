@@ -1,0 +1,36 @@
+"""Gradient descent with an averaged momentum: F = I. The reference that needs no explanation."""
+
+import torch
+from torch import Tensor
+
+from lite_probe.optim.geometry import Geometry, Hyperparameters, LiteSettings, Preconditioned, State, gated
+
+
+class Euclidean(Geometry):
+    """m ← θm + (1−θ)g, w ← w − ηm − ηλw; no direction counts as flat.
+
+    The momentum is an average: `torch.optim.SGD(momentum=θ)` takes steps 1/(1−θ) times as long at the same lr.
+    """
+
+    as_matrices = False
+    stacked_on_cpu = False
+
+    def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
+        """Return zero momentum; none where θ = 0."""
+        return {"momentum": torch.zeros(shape, dtype=dtype, device=device)} if group["momentum"] else {}
+
+    def precondition(
+        self,
+        state: State,
+        gradient: Tensor,
+        *,
+        step: int,
+        group: Hyperparameters,
+        lite: LiteSettings,
+        gate: Tensor | None,
+    ) -> Preconditioned:
+        """See `Geometry.precondition`."""
+        momentum = gradient
+        if "momentum" in state:
+            momentum = state["momentum"].lerp_(gradient, gated(1.0 - group["momentum"], gate))
+        return Preconditioned(momentum=momentum, gradient=None, project=None, step_size=group["lr"])

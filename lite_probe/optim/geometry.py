@@ -1,0 +1,91 @@
+"""What Algorithm 1 needs from a preconditioner: F⁻¹ on momentum and gradient, and the projector Q on flat directions.
+
+A geometry works on a stack of same-shaped tensors, the first dimension counting them, and keeps their state.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+Hyperparameters = Mapping[str, Any]  # of a parameter group
+State = dict[str, Tensor]  # name → (stack, …)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiteSettings:
+    """LITE's hyperparameters of one block: β₁, β₂ and χ at this step, and what the whole run will ask for."""
+
+    beta1: float = 0.0  # Hessian damping of sharp directions
+    beta2: float = 0.0  # of flat ones
+    flat_lr_ratio: float = 1.0  # χ
+    sharp_ratio: float = 0.0  # ρ, the share of directions that are sharp
+    smooth_ratio: float = 0.1
+    damped: bool = False  # β₁ or β₂ is not 0 at some step
+    projected: bool = False  # β₂ ≠ β₁ or χ ≠ 1 at some step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preconditioned:
+    """What a geometry hands to Algorithm 1, in coordinates of its own."""
+
+    momentum: Tensor  # F⁻¹m
+    gradient: Tensor | None  # F⁻¹g; None where nothing is damped
+    project: Callable[[Tensor], Tensor] | None  # x ↦ Qx; None where Q = 0
+    step_size: float  # η with the geometry's scale and bias corrections
+    into: Callable[[Tensor], Tensor] | None = None  # from the parameter's coordinates to these; None: the same
+    out_of: Callable[[Tensor], Tensor] | None = None  # and back
+    decay_last: bool = False  # weight decay acts on the weights after the step, not before it
+
+
+class Geometry(ABC):
+    """One preconditioner, for every parameter that uses it."""
+
+    as_matrices: ClassVar[bool]  # whether it sees (stack, m, n) or (stack, *shape)
+    stacked_on_cpu: ClassVar[bool]  # whether a stack of several tensors is faster than one after another on a CPU too
+
+    @abstractmethod
+    def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
+        """Return the state of a stack before its first step."""
+
+    @abstractmethod
+    def precondition(
+        self,
+        state: State,
+        gradient: Tensor,
+        *,
+        step: int,
+        group: Hyperparameters,
+        lite: LiteSettings,
+        gate: Tensor | None,
+    ) -> Preconditioned | None:
+        """Take a gradient into the state, and return what Algorithm 1 needs.
+
+        Args:
+            state: Of the stack, changed in place.
+            gradient: (stack, …), never changed.
+            step: How many steps these parameters have made.
+            group: Hyperparameters.
+            lite: LITE's.
+            gate: 0 where the step must leave no trace, 1 where it counts; None where that is known to be so.
+
+        Returns:
+            None where this step only prepares the state.
+        """
+
+    def settle(self, state: State, gradient: Tensor, *, step: int, group: Hyperparameters, gate: Tensor | None) -> None:
+        """Finish a step after the weights have moved."""
+        return
+
+
+def gated(weight: float, gate: Tensor | None) -> float | Tensor:
+    """Return a moving average's weight, 0 behind a closed gate."""
+    return weight if gate is None else gate * weight
+
+
+def replace_(old: Tensor, new: Tensor, gate: Tensor | None) -> None:
+    """Overwrite in place, unless the gate is closed."""
+    old.copy_(new if gate is None else torch.where(gate > 0, new, old))

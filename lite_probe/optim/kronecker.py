@@ -1,0 +1,119 @@
+"""SOAP's geometry: Adam in the eigenbasis of Shampoo's Kronecker factors, where directions are coordinates again."""
+
+import torch
+from torch import Tensor
+
+from lite_probe.optim.diagonal import flat_mask, new_thresholds
+from lite_probe.optim.geometry import Geometry, Hyperparameters, LiteSettings, Preconditioned, State, gated, replace_
+
+_SIDES = ("left", "right")
+
+
+class Kronecker(Geometry):
+    """L ← EMA(ggᵀ), R ← EMA(gᵀg) with eigenbases Q_L, Q_R; Adam runs on g′ = Q_Lᵀ g Q_R.
+
+    The first step only builds the bases and moves nothing. m and v live in the rotated space; when the bases change,
+    every `precondition_frequency` steps by one power iteration and QR, m is rotated along and v permuted. Sides longer
+    than `max_precond_dim` are not rotated; vectors have no sides and run plain Adam. LITE's mask is that of the rotated
+    v.
+
+    Cost: 12 products of (m, n) with its longer or shorter side a step, four to rotate, four to rotate back, four for
+    L and R, in halves; LITE with weight decay rotates the weights too. A refresh adds a QR of each side.
+    Reference: SOAP, arXiv 2409.11321.
+    """
+
+    as_matrices = True
+    stacked_on_cpu = True
+
+    def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
+        """Return zero moments and factors; the bases are zero until the first step."""
+        state = {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("exp_avg", "exp_avg_sq")}
+        for side, length in zip(_SIDES, shape[1:], strict=False):
+            if len(shape) == 3 and length <= group["max_precond_dim"]:
+                square = (shape[0], length, length)
+                state[f"factor_{side}"] = torch.zeros(square, dtype=dtype, device=device)
+                state[f"basis_{side}"] = torch.zeros(square, dtype=dtype, device=device)
+        return {**state, **new_thresholds(shape, dtype, device)}
+
+    def precondition(
+        self,
+        state: State,
+        gradient: Tensor,
+        *,
+        step: int,
+        group: Hyperparameters,
+        lite: LiteSettings,
+        gate: Tensor | None,
+    ) -> Preconditioned | None:
+        """See `Geometry.precondition`."""
+        if step == 0:
+            return None
+        b1, b2 = group["betas"]
+        rotated = _rotate(state, gradient)
+        momentum = state["exp_avg"].lerp_(rotated, gated(1.0 - b1, gate))
+        second = state["exp_avg_sq"].lerp_(rotated.square(), gated(1.0 - b2, gate))
+        flat = flat_mask(state, second, lite, gate)
+        denominator = second.sqrt().add_(group["eps"])
+        return Preconditioned(
+            gradient=rotated / denominator if lite.damped else None,
+            momentum=torch.div(momentum, denominator, out=denominator),
+            project=None if flat is None else flat.mul,
+            step_size=group["lr"] * (1.0 - b2**step) ** 0.5 / (1.0 - b1**step),
+            into=lambda x: _rotate(state, x),
+            out_of=lambda x: _rotate_back(state, x),
+            decay_last=True,
+        )
+
+    def settle(self, state: State, gradient: Tensor, *, step: int, group: Hyperparameters, gate: Tensor | None) -> None:
+        """Average the factors, and renew the bases where it is time."""
+        beta = group["betas"][1] if group["shampoo_beta"] is None else group["shampoo_beta"]
+        sides = [side for side in _SIDES if f"factor_{side}" in state]
+        for side in sides:
+            outer = torch.bmm(gradient, gradient.mT) if side == "left" else torch.bmm(gradient.mT, gradient)
+            state[f"factor_{side}"].lerp_(outer, gated(1.0 - beta, gate))
+        if step == 0:
+            for side in sides:
+                replace_(state[f"basis_{side}"], _eigenbasis(state[f"factor_{side}"]), gate)
+        elif sides and step % group["precondition_frequency"] == 0:
+            self._renew(state, sides, gate)
+
+    def _renew(self, state: State, sides: list[str], gate: Tensor | None) -> None:
+        """Move each basis one power iteration on; m keeps its meaning, v follows the order of the columns."""
+        momentum = _rotate_back(state, state["exp_avg"])
+        second = state["exp_avg_sq"]
+        for side in sides:
+            factor, basis = state[f"factor_{side}"], state[f"basis_{side}"]
+            image = torch.bmm(factor, basis)
+            curvature = (basis * image).sum(dim=1)  # diag(QᵀLQ), (stack, side)
+            order = curvature.argsort(dim=1, descending=True)
+            columns = order.unsqueeze(1)
+            new_basis = torch.linalg.qr(image.gather(2, columns.expand_as(image)))[0]
+            along = order.unsqueeze(2) if side == "left" else columns
+            second = second.gather(1 if side == "left" else 2, along.expand_as(second))
+            replace_(basis, new_basis, gate)
+        replace_(state["exp_avg_sq"], second, gate)
+        replace_(state["exp_avg"], _rotate(state, momentum), gate)
+
+
+def _rotate(state: State, matrices: Tensor) -> Tensor:
+    """Return Q_Lᵀ X Q_R, a missing side left as it is."""
+    if "basis_left" in state:
+        matrices = torch.bmm(state["basis_left"].mT, matrices)
+    return torch.bmm(matrices, state["basis_right"]) if "basis_right" in state else matrices
+
+
+def _rotate_back(state: State, matrices: Tensor) -> Tensor:
+    """Return Q_L X Q_Rᵀ."""
+    if "basis_left" in state:
+        matrices = torch.bmm(state["basis_left"], matrices)
+    return torch.bmm(matrices, state["basis_right"].mT) if "basis_right" in state else matrices
+
+
+def _eigenbasis(factor: Tensor) -> Tensor:
+    """Return orthonormal eigenvectors as columns, the largest eigenvalue first.
+
+    Factors are first scaled by a power of two, which changes no digit: those of a tiny gradient would be lost to
+    underflow on the way.
+    """
+    exponent = torch.frexp(factor.abs().amax(dim=(-2, -1), keepdim=True)).exponent
+    return torch.linalg.eigh(torch.ldexp(factor, -exponent))[1].flip(-1)

@@ -1,0 +1,265 @@
+"""Algorithm 1 of LITE, once, for every preconditioner.
+
+    u = (I − Q) F⁻¹(m + β₁g) + χ Q F⁻¹(m + β₂g),        w ← w − ηu − ηλ(w + (χ−1)Qw)
+
+F⁻¹ acts on m and g apart, since msign is not linear, and Q is applied to sums, since it is: with E = (I − Q) + χQ
+
+    d = F⁻¹m + β₁F⁻¹g + (β₂ − β₁) Q F⁻¹g,        w ← w − E(ηd + ηλw),
+
+so that update and decay share one projection. A geometry supplies F⁻¹ and Q. Without damping and with χ = 1 what
+remains is the base optimizer: `muon`, `soap` and `adamw` are this code with the terms that vanish left out.
+
+Reference: LITE, arXiv 2602.22681.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, cast, overload
+
+import torch
+from torch import Tensor, nn
+
+from lite_probe.errors import InputError, NumericsError
+from lite_probe.optim.buckets import Bucket, Piece, build_buckets
+from lite_probe.optim.diagonal import Diagonal
+from lite_probe.optim.euclidean import Euclidean
+from lite_probe.optim.geometry import Geometry, LiteSettings, Preconditioned
+from lite_probe.optim.kronecker import Kronecker
+from lite_probe.optim.msign import Orthogonal
+from lite_probe.optim.schedules import Schedule
+
+GEOMETRIES: Mapping[str, Geometry] = {
+    "orthogonal": Orthogonal(),
+    "kronecker": Kronecker(),
+    "diagonal": Diagonal(),
+    "euclidean": Euclidean(),
+}
+
+
+def damped_direction(terms: Preconditioned, lite: LiteSettings) -> Tensor:
+    """Return d = F⁻¹m + β₁F⁻¹g + (β₂ − β₁) Q F⁻¹g."""
+    d = terms.momentum
+    if terms.gradient is not None:
+        if lite.beta1:
+            d = d.add(terms.gradient, alpha=lite.beta1)
+        if lite.beta2 != lite.beta1 and terms.project is not None:
+            d = d.add(terms.project(terms.gradient), alpha=lite.beta2 - lite.beta1)
+    return d
+
+
+def stretch(x: Tensor, terms: Preconditioned, lite: LiteSettings) -> Tensor:
+    """Return Ex = x + (χ − 1) Qx."""
+    if lite.flat_lr_ratio == 1.0 or terms.project is None:
+        return x
+    return x.add(terms.project(x), alpha=lite.flat_lr_ratio - 1.0)
+
+
+def descend(bucket: Bucket, terms: Preconditioned, lite: LiteSettings, gate: Tensor | None) -> None:
+    """Move the weights of a bucket: line 5 of Algorithm 1 with the step and the decay."""
+    d = damped_direction(terms, lite)
+    decay = bucket.group["lr"] * bucket.group["weight_decay"]
+    into, out_of = terms.into or _as_it_is, terms.out_of or _as_it_is
+    stretched = lite.flat_lr_ratio != 1.0 and terms.project is not None
+    if not stretched and gate is None:
+        before, after = (1.0, 1.0 - decay) if terms.decay_last else (1.0 - decay, 1.0)
+        bucket.move(out_of(d), keep_before=before, scale=terms.step_size, keep_after=after)
+        return
+    change = d * terms.step_size
+    if decay and not terms.decay_last:
+        change = change.add(into(bucket.weights()), alpha=decay)
+    change = stretch(change, terms, lite)
+    if decay and terms.decay_last:
+        change = change.add(stretch(into(bucket.weights()) - change, terms, lite), alpha=decay)
+    if gate is not None:
+        change = change * gate
+    bucket.move(out_of(change), keep_before=1.0, scale=1.0, keep_after=1.0)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+class LiteOptimizer(torch.optim.Optimizer):
+    """An optimizer of the LITE family; `make_optimizer` builds one by name.
+
+    A parameter group holds the parameters of one block, with hyperparameters that may be changed between steps, as
+    learning-rate schedulers do; `flat_lr_ratio` and `sharp_ratio` are dicts by block. All counters and thresholds are in
+    `state_dict()`: a run that is saved, loaded in another process and continued is bitwise the one that was not.
+
+    Args:
+        groups: Each with "params", "pieces" (one list per parameter) and its hyperparameters.
+        schedule: Of LITE's own ramps; the learning rate is the group's "lr", set from outside.
+
+    `step()` raises NumericsError where a gradient is not finite, and leaves parameters and state as they were. On an
+    accelerator the step is masked on the device, and the error comes with the next one: asking would mean waiting.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], schedule: Schedule) -> None:
+        self._pieces: dict[nn.Parameter, list[Piece]] = {}
+        plain = []
+        for group in groups:
+            rest = {key: value for key, value in group.items() if key != "pieces"}
+            plain.append({**rest, "step": 0})
+            for pieces in group["pieces"]:
+                self._pieces[pieces[0].parameter] = pieces
+        self.schedule = schedule
+        self._buckets: list[Bucket] = []
+        self._with_gradients: list[bool] | None = None
+        self._pending: _FiniteCheck | None = None
+        super().__init__(plain, {})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Make one step; parameters without a gradient stay where they are.
+
+        Args:
+            closure: Computes the loss and its gradients first.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            NumericsError: If a gradient is not finite; it names the parameter.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        gate = self._check_gradients()
+        self._arrange()
+        for bucket in self._buckets:
+            lite = self._lite(bucket)
+            gradient = bucket.gradient(gate)
+            terms = bucket.geometry.precondition(
+                bucket.state, gradient, step=bucket.step, group=bucket.group, lite=lite, gate=gate
+            )
+            if terms is not None:
+                descend(bucket, terms, lite, gate)
+            bucket.geometry.settle(bucket.state, gradient, step=bucket.step, group=bucket.group, gate=gate)
+        self._count()
+        return loss
+
+    def _arrange(self) -> None:
+        """Sort the parameters that have gradients into buckets, unless the last step's still serve."""
+        having = [p.grad is not None for group in self.param_groups for p in group["params"]]
+        if having == self._with_gradients:
+            return
+        pieces = [
+            (piece, group)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+            for piece in self._pieces[parameter]
+        ]
+        self._buckets = build_buckets(pieces, GEOMETRIES, self.state)
+        self._with_gradients = having
+
+    def _count(self) -> None:
+        for bucket in self._buckets:
+            bucket.step += 1
+            for piece in bucket.pieces:
+                self.state[piece.parameter]["step"] = bucket.step
+        for group in self.param_groups:
+            group["step"] += 1
+
+    def _lite(self, bucket: Bucket) -> LiteSettings:
+        """Return LITE's hyperparameters of a bucket at this step."""
+        group, piece, schedule = bucket.group, bucket.pieces[0], self.schedule
+        if "flat_lr_ratio" not in group:
+            return LiteSettings()
+        chi, beta1, beta2 = group["flat_lr_ratio"][piece.block], group["beta1"], group["beta2"]
+        hidden = piece.is_matrix and piece.block not in ("emb", "out")
+        return LiteSettings(
+            beta1=beta1,
+            beta2=schedule.damping(group["step"], beta1, beta2),
+            flat_lr_ratio=schedule.flat_lr_ratio(group["step"], chi, hidden_matrix=hidden) if chi != 1.0 else 1.0,
+            sharp_ratio=group["sharp_ratio"][piece.block],
+            smooth_ratio=group["smooth_ratio"],
+            damped=beta1 != 0.0 or beta2 != 0.0,
+            projected=chi != 1.0 or beta1 != beta2,
+        )
+
+    def _check_gradients(self) -> Tensor | None:
+        """Refuse gradients that are not finite: at once on a CPU, by a gate and at the next step elsewhere."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.require_finite()
+        named = [
+            (name, p.grad)
+            for group in self.param_groups
+            for name, p in zip(group["param_names"], group["params"], strict=True)
+            if p.grad is not None
+        ]
+        if not named:
+            return None
+        check = _FiniteCheck([name for name, _ in named], [gradient for _, gradient in named])
+        if not self._defers_checks(named[0][1].device):
+            check.require_finite()
+            return None
+        self._pending = check
+        return check.gate
+
+    def _defers_checks(self, device: torch.device) -> bool:
+        """Whether asking the device would mean waiting for it."""
+        return device.type != "cpu"
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over a state dict that this optimizer saved, precision included.
+
+        Raises:
+            InputError: If it belongs to other parameters.
+        """
+        groups, saved = self.param_groups, state_dict["param_groups"]
+        if [group["param_names"] for group in groups] != [group.get("param_names") for group in saved]:
+            raise InputError(
+                f"expected the state of {sum(len(g['params']) for g in groups)} parameters in {len(groups)} groups "
+                f"with the names of this optimizer's, got {sum(len(g['params']) for g in saved)} in {len(saved)}",
+                "load it into an optimizer made with the same name, model and blocks; restore_state takes what fits",
+            )
+        for group, entry in zip(groups, saved, strict=True):
+            group.update({key: copy.deepcopy(value) for key, value in entry.items() if key != "params"})
+            for parameter, index in zip(group["params"], entry["params"], strict=True):
+                own = state_dict["state"].get(index)
+                if own is None:
+                    self.state.pop(parameter, None)
+                else:
+                    self.state[parameter] = {name: _moved(value, parameter.device) for name, value in own.items()}
+        self._with_gradients = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is arranged anew: buckets hold the state a second time."""
+        left_out = {"_buckets": [], "_with_gradients": None, "_pending": None}
+        return {**super().__getstate__(), "schedule": self.schedule, "_pieces": self._pieces, **left_out}
+
+
+class _FiniteCheck:
+    """Whether all of some gradients are finite, asked on their device."""
+
+    def __init__(self, names: list[str], gradients: list[Tensor]) -> None:
+        self._names = names
+        # The largest entry of each: NaN and infinity pass through a maximum.
+        largest = torch.stack([n.float() for n in torch._foreach_norm(gradients, ord=float("inf"))])
+        self._finite = torch.isfinite(largest)
+        self.gate = self._finite.all().to(torch.float32)
+
+    def require_finite(self) -> None:
+        """Raise NumericsError, with the names, where one was not."""
+        finite = self._finite.tolist()
+        if all(finite):
+            return
+        bad = [name for name, good in zip(self._names, finite, strict=True) if not good]
+        raise NumericsError(
+            f"expected finite gradients, got NaN or infinity in that of {', '.join(bad[:4])}"
+            + (f" and {len(bad) - 4} more" if len(bad) > 4 else ""),
+            "the parameters are as they were before that step; lower the learning rate or look at the batch",
+        )
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return cast(Tensor, value).detach().to(device, copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)

@@ -1,0 +1,257 @@
+"""From a name and named parameters to an optimizer."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lite_probe.blocks import assign_blocks, infer_family, stored_transposed
+from lite_probe.errors import InputError, UsageError
+from lite_probe.optim.buckets import Piece
+from lite_probe.optim.lite import LiteOptimizer
+from lite_probe.optim.msign import COEFFICIENTS
+from lite_probe.optim.schedules import Schedule
+from lite_probe.results.blocks import BLOCK_NAMES, BlockPart
+
+OptimizerName = Literal["adamw", "adamw-lite", "muon", "muon-lite", "soap", "soap-lite", "sgd"]
+OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
+
+# Blocks whose matrices go to AdamW under Muon.
+_NOT_ORTHOGONAL = ("emb", "out")
+
+_ADAMW = {"adamw_beta1": 0.9, "adamw_beta2": 0.99, "adamw_damping": False, "eps": 1e-8, "weight_decay": 0.1}
+_BASE: Mapping[str, Mapping[str, Any]] = {
+    "adamw": _ADAMW,
+    "muon": {
+        **_ADAMW,
+        "momentum": 0.95,
+        "ns_steps": 6,
+        "ns_coefficients": "polar-express",
+        "msign_dtype": None,
+    },
+    "soap": {
+        "betas": (0.95, 0.95),
+        "shampoo_beta": None,  # that of L and R; None: betas[1]
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "precondition_frequency": 10,
+        "max_precond_dim": 10_000,
+    },
+    "sgd": {"momentum": 0.0, "weight_decay": 0.0},
+}
+# What LITE adds. The ratios by block are those of the published runs: the head is left alone, embeddings and norms go
+# further than hidden matrices.
+_LITE: Mapping[str, Any] = {
+    "beta1": 0.0,
+    "beta2": 1.0,
+    "flat_lr_ratio": {**dict.fromkeys(BLOCK_NAMES, 2.0), "emb": 4.0, "norm": 4.0, "out": 1.0},
+    "sharp_ratio": {**dict.fromkeys(BLOCK_NAMES, 0.1), "out": 1.0},
+    "smooth_ratio": 0.1,
+}
+_PER_BLOCK = ("flat_lr_ratio", "sharp_ratio")
+_RAMPS = ("schedule", "total_steps", "warmup_steps", "min_lr_ratio", "stable_ratio")
+
+
+def make_optimizer(
+    name: str,
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    lr: float,
+    blocks: Mapping[str, str | Sequence[BlockPart]] | None = None,
+    **hyperparameters: Any,
+) -> LiteOptimizer:
+    """Make an optimizer for a model's parameters.
+
+        optimizer = make_optimizer("muon-lite", model.named_parameters(), lr=3e-3, beta2=1.0, flat_lr_ratio=2.0)
+
+    Under `muon` matrices are orthogonalised, embedding, head and vectors go to AdamW; under `soap` matrices are rotated,
+    vectors run plain Adam; under `adamw` everything is AdamW's. Matrices that were fused (GPT-2's q, k and v, experts'
+    gate and up) are treated one by one, stacked experts (3-D) as a batch of matrices.
+
+    Args:
+        name: One of `OPTIMIZERS`.
+        named_parameters: As `model.named_parameters()` yields them; those without gradients are left out.
+        lr: The learning rate η, per step: of the group, to be scheduled from outside. Muon's is RMS-aligned, so that
+            AdamW's values serve.
+        blocks: Regular expression for the end of a name → block, or its parts, for names that the families of
+            `lite_probe.blocks` do not know.
+        **hyperparameters: See `hyperparameters_of(name)` for those of each optimizer with their defaults. For LITE
+            `flat_lr_ratio` (χ) and `sharp_ratio` (ρ) are a float or a dict by block, whose missing blocks keep their
+            defaults; `schedule`, `total_steps`, `warmup_steps`, `min_lr_ratio` and `stable_ratio` shape its ramps.
+
+    Returns:
+        The optimizer; one parameter group per block, or set of blocks where they are fused.
+
+    Raises:
+        UsageError: If a name or hyperparameter is unknown or out of range; it lists the known.
+        InputError: If a matrix matches no block pattern, and the optimizer has to know its block.
+    """
+    if name not in OPTIMIZERS:
+        raise UsageError(f"expected an optimizer among {', '.join(OPTIMIZERS)}, got {name!r}")
+    settings = _settings(name, lr, hyperparameters)
+    schedule = _schedule({key: settings.pop(key) for key in _RAMPS if key in settings})
+    named = [(key, parameter) for key, parameter in named_parameters if parameter.requires_grad]
+    if not named:
+        raise InputError("expected trainable parameters, got none", "pass model.named_parameters()")
+    groups: dict[str, dict[str, Any]] = {}
+    for (key, parameter), pieces in zip(named, _pieces(name, named, blocks), strict=True):
+        label = "+".join(dict.fromkeys(piece.block for piece in pieces))
+        group = groups.setdefault(label, {"params": [], "pieces": [], "optimizer": name, "block": label, "lr": lr, **settings})
+        group["params"].append((key, parameter))
+        group["pieces"].append(pieces)
+    return LiteOptimizer(list(groups.values()), schedule)
+
+
+def hyperparameters_of(name: str) -> dict[str, Any]:
+    """Return the hyperparameters of an optimizer with their defaults, `lr` excepted.
+
+    Raises:
+        UsageError: If there is no such optimizer.
+    """
+    base = name.removesuffix("-lite")
+    if name not in OPTIMIZERS:
+        raise UsageError(f"expected an optimizer among {', '.join(OPTIMIZERS)}, got {name!r}")
+    known = dict(_BASE[base])
+    if name == base:
+        known.pop("adamw_damping", None)
+        return known
+    if name == "adamw-lite":
+        known["adamw_damping"] = True
+    ramps = {"schedule": "constant", "total_steps": None, "warmup_steps": 0, "min_lr_ratio": 0.0, "stable_ratio": 0.8}
+    return {**known, **_LITE, **ramps}
+
+
+def _settings(name: str, lr: float, given: Mapping[str, Any]) -> dict[str, Any]:
+    known = hyperparameters_of(name)
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise UsageError(
+            f"expected hyperparameters of {name} among lr, {', '.join(known)}, got {', '.join(unknown)}",
+            f"use {name}-lite for those of LITE" if set(unknown) <= {*_LITE, *_RAMPS} and name != "sgd" else "",
+        )
+    settings = {"adamw_damping": False, **known, **given}
+    for key in _PER_BLOCK:
+        if key in settings:
+            settings[key] = _per_block(key, settings[key])
+    for key, (low, high, bounds) in _RANGES.items():
+        for value in _values({"lr": lr, **settings}.get(key)):
+            if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+                raise UsageError(f"expected {key} in {bounds}, got {value!r}")
+    if settings.get("ns_coefficients", "quintic") not in COEFFICIENTS:
+        raise UsageError(
+            f"expected ns_coefficients among {', '.join(COEFFICIENTS)}, got {settings['ns_coefficients']!r}"
+        )
+    if settings.get("msign_dtype") not in (None, "float32", "bfloat16"):
+        raise UsageError(f"expected msign_dtype float32, bfloat16 or None, got {settings['msign_dtype']!r}")
+    return settings
+
+
+_BELOW_ONE = (0.0, math.nextafter(1.0, 0.0), "[0, 1)")
+_SHARE = (0.0, 1.0, "[0, 1]")
+_RANGES: Mapping[str, tuple[float, float, str]] = {
+    "lr": (0.0, 1e6, "[0, 1e6]"),
+    "weight_decay": (0.0, 1e6, "[0, 1e6]"),
+    "eps": (0.0, 1e12, "[0, 1e12]"),
+    "momentum": _BELOW_ONE,
+    "adamw_beta1": _BELOW_ONE,
+    "adamw_beta2": _BELOW_ONE,
+    "betas": _BELOW_ONE,
+    "shampoo_beta": _BELOW_ONE,
+    "ns_steps": (1, 100, "[1, 100]"),
+    "precondition_frequency": (1, 10**9, "[1, 1e9]"),
+    "max_precond_dim": (0, 10**9, "[0, 1e9]"),
+    "beta1": (-1e6, 1e6, "[-1e6, 1e6]"),
+    "beta2": (-1e6, 1e6, "[-1e6, 1e6]"),
+    "flat_lr_ratio": (1.0, 1e6, "[1, 1e6]"),
+    "sharp_ratio": _SHARE,
+    "smooth_ratio": _SHARE,
+}
+
+
+def _values(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, tuple | list) else [value]
+
+
+def _per_block(key: str, value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(BLOCK_NAMES, value)
+    unknown = sorted(set(value) - set(BLOCK_NAMES))
+    if unknown:
+        raise UsageError(f"expected {key} for blocks among {', '.join(BLOCK_NAMES)}, got {', '.join(unknown)}")
+    return {**_LITE[key], **value}
+
+
+def _schedule(ramps: Mapping[str, Any]) -> Schedule:
+    return Schedule(name=ramps["schedule"], **{k: v for k, v in ramps.items() if k != "schedule"}) if ramps else Schedule()
+
+
+def _pieces(
+    name: str,
+    named: Sequence[tuple[str, nn.Parameter]],
+    blocks: Mapping[str, str | Sequence[BlockPart]] | None,
+) -> list[list[Piece]]:
+    """Divide each parameter into what one geometry sees, and choose the geometry."""
+    shapes = {key: tuple(parameter.shape) for key, parameter in named}
+    parts, unknown = assign_blocks(shapes, infer_family(shapes), overrides=blocks)
+    needed = [key for key in unknown if len(shapes[key]) >= 2 and (name.endswith("-lite") or name == "muon")]
+    if needed:
+        raise InputError(
+            f"expected every matrix to match a block pattern, got none for {', '.join(needed[:6])}"
+            + (f" and {len(needed) - 6:,} more" if len(needed) > 6 else ""),
+            'say which block each belongs to, as in blocks={"fc1.weight": "ffn", r"h\\.\\d+\\.q\\.weight": "qk"}; '
+            f"blocks are {', '.join(BLOCK_NAMES)}",
+        )
+    transposed = stored_transposed(shapes)
+    result = []
+    for key, parameter in named:
+        own = parts.get(key, (BlockPart("other"),))
+        result.append(
+            [
+                Piece(
+                    parameter=parameter,
+                    name=key,
+                    block=part.block,
+                    geometry=_geometry(name, key, _narrowed(parameter, part), part.block),
+                    bounds=_bounds(parameter, part),
+                    transposed=key in transposed,
+                    suffix=f".{index}" if len(own) > 1 else "",
+                )
+                for index, part in enumerate(own)
+            ]
+        )
+    return result
+
+
+def _bounds(parameter: Tensor, part: BlockPart) -> tuple[int, int, int] | None:
+    if part == BlockPart(part.block):
+        return None
+    return part.dim, part.start, parameter.shape[part.dim] if part.stop is None else part.stop
+
+
+def _narrowed(parameter: Tensor, part: BlockPart) -> torch.Size:
+    bounds = _bounds(parameter, part)
+    return parameter.shape if bounds is None else parameter.narrow(bounds[0], bounds[1], bounds[2] - bounds[1]).shape
+
+
+def _geometry(name: str, key: str, shape: torch.Size, block: str) -> str:
+    base = name.removesuffix("-lite")
+    if base == "sgd":
+        return "euclidean"
+    if base == "adamw":
+        return "diagonal"
+    if len(shape) > 3:
+        raise InputError(
+            f"expected vectors, matrices or stacks of matrices under {name}, got {key} with shape {tuple(shape)}",
+            "give it another optimizer, such as adamw",
+        )
+    if base == "soap":
+        return "kronecker"
+    # One row or one column has a single singular direction: a vector.
+    is_matrix = len(shape) >= 2 and min(shape[-2:]) > 1
+    return "orthogonal" if is_matrix and block not in _NOT_ORTHOGONAL else "diagonal"

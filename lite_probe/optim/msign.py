@@ -1,0 +1,184 @@
+"""Muon's geometry: F = (MMᵀ)^½, so that F⁻¹M = msign(M), the nearest matrix with orthonormal rows or columns.
+
+msign is computed by a Newton–Schulz iteration, matrix products only: odd polynomials that drive all singular values
+towards 1. LITE's sharp directions are the singular directions of the momentum above a threshold; they are found by a
+second iteration on what the first one leaves, M/(τ‖M‖) − msign(M), whose sign says which side of the threshold each lies.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lite_probe.optim.diagonal import follow
+from lite_probe.optim.geometry import Geometry, Hyperparameters, LiteSettings, Preconditioned, State, gated, replace_
+
+NO_SHARP_DIRECTIONS = 1e-6  # a sharp ratio below which LITE is off
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewtonSchulz:
+    """Coefficients of X ← aX + (bA + cA²)X with A = XXᵀ, one triple a step, the last one for ever."""
+
+    triples: tuple[tuple[float, float, float], ...]
+    margin: float  # X₀ = G/(margin·‖G‖_F + floor)
+    floor: float
+
+    def step(self, index: int) -> tuple[float, float, float]:
+        """Return the triple of one step."""
+        return self.triples[min(index, len(self.triples) - 1)]
+
+
+def _with_safety(*triples: tuple[float, float, float]) -> tuple[tuple[float, float, float], ...]:
+    """Divide all but the last triple by powers of 1.01: rounding must not push a singular value past the interval."""
+    return (*((a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in triples[:-1]), triples[-1])
+
+
+COEFFICIENTS: Mapping[str, NewtonSchulz] = {
+    # Polar Express, arXiv 2505.16932, with its margins.
+    "polar-express": NewtonSchulz(
+        triples=_with_safety(
+            (8.28721201814563, -23.595886519098837, 17.300387312530933),
+            (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+            (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+            (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+            (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+            (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+            (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+            (1.875, -1.25, 0.375),
+        ),
+        margin=1.01,
+        floor=1e-8,
+    ),
+    # K. Jordan's, as in torch.optim.Muon: quick to reach [0.7, 1.2], and stays there.
+    "quintic": NewtonSchulz(triples=((3.4445, -4.775, 2.0315),), margin=1.0, floor=1e-7),
+}
+
+
+def frobenius_norm(matrices: Tensor) -> Tensor:
+    """Return ‖X‖_F of each matrix, (…, m, n) → (…, 1, 1).
+
+    Entries are divided by the largest first, so that squares neither overflow nor vanish, and rows are summed one by
+    one: a float32 sum over a whole matrix is biased.
+    """
+    largest = matrices.abs().amax(dim=(-2, -1), keepdim=True)
+    scale = torch.where(largest > 0, largest, 1.0)
+    rows = torch.linalg.vector_norm(matrices / scale, dim=-1, keepdim=True)
+    return scale * torch.linalg.vector_norm(rows, dim=-2, keepdim=True)
+
+
+def msign(
+    matrices: Tensor, *, steps: int = 6, coefficients: str = "polar-express", dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return UVᵀ of each G = USVᵀ, approximately: odd polynomials act on the singular values.
+
+    Args:
+        matrices: G, (…, m, n), not changed. All-zero matrices give zero.
+        steps: Of the iteration.
+        coefficients: A key of `COEFFICIENTS`.
+        dtype: To compute in; None computes in that of G.
+
+    Returns:
+        (…, m, n), of G's dtype. Singular values that were small beside ‖G‖_F are smaller than 1.
+
+    Cost: 2·steps·(2s²l + s³) multiplications and additions a matrix, s the shorter and l the longer side.
+    References: K. Jordan (2024), Muon; Polar Express, arXiv 2505.16932.
+    """
+    plan = COEFFICIENTS[coefficients]
+    x = matrices / (plan.margin * frobenius_norm(matrices) + plan.floor)
+    x = x.to(dtype or matrices.dtype).reshape(-1, *matrices.shape[-2:])
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    if tall:
+        x = x.mT
+    for index in range(steps):
+        a, b, c = plan.step(index)
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).reshape(matrices.shape).to(matrices.dtype)
+
+
+class Orthogonal(Geometry):
+    """Muon: M = m + g(1−θ)/θ, F⁻¹M = msign(M), and LITE's projector Q = I − SᵀS, acting from the right.
+
+        S = ½(msign(M) + msign(M/(τ‖M‖_F) − msign(M)))
+
+    is the partial isometry of M's singular directions above τ‖M‖_F; τ follows by 5% a step so that about r of them are,
+    r = min(⌊ρ·min(m, n)⌋ + 1, min(m, n) − 1). The step size is 0.2·η·√max(m, n), at which an update has AdamW's
+    root mean square.
+
+    Cost: one msign a step for Muon; LITE adds one of g for the damping and one for S, and products with S: the damping's
+    and one for update and decay together, Q being linear.
+    """
+
+    as_matrices = True
+    stacked_on_cpu = True
+
+    def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
+        """Return zero momentum and τ = 1/√min(m, n)."""
+        return {
+            "momentum": torch.zeros(shape, dtype=dtype, device=device),
+            "threshold": torch.full((shape[0], 1, 1), min(shape[1:]) ** -0.5, dtype=dtype, device=device),
+        }
+
+    def precondition(
+        self,
+        state: State,
+        gradient: Tensor,
+        *,
+        step: int,
+        group: Hyperparameters,
+        lite: LiteSettings,
+        gate: Tensor | None,
+    ) -> Preconditioned:
+        """See `Geometry.precondition`."""
+        theta = group["momentum"]
+        average = state["momentum"].lerp_(gradient, gated(1.0 - theta, gate))
+        nesterov = average.add(gradient, alpha=(1.0 - theta) / theta) if theta else gradient
+        stack, rows, columns = gradient.shape
+
+        def sign(matrices: Tensor) -> Tensor:
+            return msign(
+                matrices,
+                steps=group["ns_steps"],
+                coefficients=group["ns_coefficients"],
+                dtype=None if group["msign_dtype"] is None else getattr(torch, group["msign_dtype"]),
+            )
+
+        if lite.damped:
+            # Two independent iterations in one batch.
+            direction, damping = sign(torch.cat([nesterov, gradient])).split(stack)
+        else:
+            direction, damping = sign(nesterov), None
+        project = None
+        if lite.projected and lite.sharp_ratio > NO_SHARP_DIRECTIONS:
+            threshold = state["threshold"]
+            rest = nesterov / (threshold * frobenius_norm(nesterov) + 1e-9) - direction
+            sharp = sign(rest).add_(direction).mul_(0.5)
+            rank = min(math.floor(lite.sharp_ratio * min(rows, columns)) + 1, min(rows, columns) - 1)
+            too_many = frobenius_norm(sharp) > math.sqrt(rank)
+            replace_(threshold, follow(threshold, too_many).clamp(max=1.0), gate)
+            project = FlatProjector(sharp)
+        return Preconditioned(
+            momentum=direction,
+            gradient=damping,
+            project=project,
+            step_size=0.2 * group["lr"] * math.sqrt(max(rows, columns)),
+        )
+
+
+class FlatProjector:
+    """X ↦ XQ = X − XSᵀS for a stack of S (m, n), through the smaller of SᵀS and XSᵀ."""
+
+    def __init__(self, sharp: Tensor) -> None:
+        self._sharp = sharp
+        wide = sharp.shape[-2] < sharp.shape[-1]
+        self._gram = None if wide else torch.bmm(sharp.mT, sharp)
+
+    def __call__(self, matrices: Tensor) -> Tensor:
+        """Return XQ, (stack, m, n)."""
+        if self._gram is None:
+            return torch.baddbmm(matrices, torch.bmm(matrices, self._sharp.mT), self._sharp, alpha=-1)
+        return torch.baddbmm(matrices, matrices, self._gram, alpha=-1)
