@@ -38,6 +38,7 @@ class Preconditioned:
     step_size: float  # η with the geometry's scale and bias corrections
     into: Callable[[Tensor], Tensor] | None = None  # from the parameter's coordinates to these; None: the same
     out_of: Callable[[Tensor], Tensor] | None = None  # and back
+    projects_twice: bool = False  # the damping of flat directions goes through Q again when they are stretched
     decay_last: bool = False  # weight decay acts on the weights after the step, not before it
 
 

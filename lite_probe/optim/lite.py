@@ -2,9 +2,9 @@
 
     u = (I − Q) F⁻¹(m + β₁g) + χ Q F⁻¹(m + β₂g),        w ← w − ηu − ηλ(w + (χ−1)Qw)
 
-F⁻¹ acts on m and g apart, since msign is not linear, and Q is applied to sums, since it is: with E = (I − Q) + χQ
+F⁻¹ acts on m and g apart, since msign is not linear; Q is applied to sums, since it is. With E = I + (χ−1)Q
 
-    d = F⁻¹m + β₁F⁻¹g + (β₂ − β₁) Q F⁻¹g,        w ← w − E(ηd + ηλw),
+    w ← w − E(η F⁻¹m + ηβ₁ F⁻¹g + ηλw) − ηχ(β₂ − β₁) Q F⁻¹g,
 
 so that update and decay share one projection. A geometry supplies F⁻¹ and Q. Without damping and with χ = 1 what
 remains is the base optimizer: `muon`, `soap` and `adamw` are this code with the terms that vanish left out.
@@ -13,14 +13,15 @@ Reference: LITE, arXiv 2602.22681.
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 
-from lite_probe.errors import InputError, NumericsError
-from lite_probe.optim.buckets import Bucket, Piece, build_buckets
+from lite_probe.errors import InputError, NumericsError, UsageError
+from lite_probe.optim.buckets import Bucket, Piece, build_buckets, state_dtype
 from lite_probe.optim.diagonal import Diagonal
 from lite_probe.optim.euclidean import Euclidean
 from lite_probe.optim.geometry import Geometry, LiteSettings, Preconditioned
@@ -36,43 +37,54 @@ GEOMETRIES: Mapping[str, Geometry] = {
 }
 
 
-def damped_direction(terms: Preconditioned, lite: LiteSettings) -> Tensor:
-    """Return d = F⁻¹m + β₁F⁻¹g + (β₂ − β₁) Q F⁻¹g."""
-    d = terms.momentum
-    if terms.gradient is not None:
-        if lite.beta1:
-            d = d.add(terms.gradient, alpha=lite.beta1)
-        if lite.beta2 != lite.beta1 and terms.project is not None:
-            d = d.add(terms.project(terms.gradient), alpha=lite.beta2 - lite.beta1)
-    return d
+def descend(bucket: Bucket, terms: Preconditioned, lite: LiteSettings, gate: Tensor | None) -> None:
+    """Move the weights of a bucket: line 5 of Algorithm 1, the step and the decay."""
+    decay = bucket.group["lr"] * bucket.group["weight_decay"]
+    into, out_of = terms.into or _as_it_is, terms.out_of or _as_it_is
+    direction, flat_damping = _directions(terms, lite)
+    stretched = lite.flat_lr_ratio != 1.0 and terms.project is not None
+    if not stretched and gate is None:
+        # E = I: nothing but w ← (1 − ηλ)w − ηu, which needs no copy of w.
+        if flat_damping is not None:
+            direction = direction + flat_damping
+        before, after = (1.0, 1.0 - decay) if terms.decay_last else (1.0 - decay, 1.0)
+        bucket.move(out_of(direction), keep_before=before, scale=terms.step_size, keep_after=after)
+        return
+    change = direction * terms.step_size
+    if decay and not terms.decay_last:
+        change = change.add(into(bucket.weights()), alpha=decay)
+    change = _stretch(change, terms, lite)
+    if flat_damping is not None:
+        change = change.add(flat_damping, alpha=terms.step_size * lite.flat_lr_ratio)
+    if decay and terms.decay_last:
+        change = change.add(_stretch(into(bucket.weights()) - change, terms, lite), alpha=decay)
+    if gate is not None:
+        change = change * gate
+    bucket.move(out_of(change), keep_before=1.0, scale=1.0, keep_after=1.0)
 
 
-def stretch(x: Tensor, terms: Preconditioned, lite: LiteSettings) -> Tensor:
+def _directions(terms: Preconditioned, lite: LiteSettings) -> tuple[Tensor, Tensor | None]:
+    """Return F⁻¹m + β₁F⁻¹g, which E acts on, and (β₂ − β₁)QF⁻¹g, of which E makes χ times as much.
+
+    EQ = χQ holds for a projector. A geometry whose Q is one up to its own accuracy may ask for E in both places, as
+    published: then the second part is in the first.
+    """
+    direction = terms.momentum
+    if terms.gradient is None:
+        return direction, None
+    if lite.beta1:
+        direction = direction.add(terms.gradient, alpha=lite.beta1)
+    if lite.beta2 == lite.beta1 or terms.project is None:
+        return direction, None
+    flat_damping = terms.project(terms.gradient) * (lite.beta2 - lite.beta1)
+    return (direction + flat_damping, None) if terms.projects_twice else (direction, flat_damping)
+
+
+def _stretch(x: Tensor, terms: Preconditioned, lite: LiteSettings) -> Tensor:
     """Return Ex = x + (χ − 1) Qx."""
     if lite.flat_lr_ratio == 1.0 or terms.project is None:
         return x
     return x.add(terms.project(x), alpha=lite.flat_lr_ratio - 1.0)
-
-
-def descend(bucket: Bucket, terms: Preconditioned, lite: LiteSettings, gate: Tensor | None) -> None:
-    """Move the weights of a bucket: line 5 of Algorithm 1 with the step and the decay."""
-    d = damped_direction(terms, lite)
-    decay = bucket.group["lr"] * bucket.group["weight_decay"]
-    into, out_of = terms.into or _as_it_is, terms.out_of or _as_it_is
-    stretched = lite.flat_lr_ratio != 1.0 and terms.project is not None
-    if not stretched and gate is None:
-        before, after = (1.0, 1.0 - decay) if terms.decay_last else (1.0 - decay, 1.0)
-        bucket.move(out_of(d), keep_before=before, scale=terms.step_size, keep_after=after)
-        return
-    change = d * terms.step_size
-    if decay and not terms.decay_last:
-        change = change.add(into(bucket.weights()), alpha=decay)
-    change = stretch(change, terms, lite)
-    if decay and terms.decay_last:
-        change = change.add(stretch(into(bucket.weights()) - change, terms, lite), alpha=decay)
-    if gate is not None:
-        change = change * gate
-    bucket.move(out_of(change), keep_before=1.0, scale=1.0, keep_after=1.0)
 
 
 def _as_it_is(x: Tensor) -> Tensor:
@@ -108,6 +120,15 @@ class LiteOptimizer(torch.optim.Optimizer):
         self._pending: _FiniteCheck | None = None
         super().__init__(plain, {})
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take a group of `__init__`'s; parameters that come later need a new optimizer, which knows their blocks."""
+        if not all((p[1] if isinstance(p, tuple) else p) in self._pieces for p in param_group["params"]):
+            raise UsageError(
+                "expected the parameters this optimizer was made with, got a group of others",
+                "make_optimizer with all named parameters, and load the old state with restore_state",
+            )
+        super().add_param_group(param_group)
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -136,12 +157,13 @@ class LiteOptimizer(torch.optim.Optimizer):
         for bucket in self._buckets:
             lite = self._lite(bucket)
             gradient = bucket.gradient(gate)
+            local = None if gate is None else gate.to(gradient.dtype)
             terms = bucket.geometry.precondition(
-                bucket.state, gradient, step=bucket.step, group=bucket.group, lite=lite, gate=gate
+                bucket.state, gradient, step=bucket.step, group=bucket.group, lite=lite, gate=local
             )
             if terms is not None:
-                descend(bucket, terms, lite, gate)
-            bucket.geometry.settle(bucket.state, gradient, step=bucket.step, group=bucket.group, gate=gate)
+                descend(bucket, terms, lite, local)
+            bucket.geometry.settle(bucket.state, gradient, step=bucket.step, group=bucket.group, gate=local)
         self._count()
         return loss
 
@@ -239,13 +261,16 @@ class LiteOptimizer(torch.optim.Optimizer):
 
 
 class _FiniteCheck:
-    """Whether all of some gradients are finite, asked on their device."""
+    """Whether all of some gradients, and sums of their squares, are finite, asked on their device."""
 
     def __init__(self, names: list[str], gradients: list[Tensor]) -> None:
         self._names = names
-        # The largest entry of each: NaN and infinity pass through a maximum.
-        largest = torch.stack([n.float() for n in torch._foreach_norm(gradients, ord=float("inf"))])
-        self._finite = torch.isfinite(largest)
+        # The largest entry of each, in units of what its state can square and add up; NaN passes through a maximum.
+        largest = torch._foreach_norm(gradients, ord=float("inf"))
+        limits = [_largest_square_root(state_dtype(gradient.dtype)) for gradient in gradients]
+        self._limit = min(limits)
+        shares = [n.to(state_dtype(n.dtype)) / limit for n, limit in zip(largest, limits, strict=True)]
+        self._finite = torch.stack([share.float() for share in shares]) < 1.0
         self.gate = self._finite.all().to(torch.float32)
 
     def require_finite(self) -> None:
@@ -255,10 +280,16 @@ class _FiniteCheck:
             return
         bad = [name for name, good in zip(self._names, finite, strict=True) if not good]
         raise NumericsError(
-            f"expected finite gradients, got NaN or infinity in that of {', '.join(bad[:4])}"
+            f"expected gradients that are finite when squared, got NaN, infinity or more than {self._limit:.0e} "
+            f"in that of {', '.join(bad[:4])}"
             + (f" and {len(bad) - 4} more" if len(bad) > 4 else ""),
             "the parameters are as they were before that step; lower the learning rate or look at the batch",
         )
+
+
+def _largest_square_root(dtype: torch.dtype) -> float:
+    """Return an entry whose square, ten thousand times over, is still finite: 1e17 in float32."""
+    return 10.0 ** math.floor(math.log10(torch.finfo(dtype).max / 1e4) / 2)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

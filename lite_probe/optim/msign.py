@@ -107,7 +107,7 @@ class Orthogonal(Geometry):
 
     is the partial isometry of M's singular directions above τ‖M‖_F; τ follows by 5% a step so that about r of them are,
     r = min(⌊ρ·min(m, n)⌋ + 1, min(m, n) − 1). The step size is 0.2·η·√max(m, n), at which an update has AdamW's
-    root mean square.
+    root mean square. S is a partial isometry up to the accuracy of msign only; damping is projected twice, as published.
 
     Cost: one msign a step for Muon; LITE adds one of g for the damping and one for S, and products with S: the damping's
     and one for update and decay together, Q being linear.
@@ -166,6 +166,7 @@ class Orthogonal(Geometry):
             gradient=damping,
             project=project,
             step_size=0.2 * group["lr"] * math.sqrt(max(rows, columns)),
+            projects_twice=True,
         )
 
 
