@@ -27,6 +27,7 @@ lint: $(READY)
 	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p lite_probe
 
 benchmark: $(BENCHMARK_READY)
+	$(BENCHMARK_BIN)/python tests/benchmarks/optimizers.py
 	$(BENCHMARK_BIN)/python tests/benchmarks/spectra.py
 
 $(READY): pyproject.toml constraints.txt
@@ -40,7 +41,7 @@ $(BENCHMARK_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-benchmark
 	$(BENCHMARK_BIN)/pip install --quiet -c constraints.txt -e .
 	$(BENCHMARK_BIN)/pip install --quiet -c constraints.txt --no-deps --pre curvlinops-for-pytorch \
-		hessian-eigenthings backpack-for-pytorch unfoldNd linear_operator
+		hessian-eigenthings backpack-for-pytorch unfoldNd linear_operator pytorch_optimizer
 	$(BENCHMARK_BIN)/pip install --quiet -c constraints.txt einops einconv opt_einsum jaxtyping tqdm
 	touch $@
 

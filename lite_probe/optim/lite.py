@@ -95,8 +95,8 @@ class LiteOptimizer(torch.optim.Optimizer):
     """An optimizer of the LITE family; `make_optimizer` builds one by name.
 
     A parameter group holds the parameters of one block, with hyperparameters that may be changed between steps, as
-    learning-rate schedulers do; `flat_lr_ratio` and `sharp_ratio` are dicts by block. All counters and thresholds are in
-    `state_dict()`: a run that is saved, loaded in another process and continued is bitwise the one that was not.
+    learning-rate schedulers do; `flat_lr_ratio` and `sharp_ratio` are dicts by block. All counters and thresholds are
+    in `state_dict()`: a run that is saved, loaded in another process and continued is bitwise the one that was not.
 
     Args:
         groups: Each with "params", "pieces" (one list per parameter) and its hyperparameters.
@@ -220,6 +220,12 @@ class LiteOptimizer(torch.optim.Optimizer):
         ]
         if not named:
             return None
+        for name, gradient in named:
+            if gradient.layout != torch.strided:
+                raise InputError(
+                    f"expected dense gradients, got one of layout {gradient.layout} for {name}",
+                    "make its embedding with sparse=False",
+                )
         check = _FiniteCheck([name for name, _ in named], [gradient for _, gradient in named])
         if not self._defers_checks(named[0][1].device):
             check.require_finite()
@@ -281,8 +287,7 @@ class _FiniteCheck:
         bad = [name for name, good in zip(self._names, finite, strict=True) if not good]
         raise NumericsError(
             f"expected gradients that are finite when squared, got NaN, infinity or more than {self._limit:.0e} "
-            f"in that of {', '.join(bad[:4])}"
-            + (f" and {len(bad) - 4} more" if len(bad) > 4 else ""),
+            f"in that of {', '.join(bad[:4])}" + (f" and {len(bad) - 4} more" if len(bad) > 4 else ""),
             "the parameters are as they were before that step; lower the learning rate or look at the batch",
         )
 

@@ -66,9 +66,9 @@ def make_optimizer(
 
         optimizer = make_optimizer("muon-lite", model.named_parameters(), lr=3e-3, beta2=1.0, flat_lr_ratio=2.0)
 
-    Under `muon` matrices are orthogonalised, embedding, head and vectors go to AdamW; under `soap` matrices are rotated,
-    vectors run plain Adam; under `adamw` everything is AdamW's. Matrices that were fused (GPT-2's q, k and v, experts'
-    gate and up) are treated one by one, stacked experts (3-D) as a batch of matrices.
+    Under `muon` matrices are orthogonalised, embedding, head and vectors go to AdamW; under `soap` matrices are
+    rotated, vectors run plain Adam; under `adamw` everything is AdamW's. Matrices that were fused (GPT-2's q, k and v,
+    experts' gate and up) are treated one by one, stacked experts (3-D) as a batch of matrices.
 
     Args:
         name: One of `OPTIMIZERS`.
@@ -95,10 +95,15 @@ def make_optimizer(
     named = [(key, parameter) for key, parameter in named_parameters if parameter.requires_grad]
     if not named:
         raise InputError("expected trainable parameters, got none", "pass model.named_parameters()")
+    for key, parameter in named:
+        if not parameter.is_floating_point():
+            raise InputError(f"expected parameters of real floating-point numbers, got {key} of {parameter.dtype}")
     groups: dict[str, dict[str, Any]] = {}
     for (key, parameter), pieces in zip(named, _pieces(name, named, blocks), strict=True):
         label = "+".join(dict.fromkeys(piece.block for piece in pieces))
-        group = groups.setdefault(label, {"params": [], "pieces": [], "optimizer": name, "block": label, "lr": lr, **settings})
+        group = groups.setdefault(
+            label, {"params": [], "pieces": [], "optimizer": name, "block": label, "lr": lr, **settings}
+        )
         group["params"].append((key, parameter))
         group["pieces"].append(pieces)
     return LiteOptimizer(list(groups.values()), schedule)
@@ -188,7 +193,9 @@ def _per_block(key: str, value: Any) -> dict[str, float]:
 
 
 def _schedule(ramps: Mapping[str, Any]) -> Schedule:
-    return Schedule(name=ramps["schedule"], **{k: v for k, v in ramps.items() if k != "schedule"}) if ramps else Schedule()
+    return (
+        Schedule(name=ramps["schedule"], **{k: v for k, v in ramps.items() if k != "schedule"}) if ramps else Schedule()
+    )
 
 
 def _pieces(

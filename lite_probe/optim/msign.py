@@ -2,7 +2,7 @@
 
 msign is computed by a Newton–Schulz iteration, matrix products only: odd polynomials that drive all singular values
 towards 1. LITE's sharp directions are the singular directions of the momentum above a threshold; they are found by a
-second iteration on what the first one leaves, M/(τ‖M‖) − msign(M), whose sign says which side of the threshold each lies.
+second iteration, on M/(τ‖M‖) − msign(M), whose sign says on which side of the threshold each of them lies.
 """
 
 import math
@@ -105,12 +105,12 @@ class Orthogonal(Geometry):
 
         S = ½(msign(M) + msign(M/(τ‖M‖_F) − msign(M)))
 
-    is the partial isometry of M's singular directions above τ‖M‖_F; τ follows by 5% a step so that about r of them are,
-    r = min(⌊ρ·min(m, n)⌋ + 1, min(m, n) − 1). The step size is 0.2·η·√max(m, n), at which an update has AdamW's
-    root mean square. S is a partial isometry up to the accuracy of msign only; damping is projected twice, as published.
+    is the partial isometry of M's singular directions above τ‖M‖_F; τ follows by 5% a step so that about r of them
+    are, r = min(⌊ρ·min(m, n)⌋ + 1, min(m, n) − 1). The step size is 0.2·η·√max(m, n), at which an update has AdamW's
+    root mean square. S is a partial isometry up to msign's accuracy only; damping is projected twice, as published.
 
-    Cost: one msign a step for Muon; LITE adds one of g for the damping and one for S, and products with S: the damping's
-    and one for update and decay together, Q being linear.
+    Cost: one msign a step for Muon; LITE adds one of g for the damping and one for S, and products with S: one for the
+    damping, one for update and decay together, Q being linear.
     """
 
     as_matrices = True

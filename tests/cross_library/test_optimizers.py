@@ -48,9 +48,7 @@ ROUNDING = STEPS * 6e-8 * 4
 
 def test_torch_adamw() -> None:
     ours, theirs = pair(extra=True)
-    mine = make_optimizer(
-        "adamw", ours.items(), lr=1e-2, adamw_beta1=0.9, adamw_beta2=0.95, weight_decay=0.1, eps=1e-8
-    )
+    mine = make_optimizer("adamw", ours.items(), lr=1e-2, adamw_beta1=0.9, adamw_beta2=0.95, weight_decay=0.1, eps=1e-8)
     peer = torch.optim.AdamW(theirs.values(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1, eps=1e-8)
     worst, moved = distance(ours, theirs, [mine, peer])
     assert worst < ROUNDING

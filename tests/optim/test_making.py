@@ -165,7 +165,9 @@ def test_a_model_of_ones_own_is_mapped_by_patterns() -> None:
 @pytest.mark.parametrize("name", ["muon", "muon-lite", "soap-lite", "adamw-lite"])
 def test_an_unmapped_matrix_is_an_error_that_says_how(name: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    message = r"expected every matrix to match a block pattern, got none for 0\.weight, 1\.weight; say which block .*blocks="
+    message = (
+        r"expected every matrix to match a block pattern, got none for 0\.weight, 1\.weight; say which block .*blocks="
+    )
     with pytest.raises(InputError, match=message):
         make_optimizer(name, model.named_parameters(), lr=1e-3)
     many = {f"w{index}": nn.Parameter(torch.zeros(2, 2)) for index in range(8)}
@@ -176,7 +178,9 @@ def test_an_unmapped_matrix_is_an_error_that_says_how(name: str) -> None:
 @pytest.mark.parametrize("name", ["adamw", "soap", "sgd"])
 def test_where_blocks_change_nothing_none_are_needed(name: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    assert {group["block"] for group in make_optimizer(name, model.named_parameters(), lr=1e-3).param_groups} == {"other"}
+    assert {group["block"] for group in make_optimizer(name, model.named_parameters(), lr=1e-3).param_groups} == {
+        "other"
+    }
 
 
 @pytest.mark.parametrize(
@@ -197,7 +201,11 @@ def test_where_blocks_change_nothing_none_are_needed(name: str) -> None:
         ("adamw", {"eps": "small"}, r"expected eps in \[0, 1e12\], got 'small'"),
         ("muon-lite", {"flat_lr_ratio": 0.5}, r"expected flat_lr_ratio in \[1, 1e6\], got 0.5"),
         ("muon-lite", {"sharp_ratio": {"qk": 2.0}}, r"expected sharp_ratio in \[0, 1\], got 2.0"),
-        ("muon-lite", {"sharp_ratio": {"attention": 0.1}}, "expected sharp_ratio for blocks among emb, .*got attention"),
+        (
+            "muon-lite",
+            {"sharp_ratio": {"attention": 0.1}},
+            "expected sharp_ratio for blocks among emb, .*got attention",
+        ),
         ("soap-lite", {"schedule": "cosine"}, "expected total_steps with a cosine schedule, got None"),
     ],
 )
@@ -210,8 +218,12 @@ def test_what_is_refused(name: str, hyper: dict[str, Any], message: str) -> None
 def test_no_parameters_and_tensors_of_four_dimensions_are_refused() -> None:
     with pytest.raises(InputError, match="expected trainable parameters, got none"):
         make_optimizer("adamw", [], lr=1e-3)
+    with pytest.raises(InputError, match=r"expected parameters of real .*numbers, got w of torch\.complex64"):
+        make_optimizer("adamw", [("w", nn.Parameter(torch.zeros(2, dtype=torch.complex64)))], lr=1e-3)
     filters = [("mlp.up_proj.weight", nn.Parameter(torch.zeros(2, 2, 3, 3)))]
-    with pytest.raises(InputError, match=r"expected vectors, matrices or stacks .*got mlp.up_proj.weight with shape \(2, 2, 3, 3\)"):
+    with pytest.raises(
+        InputError, match=r"expected vectors, matrices or stacks .*got mlp.up_proj.weight with shape \(2, 2, 3, 3\)"
+    ):
         make_optimizer("muon", filters, lr=1e-3)
     make_optimizer("adamw", filters, lr=1e-3)
 

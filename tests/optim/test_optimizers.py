@@ -1,4 +1,4 @@
-"""Questions for every optimizer: repeatable, converging, resumable, in its band; and robust where numbers or types are not."""
+"""Questions for every optimizer: repeatable, converging, resumable, in its band; and odd numbers, types and uses."""
 
 import copy
 import io
@@ -81,7 +81,7 @@ def test_it_is_repeatable_bitwise(name: str) -> None:
     ],
 )
 def test_it_learns_a_small_real_task(name: str, lr: float) -> None:
-    """The walk of `models.token_batches`: each token is one of three after the last, so log 3 is what can be reached."""
+    """The walk of `models.token_batches`: each token is one of three, so log 3 is what can be reached."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = models._llama()
@@ -330,6 +330,14 @@ def test_gradients_are_only_read(name: str) -> None:
             assert torch.equal(parameter.grad, old)
 
 
+def test_sparse_gradients_are_refused() -> None:
+    table = nn.Embedding(5, 3, sparse=True)
+    optimizer = make_optimizer("adamw", table.named_parameters(), lr=1e-3)
+    table(torch.tensor([1, 2])).sum().backward()
+    with pytest.raises(InputError, match=r"expected dense gradients, got one of layout torch.sparse_coo for weight"):
+        optimizer.step()
+
+
 # -- precision ---------------------------------------------------------------------------------------------------
 
 
@@ -415,7 +423,7 @@ def test_large_stacks_are_stepped_in_chunks(monkeypatch: pytest.MonkeyPatch) -> 
 def test_state_of_other_parameters_is_refused() -> None:
     named = two_matrices()
     optimizer = make("muon", named)
-    with pytest.raises(InputError, match="expected the state of 4 parameters in 3 groups .*got 2 in 1; load it into"):
+    with pytest.raises(InputError, match=r"expected the state of 4 parameters in 3 groups .*got 2 in 1; load it into"):
         optimizer.load_state_dict(make("muon", named[:2]).state_dict())
 
 

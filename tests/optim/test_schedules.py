@@ -1,5 +1,6 @@
 """Schedules at their corners, against the formulas and what they must mean."""
 
+import itertools
 import math
 
 import pytest
@@ -47,7 +48,7 @@ def test_the_flat_ratio_ends_at_one_under_cosine() -> None:
         assert WSD.flat_lr_ratio(30, 4.0, hidden_matrix=hidden) == 4.0
     vectors = [COSINE.flat_lr_ratio(k, 4.0, hidden_matrix=False) for k in range(61)]
     assert vectors[0] == pytest.approx(4.0, rel=1e-6)
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(vectors[6:], vectors[7:], strict=False))
+    assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(vectors[6:]))
     hidden_ones = [COSINE.flat_lr_ratio(k, 4.0, hidden_matrix=True) for k in range(61)]
     assert hidden_ones[:7] == [1.0] * 7
     # Rising by (χ−1)/T_f over the rest of the run: a step after the warm-up is 1/54 of the way at twice the slope.
@@ -80,7 +81,10 @@ def test_torch_schedulers_take_it() -> None:
     [
         ({"name": "exponential"}, "expected a schedule among constant, cosine, wsd, linear, got 'exponential'"),
         ({"name": "cosine"}, "expected total_steps with a cosine schedule, got None"),
-        ({"name": "wsd", "total_steps": 5, "warmup_steps": 5}, r"expected warmup_steps in \[0, total_steps\), got 5 of 5"),
+        (
+            {"name": "wsd", "total_steps": 5, "warmup_steps": 5},
+            r"expected warmup_steps in \[0, total_steps\), got 5 of 5",
+        ),
         ({"warmup_steps": -1}, r"expected warmup_steps in \[0, total_steps\), got -1 of None"),
         ({"min_lr_ratio": 1.5}, r"expected min_lr_ratio in \[0, 1\], got 1.5"),
         ({"stable_ratio": -0.1}, r"expected stable_ratio in \[0, 1\], got -0.1"),

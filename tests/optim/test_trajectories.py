@@ -14,7 +14,9 @@ from lite_probe.optim import LiteOptimizer, Schedule, make_optimizer
 from tests.optim import transcriptions
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the recorded trajectories are not beside the checkout")
+needs_reference = pytest.mark.skipif(
+    not REFERENCE.is_dir(), reason="the recorded trajectories are not beside the checkout"
+)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -27,7 +29,9 @@ def replay(name: str, file: str, **changes: Any) -> tuple[float, int]:
         meta = record.metadata()
         hyper: dict[str, Any] = {**json.loads(meta["hyperparameters"]), **changes}
         lr = hyper.pop("lr")
-        ramps = {key: hyper[key] for key in ("total_steps", "warmup_steps", "min_lr_ratio", "stable_ratio") if key in hyper}
+        ramps = {
+            key: hyper[key] for key in ("total_steps", "warmup_steps", "min_lr_ratio", "stable_ratio") if key in hyper
+        }
         schedule = Schedule(name=hyper.get("schedule", "constant"), **ramps)
         names = [key.removeprefix("initial/") for key in record.keys() if key.startswith("initial/")]  # noqa: SIM118
         parameters = {key: nn.Parameter(record.get_tensor(f"initial/{key}")) for key in names}

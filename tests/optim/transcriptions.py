@@ -1,4 +1,4 @@
-"""MATH 2.3 to 2.5 written out for one tensor at a time, in the order of the formulas, nothing shared with the library."""
+"""MATH 2.3 to 2.5 written out for one tensor at a time, in the order of the formulas; the library shares none of it."""
 
 import math
 from typing import Any
