@@ -276,11 +276,19 @@ class _FiniteCheck:
         limits = [_largest_square_root(state_dtype(gradient.dtype)) for gradient in gradients]
         self._limit = min(limits)
         shares = [n.to(state_dtype(n.dtype)) / limit for n, limit in zip(largest, limits, strict=True)]
-        self._finite = torch.stack([share.float() for share in shares]) < 1.0
-        self.gate = self._finite.all().to(torch.float32)
+        finite = torch.stack([share.float() for share in shares]) < 1.0
+        self.gate = finite.all().to(torch.float32)
+        self._finite, self._copied = finite, None
+        if finite.is_cuda:
+            # The answer travels by itself: waiting for this copy later is not waiting for the work queued meanwhile.
+            self._finite = torch.empty_like(finite, device="cpu", pin_memory=True).copy_(finite, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
     def require_finite(self) -> None:
         """Raise NumericsError, with the names, where one was not."""
+        if self._copied is not None:
+            self._copied.synchronize()
         finite = self._finite.tolist()
         if all(finite):
             return
