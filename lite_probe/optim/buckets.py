@@ -82,13 +82,24 @@ class Bucket:
         # Where somebody else has written to the parameter, theirs is the truth.
         return master.copy_(torch.where(shown == master.to(shown.dtype), master, shown.to(master.dtype)))
 
-    def move(self, change: Tensor, *, keep_before: float, scale: float, keep_after: float) -> None:
-        """Set w ← keep_after·(keep_before·w − scale·change)."""
+    def move(
+        self,
+        change: Tensor,
+        divisor: Tensor | None = None,
+        *,
+        keep_before: float = 1.0,
+        scale: float = 1.0,
+        keep_after: float = 1.0,
+    ) -> None:
+        """Set w ← keep_after·(keep_before·w − scale·change/divisor)."""
         targets = [self.weights()] if MASTER in self.state else self._views()
-        changes = [change] if MASTER in self.state else list(change.split([len(target) for target in targets]))
+        sizes = [len(target) for target in targets]
         if keep_before != 1.0:
             torch._foreach_mul_(targets, keep_before)
-        torch._foreach_add_(targets, changes, alpha=-scale)
+        if divisor is None:
+            torch._foreach_add_(targets, change.split(sizes), alpha=-scale)
+        else:
+            torch._foreach_addcdiv_(targets, change.split(sizes), divisor.split(sizes), value=-scale)
         if keep_after != 1.0:
             torch._foreach_mul_(targets, keep_after)
         if MASTER in self.state:

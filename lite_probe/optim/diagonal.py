@@ -7,7 +7,16 @@ follow the distribution of v by 5% a step so that a share ρ of the coordinates 
 import torch
 from torch import Tensor
 
-from lite_probe.optim.geometry import Geometry, Hyperparameters, LiteSettings, Preconditioned, State, gated, replace_
+from lite_probe.optim.geometry import (
+    Geometry,
+    Hyperparameters,
+    LiteSettings,
+    Preconditioned,
+    State,
+    average_square_,
+    gated,
+    replace_,
+)
 
 _NOTHING, _EVERYTHING = 1e-5, 1.0 - 1e-5  # sharp ratios below and above which there is nothing to tell apart
 
@@ -41,13 +50,12 @@ class Diagonal(Geometry):
         b1, b2 = group["adamw_beta1"], group["adamw_beta2"]
         momentum, second = state["exp_avg"], state["exp_avg_sq"]
         momentum.lerp_(gradient, gated(1.0 - b1, gate))
-        second.lerp_(gradient.square(), gated(1.0 - b2, gate))
-        damped = lite.damped and group["adamw_damping"]
+        average_square_(second, gradient, b2, gate)
         flat = flat_mask(state, second, lite, gate)
-        denominator = second.sqrt().add_(group["eps"])
         return Preconditioned(
-            gradient=gradient / denominator if damped else None,
-            momentum=torch.div(momentum, denominator, out=denominator),
+            momentum=momentum,
+            gradient=gradient if lite.damped and group["adamw_damping"] else None,
+            divisor=second.sqrt().add_(group["eps"]),
             project=None if flat is None else flat.mul,
             step_size=group["lr"] * (1.0 - b2 ** (step + 1)) ** 0.5 / (1.0 - b1 ** (step + 1)),
         )

@@ -32,8 +32,9 @@ class LiteSettings:
 class Preconditioned:
     """What a geometry hands to Algorithm 1, in coordinates of its own."""
 
-    momentum: Tensor  # F⁻¹m
-    gradient: Tensor | None  # F⁻¹g; None where nothing is damped
+    momentum: Tensor  # F⁻¹m, but for the divisor
+    gradient: Tensor | None  # F⁻¹g, likewise; None where nothing is damped
+    divisor: Tensor | None = None  # of both, where F is diagonal
     project: Callable[[Tensor], Tensor] | None  # x ↦ Qx; None where Q = 0
     step_size: float  # η with the geometry's scale and bias corrections
     into: Callable[[Tensor], Tensor] | None = None  # from the parameter's coordinates to these; None: the same
@@ -80,6 +81,13 @@ class Geometry(ABC):
     def settle(self, state: State, gradient: Tensor, *, step: int, group: Hyperparameters, gate: Tensor | None) -> None:
         """Finish a step after the weights have moved."""
         return
+
+
+def average_square_(average: Tensor, x: Tensor, beta: float, gate: Tensor | None) -> Tensor:
+    """Set v ← βv + (1−β)x² in place, and return v."""
+    if gate is None:
+        return average.mul_(beta).addcmul_(x, x, value=1.0 - beta)
+    return average.lerp_(x.square(), gate * (1.0 - beta))
 
 
 def gated(weight: float, gate: Tensor | None) -> float | Tensor:

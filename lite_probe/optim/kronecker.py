@@ -4,7 +4,16 @@ import torch
 from torch import Tensor
 
 from lite_probe.optim.diagonal import flat_mask, new_thresholds
-from lite_probe.optim.geometry import Geometry, Hyperparameters, LiteSettings, Preconditioned, State, gated, replace_
+from lite_probe.optim.geometry import (
+    Geometry,
+    Hyperparameters,
+    LiteSettings,
+    Preconditioned,
+    State,
+    average_square_,
+    gated,
+    replace_,
+)
 
 _SIDES = ("left", "right")
 
@@ -51,12 +60,12 @@ class Kronecker(Geometry):
         b1, b2 = group["betas"]
         rotated = _rotate(state, gradient)
         momentum = state["exp_avg"].lerp_(rotated, gated(1.0 - b1, gate))
-        second = state["exp_avg_sq"].lerp_(rotated.square(), gated(1.0 - b2, gate))
+        second = average_square_(state["exp_avg_sq"], rotated, b2, gate)
         flat = flat_mask(state, second, lite, gate)
-        denominator = second.sqrt().add_(group["eps"])
         return Preconditioned(
-            gradient=rotated / denominator if lite.damped else None,
-            momentum=torch.div(momentum, denominator, out=denominator),
+            momentum=momentum,
+            gradient=rotated if lite.damped else None,
+            divisor=second.sqrt().add_(group["eps"]),
             project=None if flat is None else flat.mul,
             step_size=group["lr"] * (1.0 - b2**step) ** 0.5 / (1.0 - b1**step),
             into=lambda x: _rotate(state, x),

@@ -41,15 +41,16 @@ def descend(bucket: Bucket, terms: Preconditioned, lite: LiteSettings, gate: Ten
     """Move the weights of a bucket: line 5 of Algorithm 1, the step and the decay."""
     decay = bucket.group["lr"] * bucket.group["weight_decay"]
     into, out_of = terms.into or _as_it_is, terms.out_of or _as_it_is
-    direction, flat_damping = _directions(terms, lite)
     stretched = lite.flat_lr_ratio != 1.0 and terms.project is not None
-    if not stretched and gate is None:
-        # E = I: nothing but w ← (1 − ηλ)w − ηu, which needs no copy of w.
-        if flat_damping is not None:
-            direction = direction + flat_damping
+    if not stretched and terms.gradient is None and gate is None:
+        # u = F⁻¹m and E = I: the base optimizer, which needs no copy of w.
         before, after = (1.0, 1.0 - decay) if terms.decay_last else (1.0 - decay, 1.0)
-        bucket.move(out_of(direction), keep_before=before, scale=terms.step_size, keep_after=after)
+        direction, divisor = terms.momentum, terms.divisor
+        if terms.out_of is not None:
+            direction, divisor = out_of(_divide(direction, divisor)), None
+        bucket.move(direction, divisor, keep_before=before, scale=terms.step_size, keep_after=after)
         return
+    direction, flat_damping = _directions(terms, lite)
     change = direction * terms.step_size
     if decay and not terms.decay_last:
         change = change.add(into(bucket.weights()), alpha=decay)
@@ -60,7 +61,7 @@ def descend(bucket: Bucket, terms: Preconditioned, lite: LiteSettings, gate: Ten
         change = change.add(_stretch(into(bucket.weights()) - change, terms, lite), alpha=decay)
     if gate is not None:
         change = change * gate
-    bucket.move(out_of(change), keep_before=1.0, scale=1.0, keep_after=1.0)
+    bucket.move(out_of(change))
 
 
 def _directions(terms: Preconditioned, lite: LiteSettings) -> tuple[Tensor, Tensor | None]:
@@ -71,13 +72,18 @@ def _directions(terms: Preconditioned, lite: LiteSettings) -> tuple[Tensor, Tens
     """
     direction = terms.momentum
     if terms.gradient is None:
-        return direction, None
+        return _divide(direction, terms.divisor), None
     if lite.beta1:
         direction = direction.add(terms.gradient, alpha=lite.beta1)
+    direction = _divide(direction, terms.divisor)
     if lite.beta2 == lite.beta1 or terms.project is None:
         return direction, None
-    flat_damping = terms.project(terms.gradient) * (lite.beta2 - lite.beta1)
+    flat_damping = terms.project(_divide(terms.gradient, terms.divisor)) * (lite.beta2 - lite.beta1)
     return (direction + flat_damping, None) if terms.projects_twice else (direction, flat_damping)
+
+
+def _divide(x: Tensor, divisor: Tensor | None) -> Tensor:
+    return x if divisor is None else x / divisor
 
 
 def _stretch(x: Tensor, terms: Preconditioned, lite: LiteSettings) -> Tensor:
@@ -267,16 +273,15 @@ class LiteOptimizer(torch.optim.Optimizer):
 
 
 class _FiniteCheck:
-    """Whether all of some gradients, and sums of their squares, are finite, asked on their device."""
+    """Whether the squares of some gradients add up to finite numbers, asked on their device."""
 
     def __init__(self, names: list[str], gradients: list[Tensor]) -> None:
         self._names = names
-        # The largest entry of each, in units of what its state can square and add up; NaN passes through a maximum.
-        largest = torch._foreach_norm(gradients, ord=float("inf"))
-        limits = [_largest_square_root(state_dtype(gradient.dtype)) for gradient in gradients]
+        # NaN and infinity pass through a norm, and so does a sum of squares that overflows.
+        limits = [_largest_norm(state_dtype(gradient.dtype)) for gradient in gradients]
         self._limit = min(limits)
-        shares = [n.to(state_dtype(n.dtype)) / limit for n, limit in zip(largest, limits, strict=True)]
-        finite = torch.stack([share.float() for share in shares]) < 1.0
+        norms = torch._foreach_norm(gradients)
+        finite = torch.stack([n.double() < limit for n, limit in zip(norms, limits, strict=True)])
         self.gate = finite.all().to(torch.float32)
         self._finite, self._copied = finite, None
         if finite.is_cuda:
@@ -294,15 +299,15 @@ class _FiniteCheck:
             return
         bad = [name for name, good in zip(self._names, finite, strict=True) if not good]
         raise NumericsError(
-            f"expected gradients that are finite when squared, got NaN, infinity or more than {self._limit:.0e} "
+            f"expected gradients whose norm is finite and below {self._limit:.0e}, got more or NaN "
             f"in that of {', '.join(bad[:4])}" + (f" and {len(bad) - 4} more" if len(bad) > 4 else ""),
             "the parameters are as they were before that step; lower the learning rate or look at the batch",
         )
 
 
-def _largest_square_root(dtype: torch.dtype) -> float:
-    """Return an entry whose square, ten thousand times over, is still finite: 1e17 in float32."""
-    return 10.0 ** math.floor(math.log10(torch.finfo(dtype).max / 1e4) / 2)
+def _largest_norm(dtype: torch.dtype) -> float:
+    """Return a norm whose square is finite: 1e19 in float32."""
+    return 10.0 ** math.floor(math.log10(torch.finfo(dtype).max) / 2)
 
 
 def _moved(value: Any, device: torch.device) -> Any:

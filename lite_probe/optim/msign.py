@@ -63,7 +63,8 @@ def frobenius_norm(matrices: Tensor) -> Tensor:
     Entries are divided by the largest first, so that squares neither overflow nor vanish, and rows are summed one by
     one: a float32 sum over a whole matrix is biased.
     """
-    largest = matrices.abs().amax(dim=(-2, -1), keepdim=True)
+    sides = (-2, -1)
+    largest = torch.maximum(matrices.amax(dim=sides, keepdim=True), -matrices.amin(dim=sides, keepdim=True))
     scale = torch.where(largest > 0, largest, 1.0)
     rows = torch.linalg.vector_norm(matrices / scale, dim=-1, keepdim=True)
     return scale * torch.linalg.vector_norm(rows, dim=-2, keepdim=True)
@@ -137,33 +138,24 @@ class Orthogonal(Geometry):
         theta = group["momentum"]
         average = state["momentum"].lerp_(gradient, gated(1.0 - theta, gate))
         nesterov = average.add(gradient, alpha=(1.0 - theta) / theta) if theta else gradient
-        stack, rows, columns = gradient.shape
+        rows, columns = gradient.shape[1:]
+        dtype = gradient.dtype if group["msign_dtype"] is None else getattr(torch, group["msign_dtype"])
 
         def sign(matrices: Tensor) -> Tensor:
-            return msign(
-                matrices,
-                steps=group["ns_steps"],
-                coefficients=group["ns_coefficients"],
-                dtype=None if group["msign_dtype"] is None else getattr(torch, group["msign_dtype"]),
-            )
+            return msign(matrices, steps=group["ns_steps"], coefficients=group["ns_coefficients"], dtype=dtype)
 
-        if lite.damped:
-            # Two independent iterations in one batch.
-            direction, damping = sign(torch.cat([nesterov, gradient])).split(stack)
-        else:
-            direction, damping = sign(nesterov), None
-        project = None
+        direction, project = sign(nesterov), None
         if lite.projected and lite.sharp_ratio > NO_SHARP_DIRECTIONS:
             threshold = state["threshold"]
-            rest = nesterov / (threshold * frobenius_norm(nesterov) + 1e-9) - direction
+            rest = (nesterov / (threshold * frobenius_norm(nesterov) + 1e-9)).sub_(direction)
             sharp = sign(rest).add_(direction).mul_(0.5)
             rank = min(math.floor(lite.sharp_ratio * min(rows, columns)) + 1, min(rows, columns) - 1)
             too_many = frobenius_norm(sharp) > math.sqrt(rank)
             replace_(threshold, follow(threshold, too_many).clamp(max=1.0), gate)
-            project = FlatProjector(sharp)
+            project = FlatProjector(sharp, dtype)
         return Preconditioned(
             momentum=direction,
-            gradient=damping,
+            gradient=sign(gradient) if lite.damped else None,
             project=project,
             step_size=0.2 * group["lr"] * math.sqrt(max(rows, columns)),
             projects_twice=True,
@@ -171,15 +163,15 @@ class Orthogonal(Geometry):
 
 
 class FlatProjector:
-    """X ↦ XQ = X − XSᵀS for a stack of S (m, n), through the smaller of SᵀS and XSᵀ."""
+    """X ↦ XQ = X − XSᵀS for a stack of S (m, n), through the smaller of SᵀS and XSᵀ; products in the dtype given."""
 
-    def __init__(self, sharp: Tensor) -> None:
-        self._sharp = sharp
+    def __init__(self, sharp: Tensor, dtype: torch.dtype) -> None:
+        self._sharp = sharp.to(dtype)
         wide = sharp.shape[-2] < sharp.shape[-1]
-        self._gram = None if wide else torch.bmm(sharp.mT, sharp)
+        self._gram = None if wide else torch.bmm(self._sharp.mT, self._sharp)
 
     def __call__(self, matrices: Tensor) -> Tensor:
         """Return XQ, (stack, m, n)."""
-        if self._gram is None:
-            return torch.baddbmm(matrices, torch.bmm(matrices, self._sharp.mT), self._sharp, alpha=-1)
-        return torch.baddbmm(matrices, matrices, self._gram, alpha=-1)
+        x = matrices.to(self._sharp.dtype)
+        sharp_part = torch.bmm(torch.bmm(x, self._sharp.mT), self._sharp) if self._gram is None else x @ self._gram
+        return matrices - sharp_part

@@ -115,7 +115,7 @@ def test_the_projector_removes_the_sharp_rows(shape: tuple[int, int]) -> None:
     matrix = drawn(2, *shape)
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     sharp = u[..., :2] @ vh[..., :2, :]
-    project = FlatProjector(sharp)
+    project = FlatProjector(sharp, torch.float64)
     found = project(drawn(2, *shape, seed=7))
     expected = drawn(2, *shape, seed=7) @ (torch.eye(shape[1], dtype=torch.float64) - sharp.mT @ sharp)
     assert float((found - expected).abs().max()) < 1e-13

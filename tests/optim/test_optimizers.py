@@ -242,7 +242,7 @@ def test_a_parameter_without_gradient_waits(name: str) -> None:
     assert torch.allclose(together[0][1], alone[0][1], atol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 2e17])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e20])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_gradient_that_is_not_finite_is_refused(name: str, bad: float) -> None:
     named = two_matrices()
@@ -251,7 +251,7 @@ def test_a_gradient_that_is_not_finite_is_refused(name: str, bad: float) -> None
     optimizer.step()
     before = copy.deepcopy(optimizer.state_dict()), [parameter.detach().clone() for _, parameter in named]
     named[1][1].grad[3, 2] = bad  # type: ignore[index]
-    message = r"got NaN, infinity or more than 1e\+17 in that of layers\.1\.mlp\.up_proj\.weight; the parameters are"
+    message = r"below 1e\+19, got more or NaN in that of layers\.1\.mlp\.up_proj\.weight; the parameters are"
     with pytest.raises(NumericsError, match=message):
         optimizer.step()
     assert all(torch.equal(parameter, old) for (_, parameter), old in zip(named, before[1], strict=True))
@@ -310,7 +310,7 @@ def test_where_asking_would_mean_waiting_the_step_is_masked(name: str, monkeypat
         for entry, value in other.state[parameter].items():
             if isinstance(value, Tensor):
                 assert torch.equal(value, state[key, entry]), (key, entry)
-    with pytest.raises(NumericsError, match=r"1e\+17 in that of layers\.0\.mlp\.up_proj\.weight"):
+    with pytest.raises(NumericsError, match=r"NaN in that of layers\.0\.mlp\.up_proj\.weight"):
         other.step()
 
 
