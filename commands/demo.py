@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _TEXT = "builtin:python-docs"
 _STEPS = (60, 300)
+_HYPERPARAMETERS = {"adamw_beta2": 0.95}
 
 
 @click.command("demo", epilog=example("demo --out probe/demo"))
@@ -76,7 +77,14 @@ def _train(terminal: Terminal, folder: Path, compute: dict[str, Any]) -> list[Pa
     if target.exists():
         shutil.rmtree(target)
     with terminal.progress() as on_progress:
-        record = train_byte_llama(target, steps=_STEPS[-1], save_at=_STEPS, seed=seed, on_progress=on_progress)
+        record = train_byte_llama(
+            target,
+            hyperparameters=_HYPERPARAMETERS,
+            steps=_STEPS[-1],
+            save_at=_STEPS,
+            seed=seed,
+            on_progress=on_progress,
+        )
     terminal.line(
         f"trained a byte-level Llama of {count(record.num_parameters)} parameters for {_STEPS[-1]} steps: loss "
         f"{number(record.evaluation_losses[-1], 3)} nats per byte on text it has not seen; "

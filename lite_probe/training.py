@@ -1,15 +1,14 @@
 """A small language model to measure: a byte-level Llama, trained on text that every Python ships.
 
-The demo and the tests want checkpoints whose landscape is that of a trained transformer, not of a random one, and
-want them within a minute on two cores.
+The demo, the examples and the tests want checkpoints whose landscape is that of a trained transformer, not of a random
+one, and want them within a minute on two cores.
 """
 
 import json
-import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,20 @@ from transformers.utils import logging as transformers_logging
 from lite_probe.criteria import next_token_cross_entropy
 from lite_probe.data import BatchPlan, ByteTokenizer, draw_batches, open_tokens
 from lite_probe.errors import NumericsError, OutputError, UsageError
+from lite_probe.optim import LiteOptimizer, Schedule, hyperparameters_of, make_optimizer
 from lite_probe.seeds import derive_seed
 
 VOCAB_SIZE = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingStep:
+    """One update."""
+
+    step: int  # completed updates, this one included
+    loss: float  # mean over the tokens of its batch, nats, before the update
+    learning_rate: float
+    evaluation_loss: float | None  # after the update; None where it was not evaluated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +46,22 @@ class TrainingRecord:
     checkpoint_steps: Sequence[int]
     num_parameters: int
     losses: Sequence[float]  # (steps,) mean over the tokens of each step's batch, nats, before its update
-    evaluation_losses: Sequence[float]  # one per checkpoint, on text that was not trained on
+    evaluation_steps: Sequence[int]  # the checkpoints', those asked for, and the last
+    evaluation_losses: Sequence[float]  # one per evaluation step, on text that was not trained on
     byte_entropy: float  # entropy of single bytes of the training text, nats: what counting alone reaches
 
 
 def train_byte_llama(
     out: Path,
     *,
+    optimizer: str = "adamw",
+    hyperparameters: Mapping[str, Any] = {},
+    learning_rate: float = 3e-3,
+    schedule: Schedule | None = None,
     steps: int = 400,
     save_at: Sequence[int] = (100, 400),
+    eval_every: int | None = None,
+    eval_batches: int = 4,
     seed: int = 0,
     hidden: int = 128,
     layers: int = 4,
@@ -52,68 +69,81 @@ def train_byte_llama(
     seq_len: int = 128,
     batch_size: int = 12,
     source: str | Path = "builtin:python-docs",
-    learning_rate: float = 3e-3,
+    on_step: Callable[[TrainingStep], None] | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> TrainingRecord:
-    """Train a byte-level Llama with AdamW and save it on the way.
+    """Train a byte-level Llama and save it on the way.
 
-    The learning rate rises linearly over the first tenth of the steps and falls to a tenth along a cosine.
-    Weights, batches and losses are bitwise the same for the same seed, CPU and number of threads; torch's own
-    random state is left as it was.
+    Gradients are clipped to a norm of 1. Weights, batches and losses are bitwise the same for the same seed, CPU and
+    number of threads; torch's own random state is left as it was. Optimizers given the same seed see the same weights
+    and batches.
 
     Args:
         out: Folder for the checkpoints, `step-00100` and so on: each a Hugging Face folder with `optimizer.pt`
-            (AdamW's state dict) and `training_state.json`.
+            (the optimizer's state dict) and `training_state.json`.
+        optimizer: One of `lite_probe.optim.OPTIMIZERS`.
+        hyperparameters: Of the optimizer, where they are not its defaults. LITE's ramps follow the schedule.
+        learning_rate: At the peak.
+        schedule: Of the learning rate; None: up over the first tenth of the steps and down to a tenth along a cosine.
+            Update k, from 0, is made at f(k + 1): f(0) = 0 would waste the first.
         steps: Updates.
-        save_at: Steps after which to save, in [1, steps].
+        save_at: Steps after which to save, in [1, steps]; none: nothing is written.
+        eval_every: Steps from one evaluation to the next; None evaluates at the checkpoints and at the end only.
+        eval_batches: Batches to evaluate on.
         seed: Of weights and batches.
         hidden: Width, a multiple of 2 · heads.
         layers: Number of blocks.
         heads: Attention heads.
         seq_len: Tokens per window.
-        batch_size: Windows per step.
+        batch_size: Windows per batch.
         source: Text; its last tenth is not trained on.
-        learning_rate: At the peak.
+        on_step: Told of every update.
         on_progress: Called after every step with (done, total, label).
 
     Returns:
         Paths and losses.
 
     Raises:
-        UsageError: If `save_at` or the shape makes no sense.
-        NumericsError: If the loss stops being finite.
+        UsageError: If steps, schedule, shape or hyperparameters make no sense.
+        NumericsError: If the loss or a gradient stops being finite.
         OutputError: If a checkpoint cannot be written, or is there already.
 
     Cost: `steps` gradients on batch_size · seq_len tokens; the default takes about 80 s of one core.
     """
-    saving = sorted(set(save_at))
-    if not saving or saving[0] < 1 or saving[-1] > steps:
-        raise UsageError(f"expected save_at within 1 … {steps}, got {list(save_at)}")
+    saving = _check_steps(steps, save_at, eval_every)
+    evaluating = {*saving, steps, *range(eval_every or steps, steps, eval_every or steps)}
+    schedule = schedule or Schedule(name="cosine", total_steps=steps, warmup_steps=steps // 10, min_lr_ratio=0.1)
+    if schedule.total_steps not in (None, steps):
+        raise UsageError(f"expected a schedule of {steps} steps, got one of {schedule.total_steps}")
     if hidden % (2 * heads):
         raise UsageError(f"expected hidden to be a multiple of 2 · heads = {2 * heads}, got {hidden}")
+    _refuse_to_overwrite(out, saving)
     tokens = open_tokens(source, tokenizer=ByteTokenizer())
     plan = draw_batches(
         tokens,
         seq_len=seq_len,
         batch_size=batch_size,
-        eval_batches=4,
+        eval_batches=eval_batches,
         train_batches=steps,
         seed=seed,
         vocab_size=VOCAB_SIZE,
     )
-    model = _build_model(hidden, layers, heads, seq_len, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    model = build_byte_llama(hidden=hidden, layers=layers, heads=heads, seq_len=seq_len, seed=seed)
+    descent = _make_optimizer(optimizer, model, learning_rate, hyperparameters, schedule)
     losses: list[float] = []
     evaluation_losses: list[float] = []
     paths: list[Path] = []
     for step in range(1, steps + 1):
-        losses.append(_update(model, optimizer, torch.from_numpy(plan.train[step - 1].copy()), step))
-        scheduler.step()
-        if step in saving:
+        rate = learning_rate * schedule.lr_factor(step)
+        losses.append(_update(model, descent, rate, torch.from_numpy(plan.train[step - 1].copy()), step))
+        if step in evaluating:
             evaluation_losses.append(_evaluate(model, plan))
+        if step in saving:
             state = {"step": step, "loss": losses[-1], "evaluation_loss": evaluation_losses[-1], "seed": seed}
-            paths.append(_save(out, model, optimizer, state))
+            paths.append(_save(_folder(out, step), model, descent, state))
+        if on_step:
+            evaluated = evaluation_losses[-1] if step in evaluating else None
+            on_step(TrainingStep(step=step, loss=losses[-1], learning_rate=rate, evaluation_loss=evaluated))
         if on_progress:
             on_progress(step, steps, f"training · loss {losses[-1]:.3f}")
     return TrainingRecord(
@@ -121,6 +151,7 @@ def train_byte_llama(
         checkpoint_steps=saving,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         losses=losses,
+        evaluation_steps=sorted(evaluating),
         evaluation_losses=evaluation_losses,
         byte_entropy=single_byte_entropy(tokens.read(0, plan.split)),
     )
@@ -133,7 +164,8 @@ def single_byte_entropy(ids: np.ndarray[Any, np.dtype[np.int64]]) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-def _build_model(hidden: int, layers: int, heads: int, seq_len: int, seed: int) -> nn.Module:
+def build_byte_llama(*, hidden: int, layers: int, heads: int, seq_len: int, seed: int) -> nn.Module:
+    """Return an untrained Llama over bytes, its feed-forward layers three times as wide as it; see `train_byte_llama`."""
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=hidden,
@@ -152,11 +184,33 @@ def _build_model(hidden: int, layers: int, heads: int, seq_len: int, seed: int) 
     return model
 
 
-def _rate(step: int, steps: int) -> float:
-    warmup = max(1, steps // 10)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.1 + 0.45 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def _check_steps(steps: int, save_at: Sequence[int], eval_every: int | None) -> list[int]:
+    """Return the steps to save after, in order."""
+    if steps < 1:
+        raise UsageError(f"expected steps ≥ 1, got {steps}")
+    if eval_every is not None and eval_every < 1:
+        raise UsageError(f"expected eval_every ≥ 1 or None, got {eval_every}")
+    saving = sorted(set(save_at))
+    if saving and not 1 <= saving[0] <= saving[-1] <= steps:
+        raise UsageError(f"expected save_at within 1 … {steps}, got {list(save_at)}")
+    return saving
+
+
+def _make_optimizer(
+    name: str, model: nn.Module, learning_rate: float, hyperparameters: Mapping[str, Any], schedule: Schedule
+) -> LiteOptimizer:
+    """Make the optimizer, LITE's ramps as long as the learning rate's schedule."""
+    known = hyperparameters_of(name)
+    ramps = {("schedule" if key == "name" else key): value for key, value in asdict(schedule).items()}
+    own = [key for key in known if key not in ramps]
+    wrong = sorted(set(hyperparameters) - set(own))
+    if wrong:
+        raise UsageError(
+            f"expected hyperparameters of {name} among {', '.join(own)}, got {', '.join(wrong)}",
+            "learning rate and schedule have arguments of their own",
+        )
+    chosen = {**hyperparameters, **{key: value for key, value in ramps.items() if key in known}}
+    return make_optimizer(name, model.named_parameters(), lr=learning_rate, **chosen)
 
 
 def _mean_loss(model: nn.Module, batch: Tensor) -> Tensor:
@@ -164,7 +218,7 @@ def _mean_loss(model: nn.Module, batch: Tensor) -> Tensor:
     return total / count
 
 
-def _update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, step: int) -> float:
+def _update(model: nn.Module, optimizer: LiteOptimizer, rate: float, batch: Tensor, step: int) -> float:
     loss = _mean_loss(model, batch)
     if not torch.isfinite(loss):
         raise NumericsError(
@@ -173,6 +227,8 @@ def _update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor, s
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     optimizer.step()
     return loss.item()
 
@@ -195,11 +251,20 @@ def _without_progress_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _save(out: Path, model: Any, optimizer: torch.optim.Optimizer, state: dict[str, int | float]) -> Path:
+def _folder(out: Path, step: int) -> Path:
+    return out / f"step-{step:05d}"
+
+
+def _refuse_to_overwrite(out: Path, saving: Sequence[int]) -> None:
+    """Find out before the training, not after it."""
+    for target in (_folder(out, step) for step in saving):
+        if target.exists():
+            raise OutputError(f"expected no {target.name} in {out.name}, got one", "remove it or choose another --out")
+
+
+def _save(target: Path, model: Any, optimizer: LiteOptimizer, state: Mapping[str, int | float]) -> Path:
     """Write one checkpoint whole: under its name there is all of it or nothing."""
-    target = out / f"step-{state['step']:05d}"
-    if target.exists():
-        raise OutputError(f"expected no {target.name} in {out.name}, got one", "remove it or choose another --out")
+    out = target.parent
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=out) as scratch:

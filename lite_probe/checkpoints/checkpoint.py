@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from lite_probe.blocks import FAMILIES, block_map, block_sizes
 from lite_probe.checkpoints.json_files import as_json
 from lite_probe.checkpoints.models import Adapt, build_skeleton, leave_as_is, load_model, parse_config
+from lite_probe.checkpoints.optimizers import StateDict, StateReader, describe_optimizers, no_states
 from lite_probe.checkpoints.weights import Weights
 from lite_probe.errors import InputError
 from lite_probe.results.blocks import BlockMap, BlockPart
@@ -22,14 +23,6 @@ from lite_probe.results.checkpoint import CheckpointSummary, OptimizerFound
 from lite_probe.results.provenance import Note
 
 HASH_CHUNK_BYTES = 2**22
-
-# Returns the optimizer found and a note on why it could not be read; both may be None.
-OptimizerReader = Callable[[], tuple[OptimizerFound | None, Note | None]]
-
-
-def no_optimizer() -> tuple[OptimizerFound | None, Note | None]:
-    """Report that a checkpoint holds no optimizer state."""
-    return None, None
 
 
 class Checkpoint:
@@ -42,7 +35,7 @@ class Checkpoint:
         model_config: Content of a transformers config; None where none is known.
         step: Completed updates.
         tokenizer_path: `tokenizer.json` or `tokenizer_config.json` beside the weights.
-        read_optimizer: Looks for optimizer state, once, when it is asked for.
+        read_states: Looks for optimizer state, when it is asked for.
         adapt: Last changes to the model that the config cannot express.
         notes: What a reader of any result from this checkpoint should know.
 
@@ -59,7 +52,7 @@ class Checkpoint:
         model_config: Mapping[str, Any] | None,
         step: int | None = None,
         tokenizer_path: Path | None = None,
-        read_optimizer: OptimizerReader = no_optimizer,
+        read_states: StateReader = no_states,
         adapt: Adapt = leave_as_is,
         notes: Sequence[Note] = (),
     ) -> None:
@@ -69,7 +62,7 @@ class Checkpoint:
         self.model_config: dict[str, Any] | None = None if model_config is None else as_json(model_config)
         self.step = step
         self.tokenizer_path = tokenizer_path
-        self._read_optimizer = read_optimizer
+        self._read_states = read_states
         self._adapt = adapt
         self._notes = tuple(notes)
         self._config = None
@@ -145,7 +138,12 @@ class Checkpoint:
 
     @cached_property
     def _optimizer(self) -> tuple[OptimizerFound | None, Note | None]:
-        return self._read_optimizer()
+        """The optimizer found, and a note on why it could not be read: the weights do not need it."""
+        try:
+            found = self._read_states(values=False)
+        except InputError as error:
+            return None, Note(code="optimizer-unreadable", message=f"Optimizer state was not read: {error}.")
+        return (describe_optimizers(found) if found else None), None
 
     @property
     def optimizer(self) -> OptimizerFound | None:
@@ -186,6 +184,20 @@ class Checkpoint:
         """
         self.weights.verify()
         return {name: self.weights.read(name) for name in self.weights.metas}
+
+    def optimizer_states(self) -> list[StateDict]:
+        """Return the optimizer state dicts, for `lite_probe.optim.restore_state`; none where none was saved.
+
+        They are as `torch.optim.Optimizer.state_dict` returned them, apart from nanoGPT's, which have the names and
+        layout of GPT-2's parameters, since its weights do. Tensors may be views of mapped files.
+
+        Raises:
+            InputError: If their file is damaged.
+            UnsafePickleError: If it asks for a name outside the allow-list.
+
+        Cost: one pass over the file; a distributed checkpoint is read into memory.
+        """
+        return list(self._read_states(values=True))
 
     def build_model(self, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
         """Build the model with its weights, ready to be differentiated twice.

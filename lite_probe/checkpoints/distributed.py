@@ -7,7 +7,7 @@ data file.
 
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from lite_probe.checkpoints.checkpoint import Checkpoint
 from lite_probe.checkpoints.huggingface import find_tokenizer
 from lite_probe.checkpoints.json_files import read_json_object
-from lite_probe.checkpoints.optimizers import find_optimizer
+from lite_probe.checkpoints.optimizers import StateDict, StateReader, find_state_dicts
 from lite_probe.checkpoints.pickles import check_memo, damaged, read_torch_bytes
 from lite_probe.checkpoints.state_dicts import STEP_KEYS, find_state_dict, find_step
 from lite_probe.checkpoints.torch_file import fit_names
@@ -26,6 +26,7 @@ from lite_probe.checkpoints.weights import Weights
 from lite_probe.errors import InputError, LiteProbeError, UnsafePickleError
 
 METADATA_FILE = ".metadata"
+STATE_DEPTH = 8  # levels of nesting in an optimizer state
 Shape = tuple[int, ...]
 
 _RECORDS = {
@@ -116,7 +117,14 @@ class _Index:
 
     tensors: Mapping[str, Tensor]  # flat name → shape and dtype, on the meta device
     pieces: Mapping[str, tuple[_Piece, ...]]  # flat name → chunks; one piece for an object
-    paths: Mapping[str, tuple[str, ...]]  # flat name → keys of the nested dict that was saved
+    paths: Mapping[str, tuple[str | int, ...]]  # flat name → keys of the nested dict that was saved; int in a list
+
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """An object that is no tensor, by the flat name it lies under."""
+
+    flat: str
 
 
 def read(folder: Path, *, model_config: Mapping[str, Any] | None) -> Checkpoint:
@@ -135,7 +143,6 @@ def read(folder: Path, *, model_config: Mapping[str, Any] | None) -> Checkpoint:
     config = model_config
     if config is None and (folder / "config.json").is_file():
         config = read_json_object(folder / "config.json")
-    found = find_optimizer(saved)
     model_tensors = find_state_dict(saved, folder.name)
     flat_names = {id(meta): name for name, meta in index.tensors.items()}
     names = {name: flat_names[id(meta)] for name, meta in model_tensors.items()}
@@ -147,7 +154,7 @@ def read(folder: Path, *, model_config: Mapping[str, Any] | None) -> Checkpoint:
         model_config=config,
         step=find_step(saved),
         tokenizer_path=find_tokenizer(folder),
-        read_optimizer=lambda: (found, None),
+        read_states=_states_reader(folder, index, saved),
         notes=notes,
     )
 
@@ -222,7 +229,8 @@ def _checked_index(folder: Path, metadata: _Record) -> _Index:
     paths = {}
     for name in checked:
         path = planned.get(name) if isinstance(planned, dict) else None
-        paths[name] = tuple(str(key) for key in path) if isinstance(path, tuple) and path else (name,)
+        keys = path if isinstance(path, tuple) and path else (name,)
+        paths[name] = tuple(key if _whole(key) else str(key) for key in keys)
     return _Index(tensors, checked, paths)
 
 
@@ -292,9 +300,9 @@ def _shape(value: object) -> Shape:
     return value
 
 
-def _nested(index: _Index, folder: Path) -> dict[str, Any]:
-    """Return what was saved as nested dicts: meta tensors, counters of steps, None for other objects."""
-    saved: dict[str, Any] = {}
+def _nested(index: _Index, folder: Path) -> dict[Any, Any]:
+    """Return what was saved as nested dicts: meta tensors, counters of steps, where to read other objects."""
+    saved: dict[Any, Any] = {}
     for name, path in index.paths.items():
         inner = saved
         for key in path[:-1]:
@@ -304,7 +312,7 @@ def _nested(index: _Index, folder: Path) -> dict[str, Any]:
             inner = following
         if path[-1] in inner:
             raise damaged(METADATA_FILE, "the metadata of a distributed checkpoint", f"{name} is listed twice")
-        inner[path[-1]] = index.tensors.get(name)
+        inner[path[-1]] = index.tensors[name] if name in index.tensors else _Unread(name)
         if len(path) == 1 and path[0] in STEP_KEYS and index.pieces[name]:
             inner[path[0]] = _step_value(folder, index, name)
     return saved
@@ -316,3 +324,47 @@ def _step_value(folder: Path, index: _Index, name: str) -> object:
             return index.tensors[name]
         return _DistributedWeights(folder, index, {name: name}).read(name)
     return _read_piece(folder, index.pieces[name][0])
+
+
+# -- optimizer states --------------------------------------------------------------------------------------------------
+
+
+def _states_reader(folder: Path, index: _Index, saved: Mapping[Any, Any]) -> StateReader:
+    found = find_state_dicts(saved)
+    flat_names = {id(meta): name for name, meta in index.tensors.items()}
+
+    def load(value: Any, depth: int = STATE_DEPTH) -> Any:
+        """Return what was saved in place of nested dicts, places and meta tensors."""
+        if not depth:
+            raise damaged(METADATA_FILE, "an optimizer state", f"it is nested more than {STATE_DEPTH} deep")
+        if isinstance(value, Tensor):
+            flat = flat_names[id(value)]
+            return _DistributedWeights(folder, index, {flat: flat}).read(flat)
+        if isinstance(value, _Unread):
+            return _read_piece(folder, index.pieces[value.flat][0]) if index.pieces[value.flat] else None
+        if not isinstance(value, dict):
+            return value
+        if value and all(isinstance(key, int) for key in value):
+            return [load(value[key], depth - 1) for key in sorted(value)]
+        return {key: load(member, depth - 1) for key, member in value.items()}
+
+    def read_states(*, values: bool) -> Sequence[StateDict]:
+        return [_as_optimizers_save(load(state_dict)) for state_dict in found] if values else found
+
+    return read_states
+
+
+def _as_optimizers_save(state_dict: dict[str, Any]) -> StateDict:
+    """Undo what becomes of dicts: the keys of a state are numbers, and groups are a list."""
+    state, groups = state_dict["state"], state_dict.get("param_groups")
+    if isinstance(groups, dict):
+        groups = list(groups.values())
+    if not isinstance(groups, list):
+        return state_dict
+    params = [group["params"] for group in groups if isinstance(group, dict) and isinstance(group.get("params"), list)]
+    numbers = {str(index): index for group_params in params for index in group_params if isinstance(index, int)}
+    return {
+        **state_dict,
+        "state": {numbers.get(key, key): values for key, values in state.items()},
+        "param_groups": groups,
+    }

@@ -1,20 +1,18 @@
 """Folders that `save_pretrained` writes: config.json and weights, in one file or in shards."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lite_probe.checkpoints.checkpoint import Checkpoint, OptimizerReader, no_optimizer
+from lite_probe.checkpoints.checkpoint import Checkpoint
 from lite_probe.checkpoints.json_files import read_json_object
-from lite_probe.checkpoints.optimizers import find_optimizer
-from lite_probe.checkpoints.pickles import read_torch_file
+from lite_probe.checkpoints.optimizers import StateDict, StateReader, find_state_dicts, no_states
+from lite_probe.checkpoints.pickles import read_torch_file, verify_torch_file
 from lite_probe.checkpoints.state_dicts import find_state_dict, find_step
 from lite_probe.checkpoints.weights import MappedWeights, RenamedWeights, SafetensorsWeights, Weights
 from lite_probe.errors import InputError
-from lite_probe.results.checkpoint import OptimizerFound
-from lite_probe.results.provenance import Note
 
 SAFETENSORS_FILE = "model.safetensors"
 BIN_FILE = "pytorch_model.bin"
@@ -62,7 +60,7 @@ def read(folder: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | 
         model_config=config,
         step=folder_step(folder),
         tokenizer_path=find_tokenizer(folder),
-        read_optimizer=optimizer_beside(folder, trust_pickle=trust_pickle),
+        read_states=states_beside(folder, trust_pickle=trust_pickle),
     )
 
 
@@ -163,16 +161,15 @@ def folder_step(folder: Path) -> int | None:
     return None
 
 
-def optimizer_beside(folder: Path, *, trust_pickle: bool) -> OptimizerReader:
-    """Return a reader of `optimizer.pt`; one that cannot be read becomes a note, the weights do not need it."""
+def states_beside(folder: Path, *, trust_pickle: bool) -> StateReader:
+    """Return a reader of `optimizer.pt`; its checksums are checked where values are asked for."""
     path = folder / OPTIMIZER_FILE
     if not path.is_file():
-        return no_optimizer
+        return no_states
 
-    def read_optimizer() -> tuple[OptimizerFound | None, Note | None]:
-        try:
-            return find_optimizer(read_torch_file(path, trust_pickle=trust_pickle)), None
-        except InputError as error:
-            return None, Note(code="optimizer-unreadable", message=f"Optimizer state was not read: {error}.")
+    def read_states(*, values: bool) -> Sequence[StateDict]:
+        if values:
+            verify_torch_file(path)
+        return find_state_dicts(read_torch_file(path, trust_pickle=trust_pickle))
 
-    return read_optimizer
+    return read_states

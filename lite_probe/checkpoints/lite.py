@@ -13,10 +13,9 @@ from lite_probe.checkpoints.huggingface import (
     find_tokenizer,
     folder_step,
     has_weights,
-    optimizer_beside,
     read_weights,
+    states_beside,
 )
-from lite_probe.checkpoints.optimizers import find_optimizer
 from lite_probe.checkpoints.pickles import read_torch_file
 from lite_probe.checkpoints.state_dicts import as_mapping
 from lite_probe.errors import InputError
@@ -43,12 +42,8 @@ def read(folder: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | 
         InputError: If weights are damaged or no model config is found.
         UnsafePickleError: If a file asks for a name outside the allow-list.
     """
-    read_optimizer = optimizer_beside(folder, trust_pickle=trust_pickle)
     if model_config is None and (folder / OPTIMIZER_FILE).is_file():
-        saved = read_torch_file(folder / OPTIMIZER_FILE, trust_pickle=trust_pickle)
-        model_config = _saved_config(saved)
-        found = find_optimizer(saved)
-        read_optimizer = lambda: (found, None)  # noqa: E731  # read already; its tensors are only mapped
+        model_config = _saved_config(read_torch_file(folder / OPTIMIZER_FILE, trust_pickle=trust_pickle))
     if model_config is None:
         raise InputError(
             f"expected the model's config in {folder / OPTIMIZER_FILE} under config.model, got none",
@@ -61,7 +56,7 @@ def read(folder: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | 
         model_config=model_config,
         step=folder_step(folder),
         tokenizer_path=find_tokenizer(folder),
-        read_optimizer=read_optimizer,
+        read_states=states_beside(folder, trust_pickle=trust_pickle),
     )
 
 

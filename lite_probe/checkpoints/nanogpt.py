@@ -5,7 +5,7 @@ LayerNorm with ε = 1e-5 and a head tied to the token embedding. They differ in 
 GPT-2's Conv1D (in, out)), in nanoGPT's option to have no biases, and in its exact GELU.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lite_probe.blocks import assign_blocks
 from lite_probe.checkpoints.checkpoint import Checkpoint
 from lite_probe.checkpoints.json_files import whole_number
 from lite_probe.checkpoints.models import leave_as_is
-from lite_probe.checkpoints.optimizers import find_optimizer
+from lite_probe.checkpoints.optimizers import StateDict, StateReader, own_optimizer, states_of
+from lite_probe.checkpoints.parameter_orders import ASSUMED_ORDER, assign_entries, saved_entries
 from lite_probe.checkpoints.state_dicts import find_state_dict, find_step
 from lite_probe.checkpoints.weights import MappedWeights
 from lite_probe.errors import InputError
@@ -55,14 +57,13 @@ def read(path: Path, saved: Mapping[str, Any], *, model_config: Mapping[str, Any
     tensors = find_state_dict(saved["model"], path.name)
     has_bias = bool(saved["model_args"].get("bias", True))
     config = {**_gpt2_config(saved["model_args"], tensors), **(model_config or {})}
-    found = find_optimizer(saved)
     return Checkpoint(
         path=path,
         format="nanogpt",
         weights=MappedWeights(_gpt2_tensors(tensors, config), [path]),
         model_config=config,
         step=find_step(saved),
-        read_optimizer=lambda: (found, None),
+        read_states=_states_reader(path, saved, _parameter_shapes(tensors, config)),
         adapt=leave_as_is if has_bias else _remove_biases,
         notes=_notes(config, has_bias),
     )
@@ -100,12 +101,75 @@ def _same(first: Tensor, second: Tensor) -> bool:
 
 def _gpt2_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return nanoGPT's tensors with GPT-2's names and layout."""
-    converted: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if name.endswith(_CAUSAL_MASK) or (name == _HEAD and config["tie_word_embeddings"]):
-            continue
-        converted[name] = tensor.t() if name.endswith(_LINEAR) and tensor.dim() == 2 else tensor
-    return converted
+    return {
+        name: tensors[name].t() if _is_transposed(name, shape) else tensors[name]
+        for name, shape in _parameter_shapes(tensors, config).items()
+    }
+
+
+def _parameter_shapes(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return what nanoGPT's `named_parameters` would: no causal masks, a tied head once."""
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in tensors.items()
+        if not name.endswith(_CAUSAL_MASK) and not (name == _HEAD and config["tie_word_embeddings"])
+    }
+
+
+def _is_transposed(name: str, shape: tuple[int, ...]) -> bool:
+    return name.endswith(_LINEAR) and len(shape) == 2
+
+
+# -- optimizer states --------------------------------------------------------------------------------------------------
+
+
+def _states_reader(path: Path, saved: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> StateReader:
+    read_raw = states_of(saved, path)
+
+    def read_states(*, values: bool) -> Sequence[StateDict]:
+        raw = read_raw(values=values)
+        return _gpt2_states(raw, shapes) if values else raw
+
+    return read_states
+
+
+def _gpt2_states(state_dicts: Sequence[StateDict], shapes: Mapping[str, tuple[int, ...]]) -> Sequence[StateDict]:
+    """Name the parameters of nanoGPT's optimizer states, and transpose what belongs to linear weights.
+
+    nanoGPT saves no names; its AdamW has two groups, matrices and vectors. States in no known order of its parameters
+    are returned as they are.
+    """
+    entries = saved_entries(state_dicts)
+    parts, _ = assign_blocks({name: shape for name, shape in shapes.items() if shape}, "nanogpt")
+    blocks = {name: parts[name][0].block if name in parts else "other" for name in shapes}
+    assigned = assign_entries(entries, shapes, blocks)
+    if assigned.problem:
+        return state_dicts
+    names = iter(assigned.names)
+    named = []
+    for state_dict in state_dicts:
+        state, groups = dict(state_dict["state"]), []
+        for group in state_dict["param_groups"]:
+            group_names = [next(names) or "" for _ in group["params"]]
+            for index, name in zip(group["params"], group_names, strict=True):
+                # lite-probe's own optimizers see linear weights as (out, in) wherever they are stored.
+                if state.get(index) and name and _is_transposed(name, shapes[name]) and not own_optimizer(group):
+                    state[index] = _transposed(state[index], shapes[name])
+            groups.append({**group, "param_names": group_names})
+        named.append({**state_dict, "state": state, "param_groups": groups, ASSUMED_ORDER: assigned.order})
+    return named
+
+
+def _transposed(values: Mapping[Any, Any], shape: tuple[int, ...]) -> dict[Any, Any]:
+    """Transpose what has the weight's shape, and exchange what SOAP keeps for its two sides."""
+    return {
+        key: value.t()
+        if isinstance(value, Tensor) and tuple(value.shape) == shape
+        else list(reversed(value))
+        if isinstance(value, list | tuple)
+        else value
+        for key, value in values.items()
+    }
 
 
 def _remove_biases(model: nn.Module) -> None:

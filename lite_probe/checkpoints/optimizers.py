@@ -1,17 +1,21 @@
-"""Recognising an optimizer by the names in its state dict; values are never touched."""
+"""Finding optimizer states in what was saved, and recognising them by their names; values are never touched."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from lite_probe.checkpoints.pickles import tensors_in
+from lite_probe.checkpoints.pickles import tensors_in, verify_torch_file
 from lite_probe.results.checkpoint import OptimizerFound
 
 OPTIMIZER_KEYS = ("optimizer", "optim", "optimizer_state_dict", "optimizer_states", "opt", "optimizers")
 
+StateDict = Mapping[Any, Any]  # "state" by parameter, and usually "param_groups"
+
 # (name, state entries that must be there, entries of the parameter group that must be there); first match wins.
 _SIGNATURES: tuple[tuple[str, frozenset[str], frozenset[str]], ...] = (
+    ("muon-lite", frozenset(), frozenset({"muon_theta"})),
     ("soap", frozenset({"GG"}), frozenset()),
     ("soap", frozenset(), frozenset({"precondition_frequency"})),
     ("shampoo", frozenset({"preconditioners"}), frozenset()),
@@ -19,10 +23,35 @@ _SIGNATURES: tuple[tuple[str, frozenset[str], frozenset[str]], ...] = (
     ("adafactor", frozenset({"row_var"}), frozenset()),
     ("muon", frozenset({"momentum_buffer"}), frozenset({"ns_steps"})),
     ("adamw", frozenset({"exp_avg", "exp_avg_sq"}), frozenset()),
+    ("adamw", frozenset({"moment1", "moment2"}), frozenset()),
     ("lion", frozenset({"exp_avg"}), frozenset()),
     ("sgd", frozenset({"momentum_buffer"}), frozenset({"dampening"})),
     ("muon", frozenset({"momentum_buffer"}), frozenset()),
 )
+
+
+class StateReader(Protocol):
+    """Reads the optimizer state dicts of one checkpoint."""
+
+    def __call__(self, *, values: bool) -> Sequence[StateDict]:
+        """Return them; without `values` tensors may lie on the meta device, and objects be missing."""
+
+
+def no_states(*, values: bool) -> Sequence[StateDict]:
+    """Return nothing: a checkpoint without optimizer state."""
+    return ()
+
+
+def states_of(saved: object, path: Path) -> StateReader:
+    """Return a reader of the states in what a file held; its checksums are checked where values are asked for."""
+    found = find_state_dicts(saved)
+
+    def read_states(*, values: bool) -> Sequence[StateDict]:
+        if values and found:
+            verify_torch_file(path)
+        return found
+
+    return read_states
 
 
 def find_optimizer(saved: object) -> OptimizerFound | None:
@@ -34,14 +63,23 @@ def find_optimizer(saved: object) -> OptimizerFound | None:
     Returns:
         What was found, or None.
     """
-    if not isinstance(saved, Mapping):
-        return None
-    candidates = [saved[key] for key in OPTIMIZER_KEYS if key in saved] or [saved]
-    found = [state_dict for candidate in candidates for state_dict in _state_dicts(candidate)]
+    found = find_state_dicts(saved)
     return describe_optimizers(found) if found else None
 
 
-def _state_dicts(candidate: object) -> Iterator[Mapping[Any, Any]]:
+def find_state_dicts(saved: object) -> list[StateDict]:
+    """Return the optimizer state dicts in what was saved, in their order.
+
+    Args:
+        saved: A dict that holds one or several optimizer state dicts under the usual keys, or is one.
+    """
+    if not isinstance(saved, Mapping):
+        return []
+    candidates = [saved[key] for key in OPTIMIZER_KEYS if key in saved] or [saved]
+    return [state_dict for candidate in candidates for state_dict in _state_dicts(candidate)]
+
+
+def _state_dicts(candidate: object) -> Iterator[StateDict]:
     """Yield the state dicts in a state dict, a list of them or a dict of them."""
     if isinstance(candidate, Mapping) and isinstance(candidate.get("state"), Mapping):
         yield candidate
@@ -54,7 +92,7 @@ def _state_dicts(candidate: object) -> Iterator[Mapping[Any, Any]]:
                 yield member
 
 
-def describe_optimizers(state_dicts: list[Mapping[Any, Any]]) -> OptimizerFound:
+def describe_optimizers(state_dicts: Sequence[StateDict]) -> OptimizerFound:
     """Describe optimizer state dicts by their names and sizes.
 
     Args:
@@ -67,14 +105,16 @@ def describe_optimizers(state_dicts: list[Mapping[Any, Any]]) -> OptimizerFound:
     state_names: set[str] = set()
     tensors: list[Tensor] = []
     for state_dict in state_dicts:
-        group = _group_names(state_dict)
+        groups = _groups(state_dict)
+        group_names = frozenset(str(key) for group in groups for key in group)
+        own = next((name for name in map(own_optimizer, groups) if name), None)
         for state in state_dict["state"].values():
             if not isinstance(state, Mapping):
                 continue
             keys = {str(key) for key in state}
             state_names |= keys
             tensors += list(tensors_in(state))  # SOAP keeps lists of them
-            name = _recognise(frozenset(keys), group)
+            name = own or _recognise(frozenset(keys), group_names)
             if name not in names:
                 names.append(name)
     return OptimizerFound(
@@ -85,12 +125,20 @@ def describe_optimizers(state_dicts: list[Mapping[Any, Any]]) -> OptimizerFound:
     )
 
 
-def _group_names(state_dict: Mapping[Any, Any]) -> frozenset[str]:
+def own_optimizer(group: Mapping[Any, Any]) -> str | None:
+    """Return the name of the lite-probe optimizer that saved a parameter group, None for anybody else's."""
+    name = group.get("optimizer")
+    if not isinstance(name, str) or not {"param_names", "step"} <= set(group):
+        return None
+    return name if name.removesuffix("-lite").isalnum() else None
+
+
+def _groups(state_dict: StateDict) -> list[Mapping[Any, Any]]:
     groups = state_dict.get("param_groups")
     members = groups.values() if isinstance(groups, Mapping) else groups
     if not isinstance(members, list | tuple) and not isinstance(groups, Mapping):
-        return frozenset()
-    return frozenset(str(key) for group in members or () if isinstance(group, Mapping) for key in group)
+        return []
+    return [group for group in members or () if isinstance(group, Mapping)]
 
 
 def _recognise(state: frozenset[str], group: frozenset[str]) -> str:

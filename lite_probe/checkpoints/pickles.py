@@ -336,6 +336,19 @@ def _entry_chunks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -
         raise damaged(name, "a file written by torch.save", f"the checksum of its entry {entry.filename!r} is wrong")
 
 
+def verify_torch_file(path: Path) -> None:
+    """Check a file of `torch.save` against its checksums; the older stream of pickles has none.
+
+    Raises:
+        InputError: If an entry is damaged.
+
+    Cost: one pass over the file.
+    """
+    with path.open("rb") as stream:
+        if stream.read(len(LEGACY_MAGIC)) != LEGACY_MAGIC:
+            verify_archive(stream, path.name)
+
+
 def verify_archive(stream: IO[bytes], name: str) -> None:
     """Check every entry of a torch archive against its checksum, which torch's own reader ignores.
 

@@ -67,11 +67,7 @@ def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Remove the prefixes of DDP, FSDP and torch.compile, which may be nested in any order."""
     stripped: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        bare = name
-        while bare.startswith(WRAPPER_PREFIXES):
-            bare = bare.partition(".")[2]
-        # torch.compile and FSDP on submodules put theirs inside a name, too.
-        bare = bare.replace("._orig_mod.", ".").replace("._fsdp_wrapped_module.", ".")
+        bare = bare_name(name)
         if bare in stripped:
             raise InputError(
                 f"expected one tensor per name, got two for {bare} after removing wrapper prefixes",
@@ -79,6 +75,14 @@ def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         stripped[bare] = tensor
     return stripped
+
+
+def bare_name(name: str) -> str:
+    """Return a name without the prefixes of DDP, FSDP and torch.compile."""
+    while name.startswith(WRAPPER_PREFIXES):
+        name = name.partition(".")[2]
+    # torch.compile and FSDP on submodules put theirs inside a name, too.
+    return name.replace("._orig_mod.", ".").replace("._fsdp_wrapped_module.", ".")
 
 
 def model_prefix(names: Iterable[str], expected: Iterable[str]) -> str:

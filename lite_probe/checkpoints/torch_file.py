@@ -8,7 +8,7 @@ from lite_probe.checkpoints import nanogpt
 from lite_probe.checkpoints.checkpoint import Checkpoint
 from lite_probe.checkpoints.json_files import as_json
 from lite_probe.checkpoints.models import build_skeleton, parse_config
-from lite_probe.checkpoints.optimizers import find_optimizer
+from lite_probe.checkpoints.optimizers import states_of
 from lite_probe.checkpoints.pickles import read_torch_file
 from lite_probe.checkpoints.state_dicts import find_state_dict, find_step, model_prefix
 from lite_probe.checkpoints.weights import MappedWeights, RenamedWeights, Weights
@@ -35,14 +35,13 @@ def read(path: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | No
     lightning = isinstance(saved, Mapping) and any(key in saved for key in LIGHTNING_KEYS)
     weights: Weights = MappedWeights(find_state_dict(saved, path.name), [path])
     weights, notes = fit_names(weights, model_config)
-    found = find_optimizer(saved)
     return Checkpoint(
         path=path,
         format="lightning" if lightning else "torch",
         weights=weights,
         model_config=model_config,
         step=find_step(saved),
-        read_optimizer=lambda: (found, None),
+        read_states=states_of(saved, path),
         notes=notes,
     )
 

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lite_probe.checkpoints.pickles import LEGACY_MAGIC, damaged, verify_archive
+from lite_probe.checkpoints.pickles import damaged, verify_torch_file
 from lite_probe.errors import InputError
 
 Shape = tuple[int, ...]
@@ -92,9 +92,7 @@ class MappedWeights(Weights):
     def verify(self) -> None:
         """Check every archive against its checksums."""
         for path in self.files:
-            with path.open("rb") as stream:
-                if stream.read(len(LEGACY_MAGIC)) != LEGACY_MAGIC:
-                    verify_archive(stream, path.name)
+            verify_torch_file(path)
 
 
 class SafetensorsWeights(Weights):

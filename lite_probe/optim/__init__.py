@@ -1,13 +1,43 @@
 """AdamW, Muon, SOAP and their LITE variants, for anyone's training loop.
 
-    from lite_probe.optim import make_optimizer
+from lite_probe.optim import make_optimizer
 
-    optimizer = make_optimizer("muon-lite", model.named_parameters(), lr=3e-3)
+optimizer = make_optimizer("muon-lite", model.named_parameters(), lr=3e-3)
 """
+
+from typing import TYPE_CHECKING, Any
 
 from lite_probe.optim.lite import LiteOptimizer
 from lite_probe.optim.making import OPTIMIZERS, hyperparameters_of, make_optimizer
 from lite_probe.optim.msign import msign
 from lite_probe.optim.schedules import Schedule
+from lite_probe.optim.theory import LinearRecipe, LinearRecipes, linear_recipes, predicted_rate, stability_limit
 
-__all__ = ["OPTIMIZERS", "LiteOptimizer", "Schedule", "hyperparameters_of", "make_optimizer", "msign"]
+if TYPE_CHECKING:
+    from lite_probe.optim.restoring import Restored as Restored
+    from lite_probe.optim.restoring import restore_state as restore_state
+
+__all__ = [
+    "OPTIMIZERS",
+    "LinearRecipe",
+    "LinearRecipes",
+    "LiteOptimizer",
+    "Restored",
+    "Schedule",
+    "hyperparameters_of",
+    "linear_recipes",
+    "make_optimizer",
+    "msign",
+    "predicted_rate",
+    "restore_state",
+    "stability_limit",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what reads checkpoints when it is asked for: a training loop needs no transformers."""
+    if name in ("Restored", "restore_state"):
+        from lite_probe.optim import restoring
+
+        return getattr(restoring, name)
+    raise AttributeError(f"module 'lite_probe.optim' has no attribute {name!r}")

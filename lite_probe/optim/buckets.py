@@ -97,14 +97,16 @@ class Bucket:
         if keep_before != 1.0:
             torch._foreach_mul_(targets, keep_before)
         if divisor is None:
-            torch._foreach_add_(targets, change.split(sizes), alpha=-scale)
+            torch._foreach_add_(targets, change.split_with_sizes(sizes), alpha=-scale)
         else:
-            torch._foreach_addcdiv_(targets, change.split(sizes), divisor.split(sizes), value=-scale)
+            torch._foreach_addcdiv_(
+                targets, change.split_with_sizes(sizes), divisor.split_with_sizes(sizes), value=-scale
+            )
         if keep_after != 1.0:
             torch._foreach_mul_(targets, keep_after)
         if MASTER in self.state:
             views = self._views()
-            torch._foreach_copy_(views, list(targets[0].split([len(view) for view in views])))
+            torch._foreach_copy_(views, targets[0].split_with_sizes([len(view) for view in views]))
 
     def _views(self) -> list[Tensor]:
         return [piece.view(piece.parameter.detach()) for piece in self.pieces]
@@ -118,7 +120,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 def build_buckets(
     pieces: Sequence[tuple[Piece, Mapping[str, Any]]],
     geometries: Mapping[str, Geometry],
-    states: Mapping[nn.Parameter, dict[str, Any]],
+    states: Mapping[Tensor, dict[str, Any]],
 ) -> list[Bucket]:
     """Sort pieces into buckets, take over the state they have and point `states` at the stacked tensors.
 
@@ -157,7 +159,7 @@ def _chunks(members: list[tuple[Piece, Mapping[str, Any]]]) -> list[list[tuple[P
     return [members[start : start + length] for start in range(0, len(members), length)]
 
 
-def _adopt_state(bucket: Bucket, states: Mapping[nn.Parameter, dict[str, Any]]) -> None:
+def _adopt_state(bucket: Bucket, states: Mapping[Tensor, dict[str, Any]]) -> None:
     views = [piece.view(piece.parameter.detach()) for piece in bucket.pieces]
     shape = torch.Size([sum(len(view) for view in views), *views[0].shape[1:]])
     precision = state_dtype(views[0].dtype)

@@ -15,6 +15,7 @@ from lite_probe.optim.geometry import (
     State,
     average_square_,
     gated,
+    is_lite,
     replace_,
 )
 
@@ -32,9 +33,9 @@ class Diagonal(Geometry):
     stacked_on_cpu = False
 
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
-        """Return zero moments, and thresholds where there is a mask."""
+        """Return zero moments, and under LITE the mask's thresholds."""
         zeros = {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("exp_avg", "exp_avg_sq")}
-        return {**zeros, **new_thresholds(shape, dtype, device)}
+        return {**zeros, **new_thresholds(shape, group, dtype, device)}
 
     def precondition(
         self,
@@ -61,8 +62,10 @@ class Diagonal(Geometry):
         )
 
 
-def new_thresholds(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> State:
-    """Return ℓ = 0.5 and h = 1 for each tensor of a stack, with dimensions to broadcast over it."""
+def new_thresholds(shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
+    """Return ℓ = 0.5 and h = 1 for each tensor of a stack, to broadcast over it; nothing without LITE."""
+    if not is_lite(group):
+        return {}
     each = (shape[0], *(1 for _ in shape[1:]))
     return {
         "mask_low": torch.full(each, 0.5, dtype=dtype, device=device),

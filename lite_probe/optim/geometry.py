@@ -83,6 +83,11 @@ class Geometry(ABC):
         return
 
 
+def is_lite(group: Hyperparameters) -> bool:
+    """Return whether a group's optimizer tells sharp directions from flat ones."""
+    return "flat_lr_ratio" in group
+
+
 def average_square_(average: Tensor, x: Tensor, beta: float, gate: Tensor | None) -> Tensor:
     """Set v ← βv + (1−β)x² in place, and return v."""
     if gate is None:

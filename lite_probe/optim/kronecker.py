@@ -42,7 +42,7 @@ class Kronecker(Geometry):
                 square = (shape[0], length, length)
                 state[f"factor_{side}"] = torch.zeros(square, dtype=dtype, device=device)
                 state[f"basis_{side}"] = torch.zeros(square, dtype=dtype, device=device)
-        return {**state, **new_thresholds(shape, dtype, device)}
+        return {**state, **new_thresholds(shape, group, dtype, device)}
 
     def precondition(
         self,
@@ -125,4 +125,10 @@ def _eigenbasis(factor: Tensor) -> Tensor:
     underflow on the way.
     """
     exponent = torch.frexp(factor.abs().amax(dim=(-2, -1), keepdim=True)).exponent
-    return torch.linalg.eigh(torch.ldexp(factor, -exponent))[1].flip(-1)
+    scaled = torch.ldexp(factor, -exponent)
+    try:
+        vectors: Tensor = torch.linalg.eigh(scaled)[1]
+    except torch.linalg.LinAlgError:
+        # Seen in float32 with a factor that was mostly zeros: LAPACK's divide and conquer did not converge.
+        vectors = torch.linalg.eigh(scaled.double())[1].to(factor.dtype)
+    return vectors.flip(-1)

@@ -15,7 +15,7 @@ Reference: LITE, arXiv 2602.22681.
 import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from lite_probe.errors import InputError, NumericsError, UsageError
 from lite_probe.optim.buckets import Bucket, Piece, build_buckets, state_dtype
 from lite_probe.optim.diagonal import Diagonal
 from lite_probe.optim.euclidean import Euclidean
-from lite_probe.optim.geometry import Geometry, LiteSettings, Preconditioned
+from lite_probe.optim.geometry import Geometry, LiteSettings, Preconditioned, is_lite
 from lite_probe.optim.kronecker import Kronecker
 from lite_probe.optim.msign import Orthogonal
 from lite_probe.optim.schedules import Schedule
@@ -199,7 +199,7 @@ class LiteOptimizer(torch.optim.Optimizer):
     def _lite(self, bucket: Bucket) -> LiteSettings:
         """Return LITE's hyperparameters of a bucket at this step."""
         group, piece, schedule = bucket.group, bucket.pieces[0], self.schedule
-        if "flat_lr_ratio" not in group:
+        if not is_lite(group):
             return LiteSettings()
         chi, beta1, beta2 = group["flat_lr_ratio"][piece.block], group["beta1"], group["beta2"]
         hidden = piece.is_matrix and piece.block not in ("emb", "out")
@@ -268,7 +268,7 @@ class LiteOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is arranged anew: buckets hold the state a second time."""
-        left_out = {"_buckets": [], "_with_gradients": None, "_pending": None}
+        left_out: dict[str, Any] = {"_buckets": [], "_with_gradients": None, "_pending": None}
         return {**super().__getstate__(), "schedule": self.schedule, "_pieces": self._pieces, **left_out}
 
 
@@ -287,7 +287,7 @@ class _FiniteCheck:
         if finite.is_cuda:
             # The answer travels by itself: waiting for this copy later is not waiting for the work queued meanwhile.
             self._finite = torch.empty_like(finite, device="cpu", pin_memory=True).copy_(finite, non_blocking=True)
-            self._copied = torch.cuda.Event()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
     def require_finite(self) -> None:
@@ -311,4 +311,4 @@ def _largest_norm(dtype: torch.dtype) -> float:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    return cast(Tensor, value).detach().to(device, copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+    return value.detach().to(device, copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from lite_probe.optim.diagonal import follow
-from lite_probe.optim.geometry import Geometry, Hyperparameters, LiteSettings, Preconditioned, State, gated, replace_
+from lite_probe.optim.geometry import (
+    Geometry,
+    Hyperparameters,
+    LiteSettings,
+    Preconditioned,
+    State,
+    gated,
+    is_lite,
+    replace_,
+)
 
 NO_SHARP_DIRECTIONS = 1e-6  # a sharp ratio below which LITE is off
 
@@ -66,8 +75,9 @@ def frobenius_norm(matrices: Tensor) -> Tensor:
     sides = (-2, -1)
     largest = torch.maximum(matrices.amax(dim=sides, keepdim=True), -matrices.amin(dim=sides, keepdim=True))
     scale = torch.where(largest > 0, largest, 1.0)
-    rows = torch.linalg.vector_norm(matrices / scale, dim=-1, keepdim=True)
-    return scale * torch.linalg.vector_norm(rows, dim=-2, keepdim=True)
+    rows: Tensor = torch.linalg.vector_norm(matrices / scale, dim=-1, keepdim=True)
+    whole: Tensor = torch.linalg.vector_norm(rows, dim=-2, keepdim=True)
+    return scale * whole
 
 
 def msign(
@@ -118,11 +128,11 @@ class Orthogonal(Geometry):
     stacked_on_cpu = True
 
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
-        """Return zero momentum and τ = 1/√min(m, n)."""
-        return {
-            "momentum": torch.zeros(shape, dtype=dtype, device=device),
-            "threshold": torch.full((shape[0], 1, 1), min(shape[1:]) ** -0.5, dtype=dtype, device=device),
-        }
+        """Return zero momentum, and under LITE τ = 1/√min(m, n)."""
+        state = {"momentum": torch.zeros(shape, dtype=dtype, device=device)}
+        if is_lite(group):
+            state["threshold"] = torch.full((shape[0], 1, 1), min(shape[1:]) ** -0.5, dtype=dtype, device=device)
+        return state
 
     def precondition(
         self,

@@ -1,6 +1,6 @@
 """Optimizer steps side by side: torch's, pytorch_optimizer's SOAP, and lite-probe's, in one process on 2 threads.
 
-A byte-level Llama of 4.9M parameters with the gradient of one batch. Times are medians of a step over rounds in which
+A byte-level Llama of 5.2M parameters with the gradient of one batch. Times are medians of a step over rounds in which
 all take turns; SOAP's are means over a cycle of ten steps, so that each renews its bases once. `make benchmark` runs it
 (about three minutes).
 """

@@ -97,12 +97,16 @@ def trained_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def write_huggingface(folder: Path, name: str = "llama", *, bins: bool = False, shard_size: str = "5GB") -> nn.Module:
+def write_huggingface(
+    folder: Path, name: str = "llama", *, bins: bool = False, shard_size: str = "5GB", optimizer: bool = False
+) -> nn.Module:
     model = make_model(name)
     with quiet_transformers():
         model.save_pretrained(folder, max_shard_size=shard_size)
     if bins:
         replace_by_bins(folder)
+    if optimizer:
+        torch.save(trained_optimizer(model).state_dict(), folder / "optimizer.pt")
     return model
 
 
@@ -198,28 +202,47 @@ def write_torch(path: Path, name: str = "llama", **save_options: Any) -> nn.Modu
 
 
 def nanogpt_state_dict(*, bias: bool, num_layers: int = 1, width: int = 8, seed: int = 0) -> dict[str, Tensor]:
-    """Return tensors by nanoGPT's names, in nn.Linear's layout, none of them zero."""
+    """Return tensors by nanoGPT's names, in its modules' order and nn.Linear's layout, none of them zero."""
     generator = torch.Generator().manual_seed(seed)
+    weights: dict[str, Tensor] = {}
 
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator) * 0.3 + 0.05
+    def draw(name: str, *shape: int) -> None:
+        weights[f"{name}.weight"] = torch.randn(shape, generator=generator) * 0.3 + 0.05
+        if bias and not name.endswith(("wte", "wpe")):
+            weights[f"{name}.bias"] = torch.randn(shape[0], generator=generator) * 0.3 + 0.05
 
-    weights = {"transformer.wte.weight": draw(VOCAB, width), "transformer.wpe.weight": draw(SEQ_LEN, width)}
+    draw("transformer.wte", VOCAB, width)
+    draw("transformer.wpe", SEQ_LEN, width)
     for layer in range(num_layers):
-        start = f"transformer.h.{layer}."
-        for norm in ("ln_1", "ln_2"):
-            weights[f"{start}{norm}.weight"] = draw(width)
-        weights[f"{start}attn.c_attn.weight"] = draw(3 * width, width)
-        weights[f"{start}attn.c_proj.weight"] = draw(width, width)
-        weights[f"{start}mlp.c_fc.weight"] = draw(4 * width, width)
-        weights[f"{start}mlp.c_proj.weight"] = draw(width, 4 * width)
-    weights["transformer.ln_f.weight"] = draw(width)
-    if bias:
-        for name in list(weights):
-            if ".h." in name or "ln_f" in name:
-                weights[name.replace(".weight", ".bias")] = draw(weights[name].shape[0])
+        start = f"transformer.h.{layer}"
+        draw(f"{start}.ln_1", width)
+        draw(f"{start}.attn.c_attn", 3 * width, width)
+        draw(f"{start}.attn.c_proj", width, width)
+        draw(f"{start}.ln_2", width)
+        draw(f"{start}.mlp.c_fc", 4 * width, width)
+        draw(f"{start}.mlp.c_proj", width, 4 * width)
+    draw("transformer.ln_f", width)
     weights["lm_head.weight"] = weights["transformer.wte.weight"]
     return weights
+
+
+def nanogpt_parameters(weights: dict[str, Tensor]) -> dict[str, nn.Parameter]:
+    """Return what nanoGPT's `named_parameters` yields: the tied head once, under the embedding's name."""
+    return {name: nn.Parameter(tensor.clone()) for name, tensor in weights.items() if name != "lm_head.weight"}
+
+
+def nanogpt_optimizer(parameters: dict[str, nn.Parameter], steps: int = 3) -> torch.optim.AdamW:
+    """Return nanoGPT's AdamW after some steps: decayed are the parameters of two dimensions, then come the others."""
+    decayed = [parameter for parameter in parameters.values() if parameter.dim() >= 2]
+    others = [parameter for parameter in parameters.values() if parameter.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95))
+    generator = torch.Generator().manual_seed(17)
+    for _ in range(steps):
+        for parameter in parameters.values():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+    return optimizer
 
 
 def write_nanogpt(
@@ -235,11 +258,10 @@ def write_nanogpt(
         "vocab_size": VOCAB,
         "dropout": 0.0,
     }
-    state = {0: {"step": torch.tensor(5.0), "exp_avg": torch.zeros(8), "exp_avg_sq": torch.zeros(8)}}
     torch.save(
         {
             "model": {prefix + name: tensor for name, tensor in weights.items()},
-            "optimizer": {"state": state, "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.95), "params": [0]}]},
+            "optimizer": nanogpt_optimizer(nanogpt_parameters(weights)).state_dict(),
             "model_args": model_args,
             "iter_num": 5000,
             "best_val_loss": torch.tensor(1.47),

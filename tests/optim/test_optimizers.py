@@ -496,10 +496,33 @@ def test_state_dicts_are_plain() -> None:
     assert isinstance(optimizer.state[named[0][1]]["step"], int)
 
 
+def test_an_eigensolver_that_gives_up_is_asked_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LAPACK's divide and conquer has been seen not to converge in float32 on a factor that was mostly zeros."""
+    plain, stubborn = two_matrices(), two_matrices()
+    eigh = torch.linalg.eigh
+
+    def give_up(matrix: Tensor) -> Any:
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("failed to converge")
+        return eigh(matrix)
+
+    for named in (plain, stubborn):
+        if named is stubborn:
+            monkeypatch.setattr(torch.linalg, "eigh", give_up)
+        optimizer = make("soap", named)
+        for _ in range(3):
+            give(named, lambda p: torch.arange(p.numel()).reshape(p.shape).sin())
+            optimizer.step()
+    assert all(torch.isfinite(parameter).all() for _, parameter in stubborn)
+    # The vector, which has no bases, moves as before; matrices move, in bases of their own null spaces.
+    assert torch.equal(plain[2][1], stubborn[2][1])
+    assert not torch.equal(stubborn[0][1], two_matrices()[0][1])
+
+
 def test_the_mask_is_per_tensor_of_a_stack() -> None:
     """A tensor with tiny second moments is not all flat beside one with large ones."""
     geometry = Diagonal()
-    state = geometry.new_state(torch.Size((2, 4)), {}, torch.float64, torch.device("cpu"))
+    state = geometry.new_state(torch.Size((2, 4)), {"flat_lr_ratio": {}}, torch.float64, torch.device("cpu"))
     assert state["mask_low"].shape == (2, 1)
     from lite_probe.optim.diagonal import flat_mask
     from lite_probe.optim.geometry import LiteSettings

@@ -45,7 +45,7 @@ def gradient_graph(task: lp.Task) -> tuple[Tensor, list[Tensor]]:
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     folder = tmp_path_factory.mktemp("demo")
-    record = train_byte_llama(folder, steps=STEPS, save_at=(STEPS,), seed=0)
+    record = train_byte_llama(folder, hyperparameters={"adamw_beta2": 0.95}, steps=STEPS, save_at=(STEPS,), seed=0)
     checkpoint = lp.open_checkpoint(record.checkpoints[0])
     task = lp.make_task(
         checkpoint, data="builtin:python-docs", tokenizer="bytes", seq_len=128, batch_size=4, eval_batches=2
