@@ -165,7 +165,7 @@ def single_byte_entropy(ids: np.ndarray[Any, np.dtype[np.int64]]) -> float:
 
 
 def build_byte_llama(*, hidden: int, layers: int, heads: int, seq_len: int, seed: int) -> nn.Module:
-    """Return an untrained Llama over bytes, its feed-forward layers three times as wide as it; see `train_byte_llama`."""
+    """Return an untrained Llama over bytes; its feed-forward layers are three times as wide as it is."""
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=hidden,

@@ -6,7 +6,7 @@ second iteration, on M/(τ‖M‖) − msign(M), whose sign says on which side o
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,8 @@ from lite_probe.optim.geometry import (
 )
 
 NO_SHARP_DIRECTIONS = 1e-6  # a sharp ratio below which LITE is off
+# Of the iteration on a long matrix, as many as keep the accuracy of one by one; see `_iterate`.
+_STEPS_TOGETHER = {torch.float64: 3, torch.float32: 3, torch.bfloat16: 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,8 @@ def msign(
     Returns:
         (…, m, n), of G's dtype. Singular values that were small beside ‖G‖_F are smaller than 1.
 
-    Cost: 2·steps·(2s²l + s³) multiplications and additions a matrix, s the shorter and l the longer side.
+    Cost: 2·steps·(2s²l + s³) multiplications and additions a matrix, s the shorter and l the longer side; where
+    l ≥ 2s three steps together take 2·(2s²l + 9s³), two 2·(2s²l + 5s³).
     References: K. Jordan (2024), Muon; Polar Express, arXiv 2505.16932.
     """
     plan = COEFFICIENTS[coefficients]
@@ -103,12 +106,31 @@ def msign(
     tall = matrices.shape[-2] > matrices.shape[-1]
     if tall:
         x = x.mT
-    for index in range(steps):
-        a, b, c = plan.step(index)
-        gram = torch.bmm(x, x.mT)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+    together = _STEPS_TOGETHER.get(x.dtype, 1) if x.shape[-1] >= 2 * x.shape[-2] else 1
+    for first in range(0, steps, together):
+        x = _iterate(x, [plan.step(index) for index in range(first, min(first + together, steps))])
     return (x.mT if tall else x).reshape(matrices.shape).to(matrices.dtype)
+
+
+def _iterate(x: Tensor, triples: Sequence[tuple[float, float, float]]) -> Tensor:
+    """Make some steps X ← (aI + bA + cA²)X with one product by X before and one after them.
+
+    All factors are polynomials of A = XXᵀ and commute: A itself becomes RAR with R = aI + bA + cA², and the factors are
+    multiplied before they meet X: less work for a long X. But A holds squares of singular values, and each step
+    enlarges the rounding of small ones by up to a². Three steps are as accurate as one by one (2e-5 in float32 at a
+    condition of 1e6; 2e-2 in bfloat16 at 1e2, two together), six are not (2e-3 in float32).
+    """
+    gram = torch.bmm(x, x.mT)
+    factors: Tensor | None = None
+    for index, (a, b, c) in enumerate(triples):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        if index == len(triples) - 1 and factors is None:
+            return torch.baddbmm(x, polynomial, x, beta=a)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        factors = polynomial if factors is None else torch.bmm(polynomial, factors)
+        if index < len(triples) - 1:
+            gram = torch.bmm(torch.bmm(polynomial, gram), polynomial)
+    return x if factors is None else torch.bmm(factors, x)
 
 
 class Orthogonal(Geometry):

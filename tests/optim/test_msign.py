@@ -1,6 +1,7 @@
 """msign against the SVD: polar factor, scales, precision; and the projector of its sharp directions."""
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -58,6 +59,21 @@ def test_singular_values_lie_in_the_band_of_the_coefficients(coefficients: str, 
     # The band of fewer steps is another: a wrong number of them would be seen.
     fewer = torch.linalg.svdvals(msign(matrix, steps=1, coefficients=coefficients).double())
     assert float(fewer.min()) < low - slack
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("condition", [1e1, 1e4, 1e6])
+def test_steps_together_are_as_accurate_as_one_by_one(
+    condition: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A matrix more than twice as long as it is wide takes steps together; the truth is float64, one by one.
+    u, _, vh = torch.linalg.svd(drawn(48, 160, seed=5), full_matrices=False)
+    matrix = u * torch.logspace(0, -math.log10(condition), 48, dtype=torch.float64) @ vh
+    together = msign(matrix, dtype=dtype)
+    monkeypatch.setattr(import_module("lite_probe.optim.msign"), "_STEPS_TOGETHER", {})
+    truth, alone = msign(matrix), msign(matrix, dtype=dtype)
+    errors = [float((found - truth).norm() / truth.norm()) for found in (together, alone)]
+    assert 0 < errors[0] < 3 * errors[1] + 10 * torch.finfo(dtype).eps
 
 
 def test_a_stack_is_its_matrices_one_by_one() -> None:

@@ -329,7 +329,8 @@ def test_what_turns_a_steady_gradient_contracts_under_muon_as_predicted(lite: di
         turns[i, j, index], turns[j, i, index] = 0.5**0.5, -(0.5**0.5)
     metric = torch.tensor([1.0] * 6 + [s] * 6, dtype=torch.float64) / theta
     optimizer = make(name, weight, **hyperparameters)
-    freeze(optimizer, weight, momentum=steady.diag(), threshold=torch.full((1, 1), 0.4, dtype=torch.float64))
+    threshold = {"threshold": torch.full((1, 1), 0.4, dtype=torch.float64)} if lite else {}
+    freeze(optimizer, weight, momentum=steady.diag(), **threshold)
     curvatures, rates = prediction(name, weight.shape, hyperparameters)
     problem = Quadratic(optimizer, weight, turns.flatten(0, 1), curvatures * metric, steady.diag().flatten())
     assert_agree(problem.run(STEPS, start=1e-7), rates)
