@@ -128,7 +128,7 @@ def _eigenbasis(factor: Tensor) -> Tensor:
     scaled = torch.ldexp(factor, -exponent)
     try:
         vectors: Tensor = torch.linalg.eigh(scaled)[1]
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         # Seen in float32 with a factor that was mostly zeros: LAPACK's divide and conquer did not converge.
         vectors = torch.linalg.eigh(scaled.double())[1].to(factor.dtype)
     return vectors.flip(-1)
