@@ -1,7 +1,7 @@
 """How parameters lie in one flat vector, whole or restricted to a block."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -99,4 +99,15 @@ def _shapes_in_block(
     inside = [part for part in block_map[name] if part.block == block]
     if len(inside) == len(block_map[name]):
         return [(None, parameter.shape)]
-    return [(part, narrow(parameter, part).shape) for part in inside]
+    return [(part, narrow(parameter, part).shape) for part in _merged(inside)]
+
+
+def _merged(parts: Sequence[BlockPart]) -> list[BlockPart]:
+    """Join parts that follow one another: the query and key rows of a fused weight are one stretch."""
+    merged: list[BlockPart] = []
+    for part in parts:
+        if merged and merged[-1].dim == part.dim and merged[-1].stop == part.start:
+            merged[-1] = replace(merged[-1], stop=part.stop)
+        else:
+            merged.append(part)
+    return merged

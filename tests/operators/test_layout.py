@@ -129,6 +129,18 @@ def test_an_unknown_block_is_empty() -> None:
     assert layout_of(models.make_task("mlp"), "emb").size == 0
 
 
+def test_parts_of_a_block_that_follow_one_another_are_one_piece() -> None:
+    # Queries and keys of GPT-2 are columns of one weight: the flat vector holds whole rows of both.
+    weight = nn.Parameter(torch.arange(12.0).view(2, 6))
+    parts = (BlockPart("qk", 1, 0, 2), BlockPart("qk", 1, 2, 4), BlockPart("vo", 1, 4, 6))
+    layout = ParameterLayout([("c_attn", weight)], block="qk", block_map={"c_attn": parts})
+    flat = torch.zeros(layout.size)
+    layout.accumulate(flat, [weight.detach()], 1.0)
+    assert flat.tolist() == [0, 1, 2, 3, 6, 7, 8, 9]
+    apart = (BlockPart("qk", 1, 0, 2), BlockPart("vo", 1, 2, 4), BlockPart("qk", 1, 4, 6))
+    assert len(ParameterLayout([("c_attn", weight)], block="qk", block_map={"c_attn": apart}).pieces) == 2
+
+
 @pytest.mark.parametrize(
     ("part", "expected"),
     [
