@@ -62,11 +62,6 @@ class Bucket:
     step: int  # completed updates of these parameters
     state: State = field(default_factory=dict)
 
-    @property
-    def block(self) -> str:
-        """The block whose hyperparameters apply."""
-        return self.pieces[0].block
-
     def gradient(self, gate: Tensor | None) -> Tensor:
         """Return the gradients (stack, …) in the state's precision; zero behind a closed gate."""
         views = [piece.view(piece.parameter.grad) for piece in self.pieces if piece.parameter.grad is not None]

@@ -29,7 +29,6 @@ class Diagonal(Geometry):
     step differs by a relative (1 − √(1 − b₂ᵏ))·ε/√v.
     """
 
-    as_matrices = False
     stacked_on_cpu = False
 
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:

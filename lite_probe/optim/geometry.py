@@ -46,7 +46,6 @@ class Preconditioned:
 class Geometry(ABC):
     """One preconditioner, for every parameter that uses it."""
 
-    as_matrices: ClassVar[bool]  # whether it sees (stack, m, n) or (stack, *shape)
     stacked_on_cpu: ClassVar[bool]  # whether a stack of several tensors is faster than one after another on a CPU too
 
     @abstractmethod

@@ -31,7 +31,6 @@ class Kronecker(Geometry):
     Reference: SOAP, arXiv 2409.11321.
     """
 
-    as_matrices = True
     stacked_on_cpu = True
 
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:

@@ -146,7 +146,6 @@ class Orthogonal(Geometry):
     damping, one for update and decay together, Q being linear.
     """
 
-    as_matrices = True
     stacked_on_cpu = True
 
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
