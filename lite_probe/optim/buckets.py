@@ -47,9 +47,9 @@ class Piece:
         return self.parameter.ndim == 3 and self.geometry != "diagonal"
 
     @property
-    def is_matrix(self) -> bool:
-        """Whether it holds matrices with more than one row and column."""
-        return self.parameter.ndim >= 2 and min(self.view(self.parameter.detach()).shape[-2:]) > 1
+    def is_hidden_matrix(self) -> bool:
+        """See the function of that name."""
+        return is_hidden_matrix(self.view(self.parameter.detach()).shape, self.block)
 
 
 @dataclass(slots=True)
@@ -105,6 +105,11 @@ class Bucket:
 
     def _views(self) -> list[Tensor]:
         return [piece.view(piece.parameter.detach()) for piece in self.pieces]
+
+
+def is_hidden_matrix(shape: Sequence[int], block: str) -> bool:
+    """Return whether a shape is that of matrices other than embedding and head; one row or one column is a vector."""
+    return len(shape) >= 2 and min(shape[-2:]) > 1 and block not in ("emb", "out")
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:

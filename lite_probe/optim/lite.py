@@ -202,11 +202,12 @@ class LiteOptimizer(torch.optim.Optimizer):
         if not is_lite(group):
             return LiteSettings()
         chi, beta1, beta2 = group["flat_lr_ratio"][piece.block], group["beta1"], group["beta2"]
-        hidden = piece.is_matrix and piece.block not in ("emb", "out")
         return LiteSettings(
             beta1=beta1,
             beta2=schedule.damping(group["step"], beta1, beta2),
-            flat_lr_ratio=schedule.flat_lr_ratio(group["step"], chi, hidden_matrix=hidden) if chi != 1.0 else 1.0,
+            flat_lr_ratio=1.0
+            if chi == 1.0
+            else schedule.flat_lr_ratio(group["step"], chi, hidden_matrix=piece.is_hidden_matrix),
             sharp_ratio=group["sharp_ratio"][piece.block],
             smooth_ratio=group["smooth_ratio"],
             damped=beta1 != 0.0 or beta2 != 0.0,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lite_probe.blocks import assign_blocks, infer_family, stored_transposed
 from lite_probe.errors import InputError, UsageError
-from lite_probe.optim.buckets import Piece
+from lite_probe.optim.buckets import Piece, is_hidden_matrix
 from lite_probe.optim.lite import LiteOptimizer
 from lite_probe.optim.msign import COEFFICIENTS
 from lite_probe.optim.schedules import Schedule
@@ -17,9 +17,6 @@ from lite_probe.results.blocks import BLOCK_NAMES, BlockPart
 
 OptimizerName = Literal["adamw", "adamw-lite", "muon", "muon-lite", "soap", "soap-lite", "sgd"]
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
-
-# Blocks whose matrices go to AdamW under Muon.
-_NOT_ORTHOGONAL = ("emb", "out")
 
 _ADAMW = {"adamw_beta1": 0.9, "adamw_beta2": 0.99, "adamw_damping": False, "eps": 1e-8, "weight_decay": 0.1}
 _BASE: Mapping[str, Mapping[str, Any]] = {
@@ -259,6 +256,4 @@ def _geometry(name: str, key: str, shape: torch.Size, block: str) -> str:
         )
     if base == "soap":
         return "kronecker"
-    # One row or one column has a single singular direction: a vector.
-    is_matrix = len(shape) >= 2 and min(shape[-2:]) > 1
-    return "orthogonal" if is_matrix and block not in _NOT_ORTHOGONAL else "diagonal"
+    return "orthogonal" if is_hidden_matrix(shape, block) else "diagonal"

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from lite_probe.errors import UsageError
+from lite_probe.optim.buckets import is_hidden_matrix
 from lite_probe.optim.making import make_optimizer
 
 
@@ -131,7 +132,7 @@ def linear_recipes(name: str, shape: Sequence[int], *, block: str, lr: float, **
     ).param_groups
     base = name.removesuffix("-lite")
     beta1, beta2, step_size = group.get("beta1", 0.0), group.get("beta2", 0.0), lr
-    if base == "muon" and weight.ndim >= 2 and min(shape[-2:]) > 1 and block not in ("emb", "out"):
+    if base == "muon" and is_hidden_matrix(shape, block):
         theta, step_size = group["momentum"], 0.2 * lr * math.sqrt(max(shape[-2:]))
         if theta:
             beta1, beta2 = (beta1 + 1.0 - theta) / theta, (beta2 + 1.0 - theta) / theta
