@@ -8,6 +8,8 @@
     spectrum.eigenvalues, spectrum.residual_norms, spectrum.trace
     lp.save(spectrum, "probe/run")
     spectrum = lp.load("probe/run/spectrum.json")
+    subspace = lp.measure_subspace(task, spectrum)
+    replay = lp.replay(task, optimizers=["muon", "muon-lite"], steps=50, spectrum=spectrum)
 
 A name is imported when it is first used, so that `import lite_probe` alone loads neither torch nor transformers.
 """
@@ -19,9 +21,11 @@ if TYPE_CHECKING:
     from lite_probe import optim as optim
     from lite_probe.checkpoints import open_checkpoint as open_checkpoint
     from lite_probe.making import make_task as make_task
+    from lite_probe.replays import replay as replay
     from lite_probe.results.store import load as load
     from lite_probe.results.store import save as save
     from lite_probe.spectra import measure_spectrum as measure_spectrum
+    from lite_probe.subspaces import measure_subspace as measure_subspace
     from lite_probe.task import Task as Task
     from lite_probe.version import __version__ as __version__
 
@@ -31,11 +35,24 @@ _HOME = {
     "load": "lite_probe.results.store",
     "save": "lite_probe.results.store",
     "measure_spectrum": "lite_probe.spectra",
+    "measure_subspace": "lite_probe.subspaces",
+    "replay": "lite_probe.replays",
     "Task": "lite_probe.task",
     "__version__": "lite_probe.version",
 }
 
-__all__ = ["Task", "__version__", "load", "make_task", "measure_spectrum", "open_checkpoint", "optim", "save"]
+__all__ = [
+    "Task",
+    "__version__",
+    "load",
+    "make_task",
+    "measure_spectrum",
+    "measure_subspace",
+    "open_checkpoint",
+    "optim",
+    "replay",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

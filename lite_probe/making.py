@@ -118,7 +118,6 @@ def make_task(
             checkpoint_fingerprint=checkpoint.fingerprint,
             checkpoint_step=checkpoint.step,
             architecture=checkpoint.architecture,
-            batches_digest=plan.digest,
             batch_size=batch_size,
             seq_len=plan.seq_len,
         ),

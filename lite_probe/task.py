@@ -34,7 +34,6 @@ class TaskInfo:
     checkpoint_fingerprint: str = ""
     checkpoint_step: int | None = None
     architecture: str = ""
-    batches_digest: str = ""
     batch_size: int = 0
     seq_len: int | None = None
 

@@ -26,8 +26,10 @@ RANK = {
     "making": 5,
     "training": 5,
     "spectra": 6,
-    "reports": 7,
-    "commands": 8,
+    "subspaces": 7,
+    "replays": 8,
+    "reports": 9,
+    "commands": 10,
 }
 ONLY_IN = {"click": {"commands"}, "rich": {"commands"}, "plotly": {"reports"}, "jinja2": {"reports"}}
 NEVER_IN = {"results": {"torch", "transformers"}, "reports": {"torch", "transformers"}}

@@ -77,7 +77,7 @@ def test_the_batches_are_those_of_the_plan(llama: Checkpoint, text: Path) -> Non
     info = task.info
     assert (info.name, info.checkpoint_name, info.checkpoint_format) == ("tiny", "tiny", "huggingface")
     assert (info.data_name, info.batch_size, info.seq_len) == ("text.txt", 3, 16)
-    assert (info.batches_digest, info.checkpoint_fingerprint) == (plan.digest, llama.fingerprint)
+    assert info.checkpoint_fingerprint == llama.fingerprint
     assert "llama" in info.architecture
     assert task.blocks is not None
     assert set(task.blocks) == {name for name, _ in task.model.named_parameters()}
@@ -175,7 +175,7 @@ def test_the_checkpoints_own_tokenizer_comes_first(tmp_path: Path) -> None:
     asked = make_task(own, data=tmp_path / "words.txt", seq_len=8, tokenizer="bytes")
     assert set(asked.evaluation[0].flatten().tolist()) == set(b"w7 ")
     by_object = make_task(own, data=tmp_path / "words.txt", seq_len=8, tokenizer=ByteTokenizer())
-    assert by_object.info.batches_digest == asked.info.batches_digest
+    assert all(torch.equal(a, b) for a, b in zip(by_object.evaluation, asked.evaluation, strict=True))
 
 
 def test_bytes_are_assumed_only_for_a_vocabulary_of_bytes(llama: Checkpoint, tmp_path: Path, text: Path) -> None:

@@ -75,6 +75,23 @@ class ParameterLayout:
             narrow(padded, piece.part).copy_(view)
         return [tensor for tensor in result if tensor is not None]
 
+    @torch.no_grad()
+    def read(self, out: Tensor | None = None) -> Tensor:
+        """Return the parameters as one flat vector, in `out` where it is given."""
+        first = self.parameters[0]
+        flat = torch.empty(self.size, dtype=first.dtype, device=first.device) if out is None else out
+        for piece, view in zip(self.pieces, self.views(flat), strict=True):
+            parameter = self.parameters[piece.parameter]
+            view.copy_(parameter if piece.part is None else narrow(parameter, piece.part))
+        return flat
+
+    @torch.no_grad()
+    def write(self, flat: Tensor) -> None:
+        """Set the parameters, or the block's part of them, to a flat vector."""
+        for piece, view in zip(self.pieces, self.views(flat), strict=True):
+            parameter = self.parameters[piece.parameter]
+            (parameter if piece.part is None else narrow(parameter, piece.part)).copy_(view)
+
     def accumulate(self, flat: Tensor, tensors: Sequence[Tensor | None], weight: float) -> None:
         """Add `weight` times one tensor per parameter to a flat vector; None counts as zero."""
         for piece, view in zip(self.pieces, self.views(flat), strict=True):

@@ -7,6 +7,7 @@ optimizer = make_optimizer("muon-lite", model.named_parameters(), lr=3e-3)
 
 from typing import TYPE_CHECKING, Any
 
+from lite_probe.optim.directions import Directions
 from lite_probe.optim.lite import LiteOptimizer
 from lite_probe.optim.making import OPTIMIZERS, hyperparameters_of, make_optimizer
 from lite_probe.optim.msign import msign
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OPTIMIZERS",
+    "Directions",
     "LinearRecipe",
     "LinearRecipes",
     "LiteOptimizer",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lite_probe.optim.geometry import (
+    Coordinates,
     Geometry,
     Hyperparameters,
     LiteSettings,
@@ -60,6 +61,15 @@ class Diagonal(Geometry):
             step_size=group["lr"] * (1.0 - b2 ** (step + 1)) ** 0.5 / (1.0 - b1 ** (step + 1)),
         )
 
+    def coordinates(self, state: State, *, step: int, group: Hyperparameters, lite: LiteSettings) -> Coordinates:
+        """See `Geometry.coordinates`: the parameter's own, with v as the proxy."""
+        second = state["exp_avg_sq"]
+        return Coordinates(
+            proxy=second,
+            divisor=unbiased_root(second, group["adamw_beta2"], step, group["eps"]),
+            flat=flat_weights(state, second, lite),
+        )
+
 
 def new_thresholds(shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
     """Return ℓ = 0.5 and h = 1 for each tensor of a stack, to broadcast over it; nothing without LITE."""
@@ -72,41 +82,62 @@ def new_thresholds(shape: torch.Size, group: Hyperparameters, dtype: torch.dtype
     }
 
 
-def flat_mask(state: State, second: Tensor, lite: LiteSettings, gate: Tensor | None) -> Tensor | None:
-    """Return 1 − p, the weight of each coordinate in Q, and move the thresholds for the next step.
+def unbiased_root(second: Tensor, beta: float, count: int, eps: float) -> Tensor:
+    """Return (√v + ε)/√(1 − βᵏ), F where averages are divided by how far they have filled; k updates made v."""
+    return second.sqrt().add_(eps).div_((1.0 - beta ** max(count, 1)) ** 0.5)
+
+
+def flat_weights(state: State, second: Tensor, lite: LiteSettings) -> Tensor | None:
+    """Return 1 − p, the weight of each coordinate in Q.
 
     p = 1 where v ≥ h·mean, 0 where v < ℓ·mean, linear between; the mean is over each tensor of the stack.
 
     Args:
         state: Holds `mask_low` (ℓ) and `mask_high` (h), (stack, 1, …).
         second: v, (stack, …).
-        lite: ρ and s; without a projector in use nothing is computed.
-        gate: As for `Geometry.precondition`.
+        lite: ρ; without a projector in use nothing is computed.
 
     Returns:
         (stack, …), or None where Q = 0.
     """
-    rho = lite.sharp_ratio
-    if not lite.projected or rho > _EVERYTHING:
+    if not lite.projected or lite.sharp_ratio > _EVERYTHING:
         return None
-    if rho < _NOTHING:
+    if lite.sharp_ratio < _NOTHING:
         return torch.ones_like(second)
-    inner = tuple(range(1, second.ndim))
-    mean = second.mean(dim=inner, keepdim=True)
-    low_factor, high_factor = state["mask_low"], state["mask_high"]
-    low, high = low_factor * mean, high_factor * mean
-    above_high = second >= high
-    sharp = ((second - low) / (high - low + 1e-12)).clamp_(0.0, 1.0).masked_fill_(above_high, 1.0)
+    low, high = _thresholds(state, second)
+    return _outside(second, low, high, second >= high)
 
+
+def flat_mask(state: State, second: Tensor, lite: LiteSettings, gate: Tensor | None) -> Tensor | None:
+    """Return `flat_weights`, and move the thresholds for the next step; `gate` is as for `Geometry.precondition`."""
+    rho = lite.sharp_ratio
+    if not lite.projected or not _NOTHING <= rho <= _EVERYTHING:
+        return flat_weights(state, second, lite)
+    low, high = _thresholds(state, second)
+    above_high = second >= high
+    flat = _outside(second, low, high, above_high)
+    inner = tuple(range(1, second.ndim))
     entries = second[0].numel()
     share_high = above_high.sum(dim=inner, keepdim=True) / entries
     share_low = (second >= low).sum(dim=inner, keepdim=True) / entries
     smooth = min(1.0 - rho, lite.smooth_ratio)
-    next_low = follow(low_factor, share_low > rho + smooth)
-    next_high = follow(high_factor, share_high > rho)
-    replace_(low_factor, torch.minimum(next_low, 0.95 * next_high), gate)
-    replace_(high_factor, next_high, gate)
+    next_low = follow(state["mask_low"], share_low > rho + smooth)
+    next_high = follow(state["mask_high"], share_high > rho)
+    replace_(state["mask_low"], torch.minimum(next_low, 0.95 * next_high), gate)
+    replace_(state["mask_high"], next_high, gate)
+    return flat
+
+
+def _outside(second: Tensor, low: Tensor, high: Tensor, above_high: Tensor) -> Tensor:
+    """Return 1 − p."""
+    sharp = ((second - low) / (high - low + 1e-12)).clamp_(0.0, 1.0).masked_fill_(above_high, 1.0)
     return sharp.neg_().add_(1.0)
+
+
+def _thresholds(state: State, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ℓ·mean(v) and h·mean(v) of each tensor of a stack."""
+    mean = second.mean(dim=tuple(range(1, second.ndim)), keepdim=True)
+    return state["mask_low"] * mean, state["mask_high"] * mean
 
 
 def follow(threshold: Tensor, too_many: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lite_probe.optim.geometry import Geometry, Hyperparameters, LiteSettings, Preconditioned, State, gated
+from lite_probe.optim.geometry import Coordinates, Geometry, Hyperparameters, LiteSettings, Preconditioned, State, gated
 
 
 class Euclidean(Geometry):
@@ -33,3 +33,7 @@ class Euclidean(Geometry):
         if "momentum" in state:
             momentum = state["momentum"].lerp_(gradient, gated(1.0 - group["momentum"], gate))
         return Preconditioned(momentum=momentum, gradient=None, project=None, step_size=group["lr"])
+
+    def coordinates(self, state: State, *, step: int, group: Hyperparameters, lite: LiteSettings) -> Coordinates:
+        """See `Geometry.coordinates`: the parameter's own, all alike."""
+        return Coordinates(proxy=torch.zeros(()), divisor=torch.ones(()), flat=None)

@@ -43,6 +43,20 @@ class Preconditioned:
     decay_last: bool = False  # weight decay acts on the weights after the step, not before it
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinates:
+    """Coordinates Q_Lᵀ X Q_R of a stack (count, m, n) in which a geometry is diagonal, and what it is there.
+
+    Each tensor but the bases broadcasts over the stack.
+    """
+
+    left: Tensor | None = None  # (count, m, m) orthonormal columns; None: the parameter's own coordinates
+    right: Tensor | None = None  # (count, n, n)
+    proxy: Tensor  # what sharp directions are told by: squared gradients, larger is sharper
+    divisor: Tensor  # F over the geometry's own step scale: a step is −lr · (F⁻¹ of averaged gradients)
+    flat: Tensor | None  # weight of each coordinate in LITE's Q, in [0, 1]; None where Q = 0
+
+
 class Geometry(ABC):
     """One preconditioner, for every parameter that uses it."""
 
@@ -76,6 +90,10 @@ class Geometry(ABC):
         Returns:
             None where this step only prepares the state.
         """
+
+    @abstractmethod
+    def coordinates(self, state: State, *, step: int, group: Hyperparameters, lite: LiteSettings) -> Coordinates:
+        """Return where this geometry is diagonal, from the state as it is; nothing changes."""
 
     def settle(self, state: State, gradient: Tensor, *, step: int, group: Hyperparameters, gate: Tensor | None) -> None:
         """Finish a step after the weights have moved."""

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from lite_probe.optim.diagonal import flat_mask, new_thresholds
+from lite_probe.optim.diagonal import flat_mask, flat_weights, new_thresholds, unbiased_root
 from lite_probe.optim.geometry import (
+    Coordinates,
     Geometry,
     Hyperparameters,
     LiteSettings,
@@ -72,6 +73,17 @@ class Kronecker(Geometry):
             decay_last=True,
         )
 
+    def coordinates(self, state: State, *, step: int, group: Hyperparameters, lite: LiteSettings) -> Coordinates:
+        """See `Geometry.coordinates`: the eigenbasis, with the rotated v as the proxy."""
+        second = state["exp_avg_sq"]
+        bases = {side: state.get(f"basis_{side}") if step else None for side in _SIDES}  # zero before the first step
+        return Coordinates(
+            **bases,
+            proxy=second,
+            divisor=unbiased_root(second, group["betas"][1], step - 1, group["eps"]),
+            flat=flat_weights(state, second, lite),
+        )
+
     def settle(self, state: State, gradient: Tensor, *, step: int, group: Hyperparameters, gate: Tensor | None) -> None:
         """Average the factors, and renew the bases where it is time."""
         beta = group["betas"][1] if group["shampoo_beta"] is None else group["shampoo_beta"]
@@ -127,7 +139,10 @@ def _eigenbasis(factor: Tensor) -> Tensor:
     scaled = torch.ldexp(factor, -exponent)
     try:
         vectors: Tensor = torch.linalg.eigh(scaled)[1]
+        found = bool(vectors.isfinite().all())
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        # Seen in float32 with a factor that was mostly zeros: LAPACK's divide and conquer did not converge.
+        found = False
+    if not found:
+        # Seen in float32 with factors that were mostly zeros: LAPACK's divide and conquer gave up, or returned NaN.
         vectors = torch.linalg.eigh(scaled.double())[1].to(factor.dtype)
     return vectors.flip(-1)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lite_probe.errors import InputError, NumericsError, UsageError
 from lite_probe.optim.buckets import Bucket, Piece, build_buckets, state_dtype
 from lite_probe.optim.diagonal import Diagonal
+from lite_probe.optim.directions import Directions
 from lite_probe.optim.euclidean import Euclidean
 from lite_probe.optim.geometry import Geometry, LiteSettings, Preconditioned, is_lite
 from lite_probe.optim.kronecker import Kronecker
@@ -173,6 +174,39 @@ class LiteOptimizer(torch.optim.Optimizer):
         self._count()
         return loss
 
+    @torch.no_grad()
+    def directions(self) -> list[Directions]:
+        """Return, per piece of each parameter, the coordinates in which its geometry is diagonal, and what it is there.
+
+        The state is read as it is after the last step; neither it nor the parameters change.
+
+        Cost: one copy of the state; for Muon a singular value decomposition of every momentum.
+        """
+        pieces = [(piece, group) for group in self.param_groups for p in group["params"] for piece in self._pieces[p]]
+        buckets = build_buckets(pieces, GEOMETRIES, self.state)
+        self._with_gradients = None  # the state was stacked anew, for parameters without gradients too
+        return [one for bucket in buckets for one in self._directions_of(bucket)]
+
+    def _directions_of(self, bucket: Bucket) -> list[Directions]:
+        found = bucket.geometry.coordinates(bucket.state, step=bucket.step, group=bucket.group, lite=self._lite(bucket))
+        flat = found.flat if found.flat is not None else torch.zeros_like(found.divisor)
+        directions, start = [], 0
+        for piece in bucket.pieces:
+            own = slice(start, start + len(piece.view(piece.parameter.detach())))
+            start = own.stop
+            directions.append(
+                Directions(
+                    piece=piece,
+                    left=None if found.left is None else found.left[own],
+                    right=None if found.right is None else found.right[own],
+                    proxy=_part(found.proxy, own),
+                    divisor=_part(found.divisor, own),
+                    flat=_part(flat, own),
+                    distinguishes=found.flat is not None,
+                )
+            )
+        return directions
+
     def _arrange(self) -> None:
         """Sort the parameters that have gradients into buckets, unless the last step's still serve."""
         having = [p.grad is not None for group in self.param_groups for p in group["params"]]
@@ -271,6 +305,11 @@ class LiteOptimizer(torch.optim.Optimizer):
         """Leave out what is arranged anew: buckets hold the state a second time."""
         left_out: dict[str, Any] = {"_buckets": [], "_with_gradients": None, "_pending": None}
         return {**super().__getstate__(), "schedule": self.schedule, "_pieces": self._pieces, **left_out}
+
+
+def _part(stacked: Tensor, own: slice) -> Tensor:
+    """Return the part of a stack that is one piece's; a single number is everybody's."""
+    return stacked[own] if stacked.ndim else stacked
 
 
 class _FiniteCheck:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lite_probe.optim.diagonal import follow
 from lite_probe.optim.geometry import (
+    Coordinates,
     Geometry,
     Hyperparameters,
     LiteSettings,
@@ -170,27 +171,81 @@ class Orthogonal(Geometry):
         average = state["momentum"].lerp_(gradient, gated(1.0 - theta, gate))
         nesterov = average.add(gradient, alpha=(1.0 - theta) / theta) if theta else gradient
         rows, columns = gradient.shape[1:]
-        dtype = gradient.dtype if group["msign_dtype"] is None else getattr(torch, group["msign_dtype"])
-
-        def sign(matrices: Tensor) -> Tensor:
-            return msign(matrices, steps=group["ns_steps"], coefficients=group["ns_coefficients"], dtype=dtype)
-
-        direction, project = sign(nesterov), None
+        direction, project = _sign(nesterov, group), None
         if lite.projected and lite.sharp_ratio > NO_SHARP_DIRECTIONS:
             threshold = state["threshold"]
-            rest = (nesterov / (threshold * frobenius_norm(nesterov) + 1e-9)).sub_(direction)
-            sharp = sign(rest).add_(direction).mul_(0.5)
+            sharp = _above_threshold(nesterov, direction, threshold, group)
             rank = min(math.floor(lite.sharp_ratio * min(rows, columns)) + 1, min(rows, columns) - 1)
             too_many = frobenius_norm(sharp) > math.sqrt(rank)
             replace_(threshold, follow(threshold, too_many).clamp(max=1.0), gate)
-            project = FlatProjector(sharp, dtype)
+            project = FlatProjector(sharp, _dtype(gradient, group))
         return Preconditioned(
             momentum=direction,
-            gradient=sign(gradient) if lite.damped else None,
+            gradient=_sign(gradient, group) if lite.damped else None,
             project=project,
-            step_size=0.2 * group["lr"] * math.sqrt(max(rows, columns)),
+            step_size=group["lr"] * step_scale(rows, columns),
             projects_twice=True,
         )
+
+    def coordinates(self, state: State, *, step: int, group: Hyperparameters, lite: LiteSettings) -> Coordinates:
+        """See `Geometry.coordinates`: the singular vectors of the momentum M = UΣVᵀ, σ² as the proxy of columns.
+
+        Q acts from the right, so its directions are columns of V. F acts from the smaller side; its value along a
+        singular direction is σ/o, o what msign makes of σ. For a σ that is small beside ‖M‖ the iteration stops short
+        of 1, which is its own regularisation: σ/o is never below ‖M‖ over the product of its linear coefficients.
+        M is the average alone, without the last gradient's Nesterov share.
+        """
+        average = state["momentum"]
+        rows, columns = average.shape[1:]
+        left, values, right = torch.linalg.svd(average.double(), full_matrices=True)
+        left, right = left.to(average.dtype), right.mT.to(average.dtype)
+        direction = _sign(average, group)
+        count = min(rows, columns)
+        reached = (left[..., :count] * torch.bmm(direction, right[..., :count])).sum(dim=1).clamp(min=1e-6)
+        values = values.to(average.dtype)
+        plan = COEFFICIENTS[group["ns_coefficients"]]
+        gain = math.prod(plan.step(index)[0] for index in range(group["ns_steps"])) / plan.margin
+        least = (frobenius_norm(average).squeeze(2) / gain).clamp(min=torch.finfo(average.dtype).tiny)
+        divisor = torch.maximum(values / reached, least) / step_scale(rows, columns)
+        strength = torch.zeros(len(average), columns, dtype=average.dtype, device=average.device)
+        strength[:, :count] = values.square()
+        flat = None
+        if lite.projected and lite.sharp_ratio > NO_SHARP_DIRECTIONS:
+            sharp = torch.bmm(_above_threshold(average, direction, state["threshold"], group), right)
+            flat = (1.0 - sharp.square().sum(dim=1, keepdim=True)).clamp(0.0, 1.0)
+        elif lite.projected:
+            flat = torch.ones((), dtype=average.dtype, device=average.device)
+        wide = rows < columns
+        return Coordinates(
+            left=left if wide else None,
+            right=right,
+            proxy=strength.unsqueeze(1),
+            divisor=divisor.unsqueeze(2 if wide else 1),
+            flat=flat,
+        )
+
+
+def step_scale(rows: int, columns: int) -> float:
+    """Return 0.2·√max(m, n): times an orthogonal matrix it has the root mean square of an AdamW step, 0.2."""
+    return 0.2 * math.sqrt(max(rows, columns))
+
+
+def _sign(matrices: Tensor, group: Hyperparameters) -> Tensor:
+    return msign(
+        matrices, steps=group["ns_steps"], coefficients=group["ns_coefficients"], dtype=_dtype(matrices, group)
+    )
+
+
+def _dtype(matrices: Tensor, group: Hyperparameters) -> torch.dtype:
+    """Return the precision of products, that of the state unless the group says otherwise."""
+    chosen: torch.dtype = matrices.dtype if group["msign_dtype"] is None else getattr(torch, group["msign_dtype"])
+    return chosen
+
+
+def _above_threshold(matrices: Tensor, direction: Tensor, threshold: Tensor, group: Hyperparameters) -> Tensor:
+    """Return S, the partial isometry of the singular directions above τ‖M‖_F; `direction` is msign(M)."""
+    rest = (matrices / (threshold * frobenius_norm(matrices) + 1e-9)).sub_(direction)
+    return _sign(rest, group).add_(direction).mul_(0.5)
 
 
 class FlatProjector:

@@ -44,3 +44,56 @@ class Estimate:
     def certain(cls, value: float) -> "Estimate":
         """Return a value that was computed, not sampled: standard error zero."""
         return cls(value=value, stderr=0.0, low=value, high=value, num_samples=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """A ratio of two means over the same samples, with Fieller's 95% interval.
+
+    The interval is open upwards (`high` is None) where the denominator cannot be told from zero; there `value` and
+    `stderr` say little, and `low` is what can be said.
+    """
+
+    value: float | None  # None where the denominator's mean is not positive
+    stderr: float | None  # by the delta method
+    low: float | None  # None where nothing bounds it from below
+    high: float | None
+    num_samples: int
+
+    @classmethod
+    def from_samples(cls, numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> "Ratio":
+        """Estimate E[numerator]/E[denominator] from paired samples.
+
+        r is in the interval where the mean of numerator − r·denominator is within t standard errors of zero: between
+        the roots of a r² − 2b r + c, with a = d̄² − t²s_dd, b = n̄d̄ − t²s_nd, c = n̄² − t²s_nn and s the covariances
+        of the means. For a > 0 that is a bounded interval around n̄/d̄; else only numbers that are positive at every
+        denominator within its error are bounded, from below.
+
+        Args:
+            numerators: (p,), p ≥ 2.
+            denominators: (p,), of the same probes.
+
+        Raises:
+            ValueError: If the samples are not paired, or fewer than two.
+
+        Reference: Fieller (1954), J. R. Stat. Soc. B 16.
+        """
+        count = len(numerators)
+        if count < 2 or len(denominators) != count:
+            raise ValueError(f"expected at least 2 paired samples, got {count} and {len(denominators)}")
+        top, bottom = float(np.mean(numerators)), float(np.mean(denominators))
+        (s_nn, s_nd), (_, s_dd) = np.cov(numerators, denominators, ddof=1) / count
+        t2 = float(stats.t.ppf(0.975, count - 1)) ** 2
+        a, b, c = bottom**2 - t2 * s_dd, top * bottom - t2 * s_nd, top**2 - t2 * s_nn
+        value = top / bottom if bottom > 0 else None
+        stderr = None
+        if value is not None:
+            stderr = float(np.sqrt(max(s_nn - 2 * value * s_nd + value**2 * s_dd, 0.0)) / bottom)
+        if a > 0 and bottom > 0:
+            reach = float(np.sqrt(max(b * b - a * c, 0.0)))
+            return cls(value=value, stderr=stderr, low=(b - reach) / a, high=(b + reach) / a, num_samples=count)
+        # The denominator may be zero. A numerator that is positive for certain still bounds the ratio from below.
+        largest = bottom + float(np.sqrt(t2 * s_dd))
+        smallest = top - float(np.sqrt(t2 * s_nn))
+        low = smallest / largest if smallest > 0 and largest > 0 else None
+        return cls(value=value, stderr=stderr, low=low, high=None, num_samples=count)

@@ -17,7 +17,9 @@ from lite_probe.errors import InputError, OutputError
 from lite_probe.results.arrays import ArraysFile, write_arrays
 from lite_probe.results.checkpoint import CheckpointSummary
 from lite_probe.results.record import decode_record, encode_record
+from lite_probe.results.replay import Replay
 from lite_probe.results.spectrum import Spectrum
+from lite_probe.results.subspace import SubspaceMeasurement
 
 FORMAT = "lite-probe result"
 
@@ -53,6 +55,8 @@ def register(name: str, record: type, *, schema_version: int) -> None:
 
 register("checkpoint", CheckpointSummary, schema_version=1)
 register("spectrum", Spectrum, schema_version=1)
+register("subspace", SubspaceMeasurement, schema_version=1)
+register("replay", Replay, schema_version=1)
 
 
 def save(result: Any, run_directory: str | Path) -> Path:

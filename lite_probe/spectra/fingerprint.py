@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lite_probe.operators.gradient import Split
-from lite_probe.task import Task
+from lite_probe.task import Batch, Task
 
 
 def task_fingerprint(task: Task, split: Split, config: Mapping[str, object]) -> str:
@@ -33,6 +33,14 @@ def task_fingerprint(task: Task, split: Split, config: Mapping[str, object]) -> 
     for batch in task.batches(split):
         _update(digest, batch)
     digest.update(json.dumps(config, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def batches_digest(batches: Sequence[Batch]) -> str:
+    """Return the SHA-256 of some batches' contents, in order, whatever they are made of."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        _update(digest, batch)
     return digest.hexdigest()
 
 

@@ -1,7 +1,6 @@
 """The spectrum of a task's curvature, whole and per block, from one set of kept graphs."""
 
 import json
-import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -19,16 +18,16 @@ from lite_probe.operators.gradient import Split
 from lite_probe.operators.hessian import GraphStore
 from lite_probe.operators.layout import ParameterLayout
 from lite_probe.results.blocks import BLOCK_NAMES
-from lite_probe.results.provenance import Note, Provenance
+from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.results.store import find_result, register, save, write_atomically
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import plan as planning
 from lite_probe.spectra.basis import KrylovBasis
 from lite_probe.spectra.fingerprint import task_fingerprint
-from lite_probe.spectra.memory import peak_memory
 from lite_probe.spectra.operator import OnProgress, OperatorMeasurement, SpectrumRequest
 from lite_probe.spectra.plan import CurvatureName, MethodName, SpectrumPlan
+from lite_probe.spectra.provenance import provenance_of
 from lite_probe.spectra.state import SavedState
 from lite_probe.task import Task
 from lite_probe.version import __version__
@@ -91,7 +90,7 @@ def plan_spectrum(
             block_requests=[_block_request(request, name) for name in _blocks(task)] if per_block else [],
             split=split,
             memory=memory,
-            fingerprint_of=lambda loss: task_fingerprint(task, split, {**config, **_landscape(task, loss, per_block)}),
+            fingerprint_of=lambda loss: task_fingerprint(task, split, {**config, **landscape(task, loss, per_block)}),
         )
 
 
@@ -185,7 +184,20 @@ def measure_spectrum(
         config=_config(request, operator, method, per_block, split, task),
         fingerprint=plan.fingerprint,
         notes=tuple(notes),
-        provenance=_provenance(task, plan, seed, split, command, started_at, time.perf_counter() - started),
+        provenance=provenance_of(
+            task,
+            split=split,
+            seed=seed,
+            count=plan.count,
+            command=command,
+            started_at=started_at,
+            seconds=time.perf_counter() - started,
+            details={
+                "graphs": plan.graph_mode,
+                "vectors per pass": str(plan.vectors_per_pass),
+                "basis": f"{plan.basis_columns} vectors on {plan.basis_placement}",
+            },
+        ),
     )
 
 
@@ -415,7 +427,7 @@ def _config(
     }
 
 
-def _landscape(task: Task, loss: float, per_block: bool) -> dict[str, object]:
+def landscape(task: Task, loss: float, per_block: bool) -> dict[str, object]:
     """Return what tells a task from another one of the same weights and batches: its loss and its blocks.
 
     The loss stands for the code of criterion and model, by four digits: its last ones depend on the machine.
@@ -444,45 +456,3 @@ def _task_notes(plan: SpectrumPlan, session: _Session) -> list[Note]:
             )
         )
     return notes
-
-
-def _provenance(
-    task: Task, plan: SpectrumPlan, seed: int, split: Split, command: str, started_at: str, seconds: float
-) -> Provenance:
-    """Gather what was run."""
-    import transformers
-
-    info, device = task.info, task.device
-    on_cuda = device.type == "cuda"
-    return Provenance(
-        lite_probe_version=__version__,
-        torch_version=torch.__version__,
-        transformers_version=transformers.__version__,
-        python_version=platform.python_version(),
-        platform=platform.platform(terse=True),
-        device=torch.cuda.get_device_name(device) if on_cuda else "cpu",
-        num_threads=torch.get_num_threads(),
-        precision=str(next(task.model.parameters()).dtype).removeprefix("torch."),
-        seed=seed,
-        command=command,
-        started_at=started_at,
-        wall_seconds=seconds,
-        peak_memory_bytes=peak_memory(device),
-        checkpoint_name=info.checkpoint_name,
-        checkpoint_format=info.checkpoint_format,
-        checkpoint_fingerprint=info.checkpoint_fingerprint,
-        checkpoint_step=info.checkpoint_step,
-        architecture=info.architecture,
-        data_name=info.data_name,
-        data_split=split,
-        batches_digest=info.batches_digest,
-        num_batches=len(task.batches(split)),
-        batch_size=info.batch_size,
-        seq_len=info.seq_len,
-        num_tokens=plan.count,
-        details={
-            "graphs": plan.graph_mode,
-            "vectors per pass": str(plan.vectors_per_pass),
-            "basis": f"{plan.basis_columns} vectors on {plan.basis_placement}",
-        },
-    )

@@ -1,0 +1,20 @@
+"""Short training segments replayed under several optimizers, each watched direction by direction.
+
+The room is not called `replay`, so that `lite_probe.replay` is the function.
+"""
+
+from lite_probe.replays.measure import DEFAULT_OPTIMIZERS, ReplayStep, discard_state, plan_replay, replay
+from lite_probe.replays.plan import ReplayPlan
+from lite_probe.replays.recipes import SavedOptimizer
+from lite_probe.replays.segments import required_train_batches
+
+__all__ = [
+    "DEFAULT_OPTIMIZERS",
+    "ReplayPlan",
+    "ReplayStep",
+    "SavedOptimizer",
+    "discard_state",
+    "plan_replay",
+    "replay",
+    "required_train_batches",
+]

@@ -1,0 +1,660 @@
+"""The replay: the same segment under several optimizers, each watched direction by direction, resumable at any step."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import torch
+
+from lite_probe.errors import UsageError
+from lite_probe.operators.conduct import undisturbed
+from lite_probe.operators.layout import ParameterLayout
+from lite_probe.optim import LiteOptimizer
+from lite_probe.replays import plan as planning
+from lite_probe.replays.allocation import Point, Rule, evaluate
+from lite_probe.replays.plan import ReplayPlan
+from lite_probe.replays.recipes import (
+    LearningRate,
+    Prepared,
+    SavedOptimizer,
+    StateName,
+    learning_rates,
+    prepare,
+    require_optimizers,
+    require_state,
+    saved_learning_rate,
+)
+from lite_probe.replays.recorder import Recorder
+from lite_probe.replays.runner import Ablation, Runner, RunRequest, Watching
+from lite_probe.replays.segments import Dealt, deal_segments, require_disjoint
+from lite_probe.replays.sweep import sweep_learning_rates
+from lite_probe.replays.theory import linear_theory
+from lite_probe.results import replay as results
+from lite_probe.results.provenance import Note
+from lite_probe.results.spectrum import Spectrum
+from lite_probe.results.store import find_result, register, save, write_atomically
+from lite_probe.spectra import require_same_task
+from lite_probe.spectra.fingerprint import batches_digest, task_fingerprint
+from lite_probe.spectra.provenance import provenance_of
+from lite_probe.subspaces import Bands, Subspace, cut_bands, optimizer_of, own_gradients, warm
+from lite_probe.task import Task
+from lite_probe.version import __version__
+
+OnProgress = Callable[[int, int, str], None]
+
+DEFAULT_OPTIMIZERS = ("muon", "muon-lite", "soap", "soap-lite")
+BAND_OPTIMIZERS = ("adamw", "muon", "soap")
+DEFAULT_TOLERANCE = 5e-3
+_ABLATIONS: tuple[Ablation, ...] = ("dominant", "bulk")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayStep:
+    """Where a replay stands, for those who watch."""
+
+    phase: str  # "warm", "sweep" or "replay"
+    optimizer: str
+    ablation: str
+    seed: int
+    lr: float | None
+    step: int  # completed in this run
+    steps: int
+    loss: float | None  # on the evaluation set
+    flat_share: float | None  # of the loss change so far
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What was asked, checked."""
+
+    optimizers: tuple[str, ...]
+    steps: int
+    seeds: int
+    lr: Mapping[str, LearningRate]
+    state: str
+    warm_batches: int
+    bands: str
+    rule: Rule
+    tolerance: float
+    ablations: bool
+    hyperparameters: Mapping[str, Mapping[str, Any]]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedRun:
+    """A finished run as it waits on disk for the others."""
+
+    fingerprint: str
+    run: results.ReplayRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedRecipe:
+    """An optimizer's settled learning rate and state, likewise."""
+
+    fingerprint: str
+    recipe: results.Recipe
+    sweep: results.Sweep | None
+    theory: results.LinearTheory | None
+    notes: tuple[Note, ...]
+
+
+_Kept = TypeVar("_Kept", _FinishedRun, _FinishedRecipe)
+
+register("replay-run", _FinishedRun, schema_version=1)
+register("replay-recipe", _FinishedRecipe, schema_version=1)
+
+
+def plan_replay(
+    task: Task,
+    optimizers: Sequence[str] = DEFAULT_OPTIMIZERS,
+    *,
+    spectrum: Spectrum,
+    steps: int = 50,
+    seeds: int = 3,
+    lr: LearningRate | Mapping[str, LearningRate] = "sweep",
+    state: StateName = "auto",
+    warm_batches: int = 50,
+    bands: str = "soap",
+    rule: Rule = "simpson",
+    tolerance: float = DEFAULT_TOLERANCE,
+    ablations: bool = False,
+    hyperparameters: Mapping[str, Mapping[str, Any]] = {},
+    saved: SavedOptimizer | None = None,
+    seed: int = 0,
+    memory: int | None = None,
+) -> ReplayPlan:
+    """Say what `replay` with the same arguments will do, and what it costs.
+
+    Raises:
+        UsageError: An unknown optimizer or hyperparameter, a number out of range.
+        InputError: Too few training batches, evaluation samples that are trained on, a spectrum of something else.
+        NumericsError: A loss or gradient at θ₀ that is not finite.
+
+    Cost: two evaluation gradients; three training gradients and steps of each optimizer.
+    """
+    request = _request(
+        optimizers, steps, seeds, lr, state, warm_batches, bands, rule, tolerance, ablations, hyperparameters, seed
+    )
+    dealt = _check(task, request, spectrum)
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    with undisturbed(task.model), own_gradients(layout.parameters):
+        makers: dict[str, Callable[[], LiteOptimizer]] = {
+            name: lambda name=name: optimizer_of(task, name, request.hyperparameters.get(name, {}))  # type: ignore[misc]
+            for name in dict.fromkeys((*request.optimizers, request.bands))
+        }
+        costs, start = planning.measure_costs(task, layout, dealt, makers)
+    require_same_task(spectrum, task, loss=start.loss)
+    swept = tuple(name for name, rate in request.lr.items() if rate == "sweep")
+    ablated = len(_ABLATIONS) if request.ablations else 0
+    common = {"steps": steps, "seeds": seeds, "rule": rule, "warm_batches": warm_batches, "swept": swept}
+    basis = Subspace.of_spectrum(spectrum, task, memory=memory)
+    return ReplayPlan(
+        num_parameters=layout.size,
+        num_gradients=planning.count_gradients(
+            request.optimizers,
+            warmed=len(request.optimizers) + 1 if state != "cold" else 1,
+            ablations=ablated,
+            **common,  # type: ignore[arg-type]
+        ),
+        seconds=planning.expected_seconds(
+            costs,
+            request.optimizers,
+            bands=bands,
+            ablations=ablated,
+            **common,  # type: ignore[arg-type]
+        ),
+        memory_bytes=planning.expected_memory(costs, layout, bands=bands, basis_bytes=basis.num_bytes),
+        num_runs=len(request.optimizers) * seeds * (1 + ablated),
+        steps=steps,
+        num_seeds=seeds,
+        swept=swept,
+        fingerprint=_fingerprint(task, request, dealt, spectrum),
+        start_loss=start.loss,
+    )
+
+
+def replay(
+    task: Task,
+    optimizers: Sequence[str] = DEFAULT_OPTIMIZERS,
+    *,
+    spectrum: Spectrum,
+    steps: int = 50,
+    seeds: int = 3,
+    lr: LearningRate | Mapping[str, LearningRate] = "sweep",
+    state: StateName = "auto",
+    warm_batches: int = 50,
+    bands: str = "soap",
+    rule: Rule = "simpson",
+    tolerance: float = DEFAULT_TOLERANCE,
+    ablations: bool = False,
+    hyperparameters: Mapping[str, Mapping[str, Any]] = {},
+    saved: SavedOptimizer | None = None,
+    seed: int = 0,
+    memory: int | None = None,
+    plan: ReplayPlan | None = None,
+    state_directory: Path | None = None,
+    on_progress: OnProgress | None = None,
+    on_step: Callable[[ReplayStep], None] | None = None,
+    command: str = "",
+) -> results.Replay:
+    """Train the same short segment from θ₀ under several optimizers, and say who lowers the loss where.
+
+    Loss changes are those of the evaluation set. Each step's change is allotted to the spectrum's eigenvectors, to
+    their complement, and to every band of every block, by a quadrature whose closure error is kept.
+
+    Args:
+        task: Model, loss, evaluation batches and training batches; comes back bitwise as it was.
+        optimizers: Names of `lite_probe.optim.OPTIMIZERS`.
+        spectrum: Of this task, with eigenvectors: its positive converged top pairs are the sharp directions.
+        steps: K, of the segment.
+        seeds: Segments; all optimizers see the same.
+        lr: A learning rate, "sweep" or "checkpoint", for all or by name; who is not named is swept.
+        state: At θ₀: "checkpoint" takes over the saved one, "warm" feeds `warm_batches` at fixed θ₀, "cold" starts
+            at zero, "auto" is "checkpoint" where it is all that optimizer's, else "warm".
+        warm_batches: W.
+        bands: Whose proxy orders the directions of each block: "adamw", "muon" or "soap".
+        rule: "simpson", two gradients more per step, or "trapezoid", one.
+        tolerance: Of a step's closure error, relative to a typical loss change of a step; Simpson's rule is refined
+            until it is met.
+        ablations: Also run every optimizer with its updates projected on the sharp subspace, and on its complement.
+        hyperparameters: By optimizer, where they are not the defaults.
+        saved: What the checkpoint brought along.
+        seed: Deals the batches.
+        memory: Bytes that the sharp subspace may take in memory.
+        plan: From `plan_replay` with the same arguments, to save making it again.
+        state_directory: Finished runs, and the one in progress, are kept there; the same call continues after a kill
+            with the same numbers, bitwise on a CPU. `discard_state` removes it once the result is saved.
+        on_progress: `(done, expected, label)`, in gradients.
+        on_step: Told of every step.
+        command: For provenance.
+
+    Returns:
+        The replay; a run that diverged says at which step, and the others went on.
+
+    Raises:
+        UsageError, InputError, NumericsError: As `plan_replay`.
+
+    Cost: per optimizer and seed K training gradients, K steps and 2K evaluation gradients (K under the trapezoid's
+        rule); the plan says.
+    """
+    started = time.perf_counter()
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    request = _request(
+        optimizers, steps, seeds, lr, state, warm_batches, bands, rule, tolerance, ablations, hyperparameters, seed
+    )
+    dealt = _check(task, request, spectrum)
+    if plan is None:
+        plan = plan_replay(
+            task,
+            optimizers,
+            spectrum=spectrum,
+            steps=steps,
+            seeds=seeds,
+            lr=lr,
+            state=state,
+            warm_batches=warm_batches,
+            bands=bands,
+            rule=rule,
+            tolerance=tolerance,
+            ablations=ablations,
+            hyperparameters=hyperparameters,
+            saved=saved,
+            seed=seed,
+            memory=memory,
+        )
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    with undisturbed(task.model), own_gradients(layout.parameters), _put_back(layout) as start:
+        session = _Session(task, layout, start, request, dealt, spectrum, plan, saved, memory, state_directory)
+        session.on_progress, session.on_step = on_progress, on_step
+        session.run()
+    return results.Replay(
+        steps=steps,
+        num_seeds=seeds,
+        rule=rule,
+        tolerance=tolerance,
+        start_loss=session.start_point.loss,
+        eigenvalues=session.subspace.eigenvalues,
+        eigenvalue_errors=session.subspace.residual_norms,
+        num_parameters=layout.size,
+        bands=session.bands.table,
+        recipes=session.recipes,
+        sweeps=session.sweeps,
+        theory=session.theory,
+        runs=tuple(session.runs),
+        config=_config(request, task),
+        fingerprint=plan.fingerprint,
+        notes=(*dealt.notes, *session.notes),
+        provenance=provenance_of(
+            task,
+            split="evaluation",
+            seed=seed,
+            count=session.count,
+            command=command,
+            started_at=started_at,
+            seconds=time.perf_counter() - started,
+            details={
+                "spectrum": spectrum.fingerprint,
+                "training batches": batches_digest(task.train),
+                "warm-up batches": batches_digest(dealt.warm),
+                **{f"segment of seed {index}": one.digest for index, one in enumerate(dealt.segments)},
+            },
+        ),
+    )
+
+
+def discard_state(state_directory: Path) -> None:
+    """Remove what `replay` kept to continue from; call it once the result is saved."""
+    shutil.rmtree(_state_folder(state_directory), ignore_errors=True)
+
+
+class _Session:
+    """Runs everything that was asked, one optimizer after another, and keeps what is finished."""
+
+    def __init__(
+        self,
+        task: Task,
+        layout: ParameterLayout,
+        start: torch.Tensor,
+        request: _Request,
+        dealt: Dealt,
+        spectrum: Spectrum,
+        plan: ReplayPlan,
+        saved: SavedOptimizer | None,
+        memory: int | None,
+        state_directory: Path | None,
+    ) -> None:
+        self.task = task
+        self.layout = layout
+        self.start = start
+        self.request = request
+        self.dealt = dealt
+        self.plan = plan
+        self.saved = saved
+        self.folder = _state_folder(state_directory) if state_directory is not None else None
+        self.subspace = Subspace.of_spectrum(spectrum, task, memory=memory)
+        self.on_progress: OnProgress | None = None
+        self.on_step: Callable[[ReplayStep], None] | None = None
+        self.recipes: dict[str, results.Recipe] = {}
+        self.sweeps: dict[str, results.Sweep] = {}
+        self.theory: dict[str, results.LinearTheory] = {}
+        self.runs: list[results.ReplayRun] = []
+        self.notes: list[Note] = list(self.subspace.notes)
+        self._label = ""
+        self._phase = "warm"
+        self._gradients = 0
+        self.start_point: Point
+        self.count = 0
+        self.bands: Bands
+
+    def run(self) -> None:
+        """Measure at θ₀, then replay every optimizer."""
+        request = self.request
+        self.start_point = evaluate(self.task, self.layout)
+        self.count = self.start_point.count
+        self.bands = self._cut_bands()
+        self.runner = Runner(
+            self.task,
+            self.layout,
+            self.start,
+            self.start_point,
+            fingerprint=self.plan.fingerprint,
+            state_file=self.folder / "running.pt" if self.folder is not None else None,
+            on_step=self._on_step,
+            on_gradients=self._on_gradients,
+        )
+        watching = Watching(
+            recorder=Recorder(self.subspace, self.bands), rule=request.rule, tolerance=request.tolerance
+        )
+        for name in request.optimizers:
+            self._replay(name, watching)
+        self.notes += self._closing_notes()
+
+    def _cut_bands(self) -> Bands:
+        """Order the directions by the proxy of an optimizer that has looked at θ₀."""
+        name = self.request.bands
+        optimizer = optimizer_of(self.task, name)
+        self._label = f"warming {name} for the bands"
+        warm(self.task, [optimizer], self.dealt.warm, on_batch=lambda index, gradient: self._on_gradients(1))
+        return cut_bands(self.layout, optimizer.directions(), optimizer=name)
+
+    def _replay(self, name: str, watching: Watching) -> None:
+        """Prepare one optimizer, choose its learning rate, and run its segments; what is finished is not made again."""
+        keys = [(seed, ablation) for seed in range(self.request.seeds) for ablation in self._ablations]
+        finished = {key: self._finished_run(name, *key) for key in keys}
+        known = self._load("recipe", name, _FinishedRecipe)
+        prepared: Prepared | None = None
+        if known is None or None in finished.values():
+            prepared = self._prepare(name)
+            known = known or self._choose(name, prepared)
+        self.recipes[name] = known.recipe
+        if known.sweep is not None:
+            self.sweeps[name] = known.sweep
+        if known.theory is not None:
+            self.theory[name] = known.theory
+        self.notes += known.notes
+        for (seed, ablation), run in finished.items():
+            self._phase, self._label = "replay", _title(name, ablation, seed)
+            if run is None and prepared is not None:
+                request = RunRequest(
+                    optimizer=name,
+                    lr=known.recipe.lr,
+                    seed=seed,
+                    segment=self.dealt.segments[seed],
+                    ablation=ablation,
+                )
+                run = self.runner.run(
+                    prepared.optimizer,
+                    prepared.state,
+                    request,
+                    watching=watching if ablation == "none" else None,
+                    subspace=self.subspace,
+                )
+                self._keep("run", request.key, _FinishedRun(fingerprint=self.plan.fingerprint, run=run))
+            if run is not None:
+                self.runs.append(run)
+
+    @property
+    def _ablations(self) -> tuple[Ablation, ...]:
+        return ("none", *_ABLATIONS) if self.request.ablations else ("none",)
+
+    def _prepare(self, name: str) -> Prepared:
+        self._phase, self._label = "warm", f"warming {name}"
+        self._tell(name, None)
+        return prepare(
+            self.task,
+            name,
+            hyperparameters=self.request.hyperparameters.get(name, {}),
+            state=self.request.state,
+            warm_batches=self.dealt.warm,
+            saved=self.saved,
+            on_gradient=lambda: self._on_gradients(1),
+        )
+
+    def _choose(self, name: str, prepared: Prepared) -> "_FinishedRecipe":
+        """Settle an optimizer's learning rate; predict what the linear theory says of it."""
+        asked, sweep = self.request.lr[name], None
+        if asked == "sweep":
+            sweep = self._sweep(name, prepared)
+            lr, source = sweep.chosen, "sweep"
+        elif asked == "checkpoint":
+            lr, source = saved_learning_rate(name, prepared.origin, self.saved), "checkpoint"
+        else:
+            lr, source = float(asked), "given"
+        hyperparameters = self.request.hyperparameters.get(name, {})
+        theory = None
+        if prepared.origin != "cold":
+            theory = linear_theory(prepared.optimizer, name, lr, hyperparameters, self.layout, self.subspace)
+        recipe = results.Recipe(
+            optimizer=name,
+            lr=lr,
+            lr_source=source,
+            hyperparameters=dict(hyperparameters),
+            state=prepared.origin,
+            state_lines=prepared.lines,
+        )
+        known = _FinishedRecipe(
+            fingerprint=self.plan.fingerprint, recipe=recipe, sweep=sweep, theory=theory, notes=prepared.notes
+        )
+        self._keep("recipe", name, known)
+        return known
+
+    def _sweep(self, name: str, prepared: Prepared) -> results.Sweep:
+        self._phase = "sweep"
+        known = self._tried(name)
+
+        def loss_at(lr: float) -> float | None:
+            key = lr.hex()
+            if key not in known:
+                self._label = f"{name} at learning rate {lr:.2g}"
+                request = RunRequest(optimizer=name, lr=lr, seed=-1, segment=self.dealt.sweep)
+                known[key] = self.runner.final_loss(prepared.optimizer, prepared.state, request)
+                self._keep_tried(name, known)
+            return known[key]
+
+        sweep = sweep_learning_rates(loss_at)
+        # The linear theory reads the state at θ₀, where the last trial has not left it.
+        prepared.optimizer.load_state_dict(prepared.state)
+        return sweep
+
+    def _closing_notes(self) -> Iterator[Note]:
+        for run in self.runs:
+            if run.diverged_at is not None:
+                title = _title(run.optimizer, run.ablation, run.seed)
+                yield Note(code="diverged", message=f"{title} diverged at step {run.diverged_at}; the others went on.")
+        for name, sweep in self.sweeps.items():
+            if bool(sweep.diverged.all()):
+                yield Note(code="sweep-diverged", message=f"{name} diverged at every learning rate that was tried.")
+        usual = planning.WATCHED[self.request.rule]
+        refined = [int((run.gradients_used > usual).sum()) for run in self.runs]
+        if sum(refined):
+            most = max(int(run.gradients_used.max()) for run in self.runs if len(run.gradients_used))
+            message = (
+                f"{sum(refined)} of {sum(len(run.gradients_used) for run in self.runs)} steps missed the closure "
+                f"tolerance with {usual} gradients and took more, {most} at most."
+            )
+            yield Note(code="refined", message=message)
+
+    # -- progress ------------------------------------------------------------------------------------------------
+
+    def _on_gradients(self, count: int) -> None:
+        self._gradients += count
+        if self.on_progress is not None:
+            self.on_progress(self._gradients, max(self.plan.num_gradients, self._gradients), self._label)
+
+    def _on_step(self, request: RunRequest, step: int, loss: float | None, flat_share: float | None) -> None:
+        self._tell(request.optimizer, request, step=step, loss=loss, flat_share=flat_share)
+
+    def _tell(
+        self,
+        name: str,
+        request: RunRequest | None,
+        *,
+        step: int = 0,
+        loss: float | None = None,
+        flat_share: float | None = None,
+    ) -> None:
+        if self.on_step is not None:
+            self.on_step(
+                ReplayStep(
+                    phase=self._phase,
+                    optimizer=name,
+                    ablation=request.ablation if request is not None else "none",
+                    seed=request.seed if request is not None else 0,
+                    lr=request.lr if request is not None else None,
+                    step=step,
+                    steps=self.request.steps,
+                    loss=loss,
+                    flat_share=flat_share,
+                )
+            )
+
+    # -- what is finished, on disk -------------------------------------------------------------------------------
+
+    def _finished_run(self, name: str, seed: int, ablation: str) -> results.ReplayRun | None:
+        found = self._load("run", f"{name}.{ablation}.{seed}", _FinishedRun)
+        return found.run if found is not None else None
+
+    def _load(self, what: str, key: str, kind: type[_Kept]) -> _Kept | None:
+        if self.folder is None:
+            return None
+        found = find_result(self.folder / f"{what}-{key}", f"replay-{what}", self.plan.fingerprint)
+        return found if isinstance(found, kind) else None
+
+    def _keep(self, what: str, key: str, finished: "_FinishedRun | _FinishedRecipe") -> None:
+        if self.folder is not None:
+            save(finished, self.folder / f"{what}-{key}")
+
+    def _tried(self, name: str) -> dict[str, float | None]:
+        """Return the sweep's losses that an earlier process found, by learning rate in hexadecimal."""
+        try:
+            saved = json.loads(self._sweep_file(name).read_text())
+            if saved["fingerprint"] == self.plan.fingerprint:
+                return dict(saved["losses"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # nothing to continue from
+        return {}
+
+    def _keep_tried(self, name: str, losses: Mapping[str, float | None]) -> None:
+        if self.folder is not None:
+            text = json.dumps({"fingerprint": self.plan.fingerprint, "losses": losses})
+            write_atomically(self._sweep_file(name), lambda file: file.write(text.encode()))
+
+    def _sweep_file(self, name: str) -> Path:
+        return (self.folder or Path()) / f"sweep-{name}.json"
+
+
+@contextmanager
+def _put_back(layout: ParameterLayout) -> Iterator[torch.Tensor]:
+    """Yield a copy of the parameters, and set them to it at the end, bitwise."""
+    start = layout.read()
+    try:
+        yield start
+    finally:
+        layout.write(start)
+
+
+def _title(name: str, ablation: str, seed: int) -> str:
+    projected = "" if ablation == "none" else f", {ablation} part only,"
+    return f"{name}{projected} seed {seed}"
+
+
+def _state_folder(state_directory: Path) -> Path:
+    return Path(state_directory) / "replay.state"
+
+
+def _request(
+    optimizers: Sequence[str],
+    steps: int,
+    seeds: int,
+    lr: LearningRate | Mapping[str, LearningRate],
+    state: str,
+    warm_batches: int,
+    bands: str,
+    rule: Rule,
+    tolerance: float,
+    ablations: bool,
+    hyperparameters: Mapping[str, Mapping[str, Any]],
+    seed: int,
+) -> _Request:
+    """Check ranges and names, and gather what is asked."""
+    names = (optimizers,) if isinstance(optimizers, str) else tuple(optimizers)
+    require_optimizers(names, hyperparameters)
+    require_state(state)
+    for what, value in (("steps", steps), ("seeds", seeds), ("warm_batches", warm_batches)):
+        if value < 1:
+            raise UsageError(f"expected {what} of at least 1, got {value}")
+    if rule not in get_args(Rule):
+        raise UsageError(f"expected the rule {' or '.join(get_args(Rule))}, got {rule!r}")
+    if bands not in BAND_OPTIMIZERS:
+        raise UsageError(f"expected the bands of {', '.join(BAND_OPTIMIZERS)}, got {bands!r}")
+    if not 0.0 < tolerance < 1.0:
+        raise UsageError(f"expected a tolerance between 0 and 1, got {tolerance}")
+    return _Request(
+        optimizers=names,
+        steps=steps,
+        seeds=seeds,
+        lr=learning_rates(names, lr),
+        state=state,
+        warm_batches=warm_batches,
+        bands=bands,
+        rule=rule,
+        tolerance=tolerance,
+        ablations=ablations,
+        hyperparameters=hyperparameters,
+        seed=seed,
+    )
+
+
+def _check(task: Task, request: _Request, spectrum: Spectrum) -> Dealt:
+    """Refuse what cannot be replayed, before any compute; return the batches of each part."""
+    dealt = deal_segments(
+        task, steps=request.steps, seeds=request.seeds, warm_batches=request.warm_batches, seed=request.seed
+    )
+    require_disjoint(task)
+    require_same_task(spectrum, task)
+    return dealt
+
+
+def _config(request: _Request, task: Task) -> dict[str, object]:
+    """Return everything that was asked and changes the numbers."""
+    return {
+        **asdict(request),
+        "device": task.device.type,
+        "precision": str(next(task.model.parameters()).dtype).removeprefix("torch."),
+        "lite_probe": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def _fingerprint(task: Task, request: _Request, dealt: Dealt, spectrum: Spectrum) -> str:
+    digests = [batches_digest(dealt.warm), dealt.sweep.digest, *(one.digest for one in dealt.segments)]
+    asked = {**_config(request, task), "batches": digests, "spectrum": spectrum.fingerprint}
+    return task_fingerprint(task, "evaluation", asked)

@@ -1,0 +1,157 @@
+"""What a replay will take: gradients, time and memory, from one gradient and a few steps of each optimizer."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lite_probe.operators.layout import ParameterLayout
+from lite_probe.optim import LiteOptimizer
+from lite_probe.replays.allocation import Point, Rule, evaluate
+from lite_probe.replays.segments import Dealt
+from lite_probe.spectra.memory import peak_during
+from lite_probe.subspaces import set_gradients, warm
+from lite_probe.task import Task
+
+_SWEPT = 4  # learning rates that a sweep usually takes
+_VECTORS = 10  # of N entries beside model, its gradient and an optimizer's state: see `Runner` and `integrate_step`
+WATCHED = {"simpson": 2, "trapezoid": 1}  # evaluation gradients of a step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayPlan:
+    """What a replay will do, and what that takes."""
+
+    num_parameters: int
+    num_gradients: int  # expected, all runs together
+    seconds: float  # expected
+    memory_bytes: int  # expected peak of the process (CPU) or of the device's allocations
+    num_runs: int
+    steps: int
+    num_seeds: int
+    swept: tuple[str, ...]  # optimizers whose learning rate is swept
+    fingerprint: str
+    start_loss: float  # on the evaluation set at θ₀
+
+    def summary(self) -> str:
+        """Return the plan as one line for people."""
+        sweep = f", learning rates of {len(self.swept)} swept" if self.swept else ""
+        return (
+            f"{self.num_runs} runs of {self.steps} steps, {self.num_seeds} seed{'s' if self.num_seeds > 1 else ''}"
+            f"{sweep}: ~{self.num_gradients:,} gradients, ~{_duration(self.seconds)}, "
+            f"{self.memory_bytes / 2**30:.1f} GiB"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What parts of a replay cost on this machine."""
+
+    train_seconds: float  # one training gradient
+    evaluation_seconds: float  # one evaluation gradient
+    step_seconds: Mapping[str, float]  # one step, by optimizer
+    state_bytes: Mapping[str, int]
+    peak_bytes: int  # of the process during a gradient
+
+
+def measure_costs(
+    task: Task, layout: ParameterLayout, batches: Dealt, makers: Mapping[str, Callable[[], LiteOptimizer]]
+) -> tuple[Costs, Point]:
+    """Time a gradient of each kind and a step of each optimizer, at θ₀.
+
+    Cost: two evaluation gradients, three training gradients per optimizer and as many steps.
+    """
+    batch = batches.warm[0]
+    evaluate(task, layout)  # the first pass pays for the allocator
+    points: list[Point] = []
+    evaluation: list[float] = []
+    peak = peak_during(
+        task.device, lambda: evaluation.append(_timed(task, lambda: points.append(evaluate(task, layout))))
+    )
+    steps, states = {}, {}
+    train = 0.0
+    for name, maker in makers.items():
+        optimizer = maker()
+        # The first step sets up, SOAP's builds its bases; both are seconds once, not per step.
+        warm(task, [optimizer], [batch, batch])
+        both = _timed(task, lambda optimizer=optimizer: warm(task, [optimizer], [batch]))  # type: ignore[misc]
+        train = _timed(task, lambda: set_gradients(task, layout.parameters, batch, "warm-up batch 0"))
+        steps[name] = max(both - train, 0.0)
+        states[name] = _state_bytes(optimizer)
+    costs = Costs(
+        train_seconds=train,
+        evaluation_seconds=evaluation[0],
+        step_seconds=steps,
+        state_bytes=states,
+        peak_bytes=peak,
+    )
+    return costs, points[0]
+
+
+def count_gradients(
+    optimizers: Sequence[str],
+    *,
+    steps: int,
+    seeds: int,
+    rule: Rule,
+    warm_batches: int,
+    warmed: int,
+    swept: Sequence[str],
+    ablations: int,
+) -> int:
+    """Return the gradients that a replay is expected to make; an evaluation of the loss counts as none."""
+    watched = len(optimizers) * seeds * steps * (1 + WATCHED[rule])
+    return watched + len(optimizers) * ablations * seeds * steps + warmed * warm_batches + len(swept) * _SWEPT * steps
+
+
+def expected_seconds(
+    costs: Costs,
+    optimizers: Sequence[str],
+    *,
+    steps: int,
+    seeds: int,
+    rule: Rule,
+    warm_batches: int,
+    bands: str,
+    swept: Sequence[str],
+    ablations: int,
+) -> float:
+    """Return the time that a replay is expected to take."""
+    seconds = warm_batches * (costs.train_seconds + costs.step_seconds[bands])
+    for name in optimizers:
+        plain = costs.train_seconds + costs.step_seconds[name]
+        seconds += warm_batches * plain + seeds * steps * (plain + WATCHED[rule] * costs.evaluation_seconds)
+        seconds += _SWEPT * steps * plain * (name in swept)
+        seconds += ablations * seeds * steps * (plain + costs.evaluation_seconds / 3)
+    return seconds
+
+
+def expected_memory(costs: Costs, layout: ParameterLayout, *, bands: str, basis_bytes: int) -> int:
+    """Return the bytes in use at the worst moment: a watched step of the optimizer with the largest state.
+
+    Its state is there twice, since every run starts from a copy; the bases of the bands are part of another one's.
+    """
+    vector = layout.size * layout.parameters[0].element_size()
+    own = 2 * max(costs.state_bytes.values())
+    return costs.peak_bytes + _VECTORS * vector + own + costs.state_bytes[bands] // 2 + basis_bytes
+
+
+def _state_bytes(optimizer: LiteOptimizer) -> int:
+    tensors = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
+
+
+def _timed(task: Task, call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    if task.device.type == "cuda":
+        torch.cuda.synchronize(task.device)
+    return time.perf_counter() - started
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

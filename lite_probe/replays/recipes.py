@@ -1,0 +1,175 @@
+"""What each optimizer starts a replay with: its hyperparameters, its learning rate, its state at θ₀."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from lite_probe.checkpoints.optimizers import StateDict
+from lite_probe.errors import InputError, UsageError
+from lite_probe.optim import OPTIMIZERS, LiteOptimizer, hyperparameters_of, restore_state
+from lite_probe.results.provenance import Note
+from lite_probe.subspaces import optimizer_of, warm
+from lite_probe.task import Batch, Task
+
+StateName = Literal["auto", "checkpoint", "warm", "cold"]
+LearningRate = float | str  # a number, "sweep" or "checkpoint"
+
+_WORDS = ("sweep", "checkpoint")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedOptimizer:
+    """The optimizer states that a checkpoint brought along."""
+
+    states: Sequence[StateDict]
+    step: int | None  # completed updates, for states that do not count them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An optimizer made, with the state that every run of it starts from."""
+
+    optimizer: LiteOptimizer
+    state: Mapping[str, Any]
+    origin: str  # "checkpoint", "warm" or "cold"
+    lines: tuple[str, ...]  # what became of the state, in words
+    notes: tuple[Note, ...]
+
+
+def learning_rates(optimizers: Sequence[str], lr: LearningRate | Mapping[str, LearningRate]) -> dict[str, LearningRate]:
+    """Return what was said of each optimizer's learning rate; one that is not named is swept.
+
+    Raises:
+        UsageError: If a rate is no positive number and neither "sweep" nor "checkpoint", or is for an optimizer that is
+            not replayed.
+    """
+    rates: dict[str, LearningRate] = dict.fromkeys(optimizers, "sweep")
+    if isinstance(lr, Mapping):
+        strangers = sorted(set(lr) - set(optimizers))
+        if strangers:
+            raise UsageError(
+                f"expected learning rates for {', '.join(optimizers)}, got one for {', '.join(strangers)}",
+                "name it among the optimizers, or leave its rate out",
+            )
+        rates |= lr
+    else:
+        rates = dict.fromkeys(optimizers, lr)
+    for name, rate in rates.items():
+        is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        if not (0.0 < rate < float("inf") if is_number else rate in _WORDS):  # type: ignore[operator]
+            raise UsageError(f"expected a positive learning rate, sweep or checkpoint for {name}, got {rate!r}")
+    return rates
+
+
+def require_optimizers(names: Sequence[str], hyperparameters: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse names and hyperparameters that do not exist, before anything is computed.
+
+    Raises:
+        UsageError: It lists the known.
+    """
+    if not names:
+        raise UsageError(f"expected optimizers among {', '.join(OPTIMIZERS)}, got none")
+    for name in names:
+        known = hyperparameters_of(name)
+        unknown = sorted(set(hyperparameters.get(name, {})) - set(known))
+        if unknown:
+            raise UsageError(f"expected hyperparameters of {name} among {', '.join(known)}, got {', '.join(unknown)}")
+    if len(set(names)) < len(names):
+        raise UsageError(f"expected every optimizer once, got {', '.join(names)}")
+    strangers = sorted(set(hyperparameters) - set(names))
+    if strangers:
+        raise UsageError(f"expected hyperparameters of {', '.join(names)}, got some of {', '.join(strangers)}")
+
+
+def require_state(state: str) -> None:
+    """Refuse an unknown kind of state."""
+    if state not in get_args(StateName):
+        raise UsageError(f"expected the state {', '.join(get_args(StateName))}, got {state!r}")
+
+
+def prepare(
+    task: Task,
+    name: str,
+    *,
+    hyperparameters: Mapping[str, Any],
+    state: str,
+    warm_batches: Sequence[Batch],
+    saved: SavedOptimizer | None,
+    on_gradient: Callable[[], None] | None = None,
+) -> Prepared:
+    """Make an optimizer and bring its state to θ₀.
+
+    "checkpoint" takes over what was saved; "warm" feeds some batches at fixed θ₀, since a cold SOAP basis or momentum
+    would bias a short replay; "auto" is the first where all of the optimizer's state was saved, else the second.
+
+    Raises:
+        InputError: If "checkpoint" is asked for and nothing of the saved state is this optimizer's.
+        NumericsError: If a warm-up batch's loss or gradient is not finite.
+
+    Cost: for a warm state one gradient per batch, and a second copy of the state.
+    """
+    optimizer = optimizer_of(task, name, hyperparameters)
+    lines: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+    if state in ("auto", "checkpoint"):
+        restored = None
+        if saved is not None and saved.states:
+            restored = restore_state(
+                optimizer, saved.states, named_parameters=task.model.named_parameters(), step=saved.step
+            )
+        if restored is not None and restored.restored and (state == "checkpoint" or not restored.fresh):
+            return Prepared(
+                optimizer=optimizer,
+                state=_snapshot(optimizer),
+                origin="checkpoint",
+                lines=restored.lines,
+                notes=restored.notes,
+            )
+        if state == "checkpoint":
+            why = "; ".join(restored.lines) if restored is not None else "it brought no optimizer state"
+            raise InputError(
+                f"expected the state of {name} in the checkpoint, got none: {why}", "use --state warm, or auto"
+            )
+        if restored is not None and restored.restored:
+            lines = ("the checkpoint's state is only in part this optimizer's, and was left alone",)
+        optimizer = optimizer_of(task, name, hyperparameters)
+    if state != "cold":
+        warm(task, [optimizer], warm_batches, on_batch=lambda index, gradient: on_gradient() if on_gradient else None)
+        lines += (f"warmed on {len(warm_batches)} batches at fixed parameters",)
+    else:
+        lines += ("cold: all averages start at zero",)
+    origin = "cold" if state == "cold" else "warm"
+    return Prepared(optimizer=optimizer, state=_snapshot(optimizer), origin=origin, lines=lines, notes=notes)
+
+
+def saved_learning_rate(name: str, origin: str, saved: SavedOptimizer | None) -> float:
+    """Return the learning rate that the checkpoint's optimizer stood at.
+
+    Raises:
+        InputError: If the saved optimizer is not this one, or its groups do not agree on a rate.
+    """
+    rates = set()
+    for state in saved.states if saved is not None else ():
+        groups = state.get("param_groups") or ()
+        members = groups.values() if isinstance(groups, Mapping) else groups
+        rates |= {float(group["lr"]) for group in members if isinstance(group, Mapping) and _is_rate(group.get("lr"))}
+    hint = f"give {name}'s rate, or use --lr sweep"
+    if origin != "checkpoint":
+        raise InputError(f"expected the checkpoint to hold the state of {name} and its learning rate, got none", hint)
+    if len(rates) != 1 or not min(rates) > 0.0:
+        found = ", ".join(f"{rate:g}" for rate in sorted(rates)) or "none"
+        raise InputError(f"expected one positive learning rate in the checkpoint's optimizer, got {found}", hint)
+    return rates.pop()
+
+
+def _is_rate(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number or (isinstance(value, torch.Tensor) and value.numel() == 1)
+
+
+def _snapshot(optimizer: LiteOptimizer) -> Mapping[str, Any]:
+    """Return a copy of the state that later steps do not touch."""
+    return copy.deepcopy(optimizer.state_dict())

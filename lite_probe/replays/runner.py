@@ -1,0 +1,341 @@
+"""One optimizer on one segment: trains, and watches itself train without changing a bit of it."""
+
+import io
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lite_probe.errors import NumericsError
+from lite_probe.operators.layout import ParameterLayout
+from lite_probe.operators.reductions import norm
+from lite_probe.optim import LiteOptimizer
+from lite_probe.replays.allocation import Point, Rule, evaluate, integrate_step
+from lite_probe.replays.recorder import Recorder
+from lite_probe.replays.segments import Segment
+from lite_probe.results.replay import ReplayRun
+from lite_probe.results.store import write_atomically
+from lite_probe.subspaces import Subspace, set_gradients
+from lite_probe.task import Task
+
+Ablation = Literal["none", "dominant", "bulk"]
+OptimizerState = Mapping[str, Any]  # of `LiteOptimizer.state_dict`
+
+_LONGEST_INTERVAL = 50.0  # seconds between saves
+_COST_FACTOR = 20.0  # a save that took s seconds is followed by at least 20 s without one
+# Entries of `ReplayRun` that a step adds to, whatever is recorded of it.
+_PER_STEP = ("train_losses", "losses", "update_norms")
+_RECORDED = ("allocations", "closure_errors", "gradients_used", "slopes", "curvatures")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """One run: which optimizer on which batches, and what is projected away."""
+
+    optimizer: str
+    lr: float
+    seed: int
+    segment: Segment
+    ablation: Ablation = "none"
+
+    @property
+    def key(self) -> str:
+        """Its name, for files."""
+        return f"{self.optimizer}.{self.ablation}.{self.seed}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watching:
+    """How a run is watched."""
+
+    recorder: Recorder
+    rule: Rule
+    tolerance: float
+
+
+class Runner:
+    """Runs optimizers from one θ₀, one after another.
+
+    Args:
+        task: Its parameters are moved; the caller puts them back.
+        start: θ₀, (N,).
+        start_point: Evaluation loss and gradient there.
+        fingerprint: Of the replay; a saved run of another one is not continued.
+        state_file: Where a run in progress is kept; None keeps nothing.
+        on_step: Told the completed steps of a run, its losses so far and the flat share of its progress.
+        on_gradients: Told how many gradients were made.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        layout: ParameterLayout,
+        start: Tensor,
+        start_point: Point,
+        *,
+        fingerprint: str = "",
+        state_file: Path | None = None,
+        on_step: Callable[[RunRequest, int, float | None, float | None], None] | None = None,
+        on_gradients: Callable[[int], None] | None = None,
+    ) -> None:
+        self.task = task
+        self.layout = layout
+        self.start = start
+        self.start_point = start_point
+        self.fingerprint = fingerprint
+        self.state_file = state_file
+        self.on_step = on_step
+        self.on_gradients = on_gradients
+        self._last_save = time.monotonic()
+        self._last_cost = 0.0
+
+    def final_loss(self, optimizer: LiteOptimizer, state: OptimizerState, request: RunRequest) -> float | None:
+        """Train without watching; return the evaluation loss at the end, None where the run diverged.
+
+        Cost: a gradient and a step per batch, one evaluation of the loss.
+        """
+        self._begin(optimizer, state, request.lr)
+        try:
+            for step, batch in enumerate(request.segment.batches):
+                set_gradients(self.task, self.layout.parameters, batch, f"training batch {step}")
+                optimizer.step()
+                self._tell(request, step + 1, None, None, 1)
+            return evaluate_loss(self.task)
+        except NumericsError:
+            return None
+
+    def run(
+        self,
+        optimizer: LiteOptimizer,
+        state: OptimizerState,
+        request: RunRequest,
+        *,
+        watching: Watching | None,
+        subspace: Subspace | None = None,
+    ) -> ReplayRun:
+        """Train a segment; return what happened at each step.
+
+        Args:
+            optimizer: Of the task's parameters.
+            state: What it starts from.
+            request: The run.
+            watching: Records progress per direction; None records losses only.
+            subspace: What an ablation projects on.
+
+        Cost: per step one gradient and a step of the optimizer; watched, the gradients of the rule and the projections,
+        else one evaluation of the loss.
+        """
+        run = _Progress(_columns(watching))
+        if not self._continue(optimizer, request, run):
+            self._begin(optimizer, state, request.lr)
+            run.add({"losses": self.start_point.loss})
+        point = self.start_point if run.steps == 0 else evaluate(self.task, self.layout) if watching else None
+        before = self.layout.read()
+        diverged_at = None
+        for step in range(run.steps, len(request.segment.batches)):
+            started = time.perf_counter()
+            try:
+                train_loss = set_gradients(
+                    self.task, self.layout.parameters, request.segment.batches[step], f"training batch {step}"
+                )
+                optimizer.step()
+                after = self._project(before, request.ablation, subspace)
+                update = after - before
+                found: dict[str, Any] = {"train_losses": train_loss, "update_norms": norm(update)}
+                if watching is not None and point is not None:
+                    recorded, point = self._watch(watching, point, before, after, update, run.scale)
+                    found |= {**recorded, "losses": point.loss}
+                else:
+                    found["losses"] = evaluate_loss(self.task)
+            except NumericsError:
+                diverged_at = step
+                break
+            before = after
+            run.add(found)
+            run.seconds += time.perf_counter() - started
+            self._tell(request, run.steps, run.last_loss, run.flat_share, 1 + int(found.get("gradients_used", 0)))
+            self._save_if_due(optimizer, request, run)
+        return run.result(request, diverged_at)
+
+    def _begin(self, optimizer: LiteOptimizer, state: OptimizerState, lr: float) -> None:
+        self.layout.write(self.start)
+        optimizer.load_state_dict(state)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+    def _project(self, before: Tensor, ablation: Ablation, subspace: Subspace | None) -> Tensor:
+        """Return where the step ends; an ablation moves the parameters there."""
+        after = self.layout.read()
+        if ablation == "none" or subspace is None:
+            return after
+        update = after - before
+        dominant = subspace.component(update)
+        after = before + (dominant if ablation == "dominant" else update - dominant)
+        self.layout.write(after)
+        return after
+
+    def _watch(
+        self, watching: Watching, start: Point, before: Tensor, after: Tensor, update: Tensor, scale: float
+    ) -> tuple[dict[str, Any], Point]:
+        change = integrate_step(
+            self.task,
+            self.layout,
+            start,
+            before,
+            after,
+            update,
+            rule=watching.rule,
+            tolerance=watching.tolerance,
+            scale=scale,
+        )
+        found = {
+            "allocations": change.allocation,
+            "closure_errors": change.closure_error,
+            "gradients_used": change.gradients,
+            "slopes": change.slope,
+            "curvatures": change.curvature,
+            **watching.recorder.record(change, start.gradient, update),
+        }
+        return found, change.end
+
+    def _tell(
+        self, request: RunRequest, steps: int, loss: float | None, flat_share: float | None, gradients: int
+    ) -> None:
+        if self.on_gradients is not None:
+            self.on_gradients(gradients)
+        if self.on_step is not None:
+            self.on_step(request, steps, loss, flat_share)
+
+    # -- a run in progress on disk -------------------------------------------------------------------------------
+
+    def _save_if_due(self, optimizer: LiteOptimizer, request: RunRequest, run: "_Progress") -> None:
+        """Keep the run so far: parameters, optimizer state and records, whole or not at all."""
+        waited = time.monotonic() - self._last_save
+        if self.state_file is None or waited < min(_LONGEST_INTERVAL, _COST_FACTOR * self._last_cost):
+            return
+        started = time.monotonic()
+        saved = {
+            "fingerprint": self.fingerprint,
+            "run": [request.key, request.lr, request.segment.digest],
+            "parameters": self.layout.read().cpu(),
+            "optimizer": optimizer.state_dict(),
+            "records": run.tensors(),
+            "seconds": run.seconds,
+        }
+        write_atomically(self.state_file, lambda file: torch.save(saved, file))
+        self._last_save = time.monotonic()
+        self._last_cost = self._last_save - started
+
+    def _continue(self, optimizer: LiteOptimizer, request: RunRequest, run: "_Progress") -> bool:
+        """Take up a run where an earlier process left it; return whether there was one."""
+        if self.state_file is None or not self.state_file.is_file():
+            return False
+        try:
+            content = io.BytesIO(self.state_file.read_bytes())
+            saved = torch.load(content, weights_only=True, map_location=self.start.device)
+            known = saved["fingerprint"], saved["run"]
+            if known != (self.fingerprint, [request.key, request.lr, request.segment.digest]):
+                return False
+            run.restore(saved["records"], saved["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError):
+            return False  # cut off before it was whole, or not ours: the run begins anew
+        self.layout.write(saved["parameters"])
+        optimizer.load_state_dict(saved["optimizer"])
+        return True
+
+
+class _Progress:
+    """The records of a run as they grow."""
+
+    def __init__(self, columns: Mapping[str, int]) -> None:
+        self._columns = columns
+        self._records: dict[str, list[Any]] = {name: [] for name in columns}
+        self.seconds = 0.0
+
+    @property
+    def steps(self) -> int:
+        return len(self._records["train_losses"])
+
+    @property
+    def last_loss(self) -> float:
+        return float(self._records["losses"][-1])
+
+    @property
+    def scale(self) -> float:
+        """A typical |ΔL| of a step so far."""
+        losses = self._records["losses"]
+        return float(np.mean(np.abs(np.diff(losses)))) if len(losses) > 1 else 0.0
+
+    @property
+    def flat_share(self) -> float | None:
+        """Share of the loss change so far that fell to the flat complement; None where nothing is recorded."""
+        total = math.fsum(self._records["allocations"]) if self._records["allocations"] else 0.0
+        if not total:
+            return None
+        return 1.0 - float(np.sum(self._records["sharp_allocations"])) / total
+
+    def add(self, found: Mapping[str, Any]) -> None:
+        for name, value in found.items():
+            self._records[name].append(value)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(np.array(values)) for name, values in self._records.items() if values}
+
+    def restore(self, records: Mapping[str, Tensor], seconds: float) -> None:
+        self._records = {name: list(records[name].numpy()) if name in records else [] for name in self._columns}
+        self.seconds = seconds
+
+    def result(self, request: RunRequest, diverged_at: int | None) -> ReplayRun:
+        arrays: dict[str, Any] = {}
+        for name, width in self._columns.items():
+            kind = np.int64 if name == "gradients_used" else np.float64
+            array = np.array(self._records[name], dtype=kind)
+            arrays[name] = array.reshape(len(array), width) if width else array
+        return ReplayRun(
+            optimizer=request.optimizer,
+            ablation=request.ablation,
+            seed=request.seed,
+            batches_digest=request.segment.digest,
+            diverged_at=diverged_at,
+            seconds=self.seconds,
+            **arrays,
+        )
+
+
+def _columns(watching: Watching | None) -> dict[str, int]:
+    """Return the arrays of a run with their columns; 0 for those of one number per step."""
+    widths = watching.recorder.widths if watching is not None else dict.fromkeys(_WIDE, 0)
+    return {**dict.fromkeys((*_PER_STEP, *_RECORDED), 0), **widths}
+
+
+_WIDE = (
+    "sharp_allocations",
+    "sharp_updates",
+    "sharp_gradients",
+    "band_allocations",
+    "band_energies",
+    "band_slopes",
+    "band_gradient_energies",
+)
+
+
+@torch.no_grad()
+def evaluate_loss(task: Task) -> float:
+    """Return the evaluation loss. Cost: a forward pass.
+
+    Raises:
+        NumericsError: If it is not finite.
+    """
+    total, count = 0.0, 0
+    for index, batch in enumerate(task.evaluation):
+        loss, batch_count = task.loss(batch)
+        total, count = total + float(loss), count + batch_count
+        if not math.isfinite(total):
+            raise NumericsError(f"expected a finite loss, got {float(loss)} on evaluation batch {index}")
+    return total / count

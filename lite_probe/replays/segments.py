@@ -1,0 +1,131 @@
+"""The batches of a replay: dealt once from the task's training batches, and the same for every optimizer.
+
+One shuffle by the user's seed deals the batches to warm on, those of the learning-rate sweep, and a segment per seed.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lite_probe.errors import InputError
+from lite_probe.results.provenance import Note
+from lite_probe.seeds import derive_seed
+from lite_probe.spectra import batches_digest
+from lite_probe.task import Batch, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The batches of some steps, one each."""
+
+    batches: Sequence[Batch]
+    digest: str  # SHA-256 of their contents, in order
+
+
+@dataclass(frozen=True, slots=True)
+class Dealt:
+    """Who trains on what."""
+
+    warm: Sequence[Batch]
+    sweep: Segment
+    segments: Sequence[Segment]  # one per seed
+    notes: tuple[Note, ...]
+
+
+def required_train_batches(*, steps: int, seeds: int, warm_batches: int) -> int:
+    """Return how many training batches give every part batches of its own: K per seed, K to sweep on, W to warm on."""
+    return warm_batches + steps * (seeds + 1)
+
+
+def deal_segments(task: Task, *, steps: int, seeds: int, warm_batches: int, seed: int) -> Dealt:
+    """Deal a task's training batches.
+
+    Where they are fewer than `required_train_batches`, each part is a shuffle of its own of them all, and a note says
+    that parts share batches.
+
+    Raises:
+        InputError: If there are fewer than one segment needs.
+    """
+    pool = list(task.train)
+    if len(pool) < steps:
+        raise InputError(
+            f"expected at least {steps} training batches for a segment of {steps} steps, got {len(pool)}",
+            "give the task more of them, or replay fewer steps",
+        )
+    if len(pool) >= required_train_batches(steps=steps, seeds=seeds, warm_batches=warm_batches):
+        order = _shuffled(len(pool), seed, "deal")
+        parts = [order[:warm_batches]]
+        starts = range(warm_batches, warm_batches + steps * (seeds + 1), steps)
+        parts += [order[start : start + steps] for start in starts]
+        notes: tuple[Note, ...] = ()
+    else:
+        names = ["warm", "sweep", *(f"segment {index}" for index in range(seeds))]
+        sizes = [min(warm_batches, len(pool)), *[steps] * (seeds + 1)]
+        parts = [_shuffled(len(pool), seed, name)[:size] for name, size in zip(names, sizes, strict=True)]
+        message = (
+            f"The {len(pool)} training batches are too few for {seeds} segments of {steps} steps, a sweep and "
+            f"{warm_batches} batches to warm on: they share batches, so that seeds differ less than they would."
+        )
+        notes = (Note(code="segments-overlap", message=message),)
+    dealt = [[pool[index] for index in part] for part in parts]
+    segments = [Segment(batches, batches_digest(batches)) for batches in dealt[1:]]
+    return Dealt(warm=dealt[0], sweep=segments[0], segments=segments[1:], notes=notes)
+
+
+def _shuffled(count: int, seed: int, name: str) -> list[int]:
+    order: list[int] = np.random.default_rng(derive_seed(seed, "replay", name)).permutation(count).tolist()
+    return order
+
+
+def require_disjoint(task: Task) -> None:
+    """Refuse a task that is evaluated on what it trains on.
+
+    Raises:
+        InputError: If a sample of an evaluation batch is, entry for entry, one of a training batch; both are named.
+
+    Cost: one hash of every sample.
+    """
+    trained = {key: where for where, key in _keys(task.train)}
+    for where, key in _keys(task.evaluation):
+        if key in trained:
+            raise InputError(
+                f"expected evaluation samples that are not trained on, got sample {where[1]} of evaluation batch "
+                f"{where[0]}, which is sample {trained[key][1]} of training batch {trained[key][0]}",
+                "take them out of the training batches",
+            )
+
+
+def _keys(batches: Sequence[Batch]) -> Iterator[tuple[tuple[int, int], bytes]]:
+    """Yield ((batch, sample), digest) of every sample."""
+    for number, batch in enumerate(batches):
+        leaves = list(_leaves(batch))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
+        rows = len(tensors[0]) if tensors and len({len(tensor) for tensor in tensors}) == 1 else None
+        for row in range(rows or 1):
+            digest = hashlib.sha256()
+            for leaf in leaves:
+                part = leaf[row] if rows is not None and isinstance(leaf, Tensor) and leaf.ndim else leaf
+                digest.update(_content(part))
+            yield (number, row), digest.digest()
+
+
+def _leaves(batch: Any) -> Iterator[Any]:
+    """Yield what a batch is made of."""
+    if isinstance(batch, Mapping):
+        for key in sorted(batch, key=str):
+            yield from _leaves(batch[key])
+    elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
+        for part in batch:
+            yield from _leaves(part)
+    else:
+        yield batch
+
+
+def _content(part: Any) -> bytes:
+    if isinstance(part, Tensor):
+        return f"{tuple(part.shape)}:{part.dtype}".encode() + part.detach().cpu().contiguous().numpy().tobytes()
+    return repr(part).encode()

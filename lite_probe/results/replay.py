@@ -1,0 +1,344 @@
+"""A replayed training segment under several optimizers, and who lowered the loss along which directions.
+
+Every optimizer starts at the same θ₀ and is fed the same batches; seeds change the batches. Quantities are kept per run
+and step as they were measured; what compares optimizers is paired by seed and has its standard error over seeds.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lite_probe.results.estimate import Estimate
+from lite_probe.results.provenance import Note, Provenance
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bands:
+    """The bands of directions that progress is allotted to, the same for every optimizer; (B,) over all blocks."""
+
+    optimizer: str  # whose proxy, warmed at θ₀, ordered the directions: "soap"
+    blocks: tuple[str, ...]  # the block of each band
+    low: FloatArray  # (B,) edges as shares of the block's dimensions; 0 is the sharpest by the proxy
+    high: FloatArray  # (B,)
+    dimensions: NDArray[np.int64]  # (B,)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Name every band: `ffn 1–10%`."""
+        edges = zip(self.blocks, self.low, self.high, strict=True)
+        return tuple(f"{block} {100 * low:.3g}–{100 * high:.3g}%" for block, low, high in edges)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """An optimizer as it was replayed, and where its numbers come from."""
+
+    optimizer: str
+    lr: float
+    lr_source: str  # "given", "checkpoint" or "sweep"
+    hyperparameters: Mapping[str, object]  # those that were not left at their defaults
+    state: str  # "checkpoint", "warm" or "cold": what it started from
+    state_lines: tuple[str, ...]  # what became of the state, in words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """The learning rates that were tried for one optimizer, on batches of their own."""
+
+    lrs: FloatArray  # (s,) ascending
+    losses: FloatArray  # (s,) on the evaluation batches after the segment; 0 where diverged
+    diverged: NDArray[np.bool_]  # (s,)
+    chosen: float  # the best of lrs
+    is_inside: bool  # whether both its neighbours were tried; else the grid's limit was reached
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayRun:
+    """One optimizer on one seed's batches: K' steps, K or those before it diverged.
+
+    Arrays of an ablation, which is not recorded, have no columns or no entries, but for the losses.
+    """
+
+    optimizer: str
+    ablation: str  # "none", or "dominant": updates projected on the sharp subspace, "bulk": on its complement
+    seed: int  # 0, 1, … ; with the user's seed it draws the batches
+    batches_digest: str  # of the segment, the same for every optimizer
+    diverged_at: int | None  # the step (0-based) that could not be completed
+    train_losses: FloatArray  # (K',) on the step's own batch, before it
+    losses: FloatArray  # (K' + 1,) on the evaluation set, before the first step and after each
+    update_norms: FloatArray  # (K',) ‖d_t‖
+    allocations: FloatArray  # (K',) loss change by the quadrature rule, over all directions
+    closure_errors: FloatArray  # (K',) allocations − true loss change, signed
+    gradients_used: NDArray[np.int64]  # (K',) evaluation gradients behind each step's rule; more where refined
+    slopes: FloatArray  # (K',) g·d at the step's start
+    curvatures: FloatArray  # (K',) dᵀHd at the step's start, from the gradients along the step
+    sharp_allocations: FloatArray  # (K', k) to each eigenvector
+    sharp_updates: FloatArray  # (K', k) c_i = v_i·d
+    sharp_gradients: FloatArray  # (K', k) γ_i = v_i·∇L at the step's start
+    band_allocations: FloatArray  # (K', B)
+    band_energies: FloatArray  # (K', B) ‖P_b d‖²
+    band_slopes: FloatArray  # (K', B) g·P_b d at the step's start
+    band_gradient_energies: FloatArray  # (K', B) ‖P_b g‖² there
+    seconds: float
+
+    def __post_init__(self) -> None:
+        """Check shapes; freeze the arrays."""
+        steps = len(self.train_losses)
+        if len(self.losses) != steps + 1:
+            raise ValueError(f"expected {steps + 1} evaluation losses, got {len(self.losses)}")
+        for name in self.__slots__:
+            array = getattr(self, name)
+            if isinstance(array, np.ndarray):
+                if len(array) not in (steps, steps + 1, 0):
+                    raise ValueError(f"expected {steps} steps of {name}, got {len(array)}")
+                array.setflags(write=False)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that were completed."""
+        return len(self.train_losses)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether progress per direction was recorded."""
+        return len(self.allocations) == self.num_steps and self.num_steps > 0
+
+    @property
+    def loss_change(self) -> float:
+        """L(θ_K) − L(θ₀) on the evaluation set."""
+        return float(self.losses[-1] - self.losses[0])
+
+    @property
+    def closure_error(self) -> float:
+        """|Σ allocations − ΔL| over the whole run."""
+        return abs(float(self.closure_errors.sum()))
+
+    @property
+    def flat_allocations(self) -> FloatArray:
+        """(K',) loss change allotted to the complement of the sharp subspace."""
+        return np.asarray(self.allocations - self.sharp_allocations.sum(axis=1))
+
+    @property
+    def effective_lrs(self) -> FloatArray:
+        """(k,) η_i = −Σ_t c_i γ_i / Σ_t γ_i²; 0 where the gradient has no such component."""
+        squares = (self.sharp_gradients**2).sum(axis=0)
+        products = -(self.sharp_updates * self.sharp_gradients).sum(axis=0)
+        return np.asarray(np.divide(products, squares, out=np.zeros_like(squares), where=squares > 0))
+
+    @property
+    def oscillations(self) -> FloatArray:
+        """(k,) 1 − |Σ_t c_i|/Σ_t|c_i|: 0 straight, 1 to and fro."""
+        lengths = np.abs(self.sharp_updates).sum(axis=0)
+        straight = np.abs(self.sharp_updates.sum(axis=0))
+        return np.asarray(1.0 - np.divide(straight, lengths, out=np.zeros_like(lengths), where=lengths > 0))
+
+    @property
+    def directional_sharpness(self) -> FloatArray:
+        """(K',) NDS = dᵀHd/‖d‖², loss/param²."""
+        squares = self.update_norms**2
+        return np.asarray(np.divide(self.curvatures, squares, out=np.zeros_like(squares), where=squares > 0))
+
+    @property
+    def predicted_changes(self) -> FloatArray:
+        """(K',) g·d + ½dᵀHd."""
+        return np.asarray(self.slopes + 0.5 * self.curvatures)
+
+    @property
+    def decay_rates(self) -> FloatArray:
+        """(k,) measured factor per step by which |γ_i| shrinks: exp of the slope of log|γ_i| against the step."""
+        if len(self.sharp_gradients) < 3:
+            return np.ones(self.sharp_gradients.shape[1])
+        sizes = np.log(np.maximum(np.abs(self.sharp_gradients), 1e-300))
+        return np.asarray(np.exp(np.polyfit(np.arange(len(sizes)), sizes, 1)[0]))
+
+    def band_isotropy(self, dimensions: NDArray[np.int64]) -> FloatArray:
+        """(B,) share of Σ_t‖d_t‖² per band over the band's share of all dimensions; 1 everywhere is isotropic."""
+        energies = self.band_energies.sum(axis=0)
+        total = energies.sum()
+        return np.asarray(energies / total / (dimensions / dimensions.sum())) if total > 0 else np.zeros_like(energies)
+
+    def isotropy_entropy(self, dimensions: NDArray[np.int64]) -> float:
+        """Return how evenly the update is spread over all dimensions: 1 is isotropic, less is concentrated.
+
+        exp of minus the Kullback–Leibler divergence of the energy shares from the bands' shares of dimensions: the
+        share of directions that would carry the update if it were even within them.
+        """
+        spread = self.band_isotropy(dimensions)
+        shares = dimensions / dimensions.sum()
+        positive = spread > 0
+        divergence = float((shares * spread)[positive] @ np.log(spread[positive]))
+        return float(np.exp(-divergence)) if positive.any() else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearTheory:
+    """What the linear theory says of one optimizer along each eigenvector, its preconditioner held fixed at θ₀."""
+
+    effective_lrs: FloatArray  # (k,) v_iᵀ(ηF⁻¹)v_i
+    rates: FloatArray  # (k,) factor per step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """The same segment under several optimizers."""
+
+    steps: int  # K
+    num_seeds: int
+    rule: str  # "simpson" or "trapezoid"
+    tolerance: float  # of a step's closure error, above which Simpson's rule is refined
+    start_loss: float  # on the evaluation set at θ₀, nats
+    eigenvalues: FloatArray  # (k,) of the sharp subspace, descending, loss/param²
+    eigenvalue_errors: FloatArray  # (k,) residual norms
+    num_parameters: int
+    bands: Bands
+    recipes: Mapping[str, Recipe]  # by optimizer, in the order asked for
+    sweeps: Mapping[str, Sweep]  # by optimizer; only those that were swept
+    theory: Mapping[str, LinearTheory]  # by optimizer
+    runs: tuple[ReplayRun, ...]
+    config: Mapping[str, object]
+    fingerprint: str
+    notes: tuple[Note, ...] = ()
+    provenance: Provenance
+
+    @property
+    def optimizers(self) -> tuple[str, ...]:
+        """Names in the order asked for."""
+        return tuple(self.recipes)
+
+    @property
+    def ablations(self) -> tuple[str, ...]:
+        """Ablations that were run: "dominant", "bulk"."""
+        return tuple(dict.fromkeys(run.ablation for run in self.runs if run.ablation != "none"))
+
+    def runs_of(self, optimizer: str, ablation: str = "none") -> tuple[ReplayRun, ...]:
+        """Return one optimizer's runs that reached the end, by seed."""
+        return tuple(
+            run
+            for run in self.runs
+            if run.optimizer == optimizer and run.ablation == ablation and run.diverged_at is None
+        )
+
+    def diverged(self, optimizer: str, ablation: str = "none") -> tuple[ReplayRun, ...]:
+        """Return one optimizer's runs that diverged."""
+        return tuple(
+            run
+            for run in self.runs
+            if run.optimizer == optimizer and run.ablation == ablation and run.diverged_at is not None
+        )
+
+    def loss_change(self, optimizer: str, ablation: str = "none") -> Estimate | None:
+        """ΔL over the segment, mean over seeds; None where no run reached the end."""
+        return _mean([run.loss_change for run in self.runs_of(optimizer, ablation)])
+
+    def difference(
+        self, optimizer: str, other: str, ablation: str = "none", other_ablation: str = "none"
+    ) -> Estimate | None:
+        """Final loss of one minus that of another, paired by seed; None without a seed that both finished."""
+        return _mean(self._paired(optimizer, other, ablation, other_ablation, lambda run: run.loss_change))
+
+    def flat_progress(self, optimizer: str) -> Estimate | None:
+        """−Σ_t of the allocation to the complement of the sharp subspace, nats."""
+        return _mean([-float(run.flat_allocations.sum()) for run in self._recorded(optimizer)])
+
+    def sharp_progress(self, optimizer: str) -> Estimate | None:
+        """−Σ_t of the allocation to the sharp subspace, nats."""
+        return _mean([-float(run.sharp_allocations.sum()) for run in self._recorded(optimizer)])
+
+    def flat_share(self, optimizer: str) -> Estimate | None:
+        """Share of the loss change allotted to the flat complement; above 1 where the sharp part raised the loss."""
+        return _mean([float(run.flat_allocations.sum() / run.allocations.sum()) for run in self._recorded(optimizer)])
+
+    def flat_difference(self, optimizer: str, other: str) -> Estimate | None:
+        """Flat progress of one minus that of another, paired by seed, nats."""
+        return _mean(self._paired(optimizer, other, "none", "none", lambda run: -float(run.flat_allocations.sum())))
+
+    def sharp_difference(self, optimizer: str, other: str) -> Estimate | None:
+        """Sharp progress of one minus that of another, paired by seed, nats."""
+        return _mean(self._paired(optimizer, other, "none", "none", lambda run: -float(run.sharp_allocations.sum())))
+
+    def eigenvector_progress(self, optimizer: str) -> tuple[FloatArray, FloatArray] | None:
+        """Return −Σ_t A_i along each eigenvector, mean over seeds, and its standard error: (k,) and (k,), nats."""
+        return _means([-run.sharp_allocations.sum(axis=0) for run in self._recorded(optimizer)])
+
+    def band_progress(self, optimizer: str) -> tuple[FloatArray, FloatArray] | None:
+        """Return −Σ_t A_b in each band, mean over seeds, and its standard error: (B,) and (B,), nats."""
+        return _means([-run.band_allocations.sum(axis=0) for run in self._recorded(optimizer)])
+
+    def band_isotropy(self, optimizer: str) -> tuple[FloatArray, FloatArray] | None:
+        """Return the update's energy per dimension in each band over the mean, and its standard error."""
+        return _means([run.band_isotropy(self.bands.dimensions) for run in self._recorded(optimizer)])
+
+    def isotropy_entropy(self, optimizer: str) -> Estimate | None:
+        """How evenly the updates are spread, in (0, 1]; see `ReplayRun.isotropy_entropy`."""
+        return _mean([run.isotropy_entropy(self.bands.dimensions) for run in self._recorded(optimizer)])
+
+    def effective_lrs(self, optimizer: str) -> tuple[FloatArray, FloatArray] | None:
+        """Return η_i along each eigenvector, mean over seeds, and its standard error: (k,) and (k,)."""
+        return _means([run.effective_lrs for run in self._recorded(optimizer)])
+
+    def oscillation(self, optimizer: str) -> tuple[FloatArray, FloatArray] | None:
+        """Return the oscillation along each eigenvector, mean over seeds, and its standard error."""
+        return _means([run.oscillations for run in self._recorded(optimizer)])
+
+    def decay_rates(self, optimizer: str) -> tuple[FloatArray, FloatArray] | None:
+        """Return the measured factor per step of |γ_i|, mean over seeds, and its standard error."""
+        return _means([run.decay_rates for run in self._recorded(optimizer)])
+
+    def directional_sharpness(self, optimizer: str) -> Estimate | None:
+        """NDS, mean over steps and then over seeds, loss/param²."""
+        return _mean([float(run.directional_sharpness.mean()) for run in self._recorded(optimizer)])
+
+    def exponent(self, optimizer: str) -> Estimate | None:
+        """Fit a of η_i ∝ λ_i^(−a) over eigenvectors with positive λ_i and η_i, per seed; None for fewer than three.
+
+        0 is gradient descent, ½ Shampoo-like, 1 Newton.
+        """
+        fits = [_power(self.eigenvalues, run.effective_lrs) for run in self._recorded(optimizer)]
+        return _mean([-fit for fit in fits if fit is not None])
+
+    def closure(self, optimizer: str) -> float | None:
+        """The largest |Σ allocations − ΔL|/|ΔL| over seeds."""
+        runs = [run for run in self._recorded(optimizer) if run.loss_change]
+        return max((run.closure_error / abs(run.loss_change) for run in runs), default=None)
+
+    def _recorded(self, optimizer: str) -> list[ReplayRun]:
+        return [run for run in self.runs_of(optimizer) if run.is_recorded]
+
+    def _paired(
+        self, optimizer: str, other: str, ablation: str, other_ablation: str, value: Callable[[ReplayRun], float]
+    ) -> list[float]:
+        first = {run.seed: run for run in self.runs_of(optimizer, ablation)}
+        second = {run.seed: run for run in self.runs_of(other, other_ablation)}
+        return [value(first[seed]) - value(second[seed]) for seed in sorted(first.keys() & second.keys())]
+
+
+def _mean(samples: list[float]) -> Estimate | None:
+    """Return the mean with its error; one sample alone has none, which its `num_samples` of 1 tells."""
+    if not samples:
+        return None
+    if len(samples) == 1:
+        value = samples[0]
+        return Estimate(value=value, stderr=0.0, low=value, high=value, num_samples=1)
+    return Estimate.from_samples(np.array(samples))
+
+
+def _means(samples: list[FloatArray]) -> tuple[FloatArray, FloatArray] | None:
+    """Return mean and standard error over seeds, entry by entry; an error of zero where there is one seed."""
+    if not samples:
+        return None
+    stacked = np.stack(samples)
+    if len(stacked) == 1:
+        return stacked[0], np.zeros_like(stacked[0])
+    return stacked.mean(axis=0), stacked.std(axis=0, ddof=1) / np.sqrt(len(stacked))
+
+
+def _power(curvatures: FloatArray, rates: FloatArray) -> float | None:
+    """Return the least-squares slope of log rate against log curvature over positive pairs."""
+    positive = (curvatures > 0) & (rates > 0)
+    if int(positive.sum()) < 3:
+        return None
+    return float(np.polyfit(np.log(curvatures[positive]), np.log(rates[positive]), 1)[0])

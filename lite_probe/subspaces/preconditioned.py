@@ -1,0 +1,65 @@
+"""Curvature in an optimizer's own metric: F^(-1/2) H F^(-1/2), to see how far its geometry evens it out."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lite_probe.operators.base import SymmetricOperator
+from lite_probe.operators.layout import ParameterLayout
+from lite_probe.optim import Directions
+
+# Of a piece's mean: F is not taken to be smaller, since 1/√F of a direction that never saw a gradient is no curvature.
+_LEAST_DIVISOR = 1e-4
+
+
+class PreconditionedOperator(SymmetricOperator):
+    """F^(-1/2) A F^(-1/2) for a symmetric A and an F that is diagonal in each piece's directions.
+
+    F is bounded from below by 1e-4 of its mean over the piece: where an average of squared gradients is zero, its
+    inverse says nothing.
+
+    Args:
+        operator: A, on all parameters.
+        layout: Of its vectors.
+        directions: F in their coordinates; they partition the parameters.
+
+    Cost of a product: one of A, and four rotations.
+    """
+
+    def __init__(self, operator: SymmetricOperator, layout: ParameterLayout, directions: Sequence[Directions]) -> None:
+        super().__init__(operator.size, device=operator.device, dtype=operator.dtype)
+        self.vectors_per_pass = operator.vectors_per_pass
+        self.operator = operator
+        self._layout = layout
+        self._directions = directions
+        self._index = {name: place for place, name in enumerate(layout.names)}
+        self._scales = [_inverse_root(one.divisor) for one in directions]
+
+    @property
+    def bounded_share(self) -> float:
+        """Share of the parameters whose F had to be bounded."""
+        bounded = total = 0.0
+        for one in self._directions:
+            size = one.piece.view(one.piece.parameter.detach()).numel()
+            total += size
+            bounded += size * float((one.divisor < _LEAST_DIVISOR * one.divisor.mean()).double().mean())
+        return bounded / total
+
+    def _products(self, rows: Tensor) -> Tensor:
+        scaled = torch.stack([self._scale(row) for row in rows])
+        return torch.stack([self._scale(row) for row in self.operator.matmat(scaled.T).T.contiguous()])
+
+    def _scale(self, vector: Tensor) -> Tensor:
+        """Return F^(-1/2) x."""
+        result = torch.empty_like(vector)
+        sources, targets = self._layout.views(vector), self._layout.views(result)
+        for one, scale in zip(self._directions, self._scales, strict=True):
+            place = self._index[one.piece.name]
+            rotated = one.rotate(one.piece.view(sources[place]))
+            one.piece.view(targets[place]).copy_(one.rotate_back(rotated * scale))
+        return result
+
+
+def _inverse_root(divisor: Tensor) -> Tensor:
+    return divisor.clamp(min=float(_LEAST_DIVISOR * divisor.mean())).rsqrt()

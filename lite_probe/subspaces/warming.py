@@ -1,0 +1,121 @@
+"""Optimizer states at a fixed θ₀: what an optimizer knows of a landscape that it has looked at without moving."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lite_probe.blocks import assign_blocks, infer_family
+from lite_probe.errors import NumericsError
+from lite_probe.operators.layout import ParameterLayout
+from lite_probe.optim import LiteOptimizer, make_optimizer
+from lite_probe.task import Batch, Task
+
+
+def optimizer_of(task: Task, name: str, hyperparameters: Mapping[str, Any] = {}) -> LiteOptimizer:
+    """Make an optimizer of a task's parameters, in the blocks the task knows; its learning rate is 1 until it is set.
+
+    Raises:
+        UsageError, InputError: As `make_optimizer`.
+    """
+    shapes = {key: tuple(p.shape) for key, p in task.model.named_parameters() if p.requires_grad}
+    inferred, _ = assign_blocks(shapes, infer_family(shapes))
+    own = {
+        f"^{re.escape(key)}": tuple(task.blocks[key])
+        for key in shapes
+        if task.blocks is not None and key in task.blocks and tuple(task.blocks[key]) != tuple(inferred.get(key, ()))
+    }
+    return make_optimizer(name, task.model.named_parameters(), lr=1.0, blocks=own, **hyperparameters)
+
+
+def warm(
+    task: Task,
+    optimizers: Sequence[LiteOptimizer],
+    batches: Sequence[Batch],
+    *,
+    on_batch: Callable[[int, Tensor], None] | None = None,
+) -> None:
+    """Feed every batch's gradient at θ₀ to some optimizers, at learning rate 0.
+
+    Averages fill, bases turn and thresholds settle as they would in training, while the parameters stay. To be called
+    inside `undisturbed`.
+
+    Args:
+        task: Its parameters come back bitwise, and so does their `grad`.
+        optimizers: Of the task's parameters. Their learning rates are as before.
+        batches: Each is one step.
+        on_batch: Told the batch's index and its gradient, (N,) in `ParameterLayout`'s order; not to be kept.
+
+    Raises:
+        NumericsError: If a batch's loss or gradient is not finite; the batch is named.
+
+    Cost: one gradient per batch, and one step of each optimizer.
+    """
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    flat = torch.zeros(layout.size, dtype=layout.parameters[0].dtype, device=layout.parameters[0].device)
+    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
+    with own_gradients(layout.parameters), unmoved(layout.parameters):
+        try:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = 0.0
+            for index, batch in enumerate(batches):
+                set_gradients(task, layout.parameters, batch, f"warm-up batch {index}")
+                for optimizer in optimizers:
+                    optimizer.step()
+                if on_batch is not None:
+                    flat.zero_()
+                    layout.accumulate(flat, [parameter.grad for parameter in layout.parameters], 1.0)
+                    on_batch(index, flat)
+        finally:
+            groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
+
+
+def set_gradients(task: Task, parameters: Sequence[nn.Parameter], batch: Batch, name: str) -> float:
+    """Give each parameter the gradient of one batch's mean loss as its `grad`; return that loss.
+
+    Raises:
+        NumericsError: If the loss is not finite; `name` says whose it is.
+
+    Cost: one gradient of the batch.
+    """
+    total, count = task.loss(batch)
+    if count == 0:
+        raise NumericsError(f"expected counted tokens in {name}, got none", "check the data")
+    loss = total / count
+    value = float(loss.detach())
+    if value != value or abs(value) == float("inf"):
+        raise NumericsError(
+            f"expected a finite loss, got {value} on {name}", "check the checkpoint (diverged?) and the data"
+        )
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    return value
+
+
+@contextmanager
+def own_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Lend the parameters' `grad`: what was there comes back."""
+    found = [parameter.grad for parameter in parameters]
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, found, strict=True):
+            parameter.grad = gradient
+
+
+@contextmanager
+def unmoved(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Put the parameters back bitwise at the end. Cost: one copy of them."""
+    found = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, found, strict=True):
+                parameter.copy_(value)
