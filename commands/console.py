@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
@@ -77,14 +78,8 @@ class Terminal:
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write a table, its first column to the left and numbers to the right."""
-        if self.quiet:
-            return
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for index, title in enumerate(header):
-            table.add_column(Text(title), justify="left" if index == 0 else "right", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(plain(cell)) for cell in row))
-        self._console.print(table)
+        if not self.quiet:
+            self._console.print(_table(header, rows))
 
     def notes(self, messages: Sequence[str]) -> None:
         """Write what the reader of a result should know."""
@@ -119,6 +114,28 @@ class Terminal:
         else:
             yield self._log()
 
+    @contextmanager
+    def live(self, header: Sequence[str]) -> Iterator[Callable[[Sequence[Sequence[str]], str], None]]:
+        """Show a table that changes, and a line of progress below it; yields the `show(rows, words)` to call.
+
+        A pipe gets the words alone, now and then.
+        """
+        if self.quiet:
+            yield lambda rows, words: None
+        elif self._console.is_terminal:
+            with Live(console=self._console, transient=True, refresh_per_second=4) as screen:
+                yield lambda rows, words: screen.update(Group(_table(header, rows), Text(plain(words), style="dim")))
+        else:
+            last = time.monotonic()
+
+            def show(rows: Sequence[Sequence[str]], words: str) -> None:
+                nonlocal last
+                if time.monotonic() - last >= _LOG_EVERY_SECONDS:
+                    last = time.monotonic()
+                    self.line(words)
+
+            yield show
+
     def _log(self) -> OnProgress:
         last = time.monotonic()
 
@@ -129,6 +146,15 @@ class Terminal:
                 self.line(f"{label}: {done}/{total}")
 
         return on_progress
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, title in enumerate(header):
+        table.add_column(Text(title), justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    return table
 
 
 def _follow(progress: Progress) -> OnProgress:

@@ -1,11 +1,15 @@
-"""`lite-probe demo`: train a small Llama, measure it at two steps, and put both on one page."""
+"""`lite-probe demo`: train a small Llama, measure it at two steps, replay it from the last, all on one page."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lite_probe.commands import replay as replaying
+from lite_probe.commands import spectrum as spectra
+from lite_probe.commands import subspace as subspaces
 from lite_probe.commands.console import Terminal, emit
 from lite_probe.commands.options import (
     compute_options,
@@ -15,17 +19,35 @@ from lite_probe.commands.options import (
     json_option,
     seed_option,
 )
+from lite_probe.commands.replay_summary import json_object as replay_object
 from lite_probe.commands.run_directory import made, run_directory
-from lite_probe.commands.spectrum import SpectrumOptions, measure, open_task, plan_and_tell, tell, write_page
+from lite_probe.commands.subspace_summary import json_object as subspace_object
 from lite_probe.commands.summary import condition_to_median, json_object
+from lite_probe.commands.task import TaskOptions, open_task, write_page
 from lite_probe.commands.wording import count, number, with_error
 
 if TYPE_CHECKING:
+    from lite_probe.results.replay import Replay
     from lite_probe.results.spectrum import Spectrum
+    from lite_probe.results.subspace import SubspaceMeasurement
 
 _TEXT = "builtin:python-docs"
 _STEPS = (60, 300)
 _HYPERPARAMETERS = {"adamw_beta2": 0.95}
+_PROBES = 12  # of the calibration
+_WARM_BATCHES = 40
+_REPLAY = {
+    "optimizers": "muon,muon-lite,soap,soap-lite",
+    "steps": 30,
+    "seeds": 3,
+    "lr": "sweep",
+    "state": "auto",
+    "warm_batches": _WARM_BATCHES,
+    "bands": "soap",
+    "rule": "simpson",
+    "ablations": False,
+    "settings": (),
+}
 
 
 @click.command("demo", epilog=example("demo --out probe/demo"))
@@ -37,27 +59,39 @@ _HYPERPARAMETERS = {"adamw_beta2": 0.95}
 @console_options
 @click.pass_obj
 def command(terminal: Terminal, /, out: str, as_json: bool, **compute: Any) -> None:
-    """Train a small Llama on text that every Python ships, and measure it.
+    """Train a small Llama on text that every Python ships, measure it, and replay it.
 
-    A byte-level Llama of about a million parameters learns from the Python documentation. Its Hessian spectrum is
-    measured per block early and late in training, and one page shows both. Two cores need under three minutes.
+    A byte-level Llama of about a million parameters learns from the Python documentation. Early and late in training
+    its Hessian spectrum is measured per block, then its sharp subspace and LITE's proxies of it; from the last
+    checkpoint a segment is replayed under Muon, SOAP and their LITE variants. One page shows it all. Two cores need
+    under five minutes.
     """
     from lite_probe.reports.page import write_report
 
     folder = run_directory(out, "demo")
+    measured: list[SubspaceMeasurement] = []
+    found: list[tuple[str, Spectrum]] = []
     with made(folder):
         checkpoints = _train(terminal, folder, compute)
         terminal.resumable = True
         runs = [folder / checkpoint.name for checkpoint in checkpoints]
-        spectra = [
-            _measure(terminal, _options(checkpoint, run, compute), run)
-            for checkpoint, run in zip(checkpoints, runs, strict=True)
-        ]
+        for checkpoint, run in zip(checkpoints, runs, strict=True):
+            found.append((checkpoint.name, _measure_spectrum(terminal, _options(checkpoint, run, compute), run)))
+        for place, (checkpoint, run) in enumerate(zip(checkpoints, runs, strict=True)):
+            asked = _options(checkpoint, run, compute)
+            measured.append(_measure_subspace(terminal, asked, run, found[place][1], found[:place]))
+        result = _replay(terminal, _options(checkpoints[-1], runs[-1], compute), runs[-1], found[-1][1])
         page = folder / "report.html"
         write_report(runs, page)
-    for sentence in findings(spectra[0], spectra[-1]):
+    for sentence in findings(found[0][1], found[-1][1]):
         terminal.line(sentence)
-    emit(json.dumps({"report": str(page), "spectra": [json_object(s) for s in spectra]}) if as_json else str(page))
+    printed = {
+        "report": str(page),
+        "spectra": [json_object(one) for _, one in found],
+        "subspaces": [subspace_object(one) for one in measured],
+        "replay": replay_object(result),
+    }
+    emit(json.dumps(printed) if as_json else str(page))
 
 
 def _train(terminal: Terminal, folder: Path, compute: dict[str, Any]) -> list[Path]:
@@ -94,21 +128,55 @@ def _train(terminal: Terminal, folder: Path, compute: dict[str, Any]) -> list[Pa
     return list(record.checkpoints)
 
 
-def _measure(terminal: Terminal, asked: SpectrumOptions, run: Path) -> "Spectrum":
-    """Measure one checkpoint as `lite-probe spectrum` does, and show it."""
-    task, summary, notes = open_task(asked)
-    plan = plan_and_tell(terminal, task, asked)
+def _measure_spectrum(terminal: Terminal, asked: TaskOptions, run: Path) -> "Spectrum":
+    """Measure one checkpoint's spectrum as `lite-probe spectrum --per-block` does, and show it."""
+    own = {**spectra.defaults(), "probes": 3, "per_block": True}
+    options = spectra.SpectrumOptions(**asked.task_options, **own)
+    opened = open_task(options)
+    plan = spectra.plan_and_tell(terminal, opened.task, options)
     with made(run):
-        spectrum = measure(terminal, task, notes, plan, asked, run)
-        write_page(summary, run)
-    tell(terminal, spectrum)
+        found = spectra.measure(terminal, opened.task, opened.notes, plan, options, run)
+        write_page(opened, run, "spectrum")
+    spectra.tell(terminal, found)
     terminal.line()
-    return spectrum
+    return found
 
 
-def _options(checkpoint: Path, run: Path, compute: dict[str, Any]) -> SpectrumOptions:
-    """Ask for the spectrum that the demo shows of one checkpoint."""
-    return SpectrumOptions(
+def _measure_subspace(
+    terminal: Terminal,
+    asked: TaskOptions,
+    run: Path,
+    spectrum: "Spectrum",
+    earlier: "Sequence[tuple[str, Spectrum]]",
+) -> "SubspaceMeasurement":
+    """Measure one checkpoint's sharp subspace as `lite-probe subspace` does, and show it."""
+    options = subspaces.SubspaceOptions(**asked.task_options, size=None, probes=_PROBES, warm_batches=_WARM_BATCHES)
+    opened = open_task(options, train_batches=_WARM_BATCHES)
+    plan = subspaces.plan_and_tell(terminal, opened, spectrum, options, earlier)
+    found = subspaces.measure(terminal, opened, spectrum, plan, options, run, earlier)
+    subspaces.tell(terminal, found)
+    terminal.line()
+    return found
+
+
+def _replay(terminal: Terminal, asked: TaskOptions, run: Path, spectrum: "Spectrum") -> "Replay":
+    """Replay from one checkpoint as `lite-probe replay` does, and show it."""
+    from lite_probe.replays import required_train_batches
+
+    options = replaying.ReplayOptions(**asked.task_options, **_REPLAY)  # type: ignore[arg-type]
+    needed = required_train_batches(steps=options.steps, seeds=options.seeds, warm_batches=options.warm_batches)
+    opened = open_task(options, train_batches=needed)
+    saved = replaying.saved_optimizer(opened, options.state)
+    plan = replaying.plan_and_tell(terminal, opened, spectrum, saved, options)
+    found = replaying.measure(terminal, opened, spectrum, saved, plan, options, run)
+    replaying.tell(terminal, found)
+    terminal.line()
+    return found
+
+
+def _options(checkpoint: Path, run: Path, compute: dict[str, Any]) -> TaskOptions:
+    """Ask for one checkpoint of the demo, on its text."""
+    return TaskOptions(
         checkpoint=str(checkpoint),
         task_file=None,
         trust_pickle=False,
@@ -119,16 +187,7 @@ def _options(checkpoint: Path, run: Path, compute: dict[str, Any]) -> SpectrumOp
         seq_len=128,
         batch_size=8,
         batches=1,
-        split="evaluation",
-        top=10,
-        bottom=3,
-        probes=3,
-        tolerance=1e-3,
-        operator="hessian",
-        method="autograd",
-        per_block=True,
         memory=None,
-        verify=False,
         out=str(run),
         as_json=False,
         dry_run=False,

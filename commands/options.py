@@ -14,7 +14,7 @@ from lite_probe.commands.console import Terminal
 from lite_probe.errors import InputError, UsageError
 
 CONFIG_NAME = "lite-probe.toml"
-COMMANDS = ("inspect", "spectrum", "report", "demo")
+COMMANDS = ("inspect", "spectrum", "subspace", "replay", "report", "demo")
 
 # Not worth a default in a file: what is measured is named by hand, and these say how one call behaves.
 _NOT_CONFIGURABLE = {"checkpoint", "runs", "config_file", "fresh", "as_json", "dry_run", "quiet", "verbose"}
@@ -179,6 +179,10 @@ checkpoint_options = _bundle(
     ),
     click.option("--model-config", metavar="FILE", help="A config.json, for a checkpoint without one."),
 )
+task_option = click.option(
+    "--task", "task_file", metavar="FILE.py:FUNCTION", help="A function that returns a Task, in place of CKPT."
+)
+memory_option = click.option("--memory", type=MemorySize(), metavar="SIZE", help="Stay below this much, such as 8GiB.")
 out_option = click.option("--out", metavar="DIR", help="The run directory; by default probe/NAME.")
 fresh_option = click.option("--fresh", is_flag=True, help="Measure again what is already there.")
 dry_run_option = click.option(

@@ -8,17 +8,19 @@ from pathlib import Path
 from lite_probe.errors import OutputError
 
 
-def run_directory(out: str | None, name: str) -> Path:
+def run_directory(out: str | None, name: str, *, is_one_of_several: bool = False) -> Path:
     """Return the run directory, checked but not yet made.
 
     Args:
-        out: What `--out` says.
+        out: What `--out` says; of several checkpoints each has its own folder in it.
         name: The checkpoint's name; characters that a shell or a file system minds become `-`.
+        is_one_of_several: Whether there are more.
 
     Raises:
         OutputError: If the folder, or one above it, is a file.
     """
-    folder = Path(out) if out is not None else Path("probe") / (re.sub(r"[^\w.+-]+", "-", name).strip(".-") or "run")
+    own = re.sub(r"[^\w.+-]+", "-", name).strip(".-") or "run"
+    folder = Path(out or "probe") / own if out is None or is_one_of_several else Path(out)
     for path in (folder, *folder.parents):
         if path.is_dir():
             break

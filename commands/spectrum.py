@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,6 @@ from lite_probe.commands.console import Terminal, emit
 from lite_probe.commands.options import (
     Among,
     ConfiguredCommand,
-    MemorySize,
     Positive,
     Whole,
     batch_options,
@@ -24,8 +23,10 @@ from lite_probe.commands.options import (
     example,
     fresh_option,
     json_option,
+    memory_option,
     out_option,
     seed_option,
+    task_option,
 )
 from lite_probe.commands.run_directory import made, run_directory
 from lite_probe.commands.summary import (
@@ -35,11 +36,9 @@ from lite_probe.commands.summary import (
     json_object,
     verification_line,
 )
-from lite_probe.commands.wording import count
-from lite_probe.errors import UsageError
+from lite_probe.commands.task import TaskOptions, open_task, tell_task, write_page
 
 if TYPE_CHECKING:
-    from lite_probe.results.checkpoint import CheckpointSummary
     from lite_probe.results.provenance import Note
     from lite_probe.results.spectrum import Spectrum
     from lite_probe.spectra import SpectrumPlan
@@ -47,19 +46,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpectrumOptions:
+class SpectrumOptions(TaskOptions):
     """What `lite-probe spectrum` was asked; the fields are its options."""
 
-    checkpoint: str | None
-    task_file: str | None
-    trust_pickle: bool
-    model_config: str | None
-    data_path: str | None
-    tokenizer: str | None
-    text_field: str
-    seq_len: int | None
-    batch_size: int
-    batches: int
     split: Literal["evaluation", "train"]
     top: int
     bottom: int
@@ -68,27 +57,7 @@ class SpectrumOptions:
     operator: Literal["hessian", "ggn"]
     method: Literal["autograd", "finite-differences"]
     per_block: bool
-    memory: int | None
     verify: bool
-    device: str
-    precision: str | None
-    threads: int | None
-    seed: int
-    out: str | None
-    fresh: bool
-    as_json: bool
-    dry_run: bool
-
-    def __post_init__(self) -> None:
-        """Refuse what contradicts itself."""
-        if (self.checkpoint is None) == (self.task_file is None):
-            got = "neither" if self.checkpoint is None else "both"
-            raise UsageError(f"expected either CKPT or --task, got {got}")
-        if self.checkpoint is not None and self.data_path is None:
-            raise UsageError(
-                "expected --data with a checkpoint, got none",
-                "pass the text or tokens to measure on, or builtin:python-docs",
-            )
 
     @property
     def measurement(self) -> dict[str, Any]:
@@ -115,9 +84,7 @@ class SpectrumOptions:
 @click.argument("checkpoint", metavar="[CKPT]", required=False, type=click.Path())
 @checkpoint_options
 @batch_options
-@click.option(
-    "--task", "task_file", metavar="FILE.py:FUNCTION", help="A function that returns a Task, in place of CKPT."
-)
+@task_option
 @click.option(
     "--on",
     "split",
@@ -152,7 +119,7 @@ class SpectrumOptions:
     help="How Hessian products are taken.",
 )
 @click.option("--per-block", is_flag=True, help="Also the spectrum of every block alone.")
-@click.option("--memory", type=MemorySize(), metavar="SIZE", help="Stay below this much, such as 8GiB.")
+@memory_option
 @click.option("--verify", is_flag=True, help="Ask PyHessian for a second opinion.")
 @compute_options
 @seed_option
@@ -170,7 +137,8 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     page in probe/NAME. Killed or interrupted, the same command continues.
     """
     asked = SpectrumOptions(**options)
-    task, summary, notes = open_task(asked)
+    opened = open_task(asked, train_batches=asked.batches if asked.split == "train" else 0)
+    task = opened.task
     folder = run_directory(asked.out, task.info.name)
     plan = plan_and_tell(terminal, task, asked)
     if asked.dry_run:
@@ -178,66 +146,23 @@ def command(terminal: Terminal, /, **options: Any) -> None:
             emit(json.dumps(plan_object(plan)))
         return
     with made(folder):
-        spectrum = measure(terminal, task, notes, plan, asked, folder)
-        paths = write_page(summary, folder)
+        spectrum = measure(terminal, task, opened.notes, plan, asked, folder)
+        paths = write_page(opened, folder, "spectrum")
     tell(terminal, spectrum)
     emit(json.dumps(json_object(spectrum)) if asked.as_json else "\n".join(map(str, paths)))
 
 
-def open_task(asked: SpectrumOptions) -> "tuple[Task, CheckpointSummary | None, list[Note]]":
-    """Build the task asked for; return it with its checkpoint's summary, if any, and notes on the way."""
-    from lite_probe.checkpoints import open_checkpoint
-    from lite_probe.commands.compute import choose_device, choose_dtype, choose_threads, move_task
-    from lite_probe.making import load_task_file, make_task
-
-    device = choose_device(asked.device)
-    choose_threads(asked.threads)
-    if asked.task_file is not None:
-        task = load_task_file(asked.task_file)
-        move_task(task, asked.device, asked.precision)
-        return task, None, []
-    notes: list[Note] = []
-    checkpoint = open_checkpoint(
-        str(asked.checkpoint), trust_pickle=asked.trust_pickle, model_config=asked.model_config
-    )
-    task = make_task(
-        checkpoint,
-        data=str(asked.data_path),
-        tokenizer=asked.tokenizer,
-        text_field=asked.text_field,
-        seq_len=asked.seq_len,
-        batch_size=asked.batch_size,
-        eval_batches=asked.batches,
-        train_batches=asked.batches if asked.split == "train" else 0,
-        seed=asked.seed,
-        device=device,
-        dtype=choose_dtype(asked.precision or "float32"),
-        on_note=notes.append,
-    )
-    summary = checkpoint.summary()
-    return task, summary, [*summary.notes, *notes]
+def defaults() -> dict[str, Any]:
+    """Return the options of this command alone at their defaults: the spectrum that other commands start from."""
+    own = {field.name for field in fields(SpectrumOptions)} - {field.name for field in fields(TaskOptions)}
+    return {str(param.name): param.get_default(click.Context(command)) for param in command.params if param.name in own}
 
 
 def plan_and_tell(terminal: Terminal, task: "Task", asked: SpectrumOptions) -> "SpectrumPlan":
     """Plan the measurement; say what will be measured and what it costs."""
-    import torch
-
     from lite_probe.spectra import plan_spectrum
 
-    info = task.info
-    num_parameters = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
-    what = [info.checkpoint_format, info.architecture, f"{count(num_parameters)} parameters"]
-    if info.checkpoint_step is not None:
-        what.append(f"step {info.checkpoint_step:,}")
-    shape = f"{len(task.batches(asked.split))} × {info.batch_size}"
-    shape += f" × {info.seq_len} tokens" if info.seq_len else " samples"
-    precision = str(next(task.model.parameters()).dtype).removeprefix("torch.")
-    threads = torch.get_num_threads()
-    where = f"{threads} thread{'s' if threads > 1 else ''}" if task.device.type == "cpu" else str(task.device)
-    terminal.sides(
-        " · ".join(part for part in what if part),
-        f"{shape} of {info.data_name}, {precision}, {where}",
-    )
+    tell_task(terminal, task, task.batches(asked.split))
     plan = plan_spectrum(task, **asked.measurement)
     terminal.line(f"plan: {plan.summary()}", style="bold")
     return plan
@@ -281,16 +206,6 @@ def measure(
     save(spectrum, folder)
     discard_state(folder)
     return spectrum
-
-
-def write_page(summary: "CheckpointSummary | None", folder: Path) -> list[Path]:
-    """Write what goes with a saved spectrum; return the paths for the user, the page first."""
-    from lite_probe.reports.page import write_report
-    from lite_probe.results.store import save
-
-    if summary is not None:
-        save(summary, folder)
-    return [write_report([folder], folder / "report.html"), folder / "spectrum.json"]
 
 
 def tell(terminal: Terminal, spectrum: "Spectrum") -> None:

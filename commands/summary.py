@@ -82,7 +82,7 @@ def json_object(spectrum: "Spectrum") -> dict[str, Any]:
             "agrees": verification.agrees,
             "eigenvalues": verification.eigenvalues.tolist(),
             "eigenvalue_errors": verification.eigenvalue_errors.tolist(),
-            "trace": _estimate(verification.trace),
+            "trace": estimate_object(verification.trace),
         },
         "notes": [{"code": note.code, "message": note.message} for note in spectrum.notes],
         "wall_seconds": spectrum.provenance.wall_seconds,
@@ -99,8 +99,8 @@ def _operator(operator: "OperatorSpectrum") -> dict[str, Any]:
         "residual_norms": operator.residual_norms.tolist(),
         "lower_eigenvalues": operator.lower_eigenvalues.tolist(),
         "lower_residual_norms": operator.lower_residual_norms.tolist(),
-        "trace": _estimate(operator.trace),
-        "trace_h2": _estimate(operator.trace_h2),
+        "trace": estimate_object(operator.trace),
+        "trace_h2": estimate_object(operator.trace_h2),
         "effective_rank": operator.effective_rank,
         "median_abs_eigenvalue": operator.median_abs_eigenvalue,
         "median_is_resolved": operator.median_is_resolved,
@@ -110,5 +110,8 @@ def _operator(operator: "OperatorSpectrum") -> dict[str, Any]:
     }
 
 
-def _estimate(estimate: "Estimate") -> dict[str, float]:
-    return {"value": estimate.value, "stderr": estimate.stderr}
+def estimate_object(estimate: "Estimate | None") -> dict[str, float] | None:
+    """Return an estimate with its error and 95% interval; null where there is none."""
+    if estimate is None:
+        return None
+    return {name: getattr(estimate, name) for name in ("value", "stderr", "low", "high")}

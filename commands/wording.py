@@ -32,6 +32,20 @@ def with_error(value: float | None, error: float | None) -> str:
     return text if scale == 1.0 else f"({text})e{exponent}"
 
 
+def compact(value: float, error: float) -> str:
+    """Write `value±error` in few characters, for tables: `22.4±1.3`, `(8.12±0.90)e-5`."""
+    size = max(abs(value), error)
+    if not error or not math.isfinite(error) or not 0.0 < size < 0.1:
+        return with_error(value, error).replace(" ± ", "±")
+    exponent = math.floor(math.log10(size))
+    return f"({with_error(value / 10.0**exponent, error / 10.0**exponent)})e{exponent}".replace(" ± ", "±")
+
+
+def percent(share: float, error: float | None = None) -> str:
+    """Write a share in per cent, with its error: `26.1%`, `23.9 ± 1.2%`."""
+    return f"{number(100 * share, 3) if not error else with_error(100 * share, 100 * error)}%"
+
+
 def count(value: int) -> str:
     """Write a count for people: `4,321`, `10.7 M`, `1.24 B`."""
     for size, unit in ((1e9, "B"), (1e6, "M")):
@@ -58,4 +72,5 @@ def duration(seconds: float) -> str:
 
 def plain(text: str) -> str:
     """Escape control characters, so that a file's name or content cannot steer the terminal."""
-    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+    words = text.replace("\u00a0", " ")
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in words)

@@ -120,6 +120,7 @@ def make_task(
             architecture=checkpoint.architecture,
             batch_size=batch_size,
             seq_len=plan.seq_len,
+            train_tokens=plan.split,
         ),
     )
 

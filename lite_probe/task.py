@@ -36,6 +36,7 @@ class TaskInfo:
     architecture: str = ""
     batch_size: int = 0
     seq_len: int | None = None
+    train_tokens: int | None = None  # that training batches are drawn from; None where they are samples
 
 
 @dataclass(slots=True)

@@ -56,6 +56,15 @@ def deal_segments(task: Task, *, steps: int, seeds: int, warm_batches: int, seed
             f"expected at least {steps} training batches for a segment of {steps} steps, got {len(pool)}",
             "give the task more of them, or replay fewer steps",
         )
+    info = task.info
+    needed = steps * info.batch_size * ((info.seq_len or 0) + 1)
+    if info.train_tokens is not None and info.train_tokens < needed:
+        raise InputError(
+            f"expected at least {needed:,} tokens to train on for a segment of {steps} steps of {info.batch_size} × "
+            f"{(info.seq_len or 0) + 1} tokens, got {info.train_tokens:,} in {info.data_name} besides the evaluation "
+            "split",
+            "pass a longer text, or a smaller --steps, --batch-size or --seq-len",
+        )
     if len(pool) >= required_train_batches(steps=steps, seeds=seeds, warm_batches=warm_batches):
         order = _shuffled(len(pool), seed, "deal")
         parts = [order[:warm_batches]]

@@ -3,54 +3,71 @@
 from lite_probe.errors import InputError
 from lite_probe.operators.layout import ParameterLayout
 from lite_probe.results.spectrum import Spectrum
-from lite_probe.spectra.fingerprint import batches_digest
+from lite_probe.spectra.fingerprint import batches_digest, task_fingerprint
+from lite_probe.spectra.measure import landscape
 from lite_probe.task import Task
 
 _SAME_LOSS = 1e-4
-_HINT = "measure the spectrum again with the same --data, --seq-len, --batch-size, --batches and --seed"
+_OTHER_BATCHES = "measure the spectrum again with the same --data, --seq-len, --batch-size, --batches and --seed"
+_OTHER_WEIGHTS = "measure this checkpoint's spectrum, or choose its run directory with --out"
 
 
 def require_same_task(spectrum: Spectrum, task: Task, *, loss: float | None = None) -> None:
     """Refuse a spectrum whose eigenvectors are not the Hessian's at this task's θ₀ and evaluation batches.
 
+    The weights are told by the spectrum's own fingerprint, which hashed them: it is made anew from its configuration
+    and from what the task holds now. A checkpoint's name would not see weights that were changed in memory.
+
     Args:
         spectrum: A saved one.
         task: What is to be measured with it.
-        loss: The task's evaluation loss, once it is known: a user's own task has no fingerprint of its weights.
+        loss: The task's evaluation loss, once it is known: another criterion on the same weights and batches.
 
     Raises:
-        InputError: If it holds no eigenvectors, or is of another checkpoint, other batches, another split, another
-            number of parameters or another operator; the message says which.
+        InputError: If it holds no eigenvectors, or is of another operator, number of parameters, split, precision,
+            other batches or other weights; the message says which.
 
-    Cost: one hash of the evaluation batches.
+    Cost: one hash of weights and evaluation batches.
     """
-    origin, info = spectrum.provenance, task.info
-    size = ParameterLayout(list(task.model.named_parameters())).size
+    origin, info, size = spectrum.provenance, task.info, ParameterLayout(list(task.model.named_parameters())).size
     if spectrum.operator != "hessian":
-        raise InputError(f"expected a spectrum of the Hessian, got one of operator {spectrum.operator}", _HINT)
+        raise InputError(
+            f"expected a spectrum of the Hessian, got one of operator {spectrum.operator}",
+            "measure it with --operator hessian",
+        )
     if spectrum.whole.num_parameters != size:
         raise InputError(
-            f"expected a spectrum of {size:,} parameters, got one of {spectrum.whole.num_parameters:,}", _HINT
+            f"expected a spectrum of {size:,} parameters, got one of {spectrum.whole.num_parameters:,}", _OTHER_WEIGHTS
         )
-    if origin.checkpoint_fingerprint != info.checkpoint_fingerprint:
-        raise InputError(
-            f"expected a spectrum of checkpoint {info.checkpoint_name} ({info.checkpoint_fingerprint[:12]}), got one "
-            f"of {origin.checkpoint_name} ({origin.checkpoint_fingerprint[:12]})",
-            "measure this checkpoint's spectrum, or choose its run directory with --out",
-        )
+    if spectrum.eigenvectors is None:
+        raise InputError("expected a spectrum with eigenvectors, got one without", "measure it again with --fresh")
     if origin.data_split != "evaluation":
-        raise InputError(f"expected a spectrum of evaluation batches, got one of {origin.data_split} batches", _HINT)
+        raise InputError(
+            f"expected a spectrum of evaluation batches, got one of {origin.data_split} batches",
+            "measure it with --on evaluation",
+        )
+    precision = str(next(task.model.parameters()).dtype).removeprefix("torch.")
+    if origin.precision != precision:
+        raise InputError(
+            f"expected a spectrum of {precision} weights, got one of {origin.precision}",
+            "measure it again with the same --precision",
+        )
     digest = batches_digest(task.evaluation)
     if origin.batches_digest != digest:
         raise InputError(
             f"expected a spectrum of these evaluation batches (digest {digest[:12]}), got one of others "
             f"({origin.batches_digest[:12]}): {origin.num_batches} × {origin.batch_size} of {origin.data_name}",
-            _HINT,
+            _OTHER_BATCHES,
         )
-    # Another machine may round the loss differently, by far less than another θ₀ would change it.
+    known = {**spectrum.config, **landscape(task, spectrum.loss, bool(spectrum.config.get("per_block")))}
+    if task_fingerprint(task, "evaluation", known) != spectrum.fingerprint:
+        raise InputError(
+            f"expected a spectrum of these weights, those of {info.checkpoint_name}, got one of others, those of "
+            f"{origin.checkpoint_name}",
+            _OTHER_WEIGHTS,
+        )
+    # Another machine may round the loss differently, by far less than another criterion would change it.
     if loss is not None and abs(loss - spectrum.loss) > _SAME_LOSS * abs(spectrum.loss):
         raise InputError(
-            f"expected a spectrum at the loss {loss:.6g} of these weights, got one at {spectrum.loss:.6g}", _HINT
+            f"expected a spectrum at the loss {loss:.6g} of this task, got one at {spectrum.loss:.6g}", _OTHER_WEIGHTS
         )
-    if spectrum.eigenvectors is None:
-        raise InputError("expected a spectrum with eigenvectors, got one without", "measure it again with --fresh")

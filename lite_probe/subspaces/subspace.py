@@ -21,12 +21,14 @@ _STRETCH = 64 * CHUNK  # entries of each vector that are read from a file at a t
 class Subspace:
     """The span of k orthonormal vectors of length N, the flat subspace its complement, which is never built.
 
-    Vectors are contiguous rows in memory, or columns of a mapped file. In bfloat16 they are orthonormal to 4e-3 only;
-    the Gram matrix of what is stored then makes `component` the orthogonal projector on their span all the same.
+    Vectors are contiguous rows in memory, or columns of a mapped file. In bfloat16 they are orthonormal to 4e-3 only:
+    all that is said of the span then refers to the orthonormal basis VG^(-½) nearest to them, G = VᵀV (Löwdin 1950),
+    so that `component` is an orthogonal projector and squared coefficients add up to its energy all the same.
 
     Args:
         rows: (k, N) in memory, float32, float64 or bfloat16.
-        mapped: (N, k) on disk, in place of `rows`.
+        mapped: (N, ·) of the spectrum itself, mapped from its file where it is large, in place of `rows`.
+        columns: (k,) which of its columns.
         eigenvalues: (k,) their curvatures, descending.
         residual_norms: (k,) ‖Hv − λv‖ of each.
         notes: What a reader should know of how they are kept.
@@ -37,6 +39,7 @@ class Subspace:
         rows: Tensor | None = None,
         *,
         mapped: NDArray[np.float32] | None = None,
+        columns: NDArray[np.intp] | None = None,
         eigenvalues: NDArray[np.float64],
         residual_norms: NDArray[np.float64],
         notes: tuple[Note, ...] = (),
@@ -45,12 +48,15 @@ class Subspace:
             raise ValueError("expected vectors either in memory or mapped")
         self._rows = rows
         self._mapped = mapped
+        self._columns = np.arange(len(eigenvalues)) if columns is None else columns
         self.eigenvalues = eigenvalues
         self.residual_norms = residual_norms
         self.notes = notes
-        self._gram: Tensor | None = None
+        self._whitening: Tensor | None = None  # G^(-½), (k, k) float64; None where G = I to float32's rounding
         if rows is not None and rows.dtype == torch.bfloat16:
-            self._gram = torch.stack([self._inner(self.vector(index).unsqueeze(0))[:, 0] for index in range(self.size)])
+            columns = [self._inner(self.vector(index).unsqueeze(0))[:, 0] for index in range(self.size)]
+            values, vectors = torch.linalg.eigh(torch.stack(columns, dim=1))
+            self._whitening = (vectors * values.rsqrt()) @ vectors.T
 
     @classmethod
     def of_spectrum(
@@ -93,21 +99,57 @@ class Subspace:
                 f"expected a size of 1 to {available}, the converged pairs of positive curvature, got {size}",
                 "measure the spectrum with more --top",
             )
-        vectors = spectrum.eigenvectors[:, :count]
-        needed = vectors.shape[0] * count * dtype.itemsize
-        values, residuals = whole.eigenvalues[:count], whole.residual_norms[:count]
+        chosen = np.arange(count)
+        return cls._stored(spectrum.eigenvectors, chosen, whole.eigenvalues, whole.residual_norms, task, dtype, memory)
+
+    @classmethod
+    def of_pairs(cls, spectrum: Spectrum, task: Task, *, memory: int | None = None) -> "Subspace":
+        """Take all converged pairs, of both ends: what is taken out of H exactly, so that no probe has to see it.
+
+        Args:
+            spectrum: With eigenvectors, at least one of them converged.
+            task: On whose device they will be used.
+            memory: As for `of_spectrum`.
+        """
+        whole = spectrum.whole
+        if spectrum.eigenvectors is None:
+            raise InputError("expected a spectrum with eigenvectors, got one without", "measure it again with --fresh")
+        chosen = np.flatnonzero(np.append(whole.converged, whole.lower_converged))
+        values = np.append(whole.eigenvalues, whole.lower_eigenvalues)
+        residuals = np.append(whole.residual_norms, whole.lower_residual_norms)
+        return cls._stored(spectrum.eigenvectors, chosen, values, residuals, task, torch.float32, memory)
+
+    @classmethod
+    def _stored(
+        cls,
+        columns: NDArray[np.float32],
+        chosen: NDArray[np.intp],
+        values: NDArray[np.float64],
+        residuals: NDArray[np.float64],
+        task: Task,
+        dtype: torch.dtype,
+        memory: int | None,
+    ) -> "Subspace":
+        """Put the chosen columns where they have room."""
+        length, count = columns.shape[0], len(chosen)
+        needed = length * count * dtype.itemsize
+        values, residuals = values[chosen], residuals[chosen]
         place = _place(needed, task.device, memory)
         if place is None:
-            message = f"The {count} sharp vectors take {needed / 2**30:.1f} GiB and are read from the spectrum's file."
-            on_disk = (Note(code="subspace-on-disk", message=message),)
-            return cls(mapped=vectors, eigenvalues=values, residual_norms=residuals, notes=on_disk)
-        rows = torch.empty(count, vectors.shape[0], dtype=dtype, device=place)
-        for start in range(0, vectors.shape[0], _STRETCH):
-            part = np.ascontiguousarray(vectors[start : start + _STRETCH].T)
+            notes = []
+            if isinstance(columns, np.memmap):
+                message = f"{count} eigenvectors take {needed / 2**30:.1f} GiB and are read from the spectrum's file."
+                notes.append(Note(code="subspace-on-disk", message=message))
+            return cls(
+                mapped=columns, columns=chosen, eigenvalues=values, residual_norms=residuals, notes=tuple(notes)
+            )
+        rows = torch.empty(count, length, dtype=dtype, device=place)
+        for start in range(0, length, _STRETCH):
+            part = np.ascontiguousarray(columns[start : start + _STRETCH, chosen].T)
             rows[:, start : start + _STRETCH].copy_(torch.from_numpy(part))
         notes = []
         if place != task.device:
-            notes.append(Note(code="subspace-on-cpu", message="The sharp vectors are in main memory, not on the GPU."))
+            notes.append(Note(code="subspace-on-cpu", message="Eigenvectors are in main memory, not on the GPU."))
         if dtype == torch.bfloat16:
             message = "The sharp vectors are kept in bfloat16: each is known to about 4e-3 of its length."
             notes.append(Note(code="subspace-in-bfloat16", message=message))
@@ -121,7 +163,7 @@ class Subspace:
     @property
     def num_parameters(self) -> int:
         """Return N."""
-        return self._rows.shape[1] if self._rows is not None else self._mapped_columns.shape[0]
+        return self._rows.shape[1] if self._rows is not None else self._file.shape[0]
 
     @property
     def num_bytes(self) -> int:
@@ -134,38 +176,42 @@ class Subspace:
         return float(np.max(self.residual_norms / np.abs(self.eigenvalues)))
 
     def vector(self, index: int) -> Tensor:
-        """Return one of the vectors, (N,), float32 unless it is kept in float64."""
+        """Return one of the vectors as it is stored, (N,), float32 unless it is kept in float64."""
         if self._rows is None:
-            return torch.from_numpy(np.ascontiguousarray(self._mapped_columns[:, index]))
+            return torch.from_numpy(np.ascontiguousarray(self._file[:, self._columns[index]]))
         row = self._rows[index]
         return row.float() if row.dtype == torch.bfloat16 else row
 
     def coefficients(self, vectors: Tensor) -> Tensor:
-        """Return the inner products with some vectors, (b, N) → (k, b) float64, accumulated in float64.
-
-        For vectors in bfloat16 they are the coefficients of the projection, G⁻¹Vᵀx.
+        """Return the coefficients Vᵀx of some vectors' parts in the subspace, (b, N) → (k, b) float64.
 
         Cost: one pass over the subspace.
         """
-        inner = self._inner(vectors)
-        return inner if self._gram is None else torch.linalg.solve(self._gram, inner)
+        return self._whitened(self._inner(vectors))
+
+    def combine(self, coefficients: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return Vc for coefficients c, (k,) → (N,) of the given type, on the given device. Cost: one pass."""
+        weights = self._whitened(coefficients.unsqueeze(1))[:, 0].to(dtype)
+        result = torch.empty(self.num_parameters, dtype=dtype, device=device)
+        for part, rows in self._stretches(dtype):
+            result[part] = (weights.to(rows.device) @ rows).to(device)
+        return result
 
     def component(self, vector: Tensor) -> Tensor:
         """Return VVᵀx, the part of a vector in the subspace, (N,) → (N,). Cost: two passes."""
-        weights = self.coefficients(vector.unsqueeze(0))[:, 0].to(vector.dtype)
-        result = torch.empty_like(vector)
-        for part, rows in self._stretches(vector.dtype):
-            result[part] = (weights.to(rows.device) @ rows).to(vector.device)
-        return result
+        return self.combine(self.coefficients(vector.unsqueeze(0))[:, 0], vector.dtype, vector.device)
 
     def energy_share(self, vector: Tensor) -> float:
-        """Return ‖VVᵀx‖²/‖x‖², in [0, 1]; 0 for x = 0."""
+        """Return ‖VVᵀx‖²/‖x‖², in [0, 1]; 0 for x = 0. Cost: one pass."""
         total = dot(vector, vector)
-        inner = self._inner(vector.unsqueeze(0))
-        energy = float((inner * self.coefficients(vector.unsqueeze(0))).sum())
+        energy = float(self.coefficients(vector.unsqueeze(0)).square().sum())
         return min(energy / total, 1.0) if total > 0.0 else 0.0
 
+    def _whitened(self, inner: Tensor) -> Tensor:
+        return inner if self._whitening is None else self._whitening.to(inner.device) @ inner
+
     def _inner(self, vectors: Tensor) -> Tensor:
+        """Return the inner products with the stored vectors, (b, N) → (k, b) float64, accumulated in float64."""
         total = torch.zeros(self.size, len(vectors), dtype=torch.float64, device=vectors.device)
         for part, rows in self._stretches(vectors.dtype):
             total += project(rows, vectors[:, part].to(rows.device)).to(total.device)
@@ -179,10 +225,10 @@ class Subspace:
             if self._rows is not None:
                 yield part, self._rows[:, part].to(dtype)
             else:
-                yield part, torch.from_numpy(np.array(self._mapped_columns[part].T)).to(dtype)
+                yield part, torch.from_numpy(self._file[part][:, self._columns].T).contiguous().to(dtype)
 
     @property
-    def _mapped_columns(self) -> NDArray[np.float32]:
+    def _file(self) -> NDArray[np.float32]:
         if self._mapped is None:
             raise ValueError("expected mapped vectors, got some in memory")
         return self._mapped
@@ -211,7 +257,12 @@ def principal_angles(first: Subspace, second: Subspace) -> NDArray[np.float64]:
             f"expected subspaces of the same parameters, got {first.num_parameters:,} and {second.num_parameters:,}",
             "compare checkpoints of one model",
         )
-    columns = [first.coefficients(second.vector(index).unsqueeze(0))[:, 0].cpu() for index in range(second.size)]
+    units = torch.eye(second.size, dtype=torch.float64)
+    columns = []
+    for unit in units:
+        basis = second.combine(unit, torch.float32, torch.device("cpu")) if second.is_rounded else None
+        column = second.vector(len(columns)) if basis is None else basis
+        columns.append(first.coefficients(column.unsqueeze(0))[:, 0].cpu())
     cosines = torch.linalg.svdvals(torch.stack(columns, dim=1)).numpy()
     return np.sort(np.arccos(np.clip(cosines, 0.0, 1.0)))
 

@@ -67,6 +67,6 @@ def test_the_json_object_holds_what_the_readme_promises(make_spectrum: MakeSpect
     }
     assert per_operator | {"blocks", "notes", "wall_seconds"} <= found.keys()
     assert per_operator <= found["blocks"]["qk"].keys()
-    assert found["trace"] == {"value": 200.0, "stderr": 4.0}
+    assert found["trace"] == {"value": 200.0, "stderr": 4.0, "low": 190.0, "high": 210.0}
     assert found["eigenvalues"][0] == 10.0
     assert found["notes"] == [{"code": "unused-parameters", "message": "expected all, got some"}]

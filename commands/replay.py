@@ -1,0 +1,338 @@
+"""`lite-probe replay`: the same short segment under several optimizers, and who lowers the loss where."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lite_probe.commands.console import Terminal, emit
+from lite_probe.commands.options import (
+    Among,
+    ConfiguredCommand,
+    Whole,
+    batch_options,
+    checkpoint_options,
+    compute_options,
+    config_option,
+    console_options,
+    dry_run_option,
+    example,
+    fresh_option,
+    json_option,
+    memory_option,
+    out_option,
+    seed_option,
+    task_option,
+)
+from lite_probe.commands.replay_board import HEADER, ReplayBoard
+from lite_probe.commands.replay_summary import json_object, manner_table, outcome_table
+from lite_probe.commands.run_directory import made, run_directory
+from lite_probe.commands.task import (
+    Opened,
+    TaskOptions,
+    has_spectrum,
+    open_task,
+    reusable,
+    spectrum_of,
+    tell_task,
+    tell_what_is_missing,
+    write_page,
+)
+from lite_probe.errors import ReplayError, UsageError
+
+if TYPE_CHECKING:
+    from lite_probe.replays import ReplayPlan, ReplayStep, SavedOptimizer
+    from lite_probe.results.replay import Replay
+    from lite_probe.results.spectrum import Spectrum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions(TaskOptions):
+    """What `lite-probe replay` was asked; the fields are its options."""
+
+    optimizers: str
+    steps: int
+    seeds: int
+    lr: str
+    state: str
+    warm_batches: int
+    bands: str
+    rule: str
+    ablations: bool
+    settings: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """The optimizers, in order."""
+        return [name.strip() for name in self.optimizers.split(",") if name.strip()]
+
+    @property
+    def measurement(self) -> dict[str, Any]:
+        """The options of `plan_replay` and `replay`."""
+        names = ("steps", "seeds", "state", "warm_batches", "bands", "rule", "ablations", "seed", "memory")
+        return {
+            "optimizers": self.names,
+            "lr": parse_learning_rates(self.lr),
+            "hyperparameters": parse_settings(self.settings),
+            **{name: getattr(self, name) for name in names},
+        }
+
+
+@click.command(
+    "replay",
+    cls=ConfiguredCommand,
+    epilog=example(
+        "replay runs/gpt/ckpt.pt --data val.bin --optimizers muon,muon-lite,soap,soap-lite",
+        "replay runs/gpt/ckpt.pt --data val.bin --lr muon=0.002,muon-lite=0.002 --optimizers muon,muon-lite",
+    ),
+)
+@click.argument("checkpoint", metavar="[CKPT]", required=False, type=click.Path())
+@click.option(
+    "--optimizers",
+    metavar="NAME,…",
+    default="muon,muon-lite,soap,soap-lite",
+    show_default=True,
+    help="Of adamw, adamw-lite, muon, muon-lite, soap, soap-lite and sgd.",
+)
+@click.option("--steps", type=Whole(1), default=50, show_default=True, help="Steps of the segment.")
+@click.option("--seeds", type=Whole(1), default=3, show_default=True, help="Segments of other batches.")
+@click.option(
+    "--lr",
+    metavar="RATE",
+    default="sweep",
+    show_default=True,
+    help="A number, sweep, or checkpoint; or NAME=RATE,… for some, the rest being swept.",
+)
+@click.option(
+    "--state",
+    type=Among(["auto", "checkpoint", "warm", "cold"]),
+    default="auto",
+    show_default=True,
+    help="What optimizers start from: the checkpoint's state, one warmed at fixed weights, or none.",
+)
+@click.option(
+    "--warm-batches",
+    type=Whole(2),
+    default=50,
+    show_default=True,
+    help="Training batches that states are warmed on.",
+)
+@click.option(
+    "--bands",
+    type=Among(["adamw", "muon", "soap"]),
+    default="soap",
+    show_default=True,
+    help="Whose proxy orders the directions of each block.",
+)
+@click.option(
+    "--rule",
+    type=Among(["simpson", "trapezoid"]),
+    default="simpson",
+    show_default=True,
+    help="How the loss change of a step is allotted; the trapezoid rule takes a gradient less.",
+)
+@click.option("--ablations", is_flag=True, help="Also with updates projected on the sharp subspace, and off it.")
+@click.option(
+    "--set",
+    "settings",
+    metavar="NAME.KEY=VALUE",
+    multiple=True,
+    help="A hyperparameter of one optimizer, such as muon-lite.flat_lr_ratio=3; may be repeated.",
+)
+@batch_options
+@task_option
+@checkpoint_options
+@memory_option
+@compute_options
+@seed_option
+@out_option
+@fresh_option
+@dry_run_option
+@json_option
+@config_option
+@console_options
+@click.pass_obj
+def command(terminal: Terminal, /, **options: Any) -> None:
+    """Replay a short training segment from a checkpoint under several optimizers.
+
+    All see the same batches. Per step and direction it says who lowers the evaluation loss: along the sharp
+    eigenvectors, along everything flat, in every band of every block, each with its error. Starts from the spectrum in
+    the run directory, or measures it. Killed or interrupted, the same command continues.
+    """
+    from lite_probe.replays import learning_rates, require_optimizers, required_train_batches
+
+    asked = ReplayOptions(**options)
+    require_optimizers(asked.names, asked.measurement["hyperparameters"])
+    learning_rates(asked.names, asked.measurement["lr"])
+    needed = required_train_batches(steps=asked.steps, seeds=asked.seeds, warm_batches=asked.warm_batches)
+    opened = open_task(asked, train_batches=needed)
+    folder = run_directory(asked.out, opened.task.info.name)
+    if asked.dry_run and not has_spectrum(folder):
+        found = tell_what_is_missing(terminal, opened, asked)
+        if asked.as_json:
+            emit(json.dumps(found))
+        return
+    with made(folder):
+        spectrum = spectrum_of(terminal, opened, asked, folder)
+        saved = saved_optimizer(opened, asked.state)
+        plan = plan_and_tell(terminal, opened, spectrum, saved, asked)
+        if asked.dry_run:
+            if asked.as_json:
+                emit(json.dumps(plan_object(plan)))
+            return
+        result = measure(terminal, opened, spectrum, saved, plan, asked, folder)
+        paths = write_page(opened, folder, "replay")
+    tell(terminal, result)
+    emit(json.dumps(json_object(result)) if asked.as_json else "\n".join(map(str, paths)))
+    require_some_finished(result)
+
+
+def plan_and_tell(
+    terminal: Terminal, opened: Opened, spectrum: "Spectrum", saved: "SavedOptimizer | None", asked: ReplayOptions
+) -> "ReplayPlan":
+    """Plan the replay; say what will be run and what it costs."""
+    from lite_probe.replays import plan_replay
+
+    tell_task(terminal, opened.task, opened.task.evaluation)
+    plan = plan_replay(opened.task, **asked.measurement, spectrum=spectrum, saved=saved)
+    terminal.line(f"plan: {plan.summary()}", style="bold")
+    return plan
+
+
+def measure(
+    terminal: Terminal,
+    opened: Opened,
+    spectrum: "Spectrum",
+    saved: "SavedOptimizer | None",
+    plan: "ReplayPlan",
+    asked: ReplayOptions,
+    folder: Path,
+) -> "Replay":
+    """Return the replay asked for: the one saved where its fingerprint is the same, else a new one, saved."""
+    from lite_probe.replays import discard_state
+    from lite_probe.replays import replay as run_replay
+    from lite_probe.results.store import save
+
+    found: Replay | None = reusable(terminal, folder, "replay", plan.fingerprint, fresh=asked.fresh)
+    if found is None:
+        terminal.resumable = True
+        runs = asked.seeds * (3 if asked.ablations else 1)
+        board = ReplayBoard(asked.names, steps=asked.steps, runs=runs, start_loss=plan.start_loss)
+        with terminal.live(HEADER) as show:
+
+            def on_step(event: "ReplayStep") -> None:
+                board.on_step(event)
+                show(board.rows(), board.words)
+
+            def on_progress(done: int, total: int, label: str) -> None:
+                board.on_progress(done, total, label)
+                show(board.rows(), board.words)
+
+            found = run_replay(
+                opened.task,
+                **asked.measurement,
+                spectrum=spectrum,
+                saved=saved,
+                plan=plan,
+                state_directory=folder,
+                on_progress=on_progress,
+                on_step=on_step,
+                command=terminal.command_line,
+            )
+        found = replace(found, notes=(*opened.notes, *found.notes))
+        save(found, folder)
+    discard_state(folder)
+    return found
+
+
+def tell(terminal: Terminal, found: "Replay") -> None:
+    """Show a replay in two tables, and what they say."""
+    from lite_probe.reports.replay_verdict import judge_replay
+
+    terminal.table(*outcome_table(found))
+    terminal.line()
+    terminal.table(*manner_table(found))
+    terminal.line()
+    verdict = judge_replay(found)
+    for text in (verdict.lead, *(point.text for point in verdict.points)):
+        terminal.line(text)
+    terminal.notes([note.message for note in found.notes])
+
+
+def require_some_finished(found: "Replay") -> None:
+    """Fail a replay of which no run reached the end; what was measured is saved by then.
+
+    Raises:
+        ReplayError: If every run of every optimizer diverged.
+    """
+    if not any(found.runs_of(name) for name in found.optimizers):
+        steps = [run.diverged_at for run in found.runs if run.diverged_at is not None]
+        raise ReplayError(
+            f"expected some run to reach its end, got all {len(steps)} diverged, the first at step {min(steps)}",
+            "replay with smaller learning rates, or --lr sweep",
+        )
+
+
+def plan_object(plan: "ReplayPlan") -> dict[str, Any]:
+    """Return what `--dry-run --json` prints."""
+    names = ("num_parameters", "num_runs", "num_gradients", "seconds", "memory_bytes", "start_loss", "fingerprint")
+    return {**{name: getattr(plan, name) for name in names}, "swept": list(plan.swept)}
+
+
+def parse_learning_rates(text: str) -> float | str | dict[str, float | str]:
+    """Read what `--lr` says.
+
+    Raises:
+        UsageError: If it is neither a number, sweep or checkpoint, nor NAME=RATE,… of such.
+    """
+    if "=" not in text:
+        return _rate(text, text)
+    rates: dict[str, float | str] = {}
+    for part in text.split(","):
+        name, _, rate = part.partition("=")
+        rates[name.strip()] = _rate(rate, text)
+    return rates
+
+
+def _rate(text: str, whole: str) -> float | str:
+    word = text.strip()
+    if word in ("sweep", "checkpoint"):
+        return word
+    try:
+        return float(word)
+    except ValueError:
+        raise UsageError(
+            f"expected --lr with a number, sweep or checkpoint, or NAME=RATE,… of these, got {whole!r}",
+            "such as --lr 0.002, or --lr muon=0.002,soap=sweep",
+        ) from None
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Read what each `--set` says: optimizer → hyperparameter → value, as JSON where it is some.
+
+    Raises:
+        UsageError: If one is not NAME.KEY=VALUE.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for text in settings:
+        target, equals, value = text.partition("=")
+        name, dot, key = target.strip().rpartition(".")
+        if not (equals and dot and name and key):
+            raise UsageError(f"expected --set NAME.KEY=VALUE, got {text!r}", "such as --set muon-lite.flat_lr_ratio=3")
+        try:
+            found.setdefault(name, {})[key] = json.loads(value)
+        except ValueError:
+            found.setdefault(name, {})[key] = value.strip()
+    return found
+
+
+def saved_optimizer(opened: Opened, state: str) -> "SavedOptimizer | None":
+    """Return the optimizer state that the checkpoint brought, where `--state` may take it."""
+    from lite_probe.replays import SavedOptimizer
+
+    checkpoint = opened.checkpoint
+    if checkpoint is None or checkpoint.optimizer is None or state not in ("auto", "checkpoint"):
+        return None
+    return SavedOptimizer(states=checkpoint.optimizer_states(), step=checkpoint.step)

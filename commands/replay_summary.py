@@ -1,0 +1,130 @@
+"""A replay in two tables, for the terminal, and as one JSON object, for programs."""
+
+from typing import TYPE_CHECKING, Any
+
+from lite_probe.commands.summary import estimate_object
+from lite_probe.commands.wording import compact, number, percent
+
+if TYPE_CHECKING:
+    from lite_probe.results.estimate import Estimate
+    from lite_probe.results.replay import Replay, ReplayRun
+
+_Rows = tuple[list[str], list[list[str]]]
+
+
+def outcome_table(replay: "Replay") -> _Rows:
+    """Return header and rows of what each optimizer reached, and where."""
+    header = ["optimizer", "lr", "chosen by", "loss change", "minus base", "flat", "sharp"]
+    rows = []
+    for name, recipe in replay.recipes.items():
+        rows.append(
+            [
+                name,
+                number(recipe.lr, 2),
+                recipe.lr_source,
+                _text(replay.loss_change(name)),
+                _text(minus_base(replay, name)),
+                _text(_negative(replay.flat_progress(name))),
+                _text(_negative(replay.sharp_progress(name))),
+            ]
+        )
+        for ablation in replay.ablations:
+            change = replay.loss_change(name, ablation)
+            rows.append([f"… {ablation}", "", "", _text(change), "", "", ""])
+    return header, rows
+
+
+def manner_table(replay: "Replay") -> _Rows:
+    """Return header and rows of how each optimizer moved."""
+    header = ["optimizer", "isotropy", "NDS", "exponent", "oscillation", "closure", "s/step"]
+    rows = []
+    for name in replay.optimizers:
+        runs = replay.runs_of(name)
+        oscillation = replay.oscillation(name)
+        closure = replay.closure(name)
+        rows.append(
+            [
+                name,
+                _text(replay.isotropy_entropy(name)),
+                _text(replay.directional_sharpness(name)),
+                _text(replay.exponent(name)),
+                number(None if oscillation is None else float(oscillation[0].mean()), 2),
+                "–" if closure is None else percent(closure),
+                number(_seconds_per_step(runs), 2),
+            ]
+        )
+    return header, rows
+
+
+def minus_base(replay: "Replay", name: str) -> "Estimate | None":
+    """Return a LITE variant's final loss minus its base's, paired by seed; None without a base beside it."""
+    base = name.removesuffix("-lite")
+    return replay.difference(name, base) if base != name and base in replay.recipes else None
+
+
+def json_object(replay: "Replay") -> dict[str, Any]:
+    """Return what `--json` prints: plain numbers, null where there is none."""
+    return {
+        "steps": replay.steps,
+        "seeds": replay.num_seeds,
+        "rule": replay.rule,
+        "start_loss": replay.start_loss,
+        "optimizers": {name: _optimizer_object(replay, name) for name in replay.optimizers},
+        "differences": {
+            f"{name} - {other}": estimate_object(replay.difference(name, other))
+            for name in replay.optimizers
+            for other in replay.optimizers
+            if name != other
+        },
+        "notes": [{"code": note.code, "message": note.message} for note in replay.notes],
+        "wall_seconds": replay.provenance.wall_seconds,
+        "peak_memory_bytes": replay.provenance.peak_memory_bytes,
+        "fingerprint": replay.fingerprint,
+    }
+
+
+def _optimizer_object(replay: "Replay", name: str) -> dict[str, Any]:
+    recipe, sweep = replay.recipes[name], replay.sweeps.get(name)
+    oscillation, rates = replay.oscillation(name), replay.effective_lrs(name)
+    return {
+        "lr": recipe.lr,
+        "lr_source": recipe.lr_source,
+        "hyperparameters": dict(recipe.hyperparameters),
+        "state": recipe.state,
+        "loss_change": estimate_object(replay.loss_change(name)),
+        "minus_base": estimate_object(minus_base(replay, name)),
+        "ablations": {one: estimate_object(replay.loss_change(name, one)) for one in replay.ablations},
+        "flat_progress": estimate_object(replay.flat_progress(name)),
+        "sharp_progress": estimate_object(replay.sharp_progress(name)),
+        "flat_share": estimate_object(replay.flat_share(name)),
+        "isotropy": estimate_object(replay.isotropy_entropy(name)),
+        "directional_sharpness": estimate_object(replay.directional_sharpness(name)),
+        "exponent": estimate_object(replay.exponent(name)),
+        "oscillation": None if oscillation is None else oscillation[0].tolist(),
+        "effective_lrs": None if rates is None else rates[0].tolist(),
+        "closure": replay.closure(name),
+        "diverged": [{"seed": run.seed, "step": run.diverged_at} for run in replay.diverged(name)],
+        "sweep": None
+        if sweep is None
+        else {
+            "lrs": sweep.lrs.tolist(),
+            "losses": [None if bad else loss for loss, bad in zip(sweep.losses.tolist(), sweep.diverged, strict=True)],
+            "is_inside": sweep.is_inside,
+        },
+    }
+
+
+def _seconds_per_step(runs: "tuple[ReplayRun, ...]") -> float | None:
+    steps = sum(run.num_steps for run in runs)
+    return sum(run.seconds for run in runs) / steps if steps else None
+
+
+def _text(estimate: "Estimate | None") -> str:
+    return "–" if estimate is None else compact(estimate.value, estimate.stderr)
+
+
+def _negative(progress: "Estimate | None") -> "Estimate | None":
+    """Return a loss change from progress, which is its negative."""
+    from dataclasses import replace
+
+    return None if progress is None else replace(progress, value=-progress.value)

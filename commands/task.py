@@ -1,0 +1,188 @@
+"""What commands that measure share: the task they are asked for, how it is opened, and its spectrum."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lite_probe.commands.console import Terminal
+from lite_probe.commands.wording import count
+from lite_probe.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from lite_probe.checkpoints import Checkpoint
+    from lite_probe.results.checkpoint import CheckpointSummary
+    from lite_probe.results.provenance import Note
+    from lite_probe.results.spectrum import Spectrum
+    from lite_probe.task import Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """Which model on which batches, and where; the fields are options of every command that measures."""
+
+    checkpoint: str | None
+    task_file: str | None
+    trust_pickle: bool
+    model_config: str | None
+    data_path: str | None
+    tokenizer: str | None
+    text_field: str
+    seq_len: int | None
+    batch_size: int
+    batches: int
+    memory: int | None
+    device: str
+    precision: str | None
+    threads: int | None
+    seed: int
+    out: str | None
+    fresh: bool
+    as_json: bool
+    dry_run: bool
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself."""
+        if (self.checkpoint is None) == (self.task_file is None):
+            got = "neither" if self.checkpoint is None else "both"
+            raise UsageError(f"expected either CKPT or --task, got {got}")
+        if self.checkpoint is not None and self.data_path is None:
+            raise UsageError(
+                "expected --data with a checkpoint, got none",
+                "pass the text or tokens to measure on, or builtin:python-docs",
+            )
+
+    @property
+    def task_options(self) -> dict[str, Any]:
+        """These options alone, without those of one command."""
+        return {field.name: getattr(self, field.name) for field in fields(TaskOptions)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A task, and what was found on the way to it."""
+
+    task: "Task"
+    checkpoint: "Checkpoint | None"  # None for a task of the user's own
+    summary: "CheckpointSummary | None"
+    notes: Sequence["Note"]
+
+
+def open_task(asked: TaskOptions, *, train_batches: int = 0) -> Opened:
+    """Build the task asked for, with so many training batches; a task of the user's own brings what it has."""
+    from lite_probe.checkpoints import open_checkpoint
+    from lite_probe.commands.compute import choose_device, choose_dtype, choose_threads, move_task
+    from lite_probe.making import load_task_file, make_task
+
+    device = choose_device(asked.device)
+    choose_threads(asked.threads)
+    if asked.task_file is not None:
+        task = load_task_file(asked.task_file)
+        move_task(task, asked.device, asked.precision)
+        return Opened(task=task, checkpoint=None, summary=None, notes=())
+    notes: list[Note] = []
+    checkpoint = open_checkpoint(
+        str(asked.checkpoint), trust_pickle=asked.trust_pickle, model_config=asked.model_config
+    )
+    task = make_task(
+        checkpoint,
+        data=str(asked.data_path),
+        tokenizer=asked.tokenizer,
+        text_field=asked.text_field,
+        seq_len=asked.seq_len,
+        batch_size=asked.batch_size,
+        eval_batches=asked.batches,
+        train_batches=train_batches,
+        seed=asked.seed,
+        device=device,
+        dtype=choose_dtype(asked.precision or "float32"),
+        on_note=notes.append,
+    )
+    summary = checkpoint.summary()
+    return Opened(task=task, checkpoint=checkpoint, summary=summary, notes=(*summary.notes, *notes))
+
+
+def tell_task(terminal: Terminal, task: "Task", batches: Sequence[object]) -> None:
+    """Say in a line what will be measured, and on what."""
+    import torch
+
+    info = task.info
+    num_parameters = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    what = [info.checkpoint_format, info.architecture, f"{count(num_parameters)} parameters"]
+    if info.checkpoint_step is not None:
+        what.append(f"step {info.checkpoint_step:,}")
+    shape = f"{len(batches)} × {info.batch_size}"
+    shape += f" × {info.seq_len} tokens" if info.seq_len else " samples"
+    precision = str(next(task.model.parameters()).dtype).removeprefix("torch.")
+    threads = torch.get_num_threads()
+    where = f"{threads} thread{'s' if threads > 1 else ''}" if task.device.type == "cpu" else str(task.device)
+    terminal.sides(
+        " · ".join(part for part in what if part),
+        f"{shape} of {info.data_name}, {precision}, {where}",
+    )
+
+
+def spectrum_of(terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path) -> "Spectrum":
+    """Return the spectrum that a run directory holds; where it holds none, measure one first.
+
+    Raises:
+        InputError: If the one there is damaged, or of other batches or another checkpoint; `--fresh` measures anew.
+    """
+    from lite_probe.results.store import load
+    from lite_probe.spectra import require_same_task
+
+    if has_spectrum(folder):
+        try:
+            found: Spectrum = load(folder, "spectrum")
+            require_same_task(found, opened.task)
+        except InputError as error:
+            if not asked.fresh:
+                raise InputError(f"{folder / 'spectrum.json'}: {error.message}", error.hint) from error
+            terminal.line(f"measuring the spectrum anew: {error.message}")
+        else:
+            return found
+    else:
+        terminal.line(f"no spectrum in {folder} yet: measuring it first")
+    from lite_probe.commands import spectrum as command
+
+    own = command.SpectrumOptions(**asked.task_options, **command.defaults())
+    plan = command.plan_and_tell(terminal, opened.task, own)
+    return command.measure(terminal, opened.task, opened.notes, plan, own, folder)
+
+
+def has_spectrum(folder: Path) -> bool:
+    """Return whether a run directory holds a spectrum."""
+    return (folder / "spectrum.json").is_file()
+
+
+def tell_what_is_missing(terminal: Terminal, opened: Opened, asked: TaskOptions) -> dict[str, Any]:
+    """Plan the spectrum that a dry run would have to start from; the rest can be planned once it is there."""
+    from lite_probe.commands import spectrum as command
+
+    own = command.SpectrumOptions(**asked.task_options, **command.defaults())
+    plan = command.plan_and_tell(terminal, opened.task, own)
+    terminal.line("that is the spectrum, which is not there yet; what follows is planned on it")
+    return {"spectrum": command.plan_object(plan)}
+
+
+def reusable(terminal: Terminal, folder: Path, kind: str, fingerprint: str, *, fresh: bool) -> Any | None:
+    """Return the saved result with this fingerprint, None where it has to be measured; say which it is."""
+    from lite_probe.results.store import find_result
+
+    found = None if fresh else find_result(folder, kind, fingerprint)
+    path = folder / f"{kind}.json"
+    if found is not None:
+        terminal.line(f"already measured: {path}; --fresh measures again")
+    elif not fresh and path.exists():
+        terminal.line(f"replacing {path}: it is of another checkpoint, other batches or options")
+    return found
+
+
+def write_page(opened: Opened, folder: Path, kind: str) -> list[Path]:
+    """Write what goes with a saved result; return the paths for the user, the page first."""
+    from lite_probe.reports.page import write_report
+    from lite_probe.results.store import save
+
+    if opened.summary is not None:
+        save(opened.summary, folder)
+    return [write_report([folder], folder / "report.html"), folder / f"{kind}.json"]
