@@ -22,7 +22,7 @@ from lite_probe.task import Task
 
 Rule = Literal["simpson", "trapezoid"]
 
-MOST_HALVINGS = 4  # 33 gradients in a step; what is still open then is not smooth enough for any rule
+MOST_GRADIENTS = 32  # of a step, after four halvings; what is still open then is not smooth enough for any rule
 # A loss carries roundings of its own size, which no rule sees: closure errors below are not looked into.
 _ROUNDINGS = 32.0
 
@@ -111,7 +111,7 @@ def integrate_step(
     intervals, even_slope, odd_slope, used = 2, 0.0, middle_slope, 2
     while True:
         allocation = (slope + end_slope + 4.0 * odd_slope + 2.0 * even_slope) / (3.0 * intervals)
-        if abs(allocation - change) <= allowed or intervals >= 2 ** (MOST_HALVINGS + 1):
+        if abs(allocation - change) <= allowed or used >= MOST_GRADIENTS:
             break
         even = odd if even is None else even.add_(odd)
         even_slope += odd_slope

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import numpy as np
 import torch
 
 from lite_probe.errors import UsageError
@@ -17,7 +18,7 @@ from lite_probe.operators.conduct import undisturbed
 from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import LiteOptimizer
 from lite_probe.replays import plan as planning
-from lite_probe.replays.allocation import Point, Rule, evaluate
+from lite_probe.replays.allocation import MOST_GRADIENTS, Point, Rule, evaluate
 from lite_probe.replays.plan import ReplayPlan
 from lite_probe.replays.recipes import (
     LearningRate,
@@ -428,6 +429,7 @@ class _Session:
     def _prepare(self, name: str) -> Prepared:
         self._phase, self._label = "warm", f"warming {name}"
         self._tell(name, None)
+        self.layout.write(self.start)  # the runs before have left the parameters where they ended
         return prepare(
             self.task,
             name,
@@ -493,14 +495,18 @@ class _Session:
             if bool(sweep.diverged.all()):
                 yield Note(code="sweep-diverged", message=f"{name} diverged at every learning rate that was tried.")
         usual = planning.WATCHED[self.request.rule]
-        refined = [int((run.gradients_used > usual).sum()) for run in self.runs]
-        if sum(refined):
-            most = max(int(run.gradients_used.max()) for run in self.runs if len(run.gradients_used))
+        used = np.concatenate([run.gradients_used for run in self.runs])
+        if refined := int((used > usual).sum()):
             message = (
-                f"{sum(refined)} of {sum(len(run.gradients_used) for run in self.runs)} steps missed the closure "
-                f"tolerance with {usual} gradients and took more, {most} at most."
+                f"{refined} of {len(used)} steps missed the closure tolerance with {usual} gradients and took more."
             )
             yield Note(code="refined", message=message)
+        if stopped := int((used >= MOST_GRADIENTS).sum()):
+            message = (
+                f"{stopped} of {len(used)} steps were refined to the end, {MOST_GRADIENTS} gradients: the loss is not "
+                "smooth along them, as where a router's choice changes; their closure error says what is missed."
+            )
+            yield Note(code="refined-to-the-end", message=message)
 
     # -- progress ------------------------------------------------------------------------------------------------
 
