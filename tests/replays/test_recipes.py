@@ -1,0 +1,148 @@
+"""What an optimizer starts with: the checkpoint's state, a warmed one, or none; and where its learning rate is from."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lite_probe.errors import InputError
+from lite_probe.optim import LiteOptimizer
+from lite_probe.replays import SavedOptimizer, replay
+from lite_probe.replays.recipes import prepare, saved_learning_rate
+from lite_probe.subspaces import optimizer_of
+from lite_probe.task import Task
+from tests.replays.conftest import spectrum_of, with_training
+
+
+@pytest.fixture
+def task() -> Task:
+    return with_training("llama", 30)
+
+
+def trained(task: Task, optimizer: torch.optim.Optimizer) -> SavedOptimizer:
+    """The state after three steps, the weights put back."""
+    start = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    for batch in task.train[:3]:
+        optimizer.zero_grad()
+        total, count = task.loss(batch)
+        (total / count).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    with torch.no_grad():
+        for name, p in task.model.named_parameters():
+            p.copy_(start[name])
+            p.grad = None
+    return SavedOptimizer(states=[optimizer.state_dict()], step=3)
+
+
+def prepared(task: Task, name: str, state: str, saved: SavedOptimizer | None = None) -> Any:
+    return prepare(task, name, hyperparameters={}, state=state, warm_batches=task.train[:5], saved=saved)
+
+
+def steps_of(optimizer: LiteOptimizer) -> set[int]:
+    return {group["step"] for group in optimizer.param_groups}
+
+
+def own(task: Task, name: str, lr: float = 0.01) -> LiteOptimizer:
+    optimizer = optimizer_of(task, name)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return optimizer
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "soap-lite"])
+def test_a_saved_state_is_taken_over_where_it_is_all_there(name: str, task: Task) -> None:
+    saved = trained(task, own(task, name))
+    for state in ("auto", "checkpoint"):
+        found = prepared(task, name, state, saved)
+        assert found.origin == "checkpoint"
+        assert steps_of(found.optimizer) == {3}
+        assert any("restored" in line for line in found.lines)
+
+
+def test_torchs_adamw_serves_too(task: Task) -> None:
+    saved = trained(task, torch.optim.AdamW(task.model.parameters(), lr=0.02))
+    found = prepared(task, "adamw", "auto", saved)
+    assert found.origin == "checkpoint"
+    assert saved_learning_rate("adamw", found.origin, saved) == 0.02
+
+
+def test_somebody_elses_state_is_left_alone_and_the_optimizer_warmed(task: Task) -> None:
+    saved = trained(task, own(task, "adamw"))
+    found = prepared(task, "muon", "auto", saved)
+    assert found.origin == "warm"
+    assert steps_of(found.optimizer) == {5}
+    assert found.lines == (
+        "the checkpoint's state is only in part this optimizer's, and was left alone",
+        "warmed on 5 batches at fixed parameters",
+    )
+    plain = prepared(task, "muon", "warm")
+    for one, other in zip(found.optimizer.state.values(), plain.optimizer.state.values(), strict=True):
+        assert all(torch.equal(one[key], other[key]) for key in one if isinstance(one[key], torch.Tensor))
+
+
+def test_warm_looks_without_moving_and_cold_does_not_look(task: Task) -> None:
+    before = [p.detach().clone() for p in task.model.parameters()]
+    warm, cold = prepared(task, "soap", "warm"), prepared(task, "soap", "cold")
+    assert all(torch.equal(a, b) for a, b in zip(before, task.model.parameters(), strict=True))
+    assert (warm.origin, cold.origin) == ("warm", "cold")
+    assert steps_of(warm.optimizer) == {5}
+    assert cold.state["state"] == {}
+    assert any("exp_avg" in state for state in warm.state["state"].values())
+
+
+def test_the_snapshot_is_nobodys(task: Task) -> None:
+    """Steps of the optimizer must not reach the state that the next run starts from."""
+    found = prepared(task, "adamw", "warm")
+    key = next(iter(found.state["state"]))
+    kept = found.state["state"][key]["exp_avg"].clone()
+    for batch in task.train[:2]:
+        total, count = task.loss(batch)
+        (total / count).backward()
+        found.optimizer.step()
+    assert torch.equal(found.state["state"][key]["exp_avg"], kept)
+
+
+def test_a_state_asked_for_and_not_there_is_an_error(task: Task) -> None:
+    with pytest.raises(InputError, match="expected the state of muon in the checkpoint, got none: it brought no"):
+        prepared(task, "muon", "checkpoint")
+    saved = trained(task, torch.optim.SGD(task.model.parameters(), lr=0.1, momentum=0.9))
+    with pytest.raises(InputError, match=r"expected the state of soap in the checkpoint, got none: .*fresh"):
+        prepared(task, "soap", "checkpoint", saved)
+
+
+def test_a_learning_rate_of_the_checkpoint(task: Task) -> None:
+    saved = trained(task, own(task, "muon", lr=0.005))
+    found = replay(
+        task,
+        ["muon", "soap"],
+        spectrum=spectrum_of(task),
+        steps=3,
+        seeds=1,
+        warm_batches=3,
+        lr={"muon": "checkpoint", "soap": 0.01},
+        saved=saved,
+    )
+    assert (found.recipes["muon"].lr, found.recipes["muon"].lr_source) == (0.005, "checkpoint")
+    assert (found.recipes["soap"].lr, found.recipes["soap"].lr_source) == (0.01, "given")
+    assert (found.recipes["muon"].state, found.recipes["soap"].state) == ("checkpoint", "warm")
+
+
+def test_no_learning_rate_of_the_checkpoint(task: Task) -> None:
+    saved = trained(task, own(task, "muon"))
+    with pytest.raises(InputError, match="expected the checkpoint to hold the state of soap and its learning rate"):
+        saved_learning_rate("soap", "warm", saved)
+    groups = [{"params": [p], "lr": 0.1 * (index + 1)} for index, p in enumerate(task.model.parameters())][:2]
+    apart = SavedOptimizer(states=[torch.optim.AdamW(groups).state_dict()], step=None)
+    with pytest.raises(InputError, match=r"expected one positive learning rate .*, got 0\.1, 0\.2"):
+        saved_learning_rate("adamw", "checkpoint", apart)
+    with pytest.raises(InputError, match=r"expected one positive learning rate .*, got none"):
+        saved_learning_rate("adamw", "checkpoint", SavedOptimizer(states=[{"state": {}}], step=None))
+
+
+def test_a_task_with_blocks_of_its_own_keeps_them() -> None:
+    """The mlp's names match no family: its blocks come from the task."""
+    task = with_training("mlp", 3)
+    optimizer = optimizer_of(task, "muon-lite", {"flat_lr_ratio": {"ffn": 3.0}})
+    assert {group["block"] for group in optimizer.param_groups} == {"ffn", "out"}
+    assert isinstance(task.model, nn.Sequential)
