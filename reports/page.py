@@ -11,45 +11,44 @@ import plotly.offline
 from markupsafe import Markup
 
 from lite_probe.reports.figures import draw_figures
+from lite_probe.reports.runs import Run, load_run
 from lite_probe.reports.view import make_view
-from lite_probe.results.spectrum import Spectrum
-from lite_probe.results.store import load, write_atomically
+from lite_probe.results.store import write_atomically
 
 
-def render_page(spectra: Sequence[Spectrum]) -> str:
-    """Render one spectrum, or several side by side, as a self-contained page.
+def render_page(runs: Sequence[Run]) -> str:
+    """Render the results of one run, or of several side by side, as a self-contained page.
 
-    The page depends on the spectra alone: rendered twice it is the same to the byte.
+    The page depends on the results alone: rendered twice it is the same to the byte.
 
     Args:
-        spectra: At least one.
+        runs: At least one.
 
     Returns:
         HTML with everything inline; about 5 MB, nearly all of it plotly.js.
 
     Raises:
-        ValueError: If no spectrum came.
+        ValueError: If no run came.
     """
-    view = make_view(spectra)
+    view = make_view(runs)
     return _environment().get_template("page.html.j2").render(view=view, figures=draw_figures(view))
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
-    """Render the spectra saved in run directories into one page.
+    """Render everything saved in run directories into one page.
 
     Args:
-        runs: Run directories, or `spectrum.json` files in them.
+        runs: Run directories, or results in them, which name their directory.
         out: The HTML file to write.
 
     Returns:
         Its path.
 
     Raises:
-        InputError: If a run has no spectrum, or one that was damaged.
+        InputError: If a run has no result, or one that was damaged.
         OutputError: If the page cannot be written.
     """
-    spectra = [load(run, "spectrum") for run in runs]
-    text = render_page(spectra)
+    text = render_page([load_run(run) for run in runs])
     write_atomically(out, lambda file: file.write(text.encode()))
     return Path(out)
 

@@ -16,6 +16,7 @@ class Column:
     unit: str = ""
     is_text: bool = False  # text is set flush left, numbers flush right
     hint: str = ""
+    has_error: bool = False  # the CSV gives the error a column of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class Cell:
 
     text: str
     raw: Raw = None
+    error: float | None = None
     unit: str = ""
     tone: str = ""  # "", "good" or "caution"
     hint: str = ""
@@ -42,13 +44,32 @@ class Table:
 
 def make_table(name: str, caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> Table:
     """Make a table whose CSV has its columns, with the raw numbers in place of the shown ones."""
-    header = [f"{c.title} ({c.unit})" if c.unit else c.title for c in columns]
+    header: list[str] = []
+    body: list[list[Raw]] = [[] for _ in rows]
+    for place, column in enumerate(columns):
+        suffix = f" ({column.unit})" if column.unit else ""
+        header += [column.title + suffix] + ([f"{column.title} error{suffix}"] if column.has_error else [])
+        for line, row in zip(body, rows, strict=True):
+            line += [row[place].raw] + ([row[place].error] if column.has_error else [])
     return Table(
         name=name,
         caption=caption,
         columns=tuple(columns),
         rows=tuple(tuple(row) for row in rows),
-        csv=write_csv(header, [[cell.raw for cell in row] for row in rows]),
+        csv=write_csv(header, body),
+    )
+
+
+def without_lone_label(table: Table, labels: Sequence[str]) -> Table:
+    """Hide the checkpoint's column where there is one checkpoint; the CSV keeps it."""
+    if len(labels) > 1:
+        return table
+    return Table(
+        name=table.name,
+        caption=table.caption,
+        columns=table.columns[1:],
+        rows=tuple(row[1:] for row in table.rows),
+        csv=table.csv,
     )
 
 

@@ -1,108 +1,36 @@
-"""A page of spectra as plain data: strings, numbers and tables, before anything is drawn.
+"""A page as plain data: strings, numbers and tables, before anything is drawn.
 
-Everything that has to be decided about a page is decided here, so it is tested without a figure.
+Everything that has to be decided about a page is decided here and in the views of its parts, so it is tested without
+a figure.
 """
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-import numpy as np
+from lite_probe.reports.numbers import MISSING, format_bytes, format_count, format_duration
+from lite_probe.reports.replay_view import ReplayView, make_replay_view
+from lite_probe.reports.runs import Result, Run
+from lite_probe.reports.spectrum_view import SpectrumView, make_spectrum_view
+from lite_probe.reports.subspace_view import SubspaceView, make_subspace_view
+from lite_probe.reports.table import Cell, Column, Raw, Table, make_table
+from lite_probe.reports.verdict import OPERATOR_NAMES, Point
+from lite_probe.results.spectrum import Spectrum
 
-from lite_probe.reports.numbers import (
-    MISSING,
-    format_bounded,
-    format_bytes,
-    format_count,
-    format_duration,
-    format_number,
-    format_share,
-    format_uncertain,
-    power_label,
-)
-from lite_probe.reports.smoothing import SmoothedDensity, asinh_scale, smooth_asinh, smooth_linear
-from lite_probe.reports.table import Cell, Column, Raw, Table, make_table, write_csv
-from lite_probe.reports.verdict import OPERATOR_NAMES, Verdict, anisotropy_range, judge, loss_unit
-from lite_probe.results.blocks import BLOCK_NAMES
-from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
-
-CURVATURE = "loss/param²"
+KINDS = {"spectrum": "Spectrum", "subspace": "Sharp and flat", "replay": "Replay"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """The density of one spectrum on one axis, with its atoms."""
+class LeadView:
+    """The answer of one part of the page; its section says what it rests on."""
 
-    label: str
-    position: tuple[float, ...]  # where to draw
-    curvature: tuple[float, ...]  # what is there, loss/param²
-    value: tuple[float, ...]  # φ, 1/curvature
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    atom_position: tuple[float, ...]
-    atom_curvature: tuple[float, ...]
-    atom_height: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DensityView:
-    """Densities of all spectra on one axis."""
-
-    axis_title: str
-    ticks: tuple[tuple[float, str], ...]  # (position, label); empty: the drawing program's own
-    floor: float  # where the logarithmic axis begins, 1/curvature
-    ceiling: float
-    curves: tuple[Curve, ...]
-    summary: str  # for those who cannot see the figure
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairSeries:
-    """One end of one spectrum: λ against its index."""
-
-    label: str
-    index: tuple[int, ...]  # 1 …
-    value: tuple[float, ...]  # λ, or −λ where `EndView.is_negated`
-    residual: tuple[float, ...]
-    converged: tuple[bool, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EndView:
-    """One end of the spectra."""
-
-    title: str
-    axis_title: str
-    is_log: bool
-    is_negated: bool
-    series: tuple[PairSeries, ...]
-    summary: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockSeries:
-    """Three curvatures of each block of one spectrum; None where one has no place on a logarithmic axis."""
-
-    label: str
-    sharpest: tuple[float | None, ...]  # λ₁
-    mean: tuple[float | None, ...]  # tr H / N
-    median: tuple[float | None, ...]  # of |λ|, or its upper bound
-    median_is_bound: tuple[bool, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlocksView:
-    """Blocks side by side."""
-
-    blocks: tuple[str, ...]
-    series: tuple[BlockSeries, ...]
-    summary: str
+    heading: str  # empty where the page has one part
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoteView:
-    """A note and the spectra that carry it."""
+    """A note and the runs that carry it."""
 
     code: str
     message: str
@@ -111,10 +39,18 @@ class NoteView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandView:
-    """How to measure one spectrum again."""
+    """How to measure one result again."""
 
     label: str
     command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProvenanceView:
+    """What exactly was run for one kind of result."""
+
+    heading: str  # empty where the page has one kind
+    table: Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,75 +59,66 @@ class PageView:
 
     title: str
     subtitle: str
-    verdict: Verdict
-    key_numbers: Table
-    density: DensityView | None
-    density_linear: DensityView | None
-    asinh_scale: str
-    upper: EndView | None
-    lower: EndView | None
-    pairs: Table | None
-    blocks: BlocksView | None
-    block_table: Table | None
-    verification: Table | None
+    leads: tuple[LeadView, ...]
+    points: tuple[Point, ...]  # of the spectra; other parts have theirs in their sections
+    spectrum: SpectrumView | None
+    subspace: SubspaceView | None
+    replays: tuple[ReplayView, ...]
     notes: tuple[NoteView, ...]
-    provenance: Table
+    provenance: tuple[ProvenanceView, ...]
     commands: tuple[CommandView, ...]
 
 
-def make_view(spectra: Sequence[Spectrum]) -> PageView:
-    """Decide what a page of these spectra says.
+def make_view(runs: Sequence[Run]) -> PageView:
+    """Decide what a page of these runs says.
 
     Args:
-        spectra: At least one; shown by step where each has one, else in the order given.
+        runs: At least one; shown by step where each has one, else in the order given.
 
     Raises:
         ValueError: If none came.
     """
-    if not spectra:
-        raise ValueError("expected at least one spectrum for a page, got none")
-    ordered = _order(spectra)
-    labels = make_labels(ordered)
-    operators = sorted({OPERATOR_NAMES.get(s.operator, s.operator) for s in ordered})
-    wholes = [spectrum.whole for spectrum in ordered]
-    scale = asinh_scale(wholes)
-    has_density = any(len(whole.nodes) for whole in wholes)
+    if not runs:
+        raise ValueError("expected at least one run for a page, got none")
+    ordered = _order(runs)
+    labelled = list(zip(make_labels(ordered), ordered, strict=True))
+    spectra = [(label, run.spectrum) for label, run in labelled if run.spectrum is not None]
+    subspaces = [(label, run.subspace) for label, run in labelled if run.subspace is not None]
+    replays = [(label, run.replay) for label, run in labelled if run.replay is not None]
+    spectrum = make_spectrum_view([label for label, _ in spectra], [one for _, one in spectra]) if spectra else None
+    subspace = make_subspace_view(subspaces) if subspaces else None
+    replay = tuple(
+        make_replay_view(label if len(replays) > 1 else "", number, one)
+        for number, (label, one) in enumerate(replays, 1)
+    )
+    by_kind: dict[str, Sequence[tuple[str, Result]]] = {"spectrum": spectra, "subspace": subspaces, "replay": replays}
+    present = {kind: results for kind, results in by_kind.items() if results}
     return PageView(
-        title=f"{' and '.join(operators)} spectrum of {_join(labels)}",
+        title=_title(labelled, present),
         subtitle=_subtitle(ordered),
-        verdict=judge(labels, ordered),
-        key_numbers=_key_numbers(labels, ordered),
-        density=_density(labels, wholes, scale) if has_density else None,
-        density_linear=_density(labels, wholes, None) if has_density else None,
-        asinh_scale=format_number(scale, 1),
-        upper=_upper_end(labels, wholes),
-        lower=_lower_end(labels, wholes),
-        pairs=_pairs_table(labels, wholes),
-        blocks=_blocks(labels, ordered),
-        block_table=_block_table(labels, ordered),
-        verification=_verification(labels, ordered),
-        notes=_notes(labels, ordered),
-        provenance=_provenance(labels, ordered),
-        commands=tuple(
-            CommandView(label=label, command=s.provenance.command)
-            for label, s in zip(labels, ordered, strict=True)
-            if s.provenance.command
-        ),
+        leads=_leads(spectrum, subspace, replay),
+        points=spectrum.verdict.points if spectrum is not None else (),
+        spectrum=spectrum,
+        subspace=subspace,
+        replays=replay,
+        notes=_notes(labelled),
+        provenance=_provenances(present),
+        commands=_commands(labelled),
     )
 
 
-def _order(spectra: Sequence[Spectrum]) -> list[Spectrum]:
-    """Sort by step if every spectrum has one."""
-    steps = [spectrum.provenance.checkpoint_step for spectrum in spectra]
+def _order(runs: Sequence[Run]) -> list[Run]:
+    """Sort by step if every run has one."""
+    steps = [run.provenance.checkpoint_step for run in runs]
     known = [step for step in steps if step is not None]
     if len(known) < len(steps):
-        return list(spectra)
-    return [spectra[place] for place in sorted(range(len(known)), key=known.__getitem__)]
+        return list(runs)
+    return [runs[place] for place in sorted(range(len(known)), key=known.__getitem__)]
 
 
-def make_labels(spectra: Sequence[Spectrum]) -> list[str]:
-    """Name spectra by checkpoint, adding step, operator and number until all names differ."""
-    provenances = [spectrum.provenance for spectrum in spectra]
+def make_labels(runs: Sequence[Run]) -> list[str]:
+    """Name runs by checkpoint, adding step, operator and number until all names differ."""
+    provenances = [run.provenance for run in runs]
     labels = [p.checkpoint_name for p in provenances]
     if len(set(labels)) < len(labels):
         labels = [
@@ -199,26 +126,42 @@ def make_labels(spectra: Sequence[Spectrum]) -> list[str]:
             for name, p in zip(labels, provenances, strict=True)
         ]
     if len(set(labels)) < len(labels):
-        labels = [f"{name}, {s.operator}" for name, s in zip(labels, spectra, strict=True)]
+        labels = [
+            f"{name}, {run.spectrum.operator}" if run.spectrum is not None else name
+            for name, run in zip(labels, runs, strict=True)
+        ]
     if len(set(labels)) < len(labels):
         labels = [f"{name}, run {number}" for number, name in enumerate(labels, 1)]
     return labels
 
 
-def _join(labels: Sequence[str]) -> str:
+def _join(names: Sequence[str]) -> str:
     """Join names for a title."""
-    if len(labels) <= 3:
-        return " and ".join([", ".join(labels[:-1]), labels[-1]] if len(labels) > 1 else labels)
-    return f"{len(labels)} checkpoints"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def _subtitle(spectra: Sequence[Spectrum]) -> str:
+def _title(labelled: Sequence[tuple[str, Run]], present: Mapping[str, object]) -> str:
+    """Say what was measured of which checkpoints."""
+    spectra = [run.spectrum for _, run in labelled if run.spectrum is not None]
+    operators = sorted({OPERATOR_NAMES.get(spectrum.operator, spectrum.operator) for spectrum in spectra})
+    names = {
+        "spectrum": f"{' and '.join(operators)} spectrum",
+        "subspace": "sharp and flat directions",
+        "replay": "replay",
+    }
+    subject = _join([names[kind] for kind in present])
+    labels = [label for label, _ in labelled]
+    of = _join(labels) if len(labels) <= 3 else f"{len(labels)} checkpoints"
+    return f"{subject[0].upper()}{subject[1:]} of {of}"
+
+
+def _subtitle(runs: Sequence[Run]) -> str:
     """Say in one line what was measured on what."""
-    first = spectra[0]
+    first = runs[0]
     origin = first.provenance
-    parts = [origin.architecture] if len({s.provenance.architecture for s in spectra}) == 1 else []
-    parts.append(f"{format_count(first.whole.num_parameters)} parameters")
-    if len(spectra) == 1 and origin.checkpoint_step is not None:
+    parts = [origin.architecture] if len({run.provenance.architecture for run in runs}) == 1 else []
+    parts.append(f"{format_count(first.num_parameters)} parameters")
+    if len(runs) == 1 and origin.checkpoint_step is not None:
         parts.append(f"step {origin.checkpoint_step:,}")
     shape = f"{origin.num_batches} batch{'es' if origin.num_batches != 1 else ''} of {origin.batch_size}"
     if origin.seq_len is not None:
@@ -228,495 +171,79 @@ def _subtitle(spectra: Sequence[Spectrum]) -> str:
     return " · ".join(part for part in parts if part)
 
 
-# Key numbers
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Quantity:
-    """One number of one spectrum with its error."""
-
-    text: str
-    value: float | None
-    error: float | None = None
-
-
-def _key_numbers(labels: Sequence[str], spectra: Sequence[Spectrum]) -> Table:
-    """Quantities by spectra; the CSV has one line per number, with its error."""
-    measured = [_quantities(spectrum) for spectrum in spectra]
-    names = list(measured[0])
-    columns = [Column(title="quantity", is_text=True), *(Column(title=label) for label in labels)]
-    rows, tidy = [], []
-    for name in names:
-        title, unit, hint = name
-        cells = [Cell(text=title, raw=title, unit=unit, hint=hint)]
-        for label, quantities in zip(labels, measured, strict=True):
-            quantity = quantities[name]
-            cells.append(Cell(text=quantity.text, raw=quantity.value))
-            tidy.append([label, title, unit, quantity.value, quantity.error])
-        rows.append(tuple(cells))
-    return Table(
-        name="key-numbers",
-        caption="± is the residual of an eigenvalue, or one standard error of an estimate.",
-        columns=tuple(columns),
-        rows=tuple(rows),
-        csv=write_csv(["checkpoint", "quantity", "unit", "value", "error"], tidy),
-    )
-
-
-def _quantities(spectrum: Spectrum) -> dict[tuple[str, str, str], _Quantity]:
-    """Return (quantity, unit, what it means) → number."""
-    whole = spectrum.whole
-    first = _pair(whole.eigenvalues, whole.residual_norms, 0)
-    last = _pair(whole.eigenvalues, whole.residual_norms, -1)
-    lowest = _pair(whole.lower_eigenvalues, whole.lower_residual_norms, 0)
-    rank, rank_error = whole.effective_rank, whole.effective_rank_stderr
-    share = whole.top_share_of_trace
-    share_error = None if share is None else share * whole.trace.stderr / whole.trace.value
-    trace, trace_h2 = whole.trace, whole.trace_h2
-    negative_mass = whole.negative_mass if whole.median_is_resolved else None
-    return {
-        ("loss", loss_unit(spectrum), "Mean over everything counted in the batches."): _plain(spectrum.loss),
-        ("‖g‖", "loss/param", "Norm of the gradient on the same batches."): _plain(spectrum.gradient_norm),
-        ("λ₁", CURVATURE, "Largest eigenvalue: the curvature of the sharpest direction."): first,
-        ("λ of the last top pair", CURVATURE, "Smallest of the largest eigenvalues asked for."): last,
-        ("most negative λ", CURVATURE, "Smallest eigenvalue found; negative curvature if below 0."): lowest,
-        ("trace", CURVATURE, "Sum of all eigenvalues, by Hutch++."): _uncertain(trace.value, trace.stderr),
-        ("tr H²", f"({CURVATURE})²", "Sum of all squared eigenvalues."): _uncertain(trace_h2.value, trace_h2.stderr),
-        ("effective rank", "", "(tr H)²/tr H²: so many equal eigenvalues would do the same."): _uncertain(
-            rank, rank_error
-        ),
-        ("top pairs' share of trace", "", "Sum of the largest eigenvalues asked for, over the trace."): _Quantity(
-            text=format_share(share, share_error), value=share, error=share_error
-        ),
-        ("median |λ|", CURVATURE, "Of all eigenvalues, by quadrature."): _median(whole),
-        ("λ₁ / median |λ|", "", "How much sharper the sharpest direction is than a typical one."): _ratio(whole),
-        ("λ₁ / λ of the last top pair", "", "How steeply the top of the spectrum falls."): _plain(
-            whole.condition_in_top
-        ),
-        ("slope of log λᵢ on log i", "", "−1 means λᵢ ∝ 1/i at the top."): _plain(whole.power_law_slope),
-        ("share of negative eigenvalues", "", "By quadrature, where it resolves the bulk."): _Quantity(
-            text=format_share(negative_mass) if whole.median_is_resolved else "not resolved", value=negative_mass
-        ),
-        ("parameters", "", "Tied weights count once."): _Quantity(
-            text=f"{whole.num_parameters:,}", value=whole.num_parameters
-        ),
-        ("operator products", "", "Hessian-vector products, each over all batches."): _Quantity(
-            text=f"{whole.num_hvps:,}", value=whole.num_hvps
-        ),
-    }
-
-
-def _pair(values: np.ndarray, residuals: np.ndarray, place: int) -> _Quantity:
-    """Return one eigenvalue with its residual, if there is one."""
-    if not len(values):
-        return _Quantity(text=MISSING, value=None)
-    value, residual = float(values[place]), float(residuals[place])
-    return _Quantity(text=format_bounded(value, residual), value=value, error=residual)
-
-
-def _terse(quantity: _Quantity) -> _Quantity:
-    """Leave a residual out that is below the last of five digits."""
-    value, error = quantity.value, quantity.error
-    if not value or error is None or error > 5e-6 * abs(value):
-        return quantity
-    return _Quantity(text=format_number(value, 5), value=value, error=error)
-
-
-def _uncertain(value: float | None, error: float | None) -> _Quantity:
-    """Return a number with its error."""
-    return _Quantity(text=format_uncertain(value, error), value=value, error=error)
-
-
-def _plain(value: float | None) -> _Quantity:
-    """Return a number without error."""
-    return _Quantity(text=format_number(value), value=value)
-
-
-def _median(spectrum: OperatorSpectrum) -> _Quantity:
-    """Return the median of |λ|, or its bound where the quadrature does not resolve it."""
-    if spectrum.median_is_resolved:
-        return _Quantity(text=format_number(spectrum.median_abs_eigenvalue, 2), value=spectrum.median_abs_eigenvalue)
-    bound = spectrum.median_abs_bound
-    return _Quantity(text=MISSING if bound is None else f"≤ {format_number(bound, 2)}", value=None)
-
-
-def _ratio(spectrum: OperatorSpectrum) -> _Quantity:
-    """Return λ₁/median|λ| with its range over probes, or its lower bound."""
-    bounds = anisotropy_range(spectrum)
-    if bounds is None:
-        return _Quantity(text=MISSING, value=None)
-    least, most = bounds
-    if most is None:
-        return _Quantity(text=f"≥ {format_number(least, 2)}", value=None)
-    text = f"{format_number(least, 2)} to {format_number(most, 2)}"
-    return _Quantity(text=text, value=spectrum.condition_to_median)
-
-
-# Density
-
-
-def _density(labels: Sequence[str], wholes: Sequence[OperatorSpectrum], scale: float | None) -> DensityView:
-    """Smooth every spectrum for one axis: asinh with this scale, or linear where it is None."""
-    smoothed = [smooth_linear(w) if scale is None else smooth_asinh(w, scale) for w in wholes]
-    curves = tuple(_curve(label, one, whole) for label, one, whole in zip(labels, smoothed, wholes, strict=True))
-    peak = max(float(one.high.max()) for one in smoothed)
-    least = min((float(one.atom_height.min()) for one in smoothed if len(one.atom_height)), default=peak * 1e-6)
-    ticks: tuple[tuple[float, str], ...] = ()
-    if scale is not None:
-        ticks = asinh_ticks(scale, max(abs(c.curvature[end]) for c in curves for end in (0, -1)))
-    return DensityView(
-        axis_title=f"curvature λ ({CURVATURE})",
-        ticks=ticks,
-        floor=max(least / 4, peak * 1e-14),
-        ceiling=peak * 3,
-        curves=curves,
-        summary=_density_summary(labels, wholes),
-    )
-
-
-def _curve(label: str, smoothed: SmoothedDensity, whole: OperatorSpectrum) -> Curve:
-    """Round a smoothed density to what a figure can show."""
-    return Curve(
-        label=label,
-        position=_rounded(smoothed.position),
-        curvature=_rounded(smoothed.curvature),
-        value=_rounded(smoothed.value),
-        low=_rounded(smoothed.low),
-        high=_rounded(smoothed.high),
-        atom_position=_rounded(smoothed.atom_position),
-        atom_curvature=_rounded(whole.atoms),
-        atom_height=_rounded(smoothed.atom_height),
-    )
-
-
-def _rounded(values: np.ndarray) -> tuple[float, ...]:
-    """Keep six digits; below 1e-30 a density is drawn as 1e-30, which every logarithmic axis here cuts off."""
-    return tuple(float(f"{value:.6g}") if abs(value) > 1e-30 else 1e-30 for value in values.tolist())
-
-
-def asinh_ticks(scale: float, largest: float) -> tuple[tuple[float, str], ...]:
-    """Place ticks at 0 and at ± powers of ten from the scale upward.
-
-    Returns:
-        (asinh(t/s), label of t), ascending; ±s stay unlabelled beside 0 where there are more than three powers.
-    """
-    start = round(math.log10(scale))
-    powers = range(start, max(start, math.floor(math.log10(largest))) + 1)
-    is_crowded = len(powers) > 3
-    positive = [
-        (math.asinh(10.0**power / scale), "" if is_crowded and power == start else power_label(power))
-        for power in powers
-    ]
-    negative = [(-position, f"−{label}" if label else "") for position, label in reversed(positive)]
-    return (*negative, (0.0, "0"), *positive)
-
-
-def _density_summary(labels: Sequence[str], wholes: Sequence[OperatorSpectrum]) -> str:
-    """Describe the densities in words."""
-    sentences = []
-    for label, whole in zip(labels, wholes, strict=True):
-        tail = f"{len(whole.atoms)} converged eigenvalues" if len(whole.atoms) else "no converged eigenvalues"
-        if len(whole.atoms):
-            tail += f" from {format_number(float(whole.atoms.min()))} to {format_number(float(whole.atoms.max()))}"
-        spread = whole.quantile_abs(0.9)
-        sentences.append(f"{label}: 90% of the mass within ±{format_number(spread, 2)}, {tail}.")
-    return "Spectral density. " + " ".join(sentences)
-
-
-# Both ends
-
-
-def _upper_end(labels: Sequence[str], wholes: Sequence[OperatorSpectrum]) -> EndView | None:
-    """Collect the largest eigenvalues."""
-    series = [
-        _pair_series(label, w.eigenvalues, w.residual_norms, w.converged)
-        for label, w in zip(labels, wholes, strict=True)
-        if len(w.eigenvalues)
-    ]
-    return _end("Largest eigenvalues", f"λᵢ ({CURVATURE})", series, is_negated=False)
-
-
-def _lower_end(labels: Sequence[str], wholes: Sequence[OperatorSpectrum]) -> EndView | None:
-    """Collect the smallest eigenvalues; on a logarithmic axis by size where all are negative."""
-    present = [(label, w) for label, w in zip(labels, wholes, strict=True) if len(w.lower_eigenvalues)]
-    is_negated = all(bool((w.lower_eigenvalues < 0).all()) for _, w in present)
-    sign = -1.0 if is_negated else 1.0
-    series = [
-        _pair_series(label, sign * w.lower_eigenvalues, w.lower_residual_norms, w.lower_converged)
-        for label, w in present
-    ]
-    title = f"{'−' if is_negated else ''}λ ({CURVATURE})"
-    return _end("Smallest eigenvalues", title, series, is_negated=is_negated)
-
-
-def _pair_series(label: str, values: np.ndarray, residuals: np.ndarray, converged: np.ndarray) -> PairSeries:
-    """Turn arrays into plain numbers."""
-    return PairSeries(
-        label=label,
-        index=tuple(range(1, len(values) + 1)),
-        value=tuple(values.tolist()),
-        residual=tuple(residuals.tolist()),
-        converged=tuple(converged.tolist()),
-    )
-
-
-def _end(title: str, axis_title: str, series: Sequence[PairSeries], *, is_negated: bool) -> EndView | None:
-    """Describe one end, logarithmic where every value is positive."""
-    if not series:
-        return None
-    sign = "−" if is_negated else ""
-    sentences = [
-        f"{s.label}: {len(s.value)} from {sign}{format_number(s.value[0])} to {sign}{format_number(s.value[-1])}, "
-        f"{sum(s.converged)} converged."
-        for s in series
-    ]
-    return EndView(
-        title=title,
-        axis_title=axis_title,
-        is_log=all(value > 0 for s in series for value in s.value),
-        is_negated=is_negated,
-        series=tuple(series),
-        summary=f"{title} against their index. " + " ".join(sentences),
-    )
-
-
-def _pairs_table(labels: Sequence[str], wholes: Sequence[OperatorSpectrum]) -> Table | None:
-    """List every pair with its residual."""
-    columns = [
-        Column(title="checkpoint", is_text=True),
-        Column(title="end", is_text=True),
-        Column(title="i"),
-        Column(title="λ", unit=CURVATURE),
-        Column(title="residual", unit=CURVATURE, hint="‖Hv − λv‖: an eigenvalue lies this near to λ"),
-        Column(title="relative", hint="residual / |λ|"),
-        Column(title="converged", is_text=True),
-    ]
-    rows = []
-    for label, w in zip(labels, wholes, strict=True):
-        ends = (
-            ("largest", w.eigenvalues, w.residual_norms, w.converged),
-            ("smallest", w.lower_eigenvalues, w.lower_residual_norms, w.lower_converged),
-        )
-        for end, values, residuals, converged in ends:
-            for place in range(len(values)):
-                row = _pair_row(end, place, float(values[place]), float(residuals[place]), bool(converged[place]))
-                rows.append([Cell(text=label, raw=label), *row])
-    if not rows:
-        return None
-    tolerance = " or ".join(sorted({format_number(w.tolerance, 1) for w in wholes}))
-    caption = f"Eigenpairs at both ends; converged means a residual of at most {tolerance}·|λ|."
-    return _without_lone_label(make_table("eigenpairs", caption, columns, rows), labels)
-
-
-def _pair_row(end: str, place: int, value: float, residual: float, converged: bool) -> list[Cell]:
-    """Return the cells of one pair."""
-    relative = residual / abs(value) if value else None
-    return [
-        Cell(text=end, raw=end),
-        Cell(text=str(place + 1), raw=place + 1),
-        Cell(text=format_number(value, 5), raw=value),
-        Cell(text=format_number(residual, 2), raw=residual),
-        Cell(text=format_number(relative, 2), raw=relative),
-        Cell(text="yes" if converged else "no", raw=converged, tone="good" if converged else "caution"),
-    ]
-
-
-def _without_lone_label(table: Table, labels: Sequence[str]) -> Table:
-    """Hide the checkpoint's column where there is one checkpoint; the CSV keeps it."""
-    if len(labels) > 1:
-        return table
-    return Table(
-        name=table.name,
-        caption=table.caption,
-        columns=table.columns[1:],
-        rows=tuple(row[1:] for row in table.rows),
-        csv=table.csv,
-    )
-
-
-# Blocks
-
-
-def _block_names(spectra: Sequence[Spectrum]) -> list[str]:
-    """Return the blocks present, in the order of `BLOCK_NAMES`, others after them."""
-    present = {name for spectrum in spectra for name in spectrum.blocks}
-    known = [name for name in BLOCK_NAMES if name in present]
-    return known + sorted(present - set(known))
-
-
-def _blocks(labels: Sequence[str], spectra: Sequence[Spectrum]) -> BlocksView | None:
-    """Collect λ₁, mean and median of every block."""
-    names = _block_names(spectra)
-    if not names:
-        return None
-    pairs = [(label, s) for label, s in zip(labels, spectra, strict=True) if s.blocks]
-    series = tuple(_block_series(label, [s.blocks.get(name) for name in names]) for label, s in pairs)
-    sentences = []
-    for one in series:
-        found = [(value, name) for value, name in zip(one.sharpest, names, strict=True) if value is not None]
-        if found:
-            (low, flattest), (high, sharpest) = min(found), max(found)
-            sentences.append(
-                f"{one.label}: λ₁ is largest in {sharpest} ({format_number(high)}) "
-                f"and smallest in {flattest} ({format_number(low)})."
-            )
-    return BlocksView(blocks=tuple(names), series=series, summary="Curvature of each block. " + " ".join(sentences))
-
-
-def _block_series(label: str, blocks: Sequence[OperatorSpectrum | None]) -> BlockSeries:
-    """Collect what of each block has a place on a logarithmic axis."""
-    sharpest: list[float | None] = []
-    means: list[float | None] = []
-    medians: list[float | None] = []
-    are_bounds: list[bool] = []
-    for block in blocks:
-        is_bound = block is not None and not block.median_is_resolved
-        are_bounds.append(is_bound)
-        if block is None:
-            for collected in (sharpest, means, medians):
-                collected.append(None)
-            continue
-        sharpest.append(_positive(float(block.eigenvalues[0])) if len(block.eigenvalues) else None)
-        means.append(_positive(block.trace.value / block.num_parameters))
-        medians.append(_positive(block.median_abs_bound if is_bound else block.median_abs_eigenvalue))
-    return BlockSeries(
-        label=label,
-        sharpest=tuple(sharpest),
-        mean=tuple(means),
-        median=tuple(medians),
-        median_is_bound=tuple(are_bounds),
-    )
-
-
-def _positive(value: float | None) -> float | None:
-    """Return a number that a logarithmic axis can show, or None."""
-    return value if value is not None and value > 0 else None
-
-
-def _block_table(labels: Sequence[str], spectra: Sequence[Spectrum]) -> Table | None:
-    """List every block of every spectrum, the whole first."""
-    names = _block_names(spectra)
-    if not names:
-        return None
-    columns = [
-        Column(title="checkpoint", is_text=True),
-        Column(title="block", is_text=True),
-        Column(title="parameters"),
-        Column(title="λ₁", unit=CURVATURE),
-        Column(title="most negative λ", unit=CURVATURE),
-        Column(title="trace", unit=CURVATURE),
-        Column(title="effective rank"),
-        Column(title="median |λ|", unit=CURVATURE),
-        Column(title="λ₁ / median |λ|"),
-    ]
-    rows = []
-    for label, spectrum in zip(labels, spectra, strict=True):
-        parts = [("whole", spectrum.whole)]
-        parts += [(name, spectrum.blocks[name]) for name in names if name in spectrum.blocks]
-        rows += [[Cell(text=label, raw=label), *_block_row(name, part)] for name, part in parts]
-    caption = (
-        "The whole operator and its restriction to each block. ± is one standard error, or a residual "
-        "unless it is below the last digit."
-    )
-    return _without_lone_label(make_table("blocks", caption, columns, rows), labels)
-
-
-def _block_row(name: str, block: OperatorSpectrum) -> list[Cell]:
-    """Return the cells of one block."""
-    quantities = [
-        _terse(_pair(block.eigenvalues, block.residual_norms, 0)),
-        _terse(_pair(block.lower_eigenvalues, block.lower_residual_norms, 0)),
-        _uncertain(block.trace.value, block.trace.stderr),
-        _uncertain(block.effective_rank, block.effective_rank_stderr),
-        _median(block),
-        _ratio(block),
-    ]
-    first = [Cell(text=name, raw=name), Cell(text=f"{block.num_parameters:,}", raw=block.num_parameters)]
-    return first + [Cell(text=quantity.text, raw=quantity.value) for quantity in quantities]
-
-
-# Second opinion, notes, provenance
-
-
-def _verification(labels: Sequence[str], spectra: Sequence[Spectrum]) -> Table | None:
-    """Set another library's numbers beside ours."""
-    columns = [
-        Column(title="checkpoint", is_text=True),
-        Column(title="library", is_text=True),
-        Column(title="quantity", is_text=True),
-        Column(title="theirs", unit=CURVATURE),
-        Column(title="ours", unit=CURVATURE),
-        Column(title="difference", unit=CURVATURE),
-        Column(title="allowed", unit=CURVATURE, hint="both errors together"),
-    ]
-    rows = []
-    for label, spectrum in zip(labels, spectra, strict=True):
-        opinion = spectrum.verification
-        if opinion is None:
-            continue
-        head = [Cell(text=label, raw=label), Cell(text=opinion.library, raw=opinion.library)]
-        for place in range(len(opinion.eigenvalues)):
-            theirs, ours = float(opinion.eigenvalues[place]), float(opinion.our_eigenvalues[place])
-            allowed = float(opinion.eigenvalue_errors[place])
-            rows.append([*head, *_opinion_row(f"λ{_subscript(place + 1)}", theirs, ours, allowed)])
-        reach = 3 * math.hypot(opinion.trace.stderr, opinion.our_trace.stderr)
-        rows.append([*head, *_opinion_row("trace", opinion.trace.value, opinion.our_trace.value, reach)])
-    if not rows:
-        return None
-    caption = "A second opinion on the same operator and batches. The trace may differ by three standard errors."
-    return _without_lone_label(make_table("verification", caption, columns, rows), labels)
-
-
-def _opinion_row(name: str, theirs: float, ours: float, allowed: float) -> list[Cell]:
-    """Return the cells of one comparison."""
-    difference = theirs - ours
-    tone = "good" if abs(difference) <= allowed else "caution"
-    mark = "✓" if tone == "good" else "✗"
-    return [
-        Cell(text=name, raw=name),
-        Cell(text=format_number(theirs, 5), raw=theirs),
-        Cell(text=format_number(ours, 5), raw=ours),
-        Cell(text=f"{format_number(difference, 2)} {mark}", raw=difference, tone=tone),
-        Cell(text=f"± {format_number(allowed, 2)}", raw=allowed),
-    ]
-
-
-def _subscript(number: int) -> str:
-    """Write a number lowered."""
-    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
-
-
-def _notes(labels: Sequence[str], spectra: Sequence[Spectrum]) -> tuple[NoteView, ...]:
-    """Collect notes, each once, with the spectra that carry it."""
-    carriers: dict[tuple[str, str], list[str]] = {}
-    for label, spectrum in zip(labels, spectra, strict=True):
-        for note in spectrum.notes:
-            carriers.setdefault((note.code, note.message), []).append(label)
+def _leads(
+    spectrum: SpectrumView | None, subspace: SubspaceView | None, replays: Sequence[ReplayView]
+) -> tuple[LeadView, ...]:
+    """Collect the answers of all parts, each under its name where there are several."""
+    found = [(KINDS["spectrum"], spectrum.verdict.lead)] if spectrum is not None else []
+    if subspace is not None:
+        found += [(_of(KINDS["subspace"], one.label), one.verdict.lead) for one in subspace.verdicts]
+    found += [(_of(KINDS["replay"], one.label), one.verdict.lead) for one in replays]
+    return tuple(LeadView(heading=heading if len(found) > 1 else "", text=text) for heading, text in found)
+
+
+def _of(heading: str, label: str) -> str:
+    """Add a run's name where there are several."""
+    return f"{heading}, {label}" if label else heading
+
+
+# Notes and provenance
+
+
+def _notes(labelled: Sequence[tuple[str, Run]]) -> tuple[NoteView, ...]:
+    """Collect notes, each once, with the runs that carry it."""
+    carriers: dict[tuple[str, str], dict[str, None]] = {}
+    for label, run in labelled:
+        for result in run.results.values():
+            for note in result.notes:
+                carriers.setdefault((note.code, note.message), {})[label] = None
     return tuple(
-        NoteView(code=code, message=message, labels=", ".join(names) if len(labels) > 1 else "")
+        NoteView(code=code, message=message, labels=", ".join(names) if len(labelled) > 1 else "")
         for (code, message), names in carriers.items()
     )
 
 
-def _provenance(labels: Sequence[str], spectra: Sequence[Spectrum]) -> Table:
+def _commands(labelled: Sequence[tuple[str, Run]]) -> tuple[CommandView, ...]:
+    """Collect every result's command; a measurement from Python may have none."""
+    found = []
+    for label, run in labelled:
+        for kind, result in run.results.items():
+            if result.provenance.command:
+                name = label if len(run.results) == 1 else f"{label}: {KINDS[kind].lower()}"
+                found.append(CommandView(label=name, command=result.provenance.command))
+    return tuple(found)
+
+
+def _provenances(present: Mapping[str, Sequence[tuple[str, Result]]]) -> tuple[ProvenanceView, ...]:
+    """List everything that was run, a table per kind of result."""
+    return tuple(
+        ProvenanceView(
+            heading=KINDS[kind] if len(present) > 1 else "",
+            table=_provenance("provenance" if len(present) == 1 else f"provenance-{kind}", results),
+        )
+        for kind, results in present.items()
+    )
+
+
+def _provenance(name: str, results: Sequence[tuple[str, Result]]) -> Table:
     """List everything that was run, one row per fact."""
-    facts = [_facts(spectrum) for spectrum in spectra]
-    names = list(dict.fromkeys(name for one in facts for name in one))
+    facts = [_facts(result) for _, result in results]
+    names = list(dict.fromkeys(key for one in facts for key in one))
     columns = [Column(title="what", is_text=True)]
-    columns += [Column(title=label, is_text=True) for label in labels]
-    rows = [[Cell(text=name, raw=name), *(one.get(name, Cell(text=MISSING)) for one in facts)] for name in names]
-    return make_table("provenance", "Provenance: what exactly was run.", columns, rows)
+    columns += [Column(title=label, is_text=True) for label, _ in results]
+    rows = [[Cell(text=key, raw=key), *(one.get(key, Cell(text=MISSING)) for one in facts)] for key in names]
+    return make_table(name, "Provenance: what exactly was run.", columns, rows)
 
 
-def _facts(spectrum: Spectrum) -> dict[str, Cell]:
+def _facts(result: Result) -> dict[str, Cell]:
     """Return every field of provenance and config by a readable name."""
-    origin = spectrum.provenance
+    origin = result.provenance
     readable = {
         "wall_seconds": format_duration(origin.wall_seconds),
         "peak_memory_bytes": format_bytes(origin.peak_memory_bytes),
         "num_tokens": f"{origin.num_tokens:,}",
     }
-    facts = {"operator": Cell(text=spectrum.operator, raw=spectrum.operator)}
+    facts = {"operator": Cell(text=result.operator, raw=result.operator)} if isinstance(result, Spectrum) else {}
     for field in fields(origin):
         value: Raw = getattr(origin, field.name)
         if field.name == "details":
@@ -729,9 +256,9 @@ def _facts(spectrum: Spectrum) -> dict[str, Cell]:
         )
         shown = readable.get(field.name, MISSING if value is None or value == "" else str(value))
         facts[name] = Cell(text=shown, raw=value)
-    for key, asked in spectrum.config.items():
+    for key, asked in result.config.items():
         text = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False, default=str)
         facts[f"config: {key}"] = Cell(text=text, raw=text)
     facts |= {key: Cell(text=text, raw=text) for key, text in origin.details.items()}
-    facts["result fingerprint"] = Cell(text=spectrum.fingerprint, raw=spectrum.fingerprint)
+    facts["result fingerprint"] = Cell(text=result.fingerprint, raw=result.fingerprint)
     return facts

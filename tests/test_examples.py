@@ -62,9 +62,36 @@ def check_edge_of_stability(printed: str, folder: Path) -> None:
         assert float(found[2]) < 0.7
 
 
+def check_dominant_bulk(printed: str, folder: Path) -> None:
+    # Song et al. 2024: dominant updates stop lowering the loss, bulk ones do as well as whole ones.
+    for row in printed.splitlines()[2:4]:
+        whole, dominant, bulk = (float(part.split()[0]) for part in re.split(r"\s{2,}", row.strip())[1:])
+        assert whole < 0.0
+        assert dominant > whole / 3
+        assert bulk < 2 * whole / 3
+
+
+def check_block_spectra(printed: str, folder: Path) -> None:
+    # Zhang et al. 2024: orders of magnitude in a transformer, little in an MLP.
+    transformer, network, verdict = printed.strip().splitlines()
+    assert float(transformer.rpartition(" ")[2]) > 100
+    assert float(network.rpartition(" ")[2]) < 10
+    assert verdict == "known result reproduced"
+
+
+def check_muon_sharpness(printed: str, folder: Path) -> None:
+    # arXiv 2606.04662: Muon's NDS is the lower at matched loss. Seen here: 0.29 of Adam's.
+    ratio = re.search(r"muon over adamw ([\d.]+) ± ([\d.]+)", printed)
+    assert ratio is not None
+    assert float(ratio[1]) < 0.8
+
+
 CHECKS: Mapping[str, Callable[[str, Path], None]] = {
+    "block_spectra": check_block_spectra,
+    "dominant_bulk": check_dominant_bulk,
     "edge_of_stability": check_edge_of_stability,
     "heat_equation": check_heat_equation,
+    "muon_sharpness": check_muon_sharpness,
     "pretrain": check_pretrain,
 }
 

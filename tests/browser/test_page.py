@@ -9,7 +9,8 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from lite_probe.reports.page import render_page
-from tests.reports.fixtures import make_spectrum
+from lite_probe.reports.runs import Run
+from tests.reports.fixtures import make_replay, make_spectrum, make_subspace
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = [
@@ -43,7 +44,25 @@ def report(tmp_path_factory) -> Path:
     hostile = "</script><script>console.error('ran')</script>"
     early = make_spectrum(name=hostile, step=500, loss=2.41, sharpest=12.3, verified=None, unconverged=2, seed=4)
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(render_page([early, make_spectrum()]))
+    path.write_text(render_page([Run(spectrum=early), Run(spectrum=make_spectrum())]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole_report(tmp_path_factory) -> Path:
+    """Every section, with two runs, names that are markup, a run that diverged and one seed alone."""
+    hostile = "</script><script>console.error('ran')</script>"
+    early = Run(
+        subspace=make_subspace(name=hostile, step=500),
+        replay=make_replay(name=hostile, step=500, seeds=1, theory=False, swept=False),
+    )
+    late = Run(
+        spectrum=make_spectrum(),
+        subspace=make_subspace(others=(hostile,), answers={"vo": "fails"}),
+        replay=make_replay(ablations=True, diverged=(("soap", 1, 7),)),
+    )
+    path = tmp_path_factory.mktemp("whole") / "report.html"
+    path.write_text(render_page([early, late]))
     return path
 
 
@@ -83,6 +102,38 @@ def test_is_drawn_quietly_and_fits(browser, report, width, scheme):
             assert box["width"] <= width
             drawn = plot.locator("svg.main-svg").first.bounding_box()
             assert drawn["width"] == pytest.approx(box["width"], abs=2)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(800, "dark"), (1280, "light")])
+def test_every_section_is_drawn_quietly_and_fits(browser, whole_report, width, scheme):
+    with Visit(browser, whole_report, width, scheme) as visit:
+        page = visit.page
+        assert visit.complaints == []
+        assert visit.requests == [whole_report.as_uri()]
+        for details in page.locator("details").all():
+            details.evaluate("one => { one.open = true; }")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        plots = page.locator(".plot").all()
+        assert len(plots) == 4 + 2 + 2 * 6
+        for plot in plots:
+            name = plot.get_attribute("id")
+            marks = plot.locator("svg .scatterlayer path, svg .barlayer path, svg .scatterlayer .point")
+            assert marks.count() > 3, name
+            assert plot.locator("svg .xtick text").count() > 1, name
+            assert plot.bounding_box()["width"] <= width
+        assert page.locator("section h2").count() == len(set(page.locator("section h2").all_inner_texts()))
+
+
+def test_a_switch_shows_another_proxy_and_block(browser, whole_report):
+    with Visit(browser, whole_report) as visit:
+        page = visit.page
+        for plot, button in (("calibration-1-1", "gpt-5000: muon-lite"), ("bands-2-1", "ffn")):
+            path = f"document.querySelector('#plot-{plot} .js-line').getAttribute('d')"
+            before = page.evaluate(path)
+            group = page.locator(f"button[aria-controls='plot-{plot}']")
+            group.filter(has_text=button).click()
+            page.wait_for_function(f"{path} != {before!r}")
+        assert visit.complaints == []
 
 
 def test_figures_follow_the_theme_and_print_in_light(browser, report):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -10,9 +11,10 @@ import pytest
 
 from lite_probe.errors import InputError, OutputError
 from lite_probe.reports.page import csv_link, render_page, script_json, write_report
+from lite_probe.reports.runs import Run
 from lite_probe.results.provenance import Note
 from lite_probe.results.store import save
-from tests.reports.fixtures import make_spectrum
+from tests.reports.fixtures import make_replay, make_spectrum, make_subspace
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;"
 
@@ -50,8 +52,13 @@ def spectra():
 
 
 @pytest.fixture(scope="module")
-def rendered(spectra):
-    return render_page(spectra)
+def runs(spectra):
+    return [Run(spectrum=spectrum) for spectrum in spectra]
+
+
+@pytest.fixture(scope="module")
+def rendered(runs):
+    return render_page(runs)
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +66,39 @@ def page(rendered):
     return Page(rendered)
 
 
-def test_is_the_same_to_the_byte(spectra, rendered):
-    assert render_page(spectra) == rendered
+@pytest.fixture(scope="module")
+def whole_runs(spectra):
+    """Everything that a page can show, and the same with as little as there can be of each."""
+    rich = Run(
+        spectrum=spectra[0],
+        subspace=make_subspace(others=("gpt-500",), answers={"vo": "fails"}),
+        replay=make_replay(steps=5, ablations=True, diverged=(("soap", 1, 3),)),
+    )
+    poor = Run(
+        subspace=make_subspace(name="gpt-500", step=500, overlaps=False, preconditioned=False, optimizers=()),
+        replay=make_replay(name="gpt-500", step=500, steps=5, seeds=1, theory=False, swept=False),
+    )
+    return [rich, poor]
 
 
-def test_asks_for_nothing_from_outside(page):
+@pytest.fixture(scope="module")
+def whole_rendered(whole_runs):
+    return render_page(whole_runs)
+
+
+@pytest.fixture(scope="module")
+def whole_page(whole_rendered):
+    return Page(whole_rendered)
+
+
+def test_is_the_same_to_the_byte(runs, rendered, whole_runs, whole_rendered):
+    assert render_page(runs) == rendered
+    assert render_page(whole_runs) == whole_rendered
+
+
+@pytest.mark.parametrize("which", ["page", "whole_page"])
+def test_asks_for_nothing_from_outside(which, request):
+    page = request.getfixturevalue(which)
     for tag, attributes in page.tags:
         assert "src" not in attributes, tag
         assert tag not in ("link", "iframe", "object", "embed", "base", "form"), tag
@@ -71,7 +106,9 @@ def test_asks_for_nothing_from_outside(page):
         assert href is None or href.startswith(("#", "data:text/csv")), href
 
 
-def test_holds_plotly_once(page):
+@pytest.mark.parametrize("which", ["page", "whole_page"])
+def test_holds_plotly_once(which, request):
+    page = request.getfixturevalue(which)
     assert sum("plotly.js v" in script[:1000] for script in page.scripts) == 1
     assert len(page.scripts) == 3
 
@@ -84,12 +121,31 @@ def test_a_hostile_name_is_text(spectra):
         details={HOSTILE: HOSTILE},
         notes=(Note(code="x", message=HOSTILE),),
     )
-    page = Page(render_page([hostile, spectra[1]]))
+    page = Page(render_page([Run(spectrum=hostile), Run(spectrum=spectra[1])]))
     assert len(page.scripts) == 3
     assert not [tag for tag, _ in page.tags if tag == "img"]
     assert page.text.count(HOSTILE) >= 5
     figures = json.loads(page.scripts[1])
     assert figures["upper-end"]["data"][1]["name"] == HOSTILE
+
+
+def test_hostile_names_of_every_part_are_text():
+    notes = (Note(code="x", message=HOSTILE),)
+    subspace = make_subspace(name=HOSTILE, others=(HOSTILE,), notes=notes, command=HOSTILE)
+    calibration = subspace.calibrations["soap-lite"]
+    renamed = replace(calibration, optimizer=HOSTILE, blocks={HOSTILE: calibration.blocks["qk"]})
+    replay = make_replay(name=HOSTILE, steps=3, notes=notes, command=HOSTILE, ablations=True)
+    bands = replace(replay.bands, blocks=tuple(HOSTILE if name == "qk" else name for name in replay.bands.blocks))
+    recipes = {HOSTILE if name == "muon" else name: recipe for name, recipe in replay.recipes.items()}
+    runs = tuple(replace(run, optimizer=HOSTILE) if run.optimizer == "muon" else run for run in replay.runs)
+    run = Run(
+        subspace=replace(subspace, calibrations={HOSTILE: renamed}),
+        replay=replace(replay, bands=bands, recipes=recipes, sweeps={HOSTILE: replay.sweeps["muon"]}, runs=runs),
+    )
+    page = Page(render_page([run, Run(subspace=make_subspace(name="other"))]))
+    assert len(page.scripts) == 3
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+    assert page.text.count(HOSTILE) > 50
 
 
 def test_figures_are_json_that_scripts_can_hold(page):
@@ -110,7 +166,9 @@ def test_csv_links_hold_the_whole_table(page):
     assert csv_link("a,b\n#%é") == "data:text/csv;charset=utf-8,a%2Cb%0A%23%25%C3%A9"
 
 
-def test_is_accessible(page):
+@pytest.mark.parametrize("which", ["page", "whole_page"])
+def test_is_accessible(which, request):
+    page = request.getfixturevalue(which)
     headings = [tag for tag, _ in page.tags if tag in ("h1", "h2", "h3")]
     assert headings.count("h1") == 1
     assert headings[0] == "h1"
@@ -125,7 +183,7 @@ def test_is_accessible(page):
         if "aria-controls" in attributes:
             assert attributes["aria-controls"] in identifiers
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("caption") == tags.count("table") == 5
+    assert tags.count("caption") == tags.count("table") == (5 if which == "page" else 21)
     assert next(a for tag, a in page.tags if tag == "html")["lang"] == "en"
 
 
@@ -142,23 +200,61 @@ def test_says_the_verdict_first_and_the_command_last(page):
     assert places == sorted(places)
 
 
+def test_every_part_has_a_section_with_its_findings(whole_page):
+    identifiers = {a["id"] for _, a in whole_page.tags if "id" in a}
+    assert {"numbers", "subspace", "replay-1", "replay-2", "provenance"} <= identifiers
+    text = " ".join(whole_page.text.split())
+    parts = ["Sharp and flat, gpt-500", "Replay, gpt-5000", "Replay from gpt-500", "How to interpret the replay"]
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "soap diverged at step 3 of seed 1" in text
+    assert "lite-probe subspace runs/gpt/ckpt.pt" in text
+    plots = [a["data-figure"] for _, a in whole_page.tags if a.get("class") == "plot"]
+    buttons = [a["data-figure"] for tag, a in whole_page.tags if tag == "button"]
+    assert set(plots) | set(buttons) == set(json.loads(whole_page.scripts[1]))
+
+
+def test_csv_names_differ(whole_page):
+    names = [a["download"] for tag, a in whole_page.tags if tag == "a" and "download" in a]
+    assert len(set(names)) == len(names) == 21
+    assert {"overlaps.csv", "contrast.csv", "calibration.csv", "metrics.csv", "gradient-energy.csv"} <= set(names)
+    assert {"replay-1-bands.csv", "replay-2.csv", "replay-2-ablations.csv", "replay-2-sweeps.csv"} <= set(names)
+    assert not {"replay-1-ablations.csv", "replay-1-sweeps.csv"} & set(names)
+
+
 def test_sections_without_numbers_are_left_out():
-    page = Page(render_page([make_spectrum(blocks=False, verified=None, notes=())]))
+    page = Page(render_page([Run(spectrum=make_spectrum(blocks=False, verified=None, notes=()))]))
     identifiers = {a["id"] for _, a in page.tags if "id" in a}
     assert {"numbers", "density", "ends", "provenance"} <= identifiers
-    assert not {"blocks", "verification", "notes"} & identifiers
+    assert not {"blocks", "verification", "notes", "subspace", "replay-1"} & identifiers
 
 
 def test_renders_from_files_alone(spectra, rendered, tmp_path):
-    runs = [save(spectrum, tmp_path / str(place)).parent for place, spectrum in enumerate(spectra)]
-    out = write_report([runs[0], runs[1] / "spectrum.json"], tmp_path / "pages" / "report.html")
+    folders = [save(spectrum, tmp_path / str(place)).parent for place, spectrum in enumerate(spectra)]
+    out = write_report([folders[0], folders[1] / "spectrum.json"], tmp_path / "pages" / "report.html")
     assert out.read_text() == rendered
+
+
+def test_renders_every_result_of_a_run(whole_runs, whole_rendered, tmp_path):
+    for place, run in enumerate(whole_runs):
+        for result in run.results.values():
+            head = save(result, tmp_path / str(place))
+    out = write_report([tmp_path / "0" / "spectrum.json", head], tmp_path / "report.html")
+    assert out.read_text() == whole_rendered
 
 
 def test_refuses_what_it_cannot_read_or_write(spectra, tmp_path):
     with pytest.raises(InputError, match=r"expected one of spectrum\.json in the run directory"):
         write_report([tmp_path], tmp_path / "report.html")
+    with pytest.raises(InputError, match="found nothing at"):
+        write_report([tmp_path / "missing"], tmp_path / "report.html")
     run = save(spectra[0], tmp_path / "run").parent
+    (run / "replay.json").write_text("{}")
+    with pytest.raises(InputError, match=r"got other JSON in replay\.json"):
+        write_report([run], tmp_path / "report.html")
+    with pytest.raises(InputError, match=r"got other JSON in replay\.json"):
+        write_report([run / "replay.json"], tmp_path / "report.html")
+    (run / "replay.json").unlink()
     with pytest.raises(OutputError, match="expected a file's name, got the folder"):
         write_report([run], tmp_path)
 

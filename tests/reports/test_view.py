@@ -8,12 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lite_probe.reports.figures import draw_figures, log_ticks
-from lite_probe.reports.table import write_csv
-from lite_probe.reports.view import asinh_ticks, make_labels, make_view
+from lite_probe.reports.drawing import log_ticks
+from lite_probe.reports.figures import draw_figures
+from lite_probe.reports.runs import Run
+from lite_probe.reports.spectrum_view import SpectrumView, asinh_ticks
+from lite_probe.reports.table import Cell, Column, make_table, write_csv
+from lite_probe.reports.view import PageView, make_labels, make_view
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import Spectrum
-from tests.reports.fixtures import make_operator_spectrum, make_spectrum
+from tests.reports.fixtures import make_operator_spectrum, make_replay, make_spectrum, make_subspace
 
 
 @pytest.fixture(scope="module")
@@ -30,36 +33,87 @@ def read(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
+def page_of(*spectra: Spectrum) -> PageView:
+    return make_view([Run(spectrum=spectrum) for spectrum in spectra])
+
+
+def view_of(*spectra: Spectrum) -> SpectrumView:
+    view = page_of(*spectra).spectrum
+    assert view is not None
+    return view
+
+
 def test_refuses_an_empty_page():
-    with pytest.raises(ValueError, match="expected at least one spectrum for a page, got none"):
+    with pytest.raises(ValueError, match="expected at least one run for a page, got none"):
         make_view([])
+    with pytest.raises(ValueError, match="expected a spectrum, a subspace or a replay in a run, got none"):
+        Run()
 
 
 def test_checkpoints_are_shown_by_step(spectrum, early):
-    assert make_view([spectrum, early]).title == "Hessian spectrum of gpt-500 and gpt-5000"
+    assert page_of(spectrum, early).title == "Hessian spectrum of gpt-500 and gpt-5000"
     unknown = make_spectrum(name="unknown", step=None)
-    assert make_view([spectrum, unknown, early]).title.endswith("gpt-5000, unknown and gpt-500")
-    assert make_view([spectrum, early, unknown, unknown]).title.endswith("of 4 checkpoints")
+    assert page_of(spectrum, unknown, early).title.endswith("gpt-5000, unknown and gpt-500")
+    assert page_of(spectrum, early, unknown, unknown).title.endswith("of 4 checkpoints")
 
 
 def test_labels_differ(spectrum):
-    other_step = make_spectrum(step=100)
-    assert make_labels([spectrum, other_step]) == ["gpt-5000, step 5,000", "gpt-5000, step 100"]
-    ggn = replace(spectrum, operator="ggn")
-    assert make_labels([spectrum, ggn]) == ["gpt-5000, step 5,000, hessian", "gpt-5000, step 5,000, ggn"]
-    assert len(set(make_labels([spectrum, spectrum, spectrum]))) == 3
+    whole, other_step = Run(spectrum=spectrum), Run(spectrum=make_spectrum(step=100))
+    assert make_labels([whole, other_step]) == ["gpt-5000, step 5,000", "gpt-5000, step 100"]
+    ggn = Run(spectrum=replace(spectrum, operator="ggn"))
+    assert make_labels([whole, ggn]) == ["gpt-5000, step 5,000, hessian", "gpt-5000, step 5,000, ggn"]
+    assert len(set(make_labels([whole, whole, whole]))) == 3
+    assert len(set(make_labels([Run(subspace=make_subspace()), Run(replay=make_replay(steps=2))]))) == 2
+
+
+def test_a_page_names_its_parts(spectrum):
+    whole = make_view([Run(spectrum=spectrum, subspace=make_subspace(), replay=make_replay(steps=3))])
+    assert whole.title == "Hessian spectrum, sharp and flat directions and replay of gpt-5000"
+    assert [lead.heading for lead in whole.leads] == ["Spectrum", "Sharp and flat", "Replay"]
+    assert [one.heading for one in whole.provenance] == ["Spectrum", "Sharp and flat", "Replay"]
+    assert [one.label for one in whole.commands] == [
+        "gpt-5000: spectrum",
+        "gpt-5000: sharp and flat",
+        "gpt-5000: replay",
+    ]
+    assert {note.code for note in whole.notes} == {"unused-parameters", "metric-bounded", "refined"}
+    alone = make_view([Run(replay=make_replay(steps=3))])
+    assert alone.title == "Replay of gpt-5000"
+    assert [lead.heading for lead in alone.leads] == [""]
+    assert alone.spectrum is None
+    assert alone.subspace is None
+    assert "10.73 million parameters" in alone.subtitle
+
+
+def test_several_runs_have_a_row_or_a_section_each(spectrum):
+    runs = [
+        Run(subspace=make_subspace(), replay=make_replay(steps=3)),
+        Run(
+            spectrum=make_spectrum(name="gpt-500", step=500),
+            subspace=make_subspace(name="gpt-500", step=500),
+            replay=make_replay(name="gpt-500", step=500, steps=3),
+        ),
+    ]
+    view = make_view(runs)
+    assert view.title.endswith("of gpt-500 and gpt-5000")
+    assert [row[0].text for row in view.subspace.energy.rows] == ["gpt-500", "gpt-5000"]
+    assert [(replay.label, replay.number) for replay in view.replays] == [("gpt-500", 1), ("gpt-5000", 2)]
+    assert [lead.heading for lead in view.leads][-2:] == ["Replay, gpt-500", "Replay, gpt-5000"]
+    assert [column.title for column in view.provenance[0].table.columns] == ["what", "gpt-500"]
+    figures = draw_figures(view)
+    assert {"calibration-1-1", "calibration-2-3", "contrast-2", "loss-1", "loss-2", "bands-2-6"} <= set(figures)
 
 
 def test_subtitle_names_what_was_measured(spectrum):
-    assert make_view([spectrum]).subtitle == (
+    assert page_of(spectrum).subtitle == (
         "nanoGPT · 6 layers · hidden 384 · 10.72 million parameters · step 5,000 · "
         "4 batches of 4 × 256 tokens of val.bin (evaluation) · float32 on cpu"
     )
-    assert "batches of 4 of val.bin" in make_view([make_spectrum(seq_len=None)]).subtitle
+    assert "batches of 4 of val.bin" in page_of(make_spectrum(seq_len=None)).subtitle
 
 
 def test_key_numbers_keep_every_digit_in_the_csv(spectrum, early):
-    table = make_view([spectrum, early]).key_numbers
+    table = view_of(spectrum, early).key_numbers
     assert [column.title for column in table.columns] == ["quantity", "gpt-500", "gpt-5000"]
     rows = {(row["checkpoint"], row["quantity"]): row for row in read(table.csv)}
     assert float(rows["gpt-5000", "loss"]["value"]) == spectrum.loss
@@ -73,7 +127,7 @@ def test_key_numbers_keep_every_digit_in_the_csv(spectrum, early):
 def test_a_resolved_median_is_given_with_its_range(spectrum):
     rules = {"nodes": np.array([-1.0, 1.0, 2.0]), "weights": np.array([0.3, 0.3, 0.4]), "probe_index": np.zeros(3, int)}
     resolved = replace(spectrum, whole=replace(spectrum.whole, **rules))
-    shown = {row[0].text: row[1].text for row in make_view([resolved]).key_numbers.rows}
+    shown = {row[0].text: row[1].text for row in view_of(resolved).key_numbers.rows}
     assert "≤" not in shown["median |λ|"]
     assert shown["share of negative eigenvalues"] == "30.0%"
     assert " to " in shown["λ₁ / median |λ|"]
@@ -81,18 +135,18 @@ def test_a_resolved_median_is_given_with_its_range(spectrum):
 
 def test_pairs_carry_their_residuals(spectrum):
     unconverged = make_spectrum(unconverged=3)
-    view = make_view([unconverged])
+    view = view_of(unconverged)
     assert view.upper.series[0].converged == (True,) * 7 + (False,) * 3
     rows = read(view.pairs.csv)
     assert [row["checkpoint"] for row in rows] == ["gpt-5000"] * 15
     assert [float(row["λ (loss/param²)"]) for row in rows[:10]] == unconverged.eigenvalues.tolist()
     assert [row["converged"] for row in rows] == ["yes"] * 7 + ["no"] * 3 + ["yes"] * 5
     assert "checkpoint" not in [column.title for column in view.pairs.columns]
-    assert "checkpoint" in [column.title for column in make_view([spectrum, unconverged]).pairs.columns]
+    assert "checkpoint" in [column.title for column in view_of(spectrum, unconverged).pairs.columns]
 
 
 def test_an_end_is_logarithmic_only_where_all_is_of_one_sign(spectrum):
-    view = make_view([spectrum])
+    view = view_of(spectrum)
     assert view.upper.is_log
     assert not view.upper.is_negated
     assert view.lower.is_log
@@ -104,14 +158,14 @@ def test_an_end_is_logarithmic_only_where_all_is_of_one_sign(spectrum):
         lower_residual_norms=np.zeros(2),
         lower_converged=np.ones(2, bool),
     )
-    view = make_view([replace(spectrum, whole=mixed)])
+    view = view_of(replace(spectrum, whole=mixed))
     assert not view.lower.is_log
     assert not view.lower.is_negated
     assert view.lower.series[0].value == (-1.0, 0.5)
 
 
 def test_density_curves_are_finite_and_inside_the_axis(spectrum, early):
-    view = make_view([spectrum, early])
+    view = view_of(spectrum, early)
     for density in (view.density, view.density_linear):
         assert [curve.label for curve in density.curves] == ["gpt-500", "gpt-5000"]
         for curve in density.curves:
@@ -136,7 +190,7 @@ def test_blocks_stand_in_their_customary_order(spectrum):
     shuffled = replace(
         spectrum, blocks={name: spectrum.blocks[name] for name in ("out", "norm", "ffn", "vo", "qk", "emb")}
     )
-    view = make_view([replace(shuffled, blocks={"mine": spectrum.blocks["qk"], **shuffled.blocks})])
+    view = view_of(replace(shuffled, blocks={"mine": spectrum.blocks["qk"], **shuffled.blocks}))
     assert view.blocks.blocks == ("emb", "qk", "vo", "ffn", "norm", "out", "mine")
     assert view.blocks.series[0].sharpest[:2] == (21.4, 6.31)
     rows = read(view.block_table.csv)
@@ -146,43 +200,44 @@ def test_blocks_stand_in_their_customary_order(spectrum):
 
 def test_a_block_that_one_checkpoint_lacks_is_left_open(spectrum, early):
     without = replace(early, blocks={k: v for k, v in early.blocks.items() if k != "qk"})
-    view = make_view([spectrum, without])
+    view = view_of(spectrum, without)
     place = view.blocks.blocks.index("qk")
     assert view.blocks.series[0].sharpest[place] is None
     assert view.blocks.series[1].sharpest[place] == 6.31
     negative = replace(
         spectrum.blocks["qk"], eigenvalues=np.array([-1.0]), residual_norms=np.zeros(1), converged=np.ones(1, bool)
     )
-    assert make_view([replace(spectrum, blocks={"qk": negative})]).blocks.series[0].sharpest == (None,)
+    assert view_of(replace(spectrum, blocks={"qk": negative})).blocks.series[0].sharpest == (None,)
 
 
 def test_parts_that_were_not_measured_are_absent():
     bare = make_spectrum(blocks=False, verified=None, notes=())
     bare = replace(bare, whole=make_operator_spectrum(top=0, bottom=0, probes=0))
-    view = make_view([bare])
+    page = page_of(bare)
+    view = page.spectrum
     assert (view.density, view.upper, view.lower, view.pairs) == (None, None, None, None)
-    assert (view.blocks, view.block_table, view.verification, view.notes) == (None, None, None, ())
-    assert draw_figures(view) == {}
+    assert (view.blocks, view.block_table, view.verification, page.notes) == (None, None, None, ())
+    assert draw_figures(page) == {}
 
 
 def test_verification_marks_what_differs():
-    rows = make_view([make_spectrum(verified=False)]).verification.rows
+    rows = view_of(make_spectrum(verified=False)).verification.rows
     assert [row[4].tone for row in rows] == ["good", "caution", "caution", "good"]
     assert [row[1].text for row in rows] == ["λ₁", "λ₂", "λ₃", "trace"]
 
 
 def test_every_note_is_shown_once_with_its_carriers(spectrum, early):
     lone = Note(code="float32-basis", message="The basis was kept in float32.")
-    view = make_view([spectrum, replace(early, notes=(*early.notes, lone))])
+    view = page_of(spectrum, replace(early, notes=(*early.notes, lone)))
     assert [(n.code, n.labels) for n in view.notes] == [
         ("unused-parameters", "gpt-500, gpt-5000"),
         ("float32-basis", "gpt-500"),
     ]
-    assert make_view([spectrum]).notes[0].labels == ""
+    assert page_of(spectrum).notes[0].labels == ""
 
 
 def test_provenance_holds_every_field(spectrum):
-    rows = {row[0].text: row[1].text for row in make_view([spectrum]).provenance.rows}
+    rows = {row[0].text: row[1].text for row in page_of(spectrum).provenance[0].table.rows}
     origin = spectrum.provenance
     shown = {name.replace("-", " ") for name in rows}
     for name in origin.__slots__:
@@ -202,11 +257,18 @@ def test_csv_fields_that_a_spreadsheet_would_run_are_quoted():
     assert text == "name,x\n'=cmd|' /C calc'!A0,-1.5\n'@a,\n\"'-b,c\",yes\n"
 
 
+def test_errors_have_columns_of_their_own_in_the_csv():
+    columns = [Column(title="x", unit="nats", has_error=True), Column(title="y")]
+    rows = [[Cell(text="1 ± 2", raw=1.0, error=2.0), Cell(text="3", raw=3)], [Cell(text="–"), Cell(text="4", raw=4)]]
+    table = make_table("t", "A table.", columns, rows)
+    assert table.csv == "x (nats),x error (nats),y\n1.0,2.0,3\n,,4\n"
+
+
 # Figures
 
 
 def test_figures_name_colours_of_the_page_only(spectrum, early):
-    figures = draw_figures(make_view([spectrum, early]))
+    figures = draw_figures(page_of(spectrum, early))
     assert set(figures) == {"density", "density-linear", "upper-end", "lower-end", "blocks"}
 
     def colours(value, key=""):
@@ -226,7 +288,7 @@ def test_figures_name_colours_of_the_page_only(spectrum, early):
 
 
 def test_open_markers_have_not_converged():
-    figure = draw_figures(make_view([make_spectrum(unconverged=4)]))["upper-end"]
+    figure = draw_figures(page_of(make_spectrum(unconverged=4)))["upper-end"]
     assert figure["data"][0]["marker"]["symbol"] == ["circle"] * 6 + ["circle-open"] * 4
     assert len(figure["data"][0]["error_y"]["array"]) == 10
 
@@ -240,7 +302,7 @@ def test_a_block_figure_without_positive_numbers_is_still_drawn(spectrum):
         trace=replace(spectrum.trace, value=-1.0),
         trace_h2=replace(spectrum.trace, high=0.0),
     )
-    figure = draw_figures(make_view([replace(spectrum, blocks={"qk": negative})]))["blocks"]
+    figure = draw_figures(page_of(replace(spectrum, blocks={"qk": negative})))["blocks"]
     assert figure["layout"]["xaxis"]["range"] == [-1.0, 1.0]
 
 
@@ -257,12 +319,12 @@ def test_log_ticks_are_few_and_within():
 
 def test_a_residual_below_the_last_digit_is_left_out_of_the_block_table(spectrum):
     sharp = replace(spectrum.blocks["qk"], residual_norms=np.full(3, 1e-9))
-    view = make_view([replace(spectrum, blocks={"qk": sharp, "vo": spectrum.blocks["vo"]})])
+    view = view_of(replace(spectrum, blocks={"qk": sharp, "vo": spectrum.blocks["vo"]}))
     shown = [row[2].text.replace("\u00a0", " ") for row in view.block_table.rows]
     assert shown == ["38.210 ± 0.002", "6.3100", "3.8700 ± 0.0003"]
 
 
 def test_a_measurement_from_python_shows_no_empty_command(spectrum):
-    assert [c.command for c in make_view([spectrum]).commands] == [spectrum.provenance.command]
-    assert make_view([make_spectrum(command="")]).commands == ()
-    assert "1 batch of 4" in make_view([make_spectrum(num_batches=1)]).subtitle
+    assert [c.command for c in page_of(spectrum).commands] == [spectrum.provenance.command]
+    assert page_of(make_spectrum(command="")).commands == ()
+    assert "1 batch of 4" in page_of(make_spectrum(num_batches=1)).subtitle

@@ -1,0 +1,110 @@
+"""What all figures share: Plotly figures as plain JSON values, axes in the page's style, the colours of series.
+
+Colours are names of the page's CSS variables (`var(--series-1)`); the page's script puts in the values of the
+theme, so that one figure serves light, dark and print.
+"""
+
+import math
+from typing import Any
+
+import plotly.graph_objects as go
+
+from lite_probe.reports.numbers import format_number, power_label
+
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+def plain(figure: go.Figure) -> dict[str, Any]:
+    """Return a figure's traces and layout, without Plotly's own theme."""
+    described: dict[str, Any] = figure.to_plotly_json()
+    described["layout"].pop("template", None)
+    return {"data": described["data"], "layout": described["layout"]}
+
+
+def colour(place: int) -> str:
+    """Return the colour of a series."""
+    return f"var(--series-{place % 6 + 1})"
+
+
+def layout(height: int, **axes: Any) -> go.Layout:
+    """Return what all figures share."""
+    return go.Layout(
+        height=height,
+        margin={"l": 12, "r": 12, "t": 12, "b": 12},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": FONT, "size": 13, "color": "var(--text)"},
+        hoverlabel={
+            "bgcolor": "var(--surface)",
+            "bordercolor": "var(--line)",
+            "font": {"family": FONT, "color": "var(--text)"},
+        },
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
+        hovermode="closest",
+        dragmode=False,
+        **axes,
+    )
+
+
+def axis(title: str, **settings: Any) -> dict[str, Any]:
+    """Return an axis in the page's style."""
+    style = {
+        "title": {"text": title, "font": {"size": 12, "color": "var(--muted)"}, "standoff": 10},
+        "automargin": True,
+        "gridcolor": "var(--grid)",
+        "linecolor": "var(--line)",
+        "showline": True,
+        "zeroline": False,
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": "var(--line)",
+        "tickangle": 0,
+        "exponentformat": "power",
+        "tickfont": {"size": 12, "color": "var(--muted)"},
+    }
+    return style | settings
+
+
+def log_axis(title: str, **settings: Any) -> dict[str, Any]:
+    """Return a logarithmic axis with one label per power of ten."""
+    return axis(title, type="log", **settings)
+
+
+def log_ticks(low: float, high: float) -> dict[str, list[Any]]:
+    """Place labels on a logarithmic axis: powers of ten, at most nine, or finer steps below two decades.
+
+    Plotly's own labels leave the power of ten out between decades and enlarge it at them.
+    """
+    first, last = math.floor(log10(low)), math.ceil(log10(high))
+    span = log10(high) - log10(low)
+    if span < 2:
+        digits = (1, 2, 5) if span > 1 else (1, 1.5, 2, 3, 4, 5, 7)
+        steps = [(digit, power) for power in range(first, last + 1) for digit in digits]
+        values = [digit * 10.0**power for digit, power in steps if low <= digit * 10.0**power <= high]
+        return {
+            "tickvals": values,
+            "ticktext": [f"{value:.2g}" if 1e-3 <= value < 100 else format_number(value, 2) for value in values],
+        }
+    powers = range(first, last + 1, max(1, -(-(last - first) // 8)))
+    return {"tickvals": [10.0**power for power in powers], "ticktext": [power_label(power) for power in powers]}
+
+
+def log10(value: float) -> float:
+    """Return log₁₀ to four decimals."""
+    return round(math.log10(value), 4)
+
+
+def band_axis(title: str) -> dict[str, Any]:
+    """Return an axis of shares in percent, logarithmic: the sharpest bands are the narrowest."""
+    ticks = [0.5, 1, 2, 5, 10, 20, 50, 100]
+    return log_axis(title, range=[log10(0.35), log10(115.0)], tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+
+
+def reference_line(*, x: float | None = None, y: float | None = None) -> dict[str, Any]:
+    """Return a dotted line across the figure at one value of either axis."""
+    along = {"yref": "paper", "y0": 0, "y1": 1, "x0": x, "x1": x}
+    if y is not None:
+        along = {"xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y}
+    return {"type": "line", "layer": "below", "line": {"color": "var(--muted)", "width": 1, "dash": "dot"}, **along}

@@ -1,0 +1,533 @@
+"""A replay as plain data: strings, numbers and tables, before anything is drawn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lite_probe.reports.numbers import MISSING, format_number, format_share, format_uncertain
+from lite_probe.reports.replay_verdict import (
+    LR_SOURCES,
+    format_estimate,
+    has_share,
+    is_certain,
+    judge_replay,
+    mean_oscillation,
+)
+from lite_probe.reports.spectrum_view import CURVATURE
+from lite_probe.reports.subspace_view import band_label, order_blocks
+from lite_probe.reports.table import Cell, Column, Table, make_table
+from lite_probe.reports.verdict import Verdict
+from lite_probe.results.estimate import Estimate
+from lite_probe.results.replay import Replay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossCurve:
+    """Evaluation loss of one optimizer: the mean over seeds that reached the end, and every run that did not."""
+
+    optimizer: str
+    place: int  # of the optimizer among all, so that it keeps its colour
+    step: tuple[int, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...]  # least and largest over seeds
+    high: tuple[float, ...]
+    diverged: tuple[tuple[float, ...], ...]  # per run, from the start on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossView:
+    """Loss against step."""
+
+    curves: tuple[LossCurve, ...]
+    limits: tuple[float, float] | None  # of the axis, so that a diverged run does not flatten the rest
+    summary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgressView:
+    """Flat and sharp progress per optimizer, nats."""
+
+    optimizers: tuple[str, ...]
+    flat: tuple[float, ...]
+    flat_error: tuple[float, ...]
+    sharp: tuple[float, ...]
+    sharp_error: tuple[float, ...]
+    summary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointSeries:
+    """One optimizer's quantity, with its error over seeds."""
+
+    optimizer: str
+    place: int
+    x: tuple[float, ...]
+    value: tuple[float, ...]
+    error: tuple[float, ...]
+    text: tuple[str, ...]  # what the point stands for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointsView:
+    """A quantity of several optimizers against something."""
+
+    name: str  # of the figure
+    title: str  # of its button, where it has one
+    series: tuple[PointSeries, ...]
+    predicted: tuple[PointSeries, ...] = ()  # by the linear theory
+    summary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayView:
+    """What a page says of one replay."""
+
+    label: str  # empty where there is one
+    number: int
+    subtitle: str
+    verdict: Verdict
+    outcome: Table
+    loss: LossView
+    progress: ProgressView | None
+    eigenvectors: PointsView | None
+    bands: tuple[PointsView, ...]  # per block
+    rates: PointsView | None
+    oscillation: PointsView | None
+    eigenvector_table: Table | None
+    band_table: Table | None
+    sweeps: Table | None
+    ablations: Table | None
+
+
+def make_replay_view(label: str, number: int, replay: Replay) -> ReplayView:
+    """Decide what a page says of one replay.
+
+    Args:
+        label: Its run's name; empty where there is one.
+        number: Of the replay on the page, from 1; its figures and tables are named by it.
+        replay: The result.
+    """
+    shown = [name for name in replay.optimizers if replay.eigenvector_progress(name) is not None]
+    seeds = f"{replay.num_seeds} seed{'' if replay.num_seeds == 1 else 's'}"
+    return ReplayView(
+        label=label,
+        number=number,
+        subtitle=f"{replay.steps} steps · {seeds} · {replay.rule} rule · {len(replay.eigenvalues)} sharp directions",
+        verdict=judge_replay(replay),
+        outcome=_outcome_table(replay, number),
+        loss=_loss(replay),
+        progress=_progress(replay, shown),
+        eigenvectors=_eigenvectors(replay, shown, number),
+        bands=_bands(replay, shown, number),
+        rates=_rates(replay, shown, number),
+        oscillation=_oscillation(replay, shown, number),
+        eigenvector_table=_eigenvector_table(replay, shown, number),
+        band_table=_band_table(replay, shown, number),
+        sweeps=_sweep_table(replay, number),
+        ablations=_ablation_table(replay, number),
+    )
+
+
+def base_of(replay: Replay, name: str) -> str | None:
+    """Return the optimizer that a LITE variant is a variant of, where it was replayed too."""
+    base = name.removesuffix("-lite")
+    return base if base != name and base in replay.recipes else None
+
+
+# Figures
+
+
+def _plain(values: np.ndarray) -> tuple[float, ...]:
+    """Keep six digits."""
+    return tuple(float(f"{value:.6g}") for value in values.tolist())
+
+
+def _loss(replay: Replay) -> LossView:
+    """Collect losses by step; the axis belongs to the runs that reached the end, where there are any."""
+    curves, finished = [], []
+    for place, name in enumerate(replay.optimizers):
+        runs = replay.runs_of(name)
+        losses = np.stack([run.losses for run in runs]) if runs else np.zeros((1, 0))
+        finished += [losses] if runs else []
+        curves.append(
+            LossCurve(
+                optimizer=name,
+                place=place,
+                step=tuple(range(losses.shape[1])),
+                mean=_plain(losses.mean(axis=0)),
+                low=_plain(losses.min(axis=0)),
+                high=_plain(losses.max(axis=0)),
+                diverged=tuple(_plain(run.losses) for run in replay.diverged(name)),
+            )
+        )
+    limits = None
+    if finished:
+        low, high = min(float(one.min()) for one in finished), max(float(one.max()) for one in finished)
+        room = 0.06 * (high - low) or 0.01
+        limits = (low - room, high + room)
+    sentences = [
+        f"{curve.optimizer}: from {format_number(curve.mean[0])} to {format_number(curve.mean[-1])}."
+        if curve.mean
+        else f"{curve.optimizer}: every run diverged."
+        for curve in curves
+    ]
+    return LossView(curves=tuple(curves), limits=limits, summary="Evaluation loss by step. " + " ".join(sentences))
+
+
+def _progress(replay: Replay, names: Sequence[str]) -> ProgressView | None:
+    """Collect flat and sharp progress."""
+    found = [(name, replay.flat_progress(name), replay.sharp_progress(name)) for name in names]
+    pairs = [(name, flat, sharp) for name, flat, sharp in found if flat is not None and sharp is not None]
+    if not pairs:
+        return None
+    sentences = [
+        f"{name}: {format_estimate(flat)} nats flat, {format_estimate(sharp)} nats sharp."
+        for name, flat, sharp in pairs
+    ]
+    return ProgressView(
+        optimizers=tuple(name for name, _, _ in pairs),
+        flat=tuple(flat.value for _, flat, _ in pairs),
+        flat_error=tuple(flat.stderr for _, flat, _ in pairs),
+        sharp=tuple(sharp.value for _, _, sharp in pairs),
+        sharp_error=tuple(sharp.stderr for _, _, sharp in pairs),
+        summary="Progress along flat and sharp directions. " + " ".join(sentences),
+    )
+
+
+def _point_series(
+    replay: Replay,
+    name: str,
+    x: Sequence[float],
+    measured: tuple[np.ndarray, np.ndarray],
+    points: Sequence[str],
+    chosen: Sequence[int] | None = None,
+) -> PointSeries:
+    """Return one optimizer's quantity at the chosen places, all unless told."""
+    values, errors = measured
+    places = range(len(values)) if chosen is None else chosen
+    is_lone = replay.num_seeds == 1
+    return PointSeries(
+        optimizer=name,
+        place=replay.optimizers.index(name),
+        x=tuple(float(x[at]) for at in places),
+        value=_plain(values[list(places)]),
+        error=_plain(errors[list(places)]),
+        text=tuple(
+            f"{points[at]}: {format_uncertain(float(values[at]), None if is_lone else float(errors[at]))}"
+            for at in places
+        ),
+    )
+
+
+def _eigenvector_names(replay: Replay) -> list[str]:
+    """Name every sharp direction by its index and curvature."""
+    return [f"i = {at}, λ = {format_number(value, 3)}" for at, value in enumerate(replay.eigenvalues.tolist(), 1)]
+
+
+def _eigenvectors(replay: Replay, names: Sequence[str], number: int) -> PointsView | None:
+    """Collect progress along each eigenvector."""
+    indices, points = list(range(1, len(replay.eigenvalues) + 1)), _eigenvector_names(replay)
+    series = tuple(
+        _point_series(replay, name, indices, measured, points)
+        for name in names
+        if (measured := replay.eigenvector_progress(name)) is not None
+    )
+    if not (series and indices):
+        return None
+    sentences = [f"{one.optimizer}: {format_number(sum(one.value), 3)} nats over all of them." for one in series]
+    summary = "Progress along each sharp eigenvector. " + " ".join(sentences)
+    return PointsView(name=f"eigenvectors-{number}", title="", series=series, summary=summary)
+
+
+def _oscillation(replay: Replay, names: Sequence[str], number: int) -> PointsView | None:
+    """Collect the oscillation along each eigenvector."""
+    indices, points = list(range(1, len(replay.eigenvalues) + 1)), _eigenvector_names(replay)
+    series = tuple(
+        _point_series(replay, name, indices, measured, points)
+        for name in names
+        if (measured := replay.oscillation(name)) is not None
+    )
+    if not (series and indices):
+        return None
+    sentences = [f"{one.optimizer}: {format_number(sum(one.value) / len(one.value), 2)} on average." for one in series]
+    summary = "Oscillation along each sharp eigenvector, 0 straight and 1 to and fro. " + " ".join(sentences)
+    return PointsView(name=f"oscillation-{number}", title="", series=series, summary=summary)
+
+
+def _rates(replay: Replay, names: Sequence[str], number: int) -> PointsView | None:
+    """Collect effective learning rates against curvature, measured and predicted, where both are positive."""
+    curvatures, points = replay.eigenvalues, _eigenvector_names(replay)
+    series, predicted = [], []
+    for name in names:
+        measured = replay.effective_lrs(name)
+        if measured is not None:
+            chosen = np.flatnonzero((curvatures > 0) & (measured[0] > 0)).tolist()
+            series.append(_point_series(replay, name, curvatures.tolist(), measured, points, chosen))
+        theory = replay.theory.get(name)
+        if theory is not None:
+            chosen = np.flatnonzero((curvatures > 0) & (theory.effective_lrs > 0)).tolist()
+            exact = (theory.effective_lrs, np.zeros(len(curvatures)))
+            predicted.append(_point_series(replay, name, curvatures.tolist(), exact, points, chosen))
+    if not any(one.value for one in (*series, *predicted)):
+        return None
+    sentences = [
+        f"{one.optimizer}: {len(one.value)} of {len(curvatures)} positive, exponent "
+        f"{format_estimate(replay.exponent(one.optimizer))}."
+        for one in series
+    ]
+    return PointsView(
+        name=f"rates-{number}",
+        title="",
+        series=tuple(series),
+        predicted=tuple(predicted),
+        summary="Effective learning rate against curvature along sharp eigenvectors. " + " ".join(sentences),
+    )
+
+
+def _bands(replay: Replay, names: Sequence[str], number: int) -> tuple[PointsView, ...]:
+    """Collect progress by band, a view per block."""
+    bands, found = replay.bands, []
+    middles = (50.0 * (bands.low + bands.high)).tolist()
+    for place, block in enumerate(order_blocks(bands.blocks), 1):
+        chosen = [at for at, name in enumerate(bands.blocks) if name == block]
+        series = tuple(
+            _point_series(replay, name, middles, measured, bands.labels, chosen)
+            for name in names
+            if (measured := replay.band_progress(name)) is not None
+        )
+        sentences = [f"{one.optimizer}: {format_number(sum(one.value), 3)} nats in all." for one in series]
+        summary = f"Progress in {block} by band of {bands.optimizer}'s proxy. " + " ".join(sentences)
+        if series:
+            found.append(PointsView(name=f"bands-{number}-{place}", title=block, series=series, summary=summary))
+    return tuple(found)
+
+
+# Tables
+
+
+def _text(text: str) -> Cell:
+    return Cell(text=text, raw=text)
+
+
+def _estimate(estimate: Estimate | None, tone: str = "") -> Cell:
+    """Return a cell of an estimate with its standard error; one seed has none."""
+    if estimate is None:
+        return Cell(text=MISSING)
+    error = estimate.stderr if estimate.num_samples > 1 else None
+    return Cell(text=format_estimate(estimate), raw=estimate.value, error=error, tone=tone)
+
+
+def _entry(replay: Replay, measured: tuple[np.ndarray, np.ndarray] | None, place: int) -> Cell:
+    """Return a cell of one entry of a mean with its standard error over seeds."""
+    if measured is None:
+        return Cell(text=MISSING)
+    value, error = float(measured[0][place]), None if replay.num_seeds == 1 else float(measured[1][place])
+    return Cell(text=format_uncertain(value, error), raw=value, error=error)
+
+
+def _outcome_table(replay: Replay, number: int) -> Table:
+    """List what every optimizer reached, where and in what manner."""
+    columns = [
+        Column(title="optimizer", is_text=True),
+        Column(title="lr"),
+        Column(title="chosen", is_text=True, hint="how the learning rate was chosen"),
+        Column(title="state", is_text=True, hint="what the optimizer started from"),
+        Column(title="ΔL", unit="nats", hint="change of the evaluation loss over the segment", has_error=True),
+        Column(title="minus base", unit="nats", hint="final loss minus the base's, paired by seed", has_error=True),
+        Column(title="flat progress", unit="nats", has_error=True),
+        Column(title="sharp progress", unit="nats", has_error=True),
+        Column(title="flat share", hint="only where the loss fell beyond its error", has_error=True),
+        Column(title="isotropy", hint="of the updates over bands; 1 is isotropic", has_error=True),
+        Column(title="NDS", unit=CURVATURE, hint="dᵀHd/‖d‖², mean over steps", has_error=True),
+        Column(title="exponent", hint="a of η ∝ λ⁻ᵃ along sharp directions", has_error=True),
+        Column(title="oscillation", hint="mean over sharp directions", has_error=True),
+        Column(title="closure", hint="|Σ allocations − ΔL| / |ΔL|, the worst seed"),
+        Column(title="s/step"),
+        Column(title="seeds", hint="that reached the end"),
+    ]
+    rows = [_outcome_row(replay, name) for name in replay.optimizers]
+    caption = "Outcome by optimizer. ± is one standard error over seeds; differences are paired."
+    return make_table(f"replay-{number}", caption, columns, rows)
+
+
+def _outcome_row(replay: Replay, name: str) -> list[Cell]:
+    """Return the cells of one optimizer."""
+    recipe, base = replay.recipes[name], base_of(replay, name)
+    difference = replay.difference(name, base) if base is not None else None
+    tone = ""
+    if difference is not None and is_certain(difference):
+        tone = "good" if difference.value < 0.0 else "caution"
+    share = replay.flat_share(name) if has_share(replay, name) else None
+    runs, closure = replay.runs_of(name), replay.closure(name)
+    seconds = [run.seconds / run.num_steps for run in runs if run.num_steps]
+    return [
+        _text(name),
+        Cell(text=format_number(recipe.lr, 2), raw=recipe.lr),
+        Cell(text=_chosen(replay, name), raw=recipe.lr_source),
+        _text(recipe.state),
+        _estimate(replay.loss_change(name)),
+        _estimate(difference, tone),
+        _estimate(replay.flat_progress(name)),
+        _estimate(replay.sharp_progress(name)),
+        Cell(
+            text=format_share(share.value, share.stderr) if share is not None else MISSING,
+            raw=share.value if share is not None else None,
+            error=share.stderr if share is not None else None,
+        ),
+        _estimate(replay.isotropy_entropy(name)),
+        _estimate(replay.directional_sharpness(name)),
+        _estimate(replay.exponent(name)),
+        _estimate(mean_oscillation(replay, name)),
+        Cell(text=format_share(closure), raw=closure),
+        Cell(text=format_number(sum(seconds) / len(seconds), 2) if seconds else MISSING, raw=_mean(seconds)),
+        Cell(
+            text=f"{len(runs)} of {replay.num_seeds}",
+            raw=len(runs),
+            tone="" if len(runs) == replay.num_seeds else "caution",
+        ),
+    ]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _chosen(replay: Replay, name: str) -> str:
+    """Say in a word or two how a learning rate was chosen."""
+    sweep = replay.sweeps.get(name)
+    if sweep is not None and not sweep.is_inside:
+        return "sweep, at its limit"
+    source = replay.recipes[name].lr_source
+    return source if source in LR_SOURCES else f"by {source}"
+
+
+def _eigenvector_table(replay: Replay, names: Sequence[str], number: int) -> Table | None:
+    """List, per optimizer and eigenvector, what was done along it and what the linear theory says."""
+    columns = [
+        Column(title="optimizer", is_text=True),
+        Column(title="i"),
+        Column(title="λ", unit=CURVATURE, has_error=True),
+        Column(title="progress", unit="nats", has_error=True),
+        Column(title="η", hint="effective learning rate −Σcγ/Σγ²", has_error=True),
+        Column(title="η, theory", hint="vᵀ(ηF⁻¹)v at θ₀"),
+        Column(title="rate", hint="measured factor per step of the gradient's component", has_error=True),
+        Column(title="rate, theory", hint="above 1 is unstable"),
+        Column(title="oscillation", has_error=True),
+    ]
+    rows = []
+    for name in names:
+        theory = replay.theory.get(name)
+        progress, rates = replay.eigenvector_progress(name), replay.decay_rates(name)
+        lrs, oscillation = replay.effective_lrs(name), replay.oscillation(name)
+        for place in range(len(replay.eigenvalues)):
+            value, error = float(replay.eigenvalues[place]), float(replay.eigenvalue_errors[place])
+            lr = float(theory.effective_lrs[place]) if theory is not None else None
+            rate = float(theory.rates[place]) if theory is not None else None
+            rows.append(
+                [
+                    _text(name),
+                    Cell(text=str(place + 1), raw=place + 1),
+                    Cell(text=format_number(value), raw=value, error=error),
+                    _entry(replay, progress, place),
+                    _entry(replay, lrs, place),
+                    Cell(text=format_number(lr, 3), raw=lr),
+                    _entry(replay, rates, place),
+                    Cell(text=format_number(rate, 3), raw=rate, tone="caution" if rate and rate > 1.0 else ""),
+                    _entry(replay, oscillation, place),
+                ]
+            )
+    if not rows:
+        return None
+    caption = "Along each sharp eigenvector. ± is one standard error over seeds."
+    return make_table(f"replay-{number}-eigenvectors", caption, columns, rows)
+
+
+def _band_table(replay: Replay, names: Sequence[str], number: int) -> Table | None:
+    """List, per optimizer and band, progress and the update's energy."""
+    columns = [
+        Column(title="optimizer", is_text=True),
+        Column(title="block", is_text=True),
+        Column(title="band", is_text=True),
+        Column(title="dimensions"),
+        Column(title="progress", unit="nats", has_error=True),
+        Column(title="energy", hint="‖P d‖² per dimension over the mean; 1 everywhere is isotropic", has_error=True),
+    ]
+    bands, rows = replay.bands, []
+    for name in names:
+        progress, isotropy = replay.band_progress(name), replay.band_isotropy(name)
+        for place, block in enumerate(bands.blocks):
+            size = int(bands.dimensions[place])
+            rows.append(
+                [
+                    _text(name),
+                    _text(block),
+                    _text(band_label(float(bands.low[place]), float(bands.high[place]))),
+                    Cell(text=f"{size:,}", raw=size),
+                    _entry(replay, progress, place),
+                    _entry(replay, isotropy, place),
+                ]
+            )
+    if not rows:
+        return None
+    caption = (
+        f"By band of {bands.optimizer}'s proxy at the start, the sharpest first. ± is one standard error over seeds."
+    )
+    return make_table(f"replay-{number}-bands", caption, columns, rows)
+
+
+def _sweep_table(replay: Replay, number: int) -> Table | None:
+    """List the learning rates that were tried."""
+    columns = [
+        Column(title="optimizer", is_text=True),
+        Column(title="lr"),
+        Column(title="final loss", unit="nats", hint="on the evaluation batches, after batches of the sweep's own"),
+        Column(title="chosen", is_text=True),
+    ]
+    rows = []
+    for name, sweep in replay.sweeps.items():
+        for lr, loss, failed in zip(sweep.lrs.tolist(), sweep.losses.tolist(), sweep.diverged.tolist(), strict=True):
+            is_chosen = lr == sweep.chosen
+            mark = ("yes" if sweep.is_inside else "yes, at the limit") if is_chosen else ""
+            tone = ("good" if sweep.is_inside else "caution") if is_chosen else ""
+            rows.append(
+                [
+                    _text(name),
+                    Cell(text=format_number(lr, 3), raw=lr),
+                    Cell(text="diverged", tone="caution") if failed else Cell(text=format_number(loss), raw=loss),
+                    Cell(text=mark, raw=is_chosen, tone=tone),
+                ]
+            )
+    if not rows:
+        return None
+    return make_table(f"replay-{number}-sweeps", "Learning rates that were tried.", columns, rows)
+
+
+def _ablation_table(replay: Replay, number: int) -> Table | None:
+    """List what either part of the updates does alone."""
+    if not replay.ablations:
+        return None
+    columns = [
+        Column(title="optimizer", is_text=True),
+        Column(title="updates", is_text=True),
+        Column(title="ΔL", unit="nats", has_error=True),
+        Column(title="minus whole", unit="nats", hint="paired by seed", has_error=True),
+        Column(title="seeds", hint="that reached the end"),
+    ]
+    words = {"none": "whole", "dominant": "sharp part only", "bulk": "flat part only"}
+    rows = []
+    for name in replay.optimizers:
+        for ablation in ("none", *replay.ablations):
+            difference = replay.difference(name, name, ablation, "none") if ablation != "none" else None
+            finished = len(replay.runs_of(name, ablation))
+            rows.append(
+                [
+                    _text(name),
+                    Cell(text=words.get(ablation, ablation), raw=ablation),
+                    _estimate(replay.loss_change(name, ablation)),
+                    _estimate(difference),
+                    Cell(text=f"{finished} of {replay.num_seeds}", raw=finished),
+                ]
+            )
+    caption = "Ablations: the same segment with every update projected. ± is one standard error over seeds."
+    return make_table(f"replay-{number}-ablations", caption, columns, rows)

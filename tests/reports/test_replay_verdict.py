@@ -1,0 +1,202 @@
+"""What is said of a replay: a difference inside its error never becomes a claim."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lite_probe.reports.replay_verdict import format_estimate, is_certain, judge_replay, mean_oscillation
+from lite_probe.results.estimate import Estimate
+from lite_probe.results.replay import Replay
+from tests.reports.fixtures import make_replay, make_sweep
+
+
+def lead(replay: Replay) -> str:
+    return judge_replay(replay).lead.replace("\u00a0", " ")
+
+
+def points(replay: Replay) -> list[tuple[str, str]]:
+    return [(point.tone, point.text.replace("\u00a0", " ")) for point in judge_replay(replay).points]
+
+
+def about(replay: Replay, start: str) -> tuple[str, str]:
+    (match,) = [(tone, text) for tone, text in points(replay) if text.startswith(start)]
+    return match
+
+
+def shifted(replay: Replay, name: str, changes: list[float]) -> Replay:
+    """Move one optimizer's final loss by `changes`, seed by seed; the rest stays."""
+    runs = []
+    for run in replay.runs:
+        if run.optimizer == name and run.ablation == "none":
+            losses = run.losses.copy()
+            losses[-1] += changes[run.seed]
+            run = replace(run, losses=losses)
+        runs.append(run)
+    return replace(replay, runs=tuple(runs))
+
+
+@pytest.fixture(scope="module")
+def found() -> Replay:
+    return make_replay(optimizers=("muon", "muon-lite"))
+
+
+@pytest.fixture(scope="module")
+def same() -> Replay:
+    """Two optimizers with one and the same outcome on every seed."""
+    replay = make_replay(optimizers=("muon", "muon-lite"))
+    runs = [run for run in replay.runs if run.optimizer == "muon"]
+    return replace(replay, runs=(*runs, *(replace(run, optimizer="muon-lite") for run in runs)))
+
+
+def test_leads_with_who_ends_lowest_and_below_whom(found):
+    difference = found.difference("muon-lite", "muon")
+    assert is_certain(difference)
+    text = lead(found)
+    assert text.startswith("After 20 steps muon-lite ends lowest, 0.03")
+    assert "nats below the start's 1.472 (3 seeds, paired); below muon by 0.0" in text
+    tone, text = about(found, "muon-lite ends")
+    assert tone == "good"
+    assert "nats below muon (3 seeds, paired, 95% from −0.0" in text
+    assert "it makes 0.0" in text
+    assert "nats more along flat directions" in text
+
+
+def test_a_difference_within_its_error_is_none(same):
+    # ±2e-3 over three seeds, mean −1e-4: far inside t₂ = 4.3 standard errors of 1.2e-3.
+    vague = shifted(same, "muon-lite", [2e-3, -2e-3, -3e-4])
+    assert not is_certain(vague.difference("muon-lite", "muon"))
+    assert lead(vague).endswith("(3 seeds, paired); no different beyond the error from muon.")
+    tone, text = about(vague, "muon-lite minus muon")
+    assert tone == "plain"
+    assert "no difference beyond the error (3 seeds, paired, 95% from −0.0" in text
+    claims = (lead(vague), *(text for _, text in points(vague)))
+    assert not [text for text in claims if " below muon" in text or " above muon" in text]
+
+
+def test_a_difference_beyond_its_error_is_told_either_way(same):
+    better = shifted(same, "muon-lite", [-1.00e-3, -1.01e-3, -0.99e-3])
+    tone, text = about(better, "muon-lite ends")
+    assert tone == "good"
+    assert "(10.000 ± 0.058) × 10⁻⁴ nats below muon" in text
+    # The losses were moved, the allocations were not.
+    assert text.endswith("; where it falls cannot be told beyond the error.")
+    worse = shifted(same, "muon-lite", [1.00e-3, 1.01e-3, 0.99e-3])
+    tone, text = about(worse, "muon-lite ends")
+    assert tone == "caution"
+    assert "nats above muon" in text
+    assert "After 20 steps muon ends lowest" in lead(worse)
+
+
+def test_one_seed_claims_nothing():
+    replay = make_replay(optimizers=("muon", "muon-lite"), seeds=1, ablations=True)
+    assert lead(replay).startswith("After 20 steps muon-lite ends lowest, 0.03")
+    assert lead(replay).endswith("it is one seed, which has no error, so that no difference is claimed.")
+    assert about(replay, "muon-lite minus muon")[1].endswith(" nats on one seed, which has no error.")
+    for text in (lead(replay), *(text for _, text in points(replay))):
+        assert "±" not in text
+        assert "beyond the error" not in text
+        assert "than the whole" not in text
+        assert "% of it flat" not in text
+    alone = make_replay(optimizers=("muon",), seeds=1)
+    assert lead(alone).startswith("After 20 steps muon ends 0.0")
+    assert "lowest" not in lead(make_replay(optimizers=("muon",)))
+
+
+def test_a_change_within_its_own_error_has_no_flat_share(same):
+    vague = shifted(shifted(same, "muon", [0.1, 0.03, -0.05]), "muon-lite", [0.1, 0.03, -0.05])
+    assert "which is within its own error" in lead(vague)
+    text = about(vague, "muon:")[1]
+    assert "nats of progress along flat directions" in text
+    assert "of it flat" not in text
+    assert "of it flat" in about(same, "muon:")[1]
+
+
+def test_a_sharp_part_that_raised_the_loss_is_named(found):
+    def reversed_sharp(run):
+        sharp = -4.0 * run.sharp_allocations
+        return replace(run, sharp_allocations=sharp)
+
+    raised = replace(found, runs=tuple(reversed_sharp(run) for run in found.runs))
+    text = about(raised, "muon:")[1]
+    assert text.endswith("; along the sharp ones it raised the loss.")
+    assert "of it flat" not in text  # more than all of it
+
+
+def test_divergence_names_optimizer_seed_and_step():
+    replay = make_replay(diverged=(("soap", 1, 7), ("soap", 2, 3)), ablations=True)
+    assert points(replay)[0] == ("caution", "soap diverged at step 7 of seed 1; soap diverged at step 3 of seed 2.")
+    assert lead(replay).endswith("not compared with soap, for want of two common seeds.")
+    assert "on one seed, which has no error" in about(replay, "soap-lite minus soap")[1]
+    apart = make_replay(
+        optimizers=("muon", "muon-lite"), diverged=(("muon", 0, 1), ("muon-lite", 1, 1), ("muon-lite", 2, 1))
+    )
+    assert ("caution", "muon-lite and muon have no seed that both finished.") in points(apart)
+
+
+def test_all_may_diverge():
+    names = ("muon", "muon-lite")
+    replay = make_replay(optimizers=names, seeds=2, diverged=tuple((n, s, 2) for n in names for s in (0, 1)))
+    assert lead(replay) == "Every run diverged: there is nothing to compare."
+    texts = [text for _, text in points(replay)]
+    assert texts[0] == "muon diverged at step 2 of seed 0; muon diverged at step 2 of seed 1."
+    assert texts[-1] == "No loss change was allotted to directions."
+
+
+def test_manners_have_their_errors(found):
+    for start in ("Isotropy of the updates", "Curvature along the updates", "Exponent a", "Oscillation along"):
+        text = about(found, start)[1]
+        assert "muon " in text
+        assert text.count("±") == 2, text
+    oscillation = mean_oscillation(found, "muon")
+    runs = found.runs_of("muon")
+    assert oscillation.value == pytest.approx(np.mean([run.oscillations.mean() for run in runs]))
+    assert mean_oscillation(found, "soap") is None
+
+
+def test_ablations_are_compared_with_the_whole():
+    replay = make_replay(optimizers=("muon",), ablations=True)
+    text = about(replay, "muon: whole")[1]
+    assert "projected on the sharp subspace, they change the loss by (−6." in text
+    assert "(worse than the whole by 0.0" in text
+    runs = tuple(
+        replace(run, losses=replay.runs_of("muon")[run.seed].losses) if run.ablation == "bulk" else run
+        for run in replay.runs
+    )
+    assert "(no different from the whole beyond the error)" in about(replace(replay, runs=runs), "muon: whole")[1]
+    failed = tuple(replace(run, diverged_at=20) if run.ablation == "dominant" else run for run in replay.runs)
+    text = about(replace(replay, runs=failed), "muon: whole")[1]
+    assert "projected on the sharp subspace, they reached the end on no seed" in text
+    texts = [text for _, text in points(replace(replay, runs=failed))]
+    assert texts[0].startswith("muon (updates projected on the sharp subspace) diverged at step 20 of seed 0; ")
+
+
+def test_learning_rates_say_how_they_were_chosen(found):
+    tone, text = about(found, "Learning rates")
+    assert tone == "plain"
+    assert text == (
+        "Learning rates were swept by factors of two for the lowest evaluation loss: muon 0.0039, muon-lite 0.0039."
+    )
+    given = make_replay(swept=False)
+    assert "were given: muon 0.0039" in about(given, "Learning rates")[1]
+    assert about(given, "Learning rates")[1].endswith("may favour one optimizer over another.")
+    tone, text = about(make_replay(is_inside=False, optimizers=("muon", "soap")), "Learning rates")
+    assert tone == "caution"
+    assert text.endswith("The best of muon and soap is at the limit of its grid: a better one may lie beyond.")
+    failed = replace(make_sweep(is_inside=False), diverged=np.ones(3, dtype=bool))
+    text = about(replace(found, sweeps={"muon": failed}), "Learning rates")[1]
+    assert text.endswith("muon diverged at every rate that was tried.")
+
+
+def test_the_closure_error_is_always_stated(found):
+    tone, text = about(found, "Allocations add up")
+    assert tone == "good"
+    assert text.startswith("Allocations add up to the true loss change within 0.0")
+    assert about(make_replay(closure=0.5), "Allocations add up")[0] == "caution"
+
+
+def test_estimates_in_words():
+    assert format_estimate(None) == "–"
+    assert format_estimate(Estimate(value=0.5, stderr=0.0, low=0.5, high=0.5, num_samples=1)) == "0.5000"
+    assert not is_certain(None)
+    assert not is_certain(Estimate(value=0.5, stderr=0.0, low=0.5, high=0.5, num_samples=1))

@@ -1,0 +1,174 @@
+"""A replay as a page says it, before anything is drawn."""
+
+import csv
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lite_probe.reports.replay_figures import draw_loss, draw_rates, draw_replay
+from lite_probe.reports.replay_view import ReplayView, base_of, make_replay_view
+from lite_probe.results.replay import Replay
+from tests.reports.fixtures import make_replay
+
+
+@pytest.fixture(scope="module")
+def found() -> Replay:
+    return make_replay(ablations=True, diverged=(("soap", 1, 7),))
+
+
+@pytest.fixture(scope="module")
+def view(found) -> ReplayView:
+    return make_replay_view("", 1, found)
+
+
+def read(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_the_outcome_keeps_every_digit_and_error(view, found):
+    rows = {row["optimizer"]: row for row in read(view.outcome.csv)}
+    assert list(rows) == ["muon", "muon-lite", "soap", "soap-lite"]
+    muon, lite = rows["muon"], rows["muon-lite"]
+    assert float(muon["ΔL (nats)"]) == found.loss_change("muon").value
+    assert float(muon["ΔL error (nats)"]) == found.loss_change("muon").stderr
+    assert muon["minus base (nats)"] == ""
+    assert float(lite["minus base (nats)"]) == found.difference("muon-lite", "muon").value
+    assert float(lite["flat progress (nats)"]) == found.flat_progress("muon-lite").value
+    assert float(lite["flat share"]) == found.flat_share("muon-lite").value
+    assert float(lite["exponent"]) == found.exponent("muon-lite").value
+    assert float(lite["closure"]) == found.closure("muon-lite")
+    assert float(lite["s/step"]) == pytest.approx(0.21)
+    assert [rows[name]["seeds"] for name in rows] == ["3", "3", "2", "3"]
+    assert view.outcome.rows[2][-1].tone == "caution"
+    assert view.outcome.rows[1][5].tone == "good"
+
+
+def test_a_base_is_one_that_was_replayed_too(found):
+    assert base_of(found, "muon-lite") == "muon"
+    assert base_of(found, "muon") is None
+    assert base_of(make_replay(optimizers=("muon-lite",), steps=3), "muon-lite") is None
+
+
+def test_one_seed_has_no_errors_nor_shares():
+    replay = make_replay(seeds=1, steps=5)
+    view = make_replay_view("", 1, replay)
+    for table in (view.outcome, view.eigenvector_table, view.band_table):
+        for row in read(table.csv):
+            own = {name: value for name, value in row.items() if " error" in name and not name.startswith("λ")}
+            assert own
+            assert set(own.values()) == {""}
+    assert {row["flat share"] for row in read(view.outcome.csv)} == {""}
+    assert {row[5].tone for row in view.outcome.rows} == {""}
+
+
+def test_losses_are_means_with_their_range(view, found):
+    muon, soap = view.loss.curves[0], view.loss.curves[2]
+    losses = np.stack([run.losses for run in found.runs_of("muon")])
+    assert muon.step == tuple(range(21))
+    assert muon.mean == pytest.approx(losses.mean(axis=0), rel=1e-5)
+    assert muon.low == pytest.approx(losses.min(axis=0), rel=1e-5)
+    assert [len(run) for run in soap.diverged] == [8]
+    assert muon.diverged == ()
+    low, high = view.loss.limits
+    assert low < losses.min() < losses.max() < high
+    names = [trace.name for trace in draw_loss(view.loss).data if trace.showlegend is not False]
+    assert names == ["muon", "muon-lite", "soap", "soap, diverged", "soap-lite"]
+
+
+def test_progress_by_part_eigenvector_and_band(view, found):
+    assert view.progress.optimizers == found.optimizers
+    assert view.progress.flat[0] == found.flat_progress("muon").value
+    assert view.progress.sharp_error[1] == found.sharp_progress("muon-lite").stderr
+    muon = view.eigenvectors.series[0]
+    assert muon.x == tuple(range(1, 11))
+    assert muon.value == pytest.approx(found.eigenvector_progress("muon")[0], rel=1e-5)
+    assert [one.title for one in view.bands] == ["emb", "qk", "vo", "ffn", "norm", "out"]
+    qk = view.bands[1].series[0]
+    assert qk.x[:2] == (0.5, 5.5)
+    assert qk.value == pytest.approx(found.band_progress("muon")[0][11:22], rel=1e-5)
+    assert qk.text[1].startswith("qk 1–10%: ")
+    assert view.oscillation.series[3].optimizer == "soap-lite"
+    assert all(0.0 <= value <= 1.0 for one in view.oscillation.series for value in one.value)
+
+
+def test_rates_that_are_not_positive_have_no_place(found):
+    def turned(run):
+        updates = run.sharp_updates.copy()
+        updates[:, :1] *= -1.0
+        return replace(run, sharp_updates=updates)
+
+    changed = replace(found, runs=tuple(turned(run) for run in found.runs))
+    view = make_replay_view("", 1, changed)
+    assert [len(one.x) for one in view.rates.series] == [9] * 4
+    assert [len(one.x) for one in view.rates.predicted] == [10] * 4
+    assert "9 of 10 positive" in view.rates.summary
+    figure = draw_rates(view.rates)
+    assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
+    assert [trace.marker.symbol for trace in figure.data][4:6] == ["circle-open", "square-open"]
+    for trace in figure.data[:4]:
+        assert all(error < value for error, value in zip(trace.error_y.arrayminus, trace.y, strict=True))
+    rows = read(view.eigenvector_table.csv)
+    assert float(rows[0]["η"]) < 0.0  # the table has it
+    without = make_replay_view("", 1, make_replay(theory=False, steps=3))
+    assert without.rates.predicted == ()
+    assert {row["η, theory"] for row in read(without.eigenvector_table.csv)} == {""}
+
+
+def test_tables_by_eigenvector_and_band(view, found):
+    rows = read(view.eigenvector_table.csv)
+    assert len(rows) == 4 * 10
+    assert float(rows[11]["λ (loss/param²)"]) == found.eigenvalues[1]
+    assert float(rows[11]["progress (nats)"]) == found.eigenvector_progress("muon-lite")[0][1]
+    assert float(rows[11]["rate, theory"]) == found.theory["muon-lite"].rates[1]
+    assert float(rows[11]["rate"]) == found.decay_rates("muon-lite")[0][1]
+    bands = read(view.band_table.csv)
+    assert len(bands) == 4 * 66
+    assert (bands[12]["block"], bands[12]["band"]) == ("qk", "1–10%")
+    assert float(bands[12]["energy"]) == found.band_isotropy("muon")[0][12]
+
+
+def test_a_predicted_rate_above_one_is_marked(found):
+    theory = found.theory["muon"]
+    wild = replace(theory, rates=np.array([1.5, *theory.rates[1:]]))
+    view = make_replay_view("", 1, replace(found, theory={**found.theory, "muon": wild}))
+    assert [row[7].tone for row in view.eigenvector_table.rows[:2]] == ["caution", ""]
+
+
+def test_sweeps_mark_the_chosen_and_the_diverged(view):
+    rows = read(view.sweeps.csv)[:3]
+    assert [row["chosen"] for row in rows] == ["no", "yes", "no"]
+    assert [row["final loss (nats)"] for row in rows][2] == ""
+    assert [row[2].text for row in view.sweeps.rows[:3]][2] == "diverged"
+    edge = make_replay_view("", 1, make_replay(is_inside=False, steps=3))
+    assert [row[3].text for row in edge.sweeps.rows[:3]] == ["", "", "yes, at the limit"]
+    assert {row[2].text for row in edge.outcome.rows} == {"sweep, at its limit"}
+    assert make_replay_view("", 1, make_replay(swept=False, steps=3)).sweeps is None
+
+
+def test_ablations_stand_beside_the_whole(view, found):
+    rows = read(view.ablations.csv)
+    assert [row["updates"] for row in rows[:3]] == ["none", "dominant", "bulk"]
+    assert [row[1].text for row in view.ablations.rows[:3]] == ["whole", "sharp part only", "flat part only"]
+    assert float(rows[1]["minus whole (nats)"]) == found.difference("muon", "muon", "dominant", "none").value
+    assert make_replay_view("", 1, make_replay(steps=3)).ablations is None
+
+
+def test_where_all_diverged_only_the_losses_are_left():
+    names = ("muon", "soap")
+    replay = make_replay(optimizers=names, seeds=1, diverged=tuple((name, 0, 2) for name in names))
+    view = make_replay_view("", 1, replay)
+    assert (view.progress, view.eigenvectors, view.rates, view.oscillation) == (None,) * 4
+    assert view.bands == ()
+    assert view.eigenvector_table is None
+    assert view.band_table is None
+    assert view.loss.limits is None
+    assert view.loss.summary.endswith("muon: every run diverged. soap: every run diverged.")
+    assert set(draw_replay(view)) == {"loss-1"}
+    assert [row[-1].text for row in view.outcome.rows] == ["0 of 1", "0 of 1"]
+
+
+def test_figures_are_named_by_the_replays_number(found):
+    figures = draw_replay(make_replay_view("late", 3, found))
+    assert {"loss-3", "progress-3", "eigenvectors-3", "rates-3", "oscillation-3", "bands-3-1"} <= set(figures)

@@ -1,0 +1,171 @@
+"""What is said of sharp and flat directions follows from the numbers and their errors."""
+
+from dataclasses import replace
+
+import pytest
+
+from lite_probe.reports.subspace_verdict import contrast_text, judge_subspace
+from lite_probe.results.estimate import Estimate, Ratio
+from lite_probe.results.subspace import SubspaceMeasurement
+from tests.reports.fixtures import make_operator_spectrum, make_overlap, make_subspace
+
+
+def lead(found: SubspaceMeasurement) -> str:
+    return judge_subspace(found).lead.replace("\u00a0", " ")
+
+
+def points(found: SubspaceMeasurement) -> list[tuple[str, str]]:
+    return [(point.tone, point.text.replace("\u00a0", " ")) for point in judge_subspace(found).points]
+
+
+def about(found: SubspaceMeasurement, start: str) -> tuple[str, str]:
+    (match,) = [(tone, text) for tone, text in points(found) if text.startswith(start)]
+    return match
+
+
+@pytest.fixture(scope="module")
+def subspace() -> SubspaceMeasurement:
+    return make_subspace()
+
+
+def test_leads_with_the_gradient_against_random_directions(subspace):
+    text = lead(subspace)
+    assert text.startswith("26.1% of the gradient's energy lies in the 10 sharpest of 10.72 million directions, ")
+    assert "2.8 × 10⁵ times as much as in 10 random ones" in text
+    assert text.endswith("of single training batches' it is (25.0 ± 1.0)%.")
+
+
+def test_a_gradient_like_a_random_vector_is_not_concentrated(subspace):
+    expected = subspace.expected_share
+    random = replace(subspace, gradient_share=subspace.random_share.high)
+    assert "no more than in 10 random ones" in lead(random)
+    assert "times as much" not in lead(random)
+    certain = replace(subspace, random_share=Estimate.certain(expected), gradient_share=9.9 * expected)
+    assert "9.9 times k/N: not concentrated there" in lead(certain)
+    assert "10 times as much as in 10 random ones" in lead(replace(certain, gradient_share=10.1 * expected))
+
+
+@pytest.mark.parametrize(
+    ("overlap", "tone", "words"),
+    [
+        (0.9, "good", "The sharp subspace is the data's"),
+        (0.5, "caution", "The sharp subspace is in part the batch's"),
+        (0.1, "caution", "The sharp subspace is the batch's"),
+    ],
+)
+def test_whose_the_subspace_is(overlap, tone, words):
+    found = points(make_subspace(halves=overlap))[0]
+    assert found[0] == tone
+    assert found[1].startswith(f"{words}: those of two halves of the batches overlap by ")
+    assert "at random 9.3 × 10⁻⁷" in found[1]
+
+
+def test_vectors_in_doubt_leave_the_question_open():
+    tone, text = points(make_subspace(halves=0.5, residual=0.2))[0]
+    assert tone == "caution"
+    assert text.startswith("Whether the sharp subspace is the data's is open")
+    assert text.endswith("known to a relative residual of 0.2 only, so that the true overlap may be larger.")
+    tone, text = points(make_subspace(halves=0.9, residual=0.2))[0]
+    assert tone == "good"
+    assert text.endswith("known to a relative residual of 0.2 only.")
+
+
+def test_operators_and_checkpoints_are_compared(subspace):
+    found = make_subspace(others=("gpt-500",))
+    assert points(found)[1][1].startswith("Hessian and Gauss–Newton share 82.7%")
+    assert points(found)[1][1].endswith("of the sharp subspace and agree on it.")
+    assert points(found)[2][1].startswith("From gpt-500 to gpt-5000 the sharp subspace turned in part: overlap 31.0%")
+
+    def moved(overlap: float, **changes: float) -> str:
+        one = make_overlap("checkpoints", "a", "b", overlap=overlap, **changes)
+        return points(replace(subspace, overlaps=(one,)))[0][1]
+
+    assert "stayed: overlap" in moved(0.95)
+    assert "turned away: overlap" in moved(0.1)
+    assert "the sharp subspace overlaps by 10.0%" in moved(0.1, residual=0.3)
+    apart = make_overlap("operators", "Hessian", "Gauss–Newton", overlap=0.4)
+    assert points(replace(subspace, overlaps=(apart,)))[0][1].endswith("of the sharp subspace.")
+    assert not [text for _, text in points(make_subspace(overlaps=False)) if "overlap" in text or "share" in text]
+
+
+def test_the_assumption_is_told_by_block(subspace):
+    tone, text = about(subspace, "soap-lite")
+    assert tone == "plain"  # norm is open
+    assert "what it calls sharp is sharper than what it calls flat in emb (at least ×" in text
+    assert "qk (×30, 26 to 36)" in text
+    assert "not decided within the error in norm" in text
+    assert text.endswith("no difference is made in out.")
+    tone, text = about(make_subspace(answers={"norm": "fails"}), "muon-lite")
+    assert tone == "caution"
+    assert "it is the other way round in norm (×0." in text
+    tone, text = about(make_subspace(answers={"norm": "holds"}), "muon-lite")
+    assert tone == "good"
+    assert "decided" not in text
+    nothing = make_subspace(answers=dict.fromkeys(("emb", "qk", "vo", "ffn", "norm"), "not used"))
+    assert about(nothing, "muon-lite") == (
+        "plain",
+        "muon-lite: no difference is made in emb, qk, vo, ffn, norm and out.",
+    )
+    empty = replace(subspace.calibrations["muon-lite"], blocks={}, preconditioned=None)
+    assert points(replace(subspace, overlaps=(), calibrations={"muon-lite": empty})) == [
+        ("plain", "muon-lite: no block was calibrated.")
+    ]
+
+
+def test_an_open_difference_is_no_claim_whatever_its_ratio(subspace):
+    block = subspace.calibrations["muon-lite"].blocks["qk"]
+    vague = replace(block, difference=replace(block.difference, low=-1e-9))
+    calibration = replace(subspace.calibrations["muon-lite"], blocks={"qk": vague})
+    found = replace(subspace, calibrations={"muon-lite": calibration})
+    assert about(found, "muon-lite") == ("plain", "muon-lite: not decided within the error in qk.")
+
+
+def test_negative_flat_curvature_is_named_in_place_of_a_ratio(subspace):
+    block = subspace.calibrations["muon-lite"].blocks["qk"]
+    flat = Estimate(value=-1.0, stderr=0.1, low=-1.2, high=-0.8, num_samples=16)
+    missing = Ratio(value=None, stderr=None, low=None, high=None, num_samples=16)
+
+    def text(**changes: object) -> str:
+        calibration = replace(subspace.calibrations["muon-lite"], blocks={"qk": replace(block, **changes)})
+        return about(replace(subspace, calibrations={"muon-lite": calibration}), "muon-lite:")[1]
+
+    assert text(flat_curvature=flat, contrast=missing).endswith("in qk (its flat directions curve downward).")
+    assert text(contrast=missing).endswith("in qk.")
+    # A bound below 1 would weaken what the difference has shown.
+    assert text(contrast=replace(missing, low=0.6)).endswith("in qk.")
+
+
+def test_contrasts_in_words():
+    ratio = Ratio(value=4.0, stderr=0.5, low=3.0, high=5.5, num_samples=16)
+    assert contrast_text(ratio) == "×4.0, 3.0 to 5.5"
+    assert contrast_text(replace(ratio, high=None)) == "at least ×3.0"
+    assert contrast_text(replace(ratio, high=1e6)) == "at least ×3.0"
+    assert contrast_text(replace(ratio, low=None)) == ""
+    assert contrast_text(replace(ratio, low=-1.0)) == ""
+    assert contrast_text(None) == ""
+
+
+def metric(found: SubspaceMeasurement, **changes: object) -> str:
+    calibration = found.calibrations["soap-lite"]
+    changed = replace(calibration, preconditioned=replace(calibration.preconditioned, **changes))
+    texts = [text for _, text in points(replace(found, overlaps=(), calibrations={"soap-lite": changed}))]
+    return texts[1]
+
+
+def test_metrics_even_the_curvature_out_or_do_not(subspace):
+    texts = [text for _, text in points(subspace) if "metric" in text]
+    assert texts[0].startswith(
+        "The metric of adamw makes the curvature less even: λ₁ over the root mean square λ rises"
+    )
+    assert texts[2].startswith("The metric of soap evens the curvature out: λ₁ over the root mean square λ falls from")
+    assert "÷1.808 ± " in texts[2]
+    assert not [text for _, text in points(make_subspace(preconditioned=False)) if "metric" in text]
+
+
+def test_a_metric_within_its_error_or_without_convergence_claims_nothing(subspace):
+    plain = subspace.spectrum
+    same = {"eigenvalues": plain.eigenvalues[:3], "num_parameters": plain.num_parameters, "trace_h2": plain.trace_h2}
+    assert metric(subspace, **same).startswith("In the metric of soap λ₁ over the root mean square λ does not change")
+    unconverged = make_operator_spectrum(top=3, unconverged=3)
+    assert "is open: λ₁ has not converged" in metric(subspace, converged=unconverged.converged)
+    assert metric(subspace, trace_h2=Estimate.certain(0.0)).endswith("is not known.")
