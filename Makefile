@@ -28,6 +28,7 @@ lint: $(READY)
 
 benchmark: $(BENCHMARK_READY)
 	$(BENCHMARK_BIN)/python tests/benchmarks/optimizers.py
+	$(BENCHMARK_BIN)/python tests/benchmarks/replay.py
 	$(BENCHMARK_BIN)/python tests/benchmarks/spectra.py
 
 $(READY): pyproject.toml constraints.txt

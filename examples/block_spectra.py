@@ -3,8 +3,8 @@
     python examples/block_spectra.py
 
 Zhang et al. 2024 (arXiv 2402.16788) trace Adam's advantage on transformers to this: one learning rate cannot suit
-blocks whose Hessians are so different. A small byte-level Llama and a tanh network are trained a little, and the largest
-eigenvalue λ₁ of every block's own Hessian is measured, the rest held fixed. A block of the network is a layer.
+blocks whose Hessians are so different. A small byte-level Llama and a tanh network are trained a little, and λ₁, the
+largest eigenvalue of every block's own Hessian, is measured, the rest held fixed. A block of the network is a layer.
 
 It takes half a minute and prints, with the seed it has,
 

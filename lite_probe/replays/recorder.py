@@ -29,19 +29,17 @@ class Recorder:
             gradient: (N,) ∇L at its start.
             update: (N,) d.
 
-        Cost: three passes over the subspace, three rotations of N numbers, four passes over them.
+        Cost: three passes over the subspace, two rotations of N numbers and two passes over them.
         """
         vectors = [change.mean_gradient, update, gradient]
         mean, moved, start = (self.subspace.coefficients(one.unsqueeze(0))[:, 0].cpu().numpy() for one in vectors)
-        bands = self.bands.products_of(vectors, [(0, 1), (1, 1), (2, 1), (2, 2)]).cpu().numpy()
+        bands = self.bands.products_of(vectors[:2], [(0, 1), (1, 1)]).cpu().numpy()
         return {
             "sharp_allocations": mean * moved,
             "sharp_updates": moved,
             "sharp_gradients": start,
             "band_allocations": bands[0],
             "band_energies": bands[1],
-            "band_slopes": bands[2],
-            "band_gradient_energies": bands[3],
         }
 
     @property
@@ -50,5 +48,5 @@ class Recorder:
         sharp, bands = self.subspace.size, len(self.bands)
         return {
             **dict.fromkeys(("sharp_allocations", "sharp_updates", "sharp_gradients"), sharp),
-            **dict.fromkeys(("band_allocations", "band_energies", "band_slopes", "band_gradient_energies"), bands),
+            **dict.fromkeys(("band_allocations", "band_energies"), bands),
         }

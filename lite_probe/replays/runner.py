@@ -320,8 +320,6 @@ _WIDE = (
     "sharp_gradients",
     "band_allocations",
     "band_energies",
-    "band_slopes",
-    "band_gradient_energies",
 )
 
 

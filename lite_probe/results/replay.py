@@ -81,8 +81,6 @@ class ReplayRun:
     sharp_gradients: FloatArray  # (K', k) γ_i = v_i·∇L at the step's start
     band_allocations: FloatArray  # (K', B)
     band_energies: FloatArray  # (K', B) ‖P_b d‖²
-    band_slopes: FloatArray  # (K', B) g·P_b d at the step's start
-    band_gradient_energies: FloatArray  # (K', B) ‖P_b g‖² there
     seconds: float
 
     def __post_init__(self) -> None:

@@ -88,7 +88,6 @@ def test_sums_over_directions_close(task: Task, spectrum: Spectrum) -> None:
         size = np.abs(run.band_allocations).sum(axis=1)
         np.testing.assert_allclose(run.band_allocations.sum(axis=1), run.allocations, atol=1e-5 * size.max())
         np.testing.assert_allclose(run.band_energies.sum(axis=1), run.update_norms**2, rtol=1e-5)
-        np.testing.assert_allclose(run.band_slopes.sum(axis=1), run.slopes, atol=1e-5 * size.max())
         np.testing.assert_allclose(run.allocations - np.diff(run.losses), run.closure_errors, atol=1e-12)
 
 
@@ -395,8 +394,6 @@ def test_a_run_knows_its_shape() -> None:
         sharp_gradients=empty,
         band_allocations=empty,
         band_energies=empty,
-        band_slopes=empty,
-        band_gradient_energies=empty,
         seconds=0.0,
     )
     assert run.loss_change == -2.0

@@ -397,8 +397,6 @@ def make_run(
         "sharp_gradients": gradients,
         "band_allocations": allocations[:, None] * weights,
         "band_energies": 0.81 * np.ones((count, 1)) * spread / spread.sum(),
-        "band_slopes": 1.1 * allocations[:, None] * weights,
-        "band_gradient_energies": 0.1 * np.ones((count, 1)) * weights,
     }
     if ablation != "none":
         recorded = {key: value[:0] if value.ndim == 1 else np.zeros((0, 0)) for key, value in recorded.items()}
