@@ -49,7 +49,7 @@ def _gradient(found: SubspaceMeasurement) -> str:
         text += f", {format_number(times, 2)} times as much as in {found.size} random ones"
     else:
         text += f", {format_number(times, 2)} times k/N: not concentrated there"
-    return f"{text}; of single training batches' it is {format_share(batch.value, batch.stderr)}."
+    return f"{text}; in the gradients of single training batches it is {format_share(batch.value, batch.stderr)}."
 
 
 def _overlap(one: Overlap) -> Point:

@@ -15,6 +15,8 @@ from lite_probe.results.provenance import Note, Provenance
 
 FloatArray = NDArray[np.float64]
 
+_LEAST_POSITIVE = 0.8  # share of the effective learning rates that must be positive for a power law
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bands:
@@ -291,9 +293,9 @@ class Replay:
         return _mean([float(run.directional_sharpness.mean()) for run in self._recorded(optimizer)])
 
     def exponent(self, optimizer: str) -> Estimate | None:
-        """Fit a of η_i ∝ λ_i^(−a) over eigenvectors with positive λ_i and η_i, per seed; None for fewer than three.
+        """Fit a of η_i ∝ λ_i^(−a) over eigenvectors with positive λ_i, per seed; 0 is gradient descent, 1 Newton.
 
-        0 is gradient descent, ½ Shampoo-like, 1 Newton.
+        None where η_i is positive along fewer than three of them or four fifths: it is noise then, not a power.
         """
         fits = [_power(self.eigenvalues, run.effective_lrs) for run in self._recorded(optimizer)]
         return _mean([-fit for fit in fits if fit is not None])
@@ -335,8 +337,9 @@ def _means(samples: list[FloatArray]) -> tuple[FloatArray, FloatArray] | None:
 
 
 def _power(curvatures: FloatArray, rates: FloatArray) -> float | None:
-    """Return the least-squares slope of log rate against log curvature over positive pairs."""
-    positive = (curvatures > 0) & (rates > 0)
-    if int(positive.sum()) < 3:
+    """Return the least-squares slope of log rate against log curvature; None where too few rates are positive."""
+    sharp = curvatures > 0
+    positive = sharp & (rates > 0)
+    if positive.sum() < max(3.0, _LEAST_POSITIVE * sharp.sum()):
         return None
     return float(np.polyfit(np.log(curvatures[positive]), np.log(rates[positive]), 1)[0])

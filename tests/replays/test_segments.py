@@ -94,3 +94,8 @@ def test_a_sample_that_is_trained_on_is_refused(shape: str) -> None:
 def test_the_same_input_with_another_target_is_another_sample() -> None:
     inputs = torch.zeros(1, 2)
     require_disjoint(task_with([(inputs, torch.tensor([0]))], [(inputs, torch.tensor([1]))]))
+
+
+def test_windows_of_a_text_are_disjoint_by_where_they_stand() -> None:
+    window = torch.tensor([[1, 2, 3]])
+    require_disjoint(task_with([window], [window], TaskInfo(train_tokens=100)))

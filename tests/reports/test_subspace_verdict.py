@@ -32,7 +32,7 @@ def test_leads_with_the_gradient_against_random_directions(subspace):
     text = lead(subspace)
     assert text.startswith("26.1% of the gradient's energy lies in the 10 sharpest of 10.72 million directions, ")
     assert "2.8 × 10⁵ times as much as in 10 random ones" in text
-    assert text.endswith("of single training batches' it is (25.0 ± 1.0)%.")
+    assert text.endswith("in the gradients of single training batches it is (25.0 ± 1.0)%.")
 
 
 def test_a_gradient_like_a_random_vector_is_not_concentrated(subspace):
