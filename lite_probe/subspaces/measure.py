@@ -1,9 +1,10 @@
 """The sharp subspace of a checkpoint and LITE's proxies of it, measured together and resumable part by part."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lite_probe.errors import InputError, UsageError
+from lite_probe.errors import InputError, OutputError, UsageError
 from lite_probe.operators.conduct import undisturbed
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
@@ -22,18 +23,28 @@ from lite_probe.optim import OPTIMIZERS, Directions
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
-from lite_probe.results.store import find_result, register, save
+from lite_probe.results.store import find_result, register, save, write_atomically
 from lite_probe.results.subspace import Overlap, ProxyCalibration, SubspaceMeasurement
 from lite_probe.seeds import derive_seed
-from lite_probe.spectra import SpectrumRequest, plan_spectrum, require_same_task
+from lite_probe.spectra import SpectrumPlan, SpectrumRequest, plan_spectrum, require_same_task
 from lite_probe.spectra.basis import KrylovBasis
 from lite_probe.spectra.fingerprint import batches_digest, task_fingerprint
 from lite_probe.spectra.lanczos import random_vector
+from lite_probe.spectra.measure import landscape
+from lite_probe.spectra.memory import free_memory, memory_in_use
 from lite_probe.spectra.operator import OperatorMeasurement
+from lite_probe.spectra.plan import Placement
 from lite_probe.spectra.provenance import provenance_of
+from lite_probe.spectra.state import SavedState
 from lite_probe.subspaces.bands import cut_bands
 from lite_probe.subspaces.calibration import Proxy, Samples, calibrate
-from lite_probe.subspaces.overlap import halves, overlap_of, random_energy_share, sharp_subspace
+from lite_probe.subspaces.overlap import (
+    expected_products,
+    halves,
+    overlap_of,
+    random_energy_share,
+    sharp_subspace,
+)
 from lite_probe.subspaces.preconditioned import PreconditionedOperator
 from lite_probe.subspaces.subspace import Subspace
 from lite_probe.subspaces.warming import optimizer_of, warm
@@ -44,9 +55,17 @@ OnProgress = Callable[[int, int, str], None]
 
 DEFAULT_PROXIES = ("adamw-lite", "muon-lite", "soap-lite")
 _RANDOM_FRAMES = 4  # random subspaces that the gradient's share is compared with
-_PAIRS = 3  # products of a sharp subspace per vector
-# The spectrum in a metric: λ₁ and its neighbours, and few probes for tr H² and the quantiles.
-_METRIC = {"top": 3, "bottom": 1, "probes": 2, "probe_steps": 10, "tolerance": 1e-2}
+_PROBES_PER_TAIL_PROBE = 4  # a tail probe is so much quieter that a quarter of them will do
+# The spectrum in a metric: λ₁, and few probes for tr H² and the quantiles.
+_METRIC = SpectrumRequest(top=1, bottom=0, probes=2, probe_steps=10, tolerance=1e-2)
+_LEAST_SPARE = 6  # basis vectors beside the wanted pairs, without which a restart gets nowhere
+_SHARE_OF_FREE_MEMORY = 0.8  # without --memory, as for a spectrum
+_SHARE_FOR_VECTORS = 4  # one part in so many of --memory is for the spectrum's eigenvectors
+# Bytes per parameter: an optimizer's state while it is warmed, and what its directions and bands hold afterwards.
+# SOAP's factors and bases are those of matrices up to four times as long as they are wide.
+_STATE_BYTES = {"sgd": 4, "adamw": 8, "muon": 8, "soap": 42}
+_DIRECTION_BYTES = {"sgd": 8, "adamw": 14, "muon": 14, "soap": 30}
+_CHOSEN = ("kept_graphs", "vectors_per_pass", "basis_placement", "basis_columns")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +80,8 @@ class SubspacePlan:
     memory_bytes: int  # expected peak of the process (CPU) or of the device's allocations
     kept_graphs: int
     vectors_per_pass: int
+    basis_placement: Placement
+    basis_columns: int  # Krylov vectors that there is room for
     loss: float
     gradient_norm: float
     count: int  # tokens or samples behind the loss
@@ -90,12 +111,24 @@ class _Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Probes:
-    """The calibration's samples as they wait on disk, (probes so far, ·) by optimizer."""
+    """The calibration's samples as they wait on disk, (probes so far, ·) by optimizer; see `Samples`."""
 
     fingerprint: str
     bands: Mapping[str, NDArray[np.float64]]
     sharp: Mapping[str, NDArray[np.float64]]
     flat: Mapping[str, NDArray[np.float64]]
+    tail: Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedHalf:
+    """The sharp subspace of one half of the batches, until the other's is there too."""
+
+    fingerprint: str
+    eigenvalues: NDArray[np.float64]
+    residual_norms: NDArray[np.float64]
+    vectors: NDArray[np.float32]  # (k, N)
+    num_hvps: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +150,7 @@ class _FinishedMetric:
 
 
 register("subspace-probes", _Probes, schema_version=1)
+register("subspace-half", _FinishedHalf, schema_version=1)
 register("subspace-overlap", _FinishedOverlap, schema_version=1)
 register("subspace-metric", _FinishedMetric, schema_version=1)
 
@@ -146,20 +180,31 @@ def plan_subspace(
     """
     request = _request(task, spectrum, size, probes, warm_batches, optimizers, overlaps, preconditioned, others, seed)
     products = _products(request)
-    curvature = plan_spectrum(task, top=request.size, bottom=0, probes=2, probe_steps=2, seed=seed, memory=memory)
+    held = _held(request, spectrum, task, memory)
+    curvature = plan_spectrum(
+        task,
+        top=request.size,
+        bottom=0,
+        probes=2,
+        probe_steps=2,
+        seed=seed,
+        memory=_allowed(task, memory) - max(held.values()),
+    )
     require_same_task(spectrum, task, loss=curvature.loss)
     per_product = curvature.seconds / curvature.num_hvps
     gradients = len(_warm_batches(task, request)) + 1
-    states = sum(_STATE_BYTES[name.removesuffix("-lite")] for name in request.optimizers)
     return SubspacePlan(
         size=request.size,
         num_parameters=curvature.num_parameters,
         num_hvps=sum(products.values()),
         num_gradients=gradients,
-        seconds=sum(products.values()) * per_product + gradients * per_product,
-        memory_bytes=curvature.memory_bytes + states * curvature.num_parameters,
+        # Half of the batches cost half; a gradient with the steps of all optimizers about as much as a product.
+        seconds=(sum(products.values()) - 0.5 * products.get("overlap of halves", 0) + gradients) * per_product,
+        memory_bytes=_peak(request, curvature, held, next(task.model.parameters()).element_size()),
         kept_graphs=curvature.kept_graphs,
         vectors_per_pass=curvature.vectors_per_pass,
+        basis_placement=curvature.basis_placement,
+        basis_columns=curvature.basis_columns,
         loss=curvature.loss,
         gradient_norm=curvature.gradient_norm,
         count=curvature.count,
@@ -167,8 +212,52 @@ def plan_subspace(
     )
 
 
-# What an optimizer's state and the directions read from it hold, bytes per parameter.
-_STATE_BYTES = {"sgd": 4, "adamw": 16, "muon": 16, "soap": 48}
+def _allowed(task: Task, memory: int | None) -> int:
+    """Return the bytes that the process, or its allocations on a device, should stay below."""
+    if memory is not None:
+        return memory
+    return memory_in_use(task.device) + int(_SHARE_OF_FREE_MEMORY * free_memory(task.device))
+
+
+def _for_vectors(memory: int | None) -> int | None:
+    """Return the bytes that the spectrum's eigenvectors may take; None leaves it to `Subspace`."""
+    return None if memory is None else memory // _SHARE_FOR_VECTORS
+
+
+def _held(request: _Request, spectrum: Spectrum, task: Task, memory: int | None) -> dict[str, int]:
+    """Return what is held beside graphs and Krylov vectors, bytes, by phase.
+
+    Raises:
+        UsageError: If it leaves nothing of the memory allowed.
+    """
+    size = spectrum.whole.num_parameters
+    limit = _for_vectors(memory)
+    pairs = int(np.count_nonzero(np.append(spectrum.whole.converged, spectrum.whole.lower_converged)))
+    allowed = int(free_memory(task.device) // 4) if limit is None else limit
+    vectors = sum(4 * size * count for count in (request.size, pairs) if 4 * size * count <= allowed)
+    names = [name.removesuffix("-lite") for name in request.optimizers]
+    held = {
+        "warm": vectors + size * sum(_STATE_BYTES[name] + _DIRECTION_BYTES[name] for name in names),
+        "directions": vectors + size * sum(_DIRECTION_BYTES[name] for name in names),
+        "overlaps": vectors + (2 * 4 * size * request.size if request.overlaps else 0),
+    }
+    total = _allowed(task, memory)
+    if max(held.values()) >= total:
+        raise UsageError(
+            f"expected more than {max(held.values()) / 2**30:.1f} GiB of memory, which the states of "
+            f"{', '.join(request.optimizers)} and the eigenvectors take, got {total / 2**30:.1f} GiB",
+            "allow more with --memory, or calibrate fewer optimizers at a time",
+        )
+    return held
+
+
+def _peak(request: _Request, curvature: SpectrumPlan, held: Mapping[str, int], itemsize: int) -> int:
+    """Return the bytes in use at the worst moment: a Lanczos step, in a metric or of an overlap, the basis full."""
+    columns = curvature.basis_columns if curvature.basis_placement == "device" else 0
+    # A spectrum's plan expects its pairs to converge before the basis is full; those of a metric often do not.
+    counted = min(columns, SpectrumRequest(top=request.size, bottom=0).expected_pair_products)
+    unfilled = (columns - counted) * itemsize * curvature.num_parameters
+    return curvature.memory_bytes + unfilled + max(held["directions"], held["overlaps"])
 
 
 def measure_subspace(
@@ -214,8 +303,8 @@ def measure_subspace(
     Raises:
         UsageError, InputError, NumericsError: As `plan_subspace`.
 
-    Cost: `probes` products for all calibrations together; about 3k per overlap, three of which are on half the batches
-        or half as dear; about 40 per metric.
+    Cost: `probes` products for all calibrations together and a quarter as many for each; 2k + 10 for the sharp subspace
+        of each half of the batches, at half the price, and of the Gauss–Newton matrix; about 45 per metric.
     """
     started = time.perf_counter()
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -290,11 +379,12 @@ class _Session:
         self.task = task
         self.spectrum = spectrum
         self.request = request
-        self.plan = plan
         self.folder = folder
+        self.plan = self._settle_plan(plan)
         self.on_progress = on_progress
         self.layout = ParameterLayout(list(task.model.named_parameters()))
-        self.subspace = Subspace.of_spectrum(spectrum, task, size=request.size, memory=memory)
+        self.vector_memory = _for_vectors(memory)
+        self.subspace = Subspace.of_spectrum(spectrum, task, size=request.size, memory=self.vector_memory)
         self.warm = _warm_batches(task, request)
         self.notes: list[Note] = list(self.subspace.notes)
         if len(self.warm) < request.warm_batches:
@@ -324,9 +414,11 @@ class _Session:
             self._compare_halves()
             self._compare_operators()
         for name, other in others:
-            count = min(self.request.size, Subspace.of_spectrum(other, self.task).size)
-            first = Subspace.of_spectrum(other, self.task, size=count)
-            second = Subspace.of_spectrum(self.spectrum, self.task, size=count)
+            count = min(self.request.size, _sharp_pairs(other, self.task))
+            first, second = (
+                Subspace.of_spectrum(one, self.task, size=count, memory=self.vector_memory)
+                for one in (other, self.spectrum)
+            )
             self.overlaps.append(overlap_of("checkpoints", (name, first), (label, second)))
 
     def _measure_gradient(self) -> None:
@@ -361,58 +453,79 @@ class _Session:
             name: Proxy(name, self.layout, one, cut_bands(self.layout, one, optimizer=name))
             for name, one in directions.items()
         }
-        pairs, values = self._deflated()
+        pairs = Subspace.of_pairs(self.spectrum, self.task, memory=self.vector_memory)
         samples = self._samples(proxies)
+        # An earlier process's products; each full probe served all optimizers.
+        self._done += len(next(iter(samples.values())).bands) + sum(len(one.tail) for one in samples.values())
+        self._run_probes(proxies, samples, pairs, hessian)
+        for name, proxy in proxies.items():
+            self._run_tail_probes(proxy, samples, name, pairs, hessian)
+        self.products["calibration"] = self.request.probes + sum(len(one.tail) for one in samples.values())
+        calibrated = {}
+        for name, proxy in proxies.items():
+            # One after another: those of a file need not all be in memory.
+            vectors = (pairs.vector(index).to(self.layout.parameters[0]) for index in range(pairs.size))
+            calibrated[name] = calibrate(proxy, samples[name], proxy.exact(vectors, pairs.eigenvalues))
+        return calibrated
+
+    def _run_probes(
+        self, proxies: Mapping[str, Proxy], samples: Mapping[str, Samples], pairs: Subspace, hessian: HessianOperator
+    ) -> None:
+        """Make the full probes that are missing; each serves all optimizers."""
+        total = self.request.probes
         done = len(next(iter(samples.values())).bands)
-        self.products["calibration"] = self.request.probes
-        self._done += done
-        for first in range(done, self.request.probes, self.plan.vectors_per_pass):
-            count = min(self.plan.vectors_per_pass, self.request.probes - first)
-            probes = torch.stack([self._probe(first + offset) for offset in range(count)])
-            images = hessian.matmat(probes.T).T
-            for probe, image in zip(probes, images, strict=True):
-                rest = image.clone()
-                for vector, value in zip(pairs, values, strict=True):
-                    weight = float(vector.double() @ probe.double())
-                    rest.add_(vector, alpha=-value * weight)
+        for first in range(done, total, self.plan.vectors_per_pass):
+            count = min(self.plan.vectors_per_pass, total - first)
+            probes = torch.stack([self._random(first + offset) for offset in range(count)])
+            for probe, rest in zip(probes, _rest(probes, pairs, hessian), strict=True):
                 for name, proxy in proxies.items():
                     samples[name].add(proxy, probe, rest)
             self._keep_samples(samples)
-            self._tell(count, f"calibrating · probe {first + count}/{self.request.probes}")
-        return {name: calibrate(proxy, samples[name], proxy.exact(pairs, values)) for name, proxy in proxies.items()}
+            self._tell(count, f"calibrating · probe {first + count}/{total}")
 
-    def _probe(self, index: int) -> torch.Tensor:
-        seed = derive_seed(self.request.seed, "calibration", index)
+    def _run_tail_probes(
+        self, proxy: Proxy, samples: Mapping[str, Samples], name: str, pairs: Subspace, hessian: HessianOperator
+    ) -> None:
+        """Make the probes of one optimizer's tail that are missing."""
+        total = _tail_probes(self.request) if len(proxy.tail) else 0
+        for first in range(len(samples[name].tail), total, self.plan.vectors_per_pass):
+            count = min(self.plan.vectors_per_pass, total - first)
+            drawn = [self._random("tail", name, first + offset) for offset in range(count)]
+            probes = torch.stack([proxy.bands.project(vector, proxy.tail.tolist()) for vector in drawn])
+            for probe, rest in zip(probes, _rest(probes, pairs, hessian), strict=True):
+                samples[name].add_tail(proxy, probe, rest)
+            self._keep_samples(samples)
+            self._tell(count, f"calibrating {name} · tail probe {first + count}/{total}")
+
+    def _random(self, *path: str | int) -> torch.Tensor:
+        seed = derive_seed(self.request.seed, "calibration", *path)
         first = self.layout.parameters[0]
         return random_vector(self.layout.size, seed=seed, dtype=first.dtype, device=first.device)
-
-    def _deflated(self) -> tuple[list[torch.Tensor], NDArray[np.float64]]:
-        """Return the spectrum's converged pairs, of both ends."""
-        whole, first = self.spectrum.whole, self.layout.parameters[0]
-        chosen = np.flatnonzero(np.concatenate([whole.converged, whole.lower_converged]))
-        values = np.concatenate([whole.eigenvalues, whole.lower_eigenvalues])[chosen]
-        if self.spectrum.eigenvectors is None:
-            raise InputError("expected a spectrum with eigenvectors, got one without", "measure it again with --fresh")
-        columns = (np.ascontiguousarray(self.spectrum.eigenvectors[:, index]) for index in chosen)
-        return [torch.from_numpy(column).to(first) for column in columns], values
 
     def _samples(self, proxies: Mapping[str, Proxy]) -> dict[str, Samples]:
         """Return what an earlier process sampled, else nothing yet."""
         found = self._load("probes", "subspace-probes")
         if not isinstance(found, _Probes):
-            return {name: Samples([], [], []) for name in proxies}
+            return {name: Samples([], [], [], []) for name in proxies}
         return {
-            name: Samples(list(found.bands[name]), list(found.sharp[name]), list(found.flat[name])) for name in proxies
+            name: Samples(*(list(one[name]) for one in (found.bands, found.sharp, found.flat, found.tail)))
+            for name in proxies
         }
 
     def _keep_samples(self, samples: Mapping[str, Samples]) -> None:
         if self.folder is None:
             return
+
+        def table(what: str) -> dict[str, NDArray[np.float64]]:
+            rows = {name: getattr(one, what) for name, one in samples.items()}
+            return {name: np.stack(own) if own else np.zeros((0, 0)) for name, own in rows.items()}
+
         kept = _Probes(
             fingerprint=self.plan.fingerprint,
-            bands={name: np.stack(one.bands) for name, one in samples.items()},
-            sharp={name: np.stack(one.sharp) for name, one in samples.items()},
-            flat={name: np.stack(one.flat) for name, one in samples.items()},
+            bands=table("bands"),
+            sharp=table("sharp"),
+            flat=table("flat"),
+            tail=table("tail"),
         )
         save(kept, self.folder / "probes")
 
@@ -424,22 +537,25 @@ class _Session:
         found = self._load(f"metric-{name}", "subspace-metric")
         if not isinstance(found, _FinishedMetric):
             operator = PreconditionedOperator(hessian, self.layout, directions)
-            asked = SpectrumRequest(seed=derive_seed(self.request.seed, "metric", name), **_METRIC)  # type: ignore[arg-type]
-            capacity = min(operator.size, 60)
-            basis = KrylovBasis(operator.size, capacity, dtype=operator.dtype, device=operator.device)
+            asked = _metric_request(operator.size, derive_seed(self.request.seed, "metric", name))
+            running = self.folder / f"metric-{name}" / "running" if self.folder is not None else None
+            state = SavedState(running, self.plan.fingerprint)
             before = self._done
 
             def on_progress(done: int, expected: int, label: str) -> None:
                 self._done = before + done
                 self._tell(0, f"metric of {name} · {label}")
 
-            measured = OperatorMeasurement(operator, asked, basis=basis, on_progress=on_progress).measure()
+            measured = OperatorMeasurement(
+                operator, asked, basis=self._basis(asked.top + asked.bottom), state=state, on_progress=on_progress
+            ).measure()
             found = _FinishedMetric(
                 fingerprint=self.plan.fingerprint,
                 spectrum=measured.spectrum,
                 bounded_share=operator.bounded_share,
             )
             self._keep(f"metric-{name}", found)
+            state.discard()
         else:
             self._done += found.spectrum.num_hvps
         self.products[part] = found.spectrum.num_hvps
@@ -463,13 +579,14 @@ class _Session:
             parts, overlap, products = halves(self.task), None, 0
             if parts is not None:
                 spaces = []
-                for place, half in enumerate(parts):
-                    space, used = self._leading(half, "batches", f"half {place + 1} of the batches")
-                    spaces.append(space)
-                    products += used
+                for place, part in enumerate(parts):
+                    half = self._half(part, f"half {place + 1} of the batches")
+                    spaces.append(_space_of(half))
+                    products += half.num_hvps
                 overlap = overlap_of("batches", ("one half", spaces[0]), ("the other half", spaces[1]))
             found = _FinishedOverlap(fingerprint=self.plan.fingerprint, overlap=overlap, num_hvps=products)
             self._keep("overlap-batches", found)
+            self._forget("half 1", "half 2")
         else:
             self._done += found.num_hvps
         self.products["overlap of halves"] = found.num_hvps
@@ -479,19 +596,34 @@ class _Session:
             message = "The evaluation batches could not be divided in two: whether the subspace is theirs is not known."
             self.notes.append(Note(code="no-halves", message=message))
 
-    def _leading(self, task: Task, *path: str) -> tuple[Subspace, int]:
-        """Return the sharp subspace of a task's Hessian, and the products it took."""
+    def _half(self, task: Task, name: str) -> _FinishedHalf:
+        """Return the sharp subspace of a half of the batches; what an earlier process found of it is not made again."""
+        folder = f"half {name.split()[1]}"
+        found = self._load(folder, "subspace-half")
+        if isinstance(found, _FinishedHalf):
+            self._done += found.num_hvps
+            return found
         graphs = GraphStore(min(self.plan.kept_graphs, len(task.evaluation)), self.layout.parameters)
-        count = loss_and_gradient(task, self.layout, "evaluation").count
+        with torch.no_grad():
+            count = sum(task.loss(batch)[1] for batch in task.evaluation)
         operator = self._hessian(task, graphs, count)
         space = sharp_subspace(
             operator,
             self.request.size,
-            seed=derive_seed(self.request.seed, *path),
-            on_product=lambda: self._tell(1, f"sharp subspace of {path[-1]}"),
+            basis=self._basis(self.request.size),
+            seed=derive_seed(self.request.seed, "batches", name),
+            on_product=lambda: self._tell(1, f"sharp subspace of {name}"),
         )
         graphs.clear()
-        return space, operator.num_products
+        half = _FinishedHalf(
+            fingerprint=self.plan.fingerprint,
+            eigenvalues=space.eigenvalues,
+            residual_norms=space.residual_norms,
+            vectors=np.stack([space.vector(index).cpu().numpy() for index in range(space.size)]),
+            num_hvps=operator.num_products,
+        )
+        self._keep(folder, half)
+        return half
 
     def _compare_operators(self) -> None:
         """Compare the Hessian's sharp subspace with the Gauss–Newton matrix's."""
@@ -504,6 +636,7 @@ class _Session:
             space = sharp_subspace(
                 operator,
                 self.request.size,
+                basis=self._basis(self.request.size),
                 seed=derive_seed(self.request.seed, "ggn"),
                 on_product=lambda: self._tell(1, "sharp subspace of the Gauss–Newton matrix"),
             )
@@ -517,7 +650,40 @@ class _Session:
         if found.overlap is not None:
             self.overlaps.append(found.overlap)
 
+    def _basis(self, pairs: int) -> KrylovBasis:
+        """Make room for Krylov vectors where the plan has put them."""
+        first, placed, file = self.layout.parameters[0], self.plan.basis_placement, None
+        if placed == "disk":
+            if self.folder is None:
+                raise UsageError(
+                    "expected a state_directory for a basis on disk, got none", "pass one, or allow more memory"
+                )
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"expected a folder for the basis at {self.folder}, got {error.strerror}") from error
+            file = self.folder / "basis.bin"
+        device = first.device if placed == "device" else torch.device("cpu")
+        capacity = min(self.layout.size, max(self.plan.basis_columns, pairs + _LEAST_SPARE))
+        return KrylovBasis(self.layout.size, capacity, dtype=first.dtype, device=device, file=file)
+
     # -- progress and state --------------------------------------------------------------------------------------
+
+    def _settle_plan(self, plan: SubspacePlan) -> SubspacePlan:
+        """Keep to the memory layout of an interrupted measurement: another one rounds differently."""
+        if self.folder is None:
+            return plan
+        path = self.folder / "layout.json"
+        try:
+            saved = json.loads(path.read_text())
+            if saved["fingerprint"] == plan.fingerprint:
+                return replace(plan, **{name: saved[name] for name in _CHOSEN})
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # nothing to continue from
+        shutil.rmtree(self.folder, ignore_errors=True)
+        text = json.dumps({name: getattr(plan, name) for name in (*_CHOSEN, "fingerprint")})
+        write_atomically(path, lambda file: file.write(text.encode()))
+        return plan
 
     def _tell(self, products: int, label: str) -> None:
         self._done += products
@@ -531,16 +697,50 @@ class _Session:
         if self.folder is not None:
             save(finished, self.folder / part)
 
+    def _forget(self, *parts: str) -> None:
+        if self.folder is not None:
+            for part in parts:
+                shutil.rmtree(self.folder / part, ignore_errors=True)
+
+
+def _rest(probes: torch.Tensor, pairs: Subspace, hessian: HessianOperator) -> list[torch.Tensor]:
+    """Return Rz = Hz − VΛVᵀz of some probes z, (p, N) → p of (N,). Cost: p products."""
+    images = hessian.matmat(probes.T).T.contiguous()
+    weights = pairs.coefficients(probes) * torch.from_numpy(pairs.eigenvalues).to(probes.device).unsqueeze(1)
+    columns = zip(images, weights.T, strict=True)
+    return [image.sub_(pairs.combine(own, image.dtype, image.device)) for image, own in columns]
+
+
+def _space_of(half: _FinishedHalf) -> Subspace:
+    return Subspace(
+        torch.from_numpy(np.array(half.vectors)), eigenvalues=half.eigenvalues, residual_norms=half.residual_norms
+    )
+
+
+def _tail_probes(request: _Request) -> int:
+    return max(2, request.probes // _PROBES_PER_TAIL_PROBE)
+
+
+def _metric_request(size: int, seed: int) -> SpectrumRequest:
+    """Ask for no more pairs than there are parameters."""
+    bottom = min(_METRIC.bottom, size - 1)
+    return replace(_METRIC, top=min(_METRIC.top, size - bottom), bottom=bottom, seed=seed)
+
 
 def _products(request: _Request) -> dict[str, int]:
     """Return the products that each part is expected to take."""
-    products = {"calibration": request.probes}
+    products = {"calibration": request.probes + len(request.optimizers) * _tail_probes(request)}
     if request.preconditioned:
-        asked = SpectrumRequest(**_METRIC)  # type: ignore[arg-type]
-        products |= {f"preconditioned {name}": asked.expected_products for name in request.optimizers}
+        products |= {f"preconditioned {name}": _METRIC.expected_products for name in request.optimizers}
     if request.overlaps:
-        products |= {"overlap of halves": 2 * _PAIRS * request.size, "overlap with Gauss–Newton": _PAIRS * request.size}
+        own = expected_products(request.size)
+        products |= {"overlap of halves": 2 * own, "overlap with Gauss–Newton": own}
     return products
+
+
+def _sharp_pairs(spectrum: Spectrum, task: Task) -> int:
+    """Return how many sharp directions a spectrum knows, without reading them."""
+    return Subspace.of_spectrum(spectrum, task, memory=0).size
 
 
 def _warm_batches(task: Task, request: _Request) -> list[Batch]:
@@ -583,6 +783,10 @@ def _request(
                 f"with {other.whole.num_parameters:,}",
                 "compare checkpoints of one model",
             )
+        try:
+            _sharp_pairs(other, task)
+        except InputError as error:
+            raise InputError(f"{name}: {error.message}", error.hint) from error
     available = Subspace.of_spectrum(spectrum, task, size=size, memory=0).size
     return _Request(
         size=available,
@@ -609,6 +813,7 @@ def _config(request: _Request, task: Task) -> dict[str, object]:
 def _fingerprint(task: Task, request: _Request, spectrum: Spectrum, others: Sequence[tuple[str, Spectrum]]) -> str:
     asked = {
         **_config(request, task),
+        **landscape(task, spectrum.loss, per_block=True),
         "warm": batches_digest(_warm_batches(task, request)),
         "spectrum": spectrum.fingerprint,
         "others": [[name, other.fingerprint] for name, other in others],

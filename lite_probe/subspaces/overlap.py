@@ -5,47 +5,68 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lite_probe.operators.base import SymmetricOperator
+from lite_probe.operators.reductions import dot
 from lite_probe.results.subspace import Overlap
+from lite_probe.seeds import derive_seed
 from lite_probe.spectra import lanczos
 from lite_probe.spectra.basis import KrylovBasis
+from lite_probe.spectra.lanczos import check_residuals, random_vector
 from lite_probe.subspaces.subspace import Subspace, principal_angles
 from lite_probe.task import Batch, Task
 
 TOLERANCE = 1e-2  # of the pairs behind an overlap: vectors are then known to about that over their relative gap
 
 
+def expected_products(size: int) -> int:
+    """Return the products that `sharp_subspace` took on trained language models, for plans and progress bars."""
+    return 10 + 2 * size + 1
+
+
 def sharp_subspace(
-    operator: SymmetricOperator, size: int, *, seed: int, on_product: Callable[[], None] | None = None
+    operator: SymmetricOperator,
+    size: int,
+    *,
+    basis: KrylovBasis,
+    seed: int,
+    on_product: Callable[[], None] | None = None,
 ) -> Subspace:
     """Return the span of an operator's leading eigenvectors, to a residual of 1e-2 of each eigenvalue.
 
     Args:
         operator: Size n.
         size: k.
+        basis: Empty, with room for more than k vectors.
         seed: Of the start vector.
         on_product: Called after every product.
 
-    Cost: about 3k products, and a basis of up to 3k + 30 vectors.
+    Returns:
+        Float32 vectors with the true residuals of their pairs, as `check_residuals` found them.
+
+    Cost: about 2k + 10 products.
     """
-    capacity = min(operator.size, 3 * size + 30)
-    basis = KrylovBasis(operator.size, capacity, dtype=operator.dtype, device=operator.device)
     run, _ = lanczos(
         operator,
         top=size,
         tolerance=TOLERANCE,
         basis=basis,
-        seed=seed,
+        seed=derive_seed(seed, "pairs"),
         on_step=None if on_product is None else lambda run: on_product(),
     )
     pairs = run.settle()
     count = pairs.num_top
+    missed = 0.0
+    if run.basis.size < operator.size:  # else every pair is known, to rounding
+        missed = check_residuals(run, pairs, seed=derive_seed(seed, "check"))
+        if on_product is not None:
+            on_product()
     # The basis holds many more vectors than these.
     return Subspace(
-        run.basis.rows[:count].clone(), eigenvalues=pairs.values[:count], residual_norms=pairs.residual_norms[:count]
+        run.basis.rows[:count].float().clone(),
+        eigenvalues=pairs.values[:count],
+        residual_norms=np.hypot(pairs.residual_norms[:count], missed),
     )
 
 
@@ -71,26 +92,30 @@ def halves(task: Task) -> tuple[Task, Task] | None:
     batches = list(task.evaluation)
     if len(batches) >= 2:
         parts: Sequence[list[Batch]] = (batches[::2], batches[1::2])
+    elif _num_samples(batches[0]) >= 2:
+        parts = ([_every_other(batches[0], 0)], [_every_other(batches[0], 1)])
     else:
-        divided = [_every_other(batches[0], start) for start in (0, 1)]
-        if any(part is None for part in divided):
-            return None
-        parts = ([divided[0]], [divided[1]])
+        return None
     first, second = (replace(task, evaluation=part) for part in parts)
     return first, second
 
 
-def _every_other(batch: Any, start: int) -> Any | None:
-    """Return every other sample of a batch, None where that leaves nothing or the batch has no samples to tell."""
+def _num_samples(batch: Any) -> int:
+    """Return the first dimension that all tensors of a batch share; 0 where they do not, or where it holds others."""
     if isinstance(batch, Tensor):
-        return batch[start::2] if batch.ndim and len(batch) >= 2 else None
+        return len(batch) if batch.ndim else 0
+    members = batch.values() if type(batch) is dict else batch if type(batch) in (list, tuple) else ()
+    counts = {_num_samples(member) for member in members}
+    return counts.pop() if len(counts) == 1 else 0
+
+
+def _every_other(batch: Any, start: int) -> Any:
+    """Return every other sample of a batch that has some."""
+    if isinstance(batch, Tensor):
+        return batch[start::2]
     if isinstance(batch, Mapping):
-        members = {key: _every_other(part, start) for key, part in batch.items()}
-        return None if any(part is None for part in members.values()) else members
-    if type(batch) in (list, tuple):
-        sequence = [_every_other(part, start) for part in batch]
-        return None if any(part is None for part in sequence) else type(batch)(sequence)
-    return None
+        return {key: _every_other(member, start) for key, member in batch.items()}
+    return type(batch)(_every_other(member, start) for member in batch)
 
 
 def random_energy_share(gradient: Tensor, size: int, *, seed: int) -> float:
@@ -98,10 +123,9 @@ def random_energy_share(gradient: Tensor, size: int, *, seed: int) -> float:
 
     Cost: k passes over the vector.
     """
-    generator = torch.Generator().manual_seed(seed)
-    total = float(gradient.double().square().sum())
-    share = 0.0
-    for _ in range(size):
-        vector = torch.randn(len(gradient), generator=generator).to(gradient)
-        share += float(vector.double() @ gradient.double()) ** 2 / float(vector.double().square().sum())
+    share, total = 0.0, dot(gradient, gradient)
+    for index in range(size):
+        own = derive_seed(seed, "direction", index)
+        vector = random_vector(len(gradient), seed=own, dtype=gradient.dtype, device=gradient.device)
+        share += dot(vector, gradient) ** 2 / dot(vector, vector)
     return share / total if total else 0.0

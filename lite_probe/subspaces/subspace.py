@@ -54,8 +54,8 @@ class Subspace:
         self.notes = notes
         self._whitening: Tensor | None = None  # G^(-½), (k, k) float64; None where G = I to float32's rounding
         if rows is not None and rows.dtype == torch.bfloat16:
-            columns = [self._inner(self.vector(index).unsqueeze(0))[:, 0] for index in range(self.size)]
-            values, vectors = torch.linalg.eigh(torch.stack(columns, dim=1))
+            gram = [self._inner(self.vector(index).double().unsqueeze(0))[:, 0] for index in range(self.size)]
+            values, vectors = torch.linalg.eigh(torch.stack(gram, dim=1))
             self._whitening = (vectors * values.rsqrt()) @ vectors.T
 
     @classmethod
@@ -140,9 +140,7 @@ class Subspace:
             if isinstance(columns, np.memmap):
                 message = f"{count} eigenvectors take {needed / 2**30:.1f} GiB and are read from the spectrum's file."
                 notes.append(Note(code="subspace-on-disk", message=message))
-            return cls(
-                mapped=columns, columns=chosen, eigenvalues=values, residual_norms=residuals, notes=tuple(notes)
-            )
+            return cls(mapped=columns, columns=chosen, eigenvalues=values, residual_norms=residuals, notes=tuple(notes))
         rows = torch.empty(count, length, dtype=dtype, device=place)
         for start in range(0, length, _STRETCH):
             part = np.ascontiguousarray(columns[start : start + _STRETCH, chosen].T)
@@ -257,13 +255,9 @@ def principal_angles(first: Subspace, second: Subspace) -> NDArray[np.float64]:
             f"expected subspaces of the same parameters, got {first.num_parameters:,} and {second.num_parameters:,}",
             "compare checkpoints of one model",
         )
-    units = torch.eye(second.size, dtype=torch.float64)
-    columns = []
-    for unit in units:
-        basis = second.combine(unit, torch.float32, torch.device("cpu")) if second.is_rounded else None
-        column = second.vector(len(columns)) if basis is None else basis
-        columns.append(first.coefficients(column.unsqueeze(0))[:, 0].cpu())
-    cosines = torch.linalg.svdvals(torch.stack(columns, dim=1)).numpy()
+    columns = [first.coefficients(second.vector(index).unsqueeze(0))[:, 0].cpu() for index in range(second.size)]
+    crossed = second._whitened(torch.stack(columns))
+    cosines = torch.linalg.svdvals(crossed).numpy()
     return np.sort(np.arccos(np.clip(cosines, 0.0, 1.0)))
 
 

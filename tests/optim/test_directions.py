@@ -1,0 +1,118 @@
+"""What an optimizer's state says of directions, against the steps that it makes."""
+
+import pytest
+import torch
+
+from lite_probe.optim import LiteOptimizer, make_optimizer
+from lite_probe.task import Task
+from tests import models
+
+
+def after_steps(name: str, steps: int = 12, **hyperparameters: object) -> tuple[Task, LiteOptimizer]:
+    """An optimizer that has seen the same gradient again and again, its parameters where they were."""
+    task = models.make_task("llama", torch.float64)
+    optimizer = make_optimizer(name, task.model.named_parameters(), lr=0.0, **hyperparameters)
+    loss, count = task.loss(task.evaluation[0])
+    (loss / count).backward()  # type: ignore[no-untyped-call]
+    for _ in range(steps):
+        optimizer.step()
+    return task, optimizer
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "soap", "adamw-lite", "muon-lite", "soap-lite"])
+def test_coordinates_are_rotations_and_pieces_partition(name: str) -> None:
+    task, optimizer = after_steps(name)
+    covered = 0
+    for one in optimizer.directions():
+        weights = one.piece.view(one.piece.parameter.detach())
+        covered += weights.numel()
+        for basis in (one.left, one.right):
+            if basis is not None:
+                identity = torch.eye(basis.shape[-1], dtype=basis.dtype)
+                assert float((basis.mT @ basis - identity).abs().max()) < 1e-10
+        torch.testing.assert_close(one.rotate_back(one.rotate(weights)), weights, rtol=0, atol=1e-12)
+        assert float(one.flat.min()) >= 0.0
+        assert float(one.flat.max()) <= 1.0
+        assert one.distinguishes == (name.endswith("-lite") and one.piece.block != "out")
+    assert covered == sum(p.numel() for p in task.model.parameters())
+
+
+@pytest.mark.parametrize(("name", "betas"), [("adamw", (0.9, 0.9)), ("soap", (0.9, 0.9))])
+def test_the_divisor_is_the_steps(name: str, betas: tuple[float, float]) -> None:
+    """A steady gradient: the next step is −lr · rotate_back(rotate(g)/divisor), once averages are full.
+
+    With b = 0.9 they are to 0.9⁶⁰ = 2e-3 after 60 steps, and bias correction takes out most of that.
+    """
+    settings = {"adamw_beta1": betas[0], "adamw_beta2": betas[1]} if name == "adamw" else {"betas": betas}
+    _, optimizer = after_steps(name, 60, weight_decay=0.0, **settings)
+    directions = {one.piece.name: one for one in optimizer.directions()}
+    before = {one.piece.name: one.piece.parameter.detach().clone() for one in directions.values()}
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    optimizer.step()
+    for key, one in directions.items():
+        gradient = one.piece.parameter.grad
+        assert gradient is not None
+        predicted = -1e-3 * one.rotate_back(one.rotate(one.piece.view(gradient)) / one.divisor)
+        moved = one.piece.view(one.piece.parameter.detach() - before[key])
+        torch.testing.assert_close(moved, predicted, rtol=2e-2, atol=1e-8)
+
+
+def test_muons_divisor_turns_its_momentum_into_its_step() -> None:
+    """F⁻¹M = msign(M), whatever msign is exactly: F's values are σ/o."""
+    _, optimizer = after_steps("muon", 200, weight_decay=0.0)
+    directions = [one for one in optimizer.directions() if one.piece.geometry == "orthogonal"]
+    momenta = {one.piece.name: optimizer.state[one.piece.parameter]["momentum"].clone() for one in directions}
+    before = {one.piece.name: one.piece.parameter.detach().clone() for one in directions}
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    optimizer.step()
+    assert len(directions) == 14
+    for one in directions:
+        momentum = one.piece.view(momenta[one.piece.name])
+        predicted = -1e-3 * one.rotate_back(one.rotate(momentum) / one.divisor)
+        moved = one.piece.view(one.piece.parameter.detach() - before[one.piece.name])
+        # The Nesterov term and the last average change M by a scale only, which msign does not see.
+        torch.testing.assert_close(moved, predicted, rtol=1e-3, atol=1e-8)
+
+
+def test_muons_flat_weights_are_its_projectors() -> None:
+    """Q = I − SᵀS is diagonal in the right singular vectors of the momentum, with these numbers."""
+    from lite_probe.optim.msign import _above_threshold, _sign
+
+    _, optimizer = after_steps("muon-lite", 40)
+    for one in optimizer.directions():
+        if one.piece.geometry != "orthogonal":
+            continue
+        group = next(g for g in optimizer.param_groups if g["block"] == one.piece.block)
+        momentum = one.piece.view(optimizer.state[one.piece.parameter]["momentum"])
+        threshold = optimizer.state[one.piece.parameter]["threshold"].reshape(1, 1, 1)
+        sharp = _above_threshold(momentum, _sign(momentum, group), threshold, group)
+        assert one.right is not None
+        projector = torch.eye(momentum.shape[-1], dtype=momentum.dtype) - sharp.mT @ sharp
+        rotated = one.right.mT @ projector @ one.right
+        expected = rotated.diagonal(dim1=-2, dim2=-1).clamp(0.0, 1.0)
+        torch.testing.assert_close(one.flat[:, 0], expected, rtol=0, atol=1e-9)
+
+
+def test_reading_changes_nothing() -> None:
+    """The steps after it are bitwise those without it."""
+    ends = []
+    for read in (False, True):
+        _, optimizer = after_steps("soap-lite", 5)
+        if read:
+            optimizer.directions()
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3
+        optimizer.step()
+        ends.append([p.detach().clone() for group in optimizer.param_groups for p in group["params"]])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_before_the_first_step_nothing_is_rotated() -> None:
+    task = models.make_task("llama", torch.float64)
+    optimizer = make_optimizer("soap", task.model.named_parameters(), lr=0.1)
+    for one in optimizer.directions():
+        assert one.left is None
+        assert one.right is None
+        assert float(one.proxy.abs().max()) == 0.0

@@ -1,0 +1,570 @@
+"""The whole measurement: on every kind of model, without a trace, continued after a kill, refused where it must be."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lite_probe as lp
+from lite_probe.errors import InputError, LiteProbeError, NumericsError, UsageError
+from lite_probe.operators.hessian import GaussNewtonOperator, HessianOperator
+from lite_probe.results.blocks import BlockPart
+from lite_probe.results.record import encode_record
+from lite_probe.results.spectrum import Spectrum
+from lite_probe.results.subspace import SubspaceMeasurement
+from lite_probe.spectra import batches_digest, measure_spectrum
+from lite_probe.spectra.state import SavedState
+from lite_probe.subspaces import (
+    discard_state,
+    measure_subspace,
+    plan_subspace,
+)
+from lite_probe.task import Task
+from tests import models, oracles
+from tests.subspaces import landscapes
+
+K, PROBES, WARM = 3, 8, 6
+OPTIMIZERS = ("adamw-lite", "soap-lite")
+ASKED: dict[str, Any] = {"probes": PROBES, "warm_batches": WARM}
+# Of one model, without what takes longest.
+QUICK: dict[str, Any] = {**ASKED, "overlaps": False, "preconditioned": False, "optimizers": OPTIMIZERS}
+
+
+def trained(name: str, dtype: torch.dtype = torch.float64) -> Task:
+    """One of the small models, with training batches that its evaluation batches are not."""
+    task = models.make_task(name, dtype)
+    if name == "mlp":
+        generator = torch.Generator().manual_seed(3)
+        inputs, targets = task.evaluation[0]
+        train: Sequence[Any] = [
+            (inputs + torch.randn(inputs.shape, generator=generator).to(inputs), targets) for _ in range(WARM)
+        ]
+    else:
+        vocabulary = task.model.config.vocab_size  # type: ignore[union-attr]
+        train = [batch for seed in (1, 2) for batch in models.token_batches(int(vocabulary), seed=seed)]
+    return replace(task, train=train)
+
+
+@cache
+def spectrum_of(name: str, dtype: torch.dtype = torch.float64) -> Spectrum:
+    return measure_spectrum(trained(name, dtype), top=K, bottom=1, probes=2, probe_steps=2, tolerance=1e-3)
+
+
+@cache
+def measured(name: str, dtype: torch.dtype = torch.float64) -> SubspaceMeasurement:
+    return measure_subspace(trained(name, dtype), spectrum_of(name, dtype), **ASKED)
+
+
+def assert_same_bits(one: SubspaceMeasurement, other: SubspaceMeasurement) -> None:
+    """All numbers of two measurements are the same; their provenance has different times."""
+    (fields, arrays), (others, other_arrays) = (
+        encode_record(replace(each, provenance=measured("mlp").provenance)) for each in (one, other)
+    )
+    assert fields == others
+    assert arrays.keys() == other_arrays.keys()
+    for key, array in arrays.items():
+        assert array.tobytes() == other_arrays[key].tobytes(), key
+
+
+# -- what is measured ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, torch.float64) for name in models.MODELS), ("llama", torch.float32)], ids=str
+)
+def test_it_works_on_every_kind_of_model(name: str, dtype: torch.dtype) -> None:
+    found, task = measured(name, dtype), trained(name, dtype)
+    assert (found.size, found.num_probes, found.num_warm_batches) == (K, PROBES, WARM)
+    assert set(found.calibrations) == {"adamw-lite", "muon-lite", "soap-lite"}
+    sizes = {part.block for parts in (task.blocks or {}).values() for part in parts}
+    for calibration in found.calibrations.values():
+        assert set(calibration.blocks) == sizes
+        assert sum(block.num_parameters for block in calibration.blocks.values()) == found.num_parameters
+        for block in calibration.blocks.values():
+            assert np.all(np.isfinite(block.curvature))
+            assert np.all(np.isfinite(block.curvature_stderr))
+        assert calibration.preconditioned is not None
+        assert calibration.preconditioned.converged[0]
+    assert [one.kind for one in found.overlaps] == ["batches", "operators"]
+    assert found.loss == pytest.approx(spectrum_of(name, dtype).loss)
+    assert found.gradient_norm == pytest.approx(spectrum_of(name, dtype).gradient_norm, rel=1e-4)
+
+
+def test_a_block_divided_among_several_sums_to_its_trace() -> None:
+    """Σ_b dim_b κ_b of GPT-2's blocks, each one's in three ways, is the trace of the dense Hessian's block."""
+    hessian, task = oracles.known_hessian("gpt2").numpy(), trained("gpt2")
+    spectrum = spectrum_of("gpt2")
+    assert spectrum.eigenvectors is not None
+    for name, calibration in measured("gpt2").calibrations.items():
+        for block_name, block in calibration.blocks.items():
+            rows = oracles.block_indices(task, block_name).numpy()
+            found = float(block.curvature @ block.dimensions)
+            # Bands are added as if independent, at four reported errors; a χ² of few samples may be low by half.
+            error = float(np.linalg.norm(block.curvature_stderr * block.dimensions))
+            assert abs(found - np.trace(hessian[np.ix_(rows, rows)])) <= 8 * error, (name, block_name)
+
+
+def test_the_gradients_share_is_that_of_dense_vectors() -> None:
+    task = trained("mlp")
+    found, spectrum = measured("mlp"), spectrum_of("mlp")
+    assert spectrum.eigenvectors is not None
+    vectors = spectrum.eigenvectors[:, :K].astype(np.float64)
+
+    def share_of(batches: Sequence[Any]) -> float:
+        total, count = torch.zeros(()), 0
+        for batch in batches:
+            loss, own = task.loss(batch)
+            total, count = total + loss, count + own
+        parts = torch.autograd.grad(total / count, list(task.model.parameters()))
+        gradient = torch.cat([part.flatten() for part in parts]).double().numpy()
+        return float(np.sum((vectors.T @ gradient) ** 2) / (gradient @ gradient))
+
+    assert found.gradient_share == pytest.approx(share_of(task.evaluation), rel=1e-5)
+    shares = np.array([share_of([batch]) for batch in task.train])
+    assert found.batch_gradient_share.value == pytest.approx(shares.mean(), rel=1e-5)
+    assert found.batch_gradient_share.stderr == pytest.approx(shares.std(ddof=1) / np.sqrt(WARM), rel=1e-5)
+    assert found.expected_share == K / found.num_parameters
+    assert found.random_share.num_samples == 4
+
+
+def test_overlaps_are_those_of_dense_eigenvectors() -> None:
+    """Halves and Gauss–Newton of the quadratic have its own Hessian: only the vectors' residuals keep them apart."""
+    task, spectrum = landscapes.quadratic_task(), landscapes.quadratic_spectrum()
+    found = measure_subspace(task, spectrum, **{**QUICK, "overlaps": True, "optimizers": ("adamw-lite",)})
+    for overlap in found.overlaps:
+        assert len(overlap.angles) == 4
+        assert overlap.overlap > 0.99
+        assert overlap.residual <= 2e-2
+        assert overlap.num_parameters == landscapes.SIZE
+
+
+def test_gauss_newton_is_told_from_the_hessian() -> None:
+    spectrum = spectrum_of("mlp")
+    dense = oracles.known_gauss_newton("mlp").numpy()
+    exact = np.linalg.eigh(dense)[1][:, ::-1][:, :K]
+    assert spectrum.eigenvectors is not None
+    cosines = np.linalg.svd(exact.T @ spectrum.eigenvectors[:, :K], compute_uv=False)
+    (overlap,) = [one for one in measured("mlp").overlaps if one.kind == "operators"]
+    # Vectors of a residual of 1e-2 lean by that over their relative gap, which is some tenths here.
+    assert overlap.overlap == pytest.approx(float(np.mean(cosines**2)), abs=0.05)
+
+
+def test_other_checkpoints_are_compared() -> None:
+    task = landscapes.quadratic_task()
+    moved = replace(landscapes.quadratic_spectrum(), fingerprint="another")
+    fewer = replace(moved.whole, converged=np.array([True, True, False, False]))
+    others = [("same", moved), ("fewer", replace(moved, whole=fewer))]
+    found = measure_subspace(task, landscapes.quadratic_spectrum(), **QUICK, others=others, label="this")
+    assert [(one.kind, one.first, one.second) for one in found.overlaps] == [
+        ("checkpoints", "same", "this"),
+        ("checkpoints", "fewer", "this"),
+    ]
+    assert [len(one.angles) for one in found.overlaps] == [4, 2]
+    assert all(one.overlap == pytest.approx(1.0, abs=1e-5) for one in found.overlaps)
+
+
+def test_it_can_be_saved_and_loaded(tmp_path: Path) -> None:
+    lp.save(measured("llama"), tmp_path)
+    loaded = lp.load(tmp_path, "subspace")
+    assert_same_bits(loaded, measured("llama"))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
+    one, again, other = (measure_subspace(trained("mlp"), spectrum_of("mlp"), **QUICK, seed=seed) for seed in (0, 0, 1))
+    assert_same_bits(one, again)
+    assert one.random_share.value != other.random_share.value
+    for name in OPTIMIZERS:
+        first, second = one.calibrations[name].blocks["ffn"], other.calibrations[name].blocks["ffn"]
+        assert not np.any(first.curvature == second.curvature)
+    assert one.fingerprint != other.fingerprint
+
+
+def test_calibration_costs_the_same_products_for_one_optimizer_more() -> None:
+    one = measure_subspace(trained("mlp"), spectrum_of("mlp"), **{**QUICK, "optimizers": ("adamw-lite",)})
+    two = measure_subspace(trained("mlp"), spectrum_of("mlp"), **QUICK)
+    assert one.hvps_by_part["calibration"] == PROBES + PROBES // 4
+    assert two.hvps_by_part["calibration"] == PROBES + 2 * (PROBES // 4)
+    first, second = one.calibrations["adamw-lite"].blocks["out"], two.calibrations["adamw-lite"].blocks["out"]
+    np.testing.assert_array_equal(first.curvature, second.curvature)
+
+
+# -- notes -----------------------------------------------------------------------------------------------------------
+
+
+def test_fewer_training_batches_than_asked_are_noted() -> None:
+    found = measure_subspace(trained("mlp"), spectrum_of("mlp"), **{**QUICK, "warm_batches": 50})
+    assert found.num_warm_batches == WARM
+    (note,) = [note for note in found.notes if note.code == "fewer-warm-batches"]
+    assert "on 6 batches" in note.message
+
+
+def test_batches_that_cannot_be_divided_are_noted() -> None:
+    task = replace(landscapes.quadratic_task(), evaluation=[landscapes.quadratic_task().evaluation[0][:1]])
+    spectrum = measure_spectrum(task, top=2, bottom=0, probes=2, probe_steps=2)
+    found = measure_subspace(task, spectrum, **{**QUICK, "overlaps": True, "optimizers": ("adamw-lite",)})
+    assert [one.kind for one in found.overlaps] == ["operators"]
+    (note,) = [note for note in found.notes if note.code == "no-halves"]
+    assert "could not be divided in two" in note.message
+    assert found.hvps_by_part["overlap of halves"] == 0
+
+
+def test_a_bounded_metric_is_noted() -> None:
+    """The last word of the vocabulary never occurs: its embedding saw no gradient."""
+    bounded = [note for note in measured("gpt2").notes if note.code == "metric-bounded"]
+    assert any("adamw-lite" in note.message for note in bounded)
+
+
+# -- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def test_every_product_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, seen = trained("mlp"), {HessianOperator: 0.0, GaussNewtonOperator: 0.0}
+    plan = plan_subspace(task, spectrum_of("mlp"), **ASKED)
+    for kind in seen:
+
+        def counted(self: Any, *args: Any, kind: Any = kind, through: Any = kind._through) -> Any:
+            seen[kind] += 1.0 / len(self.task.evaluation)
+            return through(self, *args)
+
+        monkeypatch.setattr(kind, "_through", counted)
+    found = measure_subspace(task, spectrum_of("mlp"), **ASKED, plan=plan)
+    assert sum(seen.values()) == pytest.approx(found.num_hvps)
+    assert found.num_hvps == sum(found.hvps_by_part.values())
+    assert seen[GaussNewtonOperator] == pytest.approx(found.hvps_by_part["overlap with Gauss–Newton"])
+
+
+def test_progress_counts_up_to_all_products() -> None:
+    told: list[tuple[int, int, str]] = []
+    found = measure_subspace(trained("mlp"), spectrum_of("mlp"), **ASKED, on_progress=lambda *now: told.append(now))
+    done = [now[0] for now in told]
+    assert done == sorted(done)
+    assert all(now[0] <= now[1] for now in told)
+    assert done[-1] == found.num_hvps
+    for start in ("warming", "calibrating", "calibrating soap-lite", "metric of muon-lite", "sharp subspace of half 2"):
+        assert any(now[2].startswith(start) for now in told), start
+
+
+def test_a_plan_says_what_will_be_done() -> None:
+    plan = plan_subspace(trained("mlp"), spectrum_of("mlp"), **ASKED)
+    found = measured("mlp")
+    assert (plan.size, plan.num_parameters) == (found.size, found.num_parameters)
+    assert plan.fingerprint == found.fingerprint
+    assert plan.num_gradients == WARM + 1
+    # Pairs of a small model converge sooner or later than those of a trained language model.
+    assert plan.num_hvps == pytest.approx(found.num_hvps, rel=0.5)
+    assert plan.summary().startswith(f"{K} sharp directions, ~{plan.num_hvps} Hessian products and 7 gradients, ~")
+    less = plan_subspace(trained("mlp"), spectrum_of("mlp"), **QUICK)
+    assert less.num_hvps == PROBES + 2 * (PROBES // 4)
+    assert less.fingerprint != plan.fingerprint
+
+
+def test_a_plan_counts_what_optimizers_hold() -> None:
+    """The same allowance leaves room for fewer Krylov vectors where eigenvectors and states take more of it."""
+    task, spectrum = trained("llama"), spectrum_of("llama")
+    one, three = (
+        plan_subspace(task, spectrum, **{**ASKED, "optimizers": names})
+        for names in (("adamw-lite",), ("adamw-lite", "muon-lite", "soap-lite"))
+    )
+    # Bytes per parameter of Muon's and SOAP's directions; peaks of two runs of this process differ by some pages.
+    assert three.memory_bytes - one.memory_bytes >= 44 * one.num_parameters - 2**22
+    assert one.basis_placement == three.basis_placement == "device"
+
+
+@pytest.mark.parametrize("placement", ["cpu", "disk"])
+def test_krylov_vectors_elsewhere_give_the_same_numbers(placement: Any, tmp_path: Path) -> None:
+    asked = {**ASKED, "optimizers": ("soap-lite",)}
+    plan = plan_subspace(trained("mlp"), spectrum_of("mlp"), **asked)
+    found = [
+        measure_subspace(trained("mlp"), spectrum_of("mlp"), **asked, plan=one, state_directory=tmp_path / name)
+        for name, one in (("a", plan), ("b", replace(plan, basis_placement=placement)))
+    ]
+    assert_same_bits(*found)
+
+
+def test_a_basis_on_disk_needs_a_folder() -> None:
+    plan = replace(plan_subspace(trained("mlp"), spectrum_of("mlp"), **ASKED), basis_placement="disk")
+    with pytest.raises(UsageError, match="expected a state_directory for a basis on disk, got none"):
+        measure_subspace(trained("mlp"), spectrum_of("mlp"), **ASKED, plan=plan)
+
+
+def test_rebuilt_graphs_and_shared_passes_give_the_same_numbers() -> None:
+    task, spectrum = trained("mlp"), spectrum_of("mlp")
+    plan = plan_subspace(task, spectrum, **QUICK)
+    lean = replace(plan, kept_graphs=0, vectors_per_pass=3)
+    one, other = (measure_subspace(task, spectrum, **QUICK, plan=each) for each in (plan, lean))
+    for name in OPTIMIZERS:
+        for block, found in one.calibrations[name].blocks.items():
+            np.testing.assert_allclose(other.calibrations[name].blocks[block].curvature, found.curvature, rtol=1e-9)
+
+
+# -- no trace --------------------------------------------------------------------------------------------------------
+
+
+class _InterruptionError(Exception):
+    """Comes out of `on_progress`."""
+
+
+@pytest.mark.parametrize("where", ["", "warming", "calibrating", "metric", "sharp"])
+def test_the_task_comes_back_bitwise(where: str) -> None:
+    task = trained("llama", torch.float32)
+    task.model.train()
+    for index, parameter in enumerate(task.model.parameters()):
+        parameter.grad = torch.full_like(parameter, 0.5) if index % 2 else None
+    torch.manual_seed(123)
+    before = _everything(task)
+
+    def on_progress(done: int, expected: int, label: str) -> None:
+        if where and label.startswith(where):
+            raise _InterruptionError
+
+    asked = {**ASKED, "optimizers": ("muon-lite", "soap-lite")}
+    if where:
+        with pytest.raises(_InterruptionError):
+            measure_subspace(task, spectrum_of("llama", torch.float32), **asked, on_progress=on_progress)
+    else:
+        measure_subspace(task, spectrum_of("llama", torch.float32), **asked, on_progress=on_progress)
+    after = _everything(task)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) if isinstance(value, Tensor) else value == after[name], name
+
+
+def _everything(task: Task) -> dict[str, Any]:
+    state: dict[str, Any] = {
+        "rng": torch.get_rng_state(),
+        "modes": [module.training for module in task.model.modules()],
+        "precision": torch.backends.mkldnn.matmul.fp32_precision,  # type: ignore[attr-defined]
+    }
+    for name, parameter in task.model.named_parameters():
+        state[name] = parameter.detach().clone()
+        state[f"{name}.grad"] = None if parameter.grad is None else parameter.grad.clone()
+        state[f"{name}.requires_grad"] = parameter.requires_grad
+    return {**state, **{name: buffer.clone() for name, buffer in task.model.named_buffers()}}
+
+
+# -- continued after a kill ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _every_step_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SavedState, "due", property(lambda self: self.directory is not None))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # no power is cut here; hundreds of saves take seconds
+
+
+def killed_at(call: int) -> Callable[[int, int, str], None]:
+    calls = 0
+
+    def on_progress(done: int, expected: int, label: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise _InterruptionError
+
+    return on_progress
+
+
+RESUMED: dict[str, Any] = {**ASKED, "probes": 4, "optimizers": OPTIMIZERS}
+
+
+@cache
+def left_alone() -> tuple[SubspaceMeasurement, list[str]]:
+    labels: list[str] = []
+    found = measure_subspace(
+        trained("mlp"), spectrum_of("mlp"), **RESUMED, on_progress=lambda *now: labels.append(now[2])
+    )
+    return found, labels
+
+
+@pytest.mark.usefixtures("_every_step_is_saved")
+@pytest.mark.parametrize("part", range(14))
+def test_a_killed_measurement_ends_with_the_same_bits(part: int, tmp_path: Path) -> None:
+    expected, labels = left_alone()
+    call = 1 + part * (len(labels) - 1) // 13
+    with pytest.raises(_InterruptionError):
+        measure_subspace(
+            trained("mlp"), spectrum_of("mlp"), **RESUMED, state_directory=tmp_path, on_progress=killed_at(call)
+        )
+    told: list[int] = []
+    continued = measure_subspace(
+        trained("mlp"),
+        spectrum_of("mlp"),
+        **RESUMED,
+        state_directory=tmp_path,
+        on_progress=lambda *now: told.append(now[0]),
+    )
+    assert_same_bits(continued, expected)
+    assert told == sorted(told)
+    assert told[-1] == expected.num_hvps
+
+
+@pytest.mark.usefixtures("_every_step_is_saved")
+def test_finished_parts_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {**RESUMED, "state_directory": tmp_path}
+    first = measure_subspace(trained("mlp"), spectrum_of("mlp"), **asked)
+    plan = plan_subspace(trained("mlp"), spectrum_of("mlp"), **RESUMED)
+
+    def refuse(self: Any, *args: Any) -> Any:
+        raise AssertionError("expected no product, got one")
+
+    monkeypatch.setattr(HessianOperator, "_through", refuse)
+    monkeypatch.setattr(GaussNewtonOperator, "_through", refuse)
+    assert_same_bits(measure_subspace(trained("mlp"), spectrum_of("mlp"), **asked, plan=plan), first)
+
+
+@pytest.mark.usefixtures("_every_step_is_saved")
+def test_a_measurement_of_something_else_begins_anew(tmp_path: Path) -> None:
+    measure_subspace(trained("mlp"), spectrum_of("mlp"), **QUICK, state_directory=tmp_path)
+    found = measure_subspace(trained("mlp"), spectrum_of("mlp"), **QUICK, seed=1, state_directory=tmp_path)
+    assert_same_bits(found, measure_subspace(trained("mlp"), spectrum_of("mlp"), **QUICK, seed=1))
+
+
+@pytest.mark.usefixtures("_every_step_is_saved")
+def test_an_interrupted_measurement_keeps_its_memory_layout(tmp_path: Path) -> None:
+    task, spectrum = trained("mlp"), spectrum_of("mlp")
+    plan = plan_subspace(task, spectrum, **RESUMED)
+    short = replace(plan, basis_columns=K + 6)
+    expected = measure_subspace(task, spectrum, **RESUMED, plan=short)
+    with pytest.raises(_InterruptionError):
+        measure_subspace(task, spectrum, **RESUMED, plan=short, state_directory=tmp_path, on_progress=killed_at(30))
+    # A later process may find more memory free; its own layout would round differently.
+    assert_same_bits(measure_subspace(task, spectrum, **RESUMED, plan=plan, state_directory=tmp_path), expected)
+
+
+def test_discarding_removes_the_state(tmp_path: Path) -> None:
+    measure_subspace(trained("mlp"), spectrum_of("mlp"), **QUICK, state_directory=tmp_path)
+    assert (tmp_path / "subspace.state").is_dir()
+    discard_state(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    discard_state(tmp_path)  # and again, where there is none
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", [plan_subspace, measure_subspace])
+@pytest.mark.parametrize(
+    ("asked", "kind", "message"),
+    [
+        ({"probes": 1}, UsageError, "expected probes of at least 2, got 1"),
+        ({"warm_batches": 1}, UsageError, "expected warm_batches of at least 2, got 1"),
+        (
+            {"optimizers": ("muon-light",)},
+            UsageError,
+            "expected optimizers among .*muon-lite.*, each once, got muon-light",
+        ),
+        ({"optimizers": ()}, UsageError, "expected optimizers among .*, each once, got "),
+        ({"optimizers": ("soap", "soap")}, UsageError, "expected optimizers among .*, each once, got soap, soap"),
+        ({"size": 4}, UsageError, "expected a size of 1 to 3, the converged pairs of positive curvature, got 4"),
+        ({"size": 0}, UsageError, "expected a size of 1 to 3, the converged pairs of positive curvature, got 0"),
+        ({"memory": 1000}, UsageError, "expected more than .* GiB of memory, which the states of adamw-lite"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(
+    call: Any, asked: dict[str, Any], kind: type[LiteProbeError], message: str
+) -> None:
+    task = trained("mlp")
+    task.predict = _must_not_run
+    with pytest.raises(kind, match=message):
+        call(task, spectrum_of("mlp"), **{**ASKED, **asked})
+
+
+def _must_not_run(model: nn.Module, batch: Any) -> Tensor:
+    raise AssertionError("expected no forward pass before the request is refused")
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_task_without_training_batches_is_refused(count: int) -> None:
+    task = trained("mlp")
+    task = replace(task, train=list(task.train)[:count], predict=_must_not_run)
+    with pytest.raises(InputError, match=f"expected at least 2 training batches to warm .* on, got {count}") as raised:
+        plan_subspace(task, spectrum_of("mlp"))
+    assert "train_batches" in raised.value.hint
+
+
+def test_a_spectrum_of_other_weights_is_refused() -> None:
+    task = trained("mlp")
+    with torch.no_grad():
+        next(task.model.parameters()).add_(0.1)
+    task.predict = _must_not_run
+    with pytest.raises(InputError, match="expected a spectrum of these weights"):
+        plan_subspace(task, spectrum_of("mlp"))
+
+
+def test_a_spectrum_at_another_loss_is_refused() -> None:
+    task = trained("mlp")
+    criterion = task.criterion
+    task.criterion = lambda outputs, batch: tuple(  # type: ignore[assignment,return-value]
+        part * scale for part, scale in zip(criterion(outputs, batch), (1.5, 1), strict=True)
+    )
+    with pytest.raises(InputError, match="expected a spectrum at the loss"):
+        plan_subspace(task, spectrum_of("mlp"))
+
+
+def test_other_checkpoints_are_looked_at_before_anything_is_measured() -> None:
+    task, spectrum = trained("mlp"), spectrum_of("mlp")
+    task.predict = _must_not_run
+    bad = {
+        "larger": (spectrum_of("llama"), "expected checkpoints of [0-9,]+ parameters to compare with, got larger with"),
+        "bare": (replace(spectrum, eigenvectors=None), "bare: expected a spectrum with eigenvectors, got one without"),
+        "open": (
+            replace(spectrum, whole=replace(spectrum.whole, converged=np.zeros(K, dtype=bool))),
+            "open: expected converged eigenvectors of positive curvature, got none",
+        ),
+    }
+    for name, (other, message) in bad.items():
+        with pytest.raises(InputError, match=message):
+            plan_subspace(task, spectrum, **ASKED, others=[(name, other)])
+
+
+def test_blocks_that_nobody_knows_are_refused_by_the_optimizer() -> None:
+    task = replace(trained("mlp"), blocks=None)
+    with pytest.raises(InputError, match="expected every matrix to match a block pattern"):
+        measure_subspace(task, spectrum_of("mlp"), **QUICK)
+
+
+def test_blocks_that_a_family_knows_need_not_be_given() -> None:
+    task, spectrum = trained("llama"), spectrum_of("llama")
+    found = measure_subspace(replace(task, blocks=None), spectrum, **QUICK)
+    known = measure_subspace(task, spectrum, **QUICK)
+    for name in OPTIMIZERS:
+        for block, calibration in known.calibrations[name].blocks.items():
+            np.testing.assert_array_equal(found.calibrations[name].blocks[block].curvature, calibration.curvature)
+    assert found.fingerprint != known.fingerprint  # a block map changes what is calibrated
+
+
+def test_other_blocks_change_the_fingerprint() -> None:
+    task, spectrum = landscapes.quadratic_task(), landscapes.quadratic_spectrum()
+    moved = {**(task.blocks or {}), "v": (BlockPart("qk"),)}
+    plans = [plan_subspace(one, spectrum, **QUICK) for one in (task, replace(task, blocks=moved))]
+    assert plans[0].fingerprint != plans[1].fingerprint
+
+
+@pytest.mark.parametrize("what", ["train", "others"])
+def test_what_is_compared_with_changes_the_fingerprint(what: str) -> None:
+    task, spectrum = trained("mlp"), spectrum_of("mlp")
+    first = plan_subspace(task, spectrum, **QUICK)
+    other = replace(task, train=list(task.train)[::-1]) if what == "train" else task
+    others = [("other", replace(spectrum, fingerprint="x"))] if what == "others" else []
+    assert plan_subspace(other, spectrum, **QUICK, others=others).fingerprint != first.fingerprint
+
+
+def test_a_training_batch_that_is_not_finite_is_named() -> None:
+    task = trained("mlp")
+    inputs, targets = task.train[2]
+    task = replace(task, train=[*task.train[:2], (inputs * float("nan"), targets), *task.train[3:]])
+    with pytest.raises(NumericsError, match="expected a finite loss, got nan on warm-up batch 2"):
+        measure_subspace(task, spectrum_of("mlp"), **QUICK)
+
+
+def test_provenance_says_what_it_was_warmed_on() -> None:
+    task, found = trained("mlp"), measured("mlp")
+    assert found.provenance.batches_digest == batches_digest(task.evaluation)
+    assert found.provenance.details["spectrum"] == spectrum_of("mlp").fingerprint
+    assert found.provenance.details["warm-up batches"] == batches_digest(list(task.train))
