@@ -124,7 +124,12 @@ class Terminal:
             yield lambda rows, words: None
         elif self._console.is_terminal:
             with Live(console=self._console, transient=True, refresh_per_second=4) as screen:
-                yield lambda rows, words: screen.update(Group(_table(header, rows), Text(plain(words), style="dim")))
+
+                def draw(rows: Sequence[Sequence[str]], words: str) -> None:
+                    below = Text(plain(words), style="dim", no_wrap=True, overflow="ellipsis")
+                    screen.update(Group(_table(header, rows), below))
+
+                yield draw
         else:
             last = time.monotonic()
 
@@ -150,8 +155,10 @@ class Terminal:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, title in enumerate(header):
-        table.add_column(Text(title), justify="left" if index == 0 else "right", overflow="fold")
+    table.add_column(Text(header[0]), overflow="fold")
+    for title in header[1:]:
+        # A number broken in two reads as another number: it is one piece or visibly cut.
+        table.add_column(Text(title), justify="right", no_wrap=True, overflow="ellipsis")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
     return table

@@ -23,7 +23,7 @@ from lite_probe.commands.replay_summary import json_object as replay_object
 from lite_probe.commands.run_directory import made, run_directory
 from lite_probe.commands.subspace_summary import json_object as subspace_object
 from lite_probe.commands.summary import condition_to_median, json_object
-from lite_probe.commands.task import TaskOptions, open_task, write_page
+from lite_probe.commands.task import TaskOptions, open_task, tell_task, write_page
 from lite_probe.commands.wording import count, number, with_error
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ _TEXT = "builtin:python-docs"
 _STEPS = (60, 300)
 _HYPERPARAMETERS = {"adamw_beta2": 0.95}
 _PROBES = 12  # of the calibration
-_WARM_BATCHES = 40
+_WARM_BATCHES = 30
 _REPLAY = {
     "optimizers": "muon,muon-lite,soap,soap-lite",
-    "steps": 30,
+    "steps": 20,
     "seeds": 3,
     "lr": "sweep",
     "state": "auto",
@@ -133,6 +133,7 @@ def _measure_spectrum(terminal: Terminal, asked: TaskOptions, run: Path) -> "Spe
     own = {**spectra.defaults(), "probes": 3, "per_block": True}
     options = spectra.SpectrumOptions(**asked.task_options, **own)
     opened = open_task(options)
+    tell_task(terminal, opened.task, opened.task.evaluation)
     plan = spectra.plan_and_tell(terminal, opened.task, options)
     with made(run):
         found = spectra.measure(terminal, opened.task, opened.notes, plan, options, run)
@@ -152,8 +153,10 @@ def _measure_subspace(
     """Measure one checkpoint's sharp subspace as `lite-probe subspace` does, and show it."""
     options = subspaces.SubspaceOptions(**asked.task_options, size=None, probes=_PROBES, warm_batches=_WARM_BATCHES)
     opened = open_task(options, train_batches=_WARM_BATCHES)
+    tell_task(terminal, opened.task, opened.task.evaluation)
     plan = subspaces.plan_and_tell(terminal, opened, spectrum, options, earlier)
     found = subspaces.measure(terminal, opened, spectrum, plan, options, run, earlier)
+    write_page(opened, run, "subspace")
     subspaces.tell(terminal, found)
     terminal.line()
     return found
@@ -166,9 +169,11 @@ def _replay(terminal: Terminal, asked: TaskOptions, run: Path, spectrum: "Spectr
     options = replaying.ReplayOptions(**asked.task_options, **_REPLAY)  # type: ignore[arg-type]
     needed = required_train_batches(steps=options.steps, seeds=options.seeds, warm_batches=options.warm_batches)
     opened = open_task(options, train_batches=needed)
+    tell_task(terminal, opened.task, opened.task.evaluation)
     saved = replaying.saved_optimizer(opened, options.state)
     plan = replaying.plan_and_tell(terminal, opened, spectrum, saved, options)
     found = replaying.measure(terminal, opened, spectrum, saved, plan, options, run)
+    write_page(opened, run, "replay")
     replaying.tell(terminal, found)
     terminal.line()
     return found

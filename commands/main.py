@@ -88,14 +88,21 @@ def _report(error: Exception, terminal: Terminal) -> int:
 
 @click.group(
     cls=ProbeGroup,
-    epilog=example("demo", "inspect runs/gpt/ckpt.pt", "spectrum runs/gpt/ckpt.pt --data val.bin --per-block"),
+    epilog=example(
+        "demo",
+        "inspect runs/gpt/ckpt.pt",
+        "spectrum runs/gpt/ckpt.pt --data val.bin --per-block",
+        "subspace runs/gpt/ckpt.pt --data val.bin",
+        "replay runs/gpt/ckpt.pt --data val.bin --optimizers muon,muon-lite",
+    ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="lite-probe", prog_name="lite-probe")
 def cli() -> None:
     """Where in this loss landscape is progress left, and does my optimizer make it?
 
-    Point it at a checkpoint; it measures the Hessian's spectrum and writes files and a report.
+    Point it at a checkpoint; it measures the Hessian's spectrum and its sharp and flat directions, replays a training
+    segment under several optimizers, and writes files and a report.
     """
 
 

@@ -90,13 +90,16 @@ class MemorySize(click.ParamType[int]):
 class ConfiguredCommand(click.Command):
     """A command whose defaults may come from a `lite-probe.toml`; flags win.
 
-    The file is the one named by `--config`, else the one beside the checkpoint (in it, where it is a folder).
+    The file is the one named by `--config`, else the one beside the checkpoint (in it, where it is a folder), the
+    first of several.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Find the configuration among the arguments first, then parse them with its defaults."""
         given = self.make_parser(ctx).parse_args(args=list(args))[0]
-        path = _config_path(given.get("config_file"), given.get("checkpoint"))
+        several = given.get("checkpoints")  # click's own sentinel where there is none
+        first = several[0] if isinstance(several, list | tuple) and several else given.get("checkpoint")
+        path = _config_path(given.get("config_file"), first)
         if path is not None:
             own = {param.name for param in self.params}
             ctx.default_map = {key: value for key, value in read_config(path).items() if key in own}

@@ -27,17 +27,23 @@ from lite_probe.commands.options import (
     task_option,
 )
 from lite_probe.commands.replay_board import HEADER, ReplayBoard
-from lite_probe.commands.replay_summary import json_object, manner_table, outcome_table
+from lite_probe.commands.replay_summary import (
+    ERRORS_EXPLAINED,
+    json_object,
+    manner_table,
+    outcome_table,
+    progress_table,
+)
 from lite_probe.commands.run_directory import made, run_directory
 from lite_probe.commands.task import (
     Opened,
     TaskOptions,
-    has_spectrum,
+    find_spectrum,
+    measure_spectrum_first,
     open_task,
     reusable,
-    spectrum_of,
+    spectrum_plan_object,
     tell_task,
-    tell_what_is_missing,
     write_page,
 )
 from lite_probe.errors import ReplayError, UsageError
@@ -165,17 +171,26 @@ def command(terminal: Terminal, /, **options: Any) -> None:
 
     asked = ReplayOptions(**options)
     require_optimizers(asked.names, asked.measurement["hyperparameters"])
-    learning_rates(asked.names, asked.measurement["lr"])
+    rates = learning_rates(asked.names, asked.measurement["lr"])
+    if "checkpoint" in rates.values() and asked.state in ("warm", "cold"):
+        raise UsageError(
+            f"expected --state auto or checkpoint with --lr checkpoint, got {asked.state}",
+            "the checkpoint's rate belongs to its optimizer's state: take both, or give a rate",
+        )
     needed = required_train_batches(steps=asked.steps, seeds=asked.seeds, warm_batches=asked.warm_batches)
     opened = open_task(asked, train_batches=needed)
     folder = run_directory(asked.out, opened.task.info.name)
-    if asked.dry_run and not has_spectrum(folder):
-        found = tell_what_is_missing(terminal, opened, asked)
+    tell_task(terminal, opened.task, opened.task.evaluation)
+    spectrum = find_spectrum(terminal, opened, asked, folder)
+    if spectrum is None:
+        require_batches(opened, asked)
+    if spectrum is None and asked.dry_run:
+        found = spectrum_plan_object(terminal, opened, asked)
         if asked.as_json:
             emit(json.dumps(found))
         return
     with made(folder):
-        spectrum = spectrum_of(terminal, opened, asked, folder)
+        spectrum = spectrum or measure_spectrum_first(terminal, opened, asked, folder)
         saved = saved_optimizer(opened, asked.state)
         plan = plan_and_tell(terminal, opened, spectrum, saved, asked)
         if asked.dry_run:
@@ -189,13 +204,24 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     require_some_finished(result)
 
 
+def require_batches(opened: Opened, asked: ReplayOptions) -> None:
+    """Refuse batches on which nothing can be replayed, before a spectrum is measured for it.
+
+    Raises:
+        InputError: If there is too little to train on, or an evaluation sample is trained on.
+    """
+    from lite_probe.replays.segments import deal_segments, require_disjoint
+
+    deal_segments(opened.task, steps=asked.steps, seeds=asked.seeds, warm_batches=asked.warm_batches, seed=asked.seed)
+    require_disjoint(opened.task)
+
+
 def plan_and_tell(
     terminal: Terminal, opened: Opened, spectrum: "Spectrum", saved: "SavedOptimizer | None", asked: ReplayOptions
 ) -> "ReplayPlan":
-    """Plan the replay; say what will be run and what it costs."""
+    """Plan the replay; say what it costs."""
     from lite_probe.replays import plan_replay
 
-    tell_task(terminal, opened.task, opened.task.evaluation)
     plan = plan_replay(opened.task, **asked.measurement, spectrum=spectrum, saved=saved)
     terminal.line(f"plan: {plan.summary()}", style="bold")
     return plan
@@ -218,8 +244,9 @@ def measure(
     found: Replay | None = reusable(terminal, folder, "replay", plan.fingerprint, fresh=asked.fresh)
     if found is None:
         terminal.resumable = True
-        runs = asked.seeds * (3 if asked.ablations else 1)
-        board = ReplayBoard(asked.names, steps=asked.steps, runs=runs, start_loss=plan.start_loss)
+        board = ReplayBoard(
+            asked.names, steps=asked.steps, seeds=asked.seeds, ablations=asked.ablations, start_loss=plan.start_loss
+        )
         with terminal.live(HEADER) as show:
 
             def on_step(event: "ReplayStep") -> None:
@@ -248,13 +275,14 @@ def measure(
 
 
 def tell(terminal: Terminal, found: "Replay") -> None:
-    """Show a replay in two tables, and what they say."""
+    """Show a replay in three tables, and what they say."""
     from lite_probe.reports.replay_verdict import judge_replay
 
-    terminal.table(*outcome_table(found))
-    terminal.line()
-    terminal.table(*manner_table(found))
-    terminal.line()
+    for table in (outcome_table(found), progress_table(found), manner_table(found)):
+        terminal.table(*table)
+        terminal.line()
+    if found.num_seeds > 1:
+        terminal.line(ERRORS_EXPLAINED, style="dim")
     verdict = judge_replay(found)
     for text in (verdict.lead, *(point.text for point in verdict.points)):
         terminal.line(text)
@@ -285,13 +313,15 @@ def parse_learning_rates(text: str) -> float | str | dict[str, float | str]:
     """Read what `--lr` says.
 
     Raises:
-        UsageError: If it is neither a number, sweep or checkpoint, nor NAME=RATE,… of such.
+        UsageError: If it is neither a number, sweep or checkpoint, nor NAME=RATE,… of such, each name once.
     """
     if "=" not in text:
         return _rate(text, text)
     rates: dict[str, float | str] = {}
     for part in text.split(","):
         name, _, rate = part.partition("=")
+        if name.strip() in rates:
+            raise UsageError(f"expected one rate for {name.strip()} in --lr, got two: {text!r}")
         rates[name.strip()] = _rate(rate, text)
     return rates
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lite_probe.commands.wording import number, percent
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from lite_probe.replays import ReplayStep
 
 HEADER = ("optimizer", "", "lr", "step", "loss", "change", "flat", "left")
+_PHASES = {"warm": "warming", "sweep": "sweeping", "replay": "replaying"}
+_ABLATIONS = ("none", "dominant", "bulk")  # in the order they are run on each seed
 
 
 @dataclass(slots=True)
@@ -19,22 +21,26 @@ class _Row:
 
     phase: str = "waiting"
     lr: float | None = None
-    run: int = 0  # runs begun
-    step: int = 0  # of the run
+    run: int = 0  # 1, 2, … in the order they are made; 0 before the first
+    step: int = 0  # completed, of the run or of the rate that is tried
     loss: float | None = None
     flat_share: float | None = None
-    began: tuple[float, int] | None = None  # when its first measured step ended, and which of all it was
-    total_steps: int = 0
-    keys: list[tuple[str, int]] = field(default_factory=list)  # runs, in the order they came
+    total_steps: int = 0  # of all runs
+    began: tuple[float, int] | None = None  # when the first step seen here ended, and which of all it was
+    has_diverged: bool = False
 
 
 class ReplayBoard:
     """Collects the events of a replay.
 
+    A replay that continues says nothing of what an earlier process finished, so that runs are counted by their place
+    and optimizers before the one at work are done. A run that ends early says nothing either: the next event tells.
+
     Args:
         optimizers: In the order of the rows.
         steps: Of a segment.
-        runs: Segments of each optimizer, ablations included.
+        seeds: Segments of each optimizer.
+        ablations: Whether every segment is run with projected updates too.
         start_loss: On the evaluation set at θ₀.
         clock: Seconds.
     """
@@ -44,13 +50,15 @@ class ReplayBoard:
         optimizers: Sequence[str],
         *,
         steps: int,
-        runs: int,
+        seeds: int,
+        ablations: bool,
         start_loss: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rows = {name: _Row() for name in optimizers}
         self._steps = steps
-        self._runs = runs
+        self._per_seed = len(_ABLATIONS) if ablations else 1
+        self._runs = seeds * self._per_seed
         self._start_loss = start_loss
         self._clock = clock
         self.words = ""
@@ -58,20 +66,26 @@ class ReplayBoard:
     def on_step(self, event: "ReplayStep") -> None:
         """Take in one event."""
         for name, other in self._rows.items():
-            if name != event.optimizer and other.phase in ("warming", "sweeping", "replaying"):
-                other.phase = "done"
+            if name == event.optimizer:
+                break
+            self._settle(other)
         row = self._rows[event.optimizer]
-        row.phase = {"warm": "warming", "sweep": "sweeping", "replay": "replaying"}[event.phase]
-        row.lr, row.step = event.lr, event.step
-        if event.phase != "replay":
-            return
-        row.loss, row.flat_share = event.loss, event.flat_share
-        key = (event.ablation, event.seed)
-        if key not in row.keys:
-            row.keys.append(key)
-        row.run = len(row.keys)
-        row.total_steps = (row.run - 1) * self._steps + event.step
-        row.began = row.began or (self._clock(), row.total_steps)
+        row.phase, row.lr = _PHASES[event.phase], event.lr
+        if event.phase == "replay":
+            run = event.seed * self._per_seed + _ABLATIONS.index(event.ablation) + 1
+            row.has_diverged |= 0 < row.run != run and row.step < self._steps
+            row.run, row.loss, row.flat_share = run, event.loss, event.flat_share
+            row.total_steps = (run - 1) * self._steps + event.step
+            row.began = row.began or (self._clock(), row.total_steps)
+        row.step = event.step
+
+    def _settle(self, row: _Row) -> None:
+        """Say how an optimizer ended, now that the next one is at work."""
+        if row.phase == "waiting":
+            row.phase = "done"  # in an earlier process
+        elif row.phase in _PHASES.values():
+            is_short = row.run == 0 or row.step < self._steps
+            row.phase = "diverged" if row.has_diverged or is_short else "done"
 
     def on_progress(self, done: int, total: int, label: str) -> None:
         """Take in how far everything is."""

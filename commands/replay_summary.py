@@ -1,5 +1,6 @@
-"""A replay in two tables, for the terminal, and as one JSON object, for programs."""
+"""A replay in three tables, for the terminal, and as one JSON object, for programs."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lite_probe.commands.summary import estimate_object
@@ -7,41 +8,52 @@ from lite_probe.commands.wording import compact, number, percent
 
 if TYPE_CHECKING:
     from lite_probe.results.estimate import Estimate
-    from lite_probe.results.replay import Replay, ReplayRun
+    from lite_probe.results.replay import Replay
 
 _Rows = tuple[list[str], list[list[str]]]
+ERRORS_EXPLAINED = "±: one standard error over seeds; loss changes in nats"
 
 
 def outcome_table(replay: "Replay") -> _Rows:
-    """Return header and rows of what each optimizer reached, and where."""
-    header = ["optimizer", "lr", "chosen by", "loss change", "minus base", "flat", "sharp"]
+    """Return header and rows of what each optimizer reached, ablations below it."""
+    header = ["optimizer", "lr", "chosen by", "loss change", "minus base"]
     rows = []
     for name, recipe in replay.recipes.items():
+        changes = (_text(replay.loss_change(name)), _text(minus_base(replay, name)))
+        rows.append([name, number(recipe.lr, 2), recipe.lr_source, *changes])
+        rows += [[f"… {one}", "", "", _text(replay.loss_change(name, one)), ""] for one in replay.ablations]
+    return header, rows
+
+
+def progress_table(replay: "Replay") -> _Rows:
+    """Return header and rows of where each optimizer changed the loss: along flat and along sharp directions.
+
+    A share is given where the loss fell beyond its error, as in the verdict.
+    """
+    from lite_probe.reports.replay_verdict import has_share
+
+    header = ["change", "flat", "sharp", "flat share", "closure"]
+    rows = []
+    for name in replay.optimizers:
+        share, closure = replay.flat_share(name), replay.closure(name)
         rows.append(
             [
                 name,
-                number(recipe.lr, 2),
-                recipe.lr_source,
-                _text(replay.loss_change(name)),
-                _text(minus_base(replay, name)),
                 _text(_negative(replay.flat_progress(name))),
                 _text(_negative(replay.sharp_progress(name))),
+                "–" if share is None or not has_share(replay, name) else percent(share.value, share.stderr),
+                "–" if closure is None else percent(closure),
             ]
         )
-        for ablation in replay.ablations:
-            change = replay.loss_change(name, ablation)
-            rows.append([f"… {ablation}", "", "", _text(change), "", "", ""])
     return header, rows
 
 
 def manner_table(replay: "Replay") -> _Rows:
     """Return header and rows of how each optimizer moved."""
-    header = ["optimizer", "isotropy", "NDS", "exponent", "oscillation", "closure", "s/step"]
+    header = ["updates", "isotropy", "NDS", "exponent", "oscillates", "s/step"]
     rows = []
     for name in replay.optimizers:
-        runs = replay.runs_of(name)
         oscillation = replay.oscillation(name)
-        closure = replay.closure(name)
         rows.append(
             [
                 name,
@@ -49,11 +61,17 @@ def manner_table(replay: "Replay") -> _Rows:
                 _text(replay.directional_sharpness(name)),
                 _text(replay.exponent(name)),
                 number(None if oscillation is None else float(oscillation[0].mean()), 2),
-                "–" if closure is None else percent(closure),
-                number(_seconds_per_step(runs), 2),
+                number(seconds_per_step(replay, name), 2),
             ]
         )
     return header, rows
+
+
+def seconds_per_step(replay: "Replay", name: str) -> float | None:
+    """Return what a watched step took; None without one."""
+    runs = [run for run in replay.runs_of(name) if run.is_recorded]
+    steps = sum(run.num_steps for run in runs)
+    return sum(run.seconds for run in runs) / steps if steps else None
 
 
 def minus_base(replay: "Replay", name: str) -> "Estimate | None":
@@ -91,6 +109,7 @@ def _optimizer_object(replay: "Replay", name: str) -> dict[str, Any]:
         "lr_source": recipe.lr_source,
         "hyperparameters": dict(recipe.hyperparameters),
         "state": recipe.state,
+        "state_lines": list(recipe.state_lines),
         "loss_change": estimate_object(replay.loss_change(name)),
         "minus_base": estimate_object(minus_base(replay, name)),
         "ablations": {one: estimate_object(replay.loss_change(name, one)) for one in replay.ablations},
@@ -103,6 +122,7 @@ def _optimizer_object(replay: "Replay", name: str) -> dict[str, Any]:
         "oscillation": None if oscillation is None else oscillation[0].tolist(),
         "effective_lrs": None if rates is None else rates[0].tolist(),
         "closure": replay.closure(name),
+        "seconds_per_step": seconds_per_step(replay, name),
         "diverged": [{"seed": run.seed, "step": run.diverged_at} for run in replay.diverged(name)],
         "sweep": None
         if sweep is None
@@ -114,17 +134,12 @@ def _optimizer_object(replay: "Replay", name: str) -> dict[str, Any]:
     }
 
 
-def _seconds_per_step(runs: "tuple[ReplayRun, ...]") -> float | None:
-    steps = sum(run.num_steps for run in runs)
-    return sum(run.seconds for run in runs) / steps if steps else None
-
-
 def _text(estimate: "Estimate | None") -> str:
     return "–" if estimate is None else compact(estimate.value, estimate.stderr)
 
 
 def _negative(progress: "Estimate | None") -> "Estimate | None":
     """Return a loss change from progress, which is its negative."""
-    from dataclasses import replace
-
-    return None if progress is None else replace(progress, value=-progress.value)
+    if progress is None:
+        return None
+    return replace(progress, value=-progress.value, low=-progress.high, high=-progress.low)

@@ -140,6 +140,7 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     opened = open_task(asked, train_batches=asked.batches if asked.split == "train" else 0)
     task = opened.task
     folder = run_directory(asked.out, task.info.name)
+    tell_task(terminal, task, task.batches(asked.split))
     plan = plan_and_tell(terminal, task, asked)
     if asked.dry_run:
         if asked.as_json:
@@ -159,10 +160,9 @@ def defaults() -> dict[str, Any]:
 
 
 def plan_and_tell(terminal: Terminal, task: "Task", asked: SpectrumOptions) -> "SpectrumPlan":
-    """Plan the measurement; say what will be measured and what it costs."""
+    """Plan the measurement; say what it costs."""
     from lite_probe.spectra import plan_spectrum
 
-    tell_task(terminal, task, task.batches(asked.split))
     plan = plan_spectrum(task, **asked.measurement)
     terminal.line(f"plan: {plan.summary()}", style="bold")
     return plan

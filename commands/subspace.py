@@ -28,6 +28,7 @@ from lite_probe.commands.options import (
 )
 from lite_probe.commands.run_directory import made, run_directory
 from lite_probe.commands.subspace_summary import (
+    ERRORS_EXPLAINED,
     calibration_table,
     json_object,
     lines,
@@ -37,12 +38,12 @@ from lite_probe.commands.subspace_summary import (
 from lite_probe.commands.task import (
     Opened,
     TaskOptions,
-    has_spectrum,
+    find_spectrum,
+    measure_spectrum_first,
     open_task,
     reusable,
-    spectrum_of,
+    spectrum_plan_object,
     tell_task,
-    tell_what_is_missing,
     write_page,
 )
 from lite_probe.errors import UsageError
@@ -106,36 +107,57 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
     Muon and SOAP call sharp and flat, and how far each evens it out. Several checkpoints are compared with the first.
     Starts from the spectrum in the run directory, or measures it.
     """
-    several = len(checkpoints) > 1
     asked = [SubspaceOptions(checkpoint=checkpoint, **options) for checkpoint in checkpoints or (None,)]
+    require_different_names(asked)
     earlier: list[tuple[str, Spectrum]] = []
-    folders: list[Path] = []
     objects, paths = [], []
     for one in asked:
         opened = open_task(one, train_batches=one.warm_batches)
         name = opened.task.info.name
-        folder = run_directory(one.out, name, is_one_of_several=several)
-        if folder in folders:
-            raise UsageError(f"expected checkpoints of different names, got {name} twice", "rename one of them")
-        folders.append(folder)
-        if one.dry_run and not has_spectrum(folder):
-            objects.append(tell_what_is_missing(terminal, opened, one))
+        folder = run_directory(one.out, name, is_one_of_several=len(asked) > 1)
+        tell_task(terminal, opened.task, opened.task.evaluation)
+        spectrum = find_spectrum(terminal, opened, one, folder)
+        if spectrum is None and one.dry_run:
+            objects.append(spectrum_plan_object(terminal, opened, one))
             continue
         with made(folder):
-            spectrum = spectrum_of(terminal, opened, one, folder)
+            spectrum = spectrum or measure_spectrum_first(terminal, opened, one, folder)
             plan = plan_and_tell(terminal, opened, spectrum, one, earlier)
             if one.dry_run:
                 objects.append(plan_object(plan))
-                continue
-            found = measure(terminal, opened, spectrum, plan, one, folder, earlier)
-            paths += write_page(opened, folder, "subspace")
-        tell(terminal, found)
-        objects.append(json_object(found))
+            else:
+                found = measure(terminal, opened, spectrum, plan, one, folder, earlier)
+                paths += write_page(opened, folder, "subspace")
+                tell(terminal, found)
+                objects.append(json_object(found))
         earlier.append((name, spectrum))
-    if one.as_json:
-        emit(json.dumps(objects if several else objects[0]))
+    if options["as_json"]:
+        emit(json.dumps(objects if len(asked) > 1 else objects[0]))
     elif paths:
         emit("\n".join(map(str, paths)))
+
+
+def require_different_names(asked: Sequence[SubspaceOptions]) -> None:
+    """Refuse checkpoints that would share a run directory, before the first is measured.
+
+    Raises:
+        UsageError: If two have the same name.
+        InputError: If one is no checkpoint.
+    """
+    from lite_probe.checkpoints import open_checkpoint
+
+    if len(asked) == 1:
+        return  # a task of the user's own, or nothing to compare with
+    seen: dict[str, str] = {}
+    for one in asked:
+        path = str(one.checkpoint)
+        name = open_checkpoint(path, trust_pickle=one.trust_pickle, model_config=one.model_config).name
+        if name in seen:
+            raise UsageError(
+                f"expected checkpoints of different names, got {name} twice: {seen[name]} and {path}",
+                "rename one of them",
+            )
+        seen[name] = path
 
 
 def plan_and_tell(
@@ -145,10 +167,9 @@ def plan_and_tell(
     asked: SubspaceOptions,
     earlier: "Sequence[tuple[str, Spectrum]]",
 ) -> "SubspacePlan":
-    """Plan the measurement; say what will be measured and what it costs."""
+    """Plan the measurement; say what it costs."""
     from lite_probe.subspaces import plan_subspace
 
-    tell_task(terminal, opened.task, opened.task.evaluation)
     plan = plan_subspace(opened.task, spectrum, **asked.measurement, others=earlier)
     terminal.line(f"plan: {plan.summary()}", style="bold")
     return plan
@@ -199,6 +220,7 @@ def tell(terminal: Terminal, found: "SubspaceMeasurement") -> None:
     for calibration in found.calibrations.values():
         terminal.line()
         terminal.table(*calibration_table(calibration))
+    terminal.line(ERRORS_EXPLAINED, style="dim")
     if any(one.preconditioned is not None for one in found.calibrations.values()):
         terminal.line()
         terminal.table(*metric_table(found))

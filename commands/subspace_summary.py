@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lite_probe.results.subspace import BlockCalibration, ProxyCalibration, SubspaceMeasurement
 
 _Rows = tuple[list[str], list[list[str]]]
+ERRORS_EXPLAINED = "κ: mean curvature, loss/param²; ±: one standard error over probes"
 
 
 def lines(found: "SubspaceMeasurement") -> list[str]:
@@ -126,6 +127,8 @@ def json_object(found: "SubspaceMeasurement") -> dict[str, Any]:
             for name, calibration in found.calibrations.items()
         },
         "condition_to_rms": root_mean_square_condition(found.spectrum),
+        "num_probes": found.num_probes,
+        "num_warm_batches": found.num_warm_batches,
         "num_hvps": found.num_hvps,
         "hvps_by_part": dict(found.hvps_by_part),
         "notes": [{"code": note.code, "message": note.message} for note in found.notes],

@@ -110,8 +110,9 @@ def _operator(operator: "OperatorSpectrum") -> dict[str, Any]:
     }
 
 
-def estimate_object(estimate: "Estimate | None") -> dict[str, float] | None:
-    """Return an estimate with its error and 95% interval; null where there is none."""
+def estimate_object(estimate: "Estimate | None") -> dict[str, float | None] | None:
+    """Return an estimate with its error and 95% interval; null where there is none, as for the error of one sample."""
     if estimate is None:
         return None
-    return {name: getattr(estimate, name) for name in ("value", "stderr", "low", "high")}
+    doubt = {name: None if estimate.num_samples == 1 else getattr(estimate, name) for name in ("stderr", "low", "high")}
+    return {"value": estimate.value, **doubt}

@@ -11,9 +11,11 @@ from lite_probe.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from lite_probe.checkpoints import Checkpoint
+    from lite_probe.commands.spectrum import SpectrumOptions
     from lite_probe.results.checkpoint import CheckpointSummary
     from lite_probe.results.provenance import Note
     from lite_probe.results.spectrum import Spectrum
+    from lite_probe.spectra import SpectrumPlan
     from lite_probe.task import Task
 
 
@@ -122,8 +124,8 @@ def tell_task(terminal: Terminal, task: "Task", batches: Sequence[object]) -> No
     )
 
 
-def spectrum_of(terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path) -> "Spectrum":
-    """Return the spectrum that a run directory holds; where it holds none, measure one first.
+def find_spectrum(terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path) -> "Spectrum | None":
+    """Return the spectrum that a run directory holds; None, said why, where one has to be measured first.
 
     Raises:
         InputError: If the one there is damaged, or of other batches or another checkpoint; `--fresh` measures anew.
@@ -131,37 +133,45 @@ def spectrum_of(terminal: Terminal, opened: Opened, asked: TaskOptions, folder: 
     from lite_probe.results.store import load
     from lite_probe.spectra import require_same_task
 
-    if has_spectrum(folder):
-        try:
-            found: Spectrum = load(folder, "spectrum")
-            require_same_task(found, opened.task)
-        except InputError as error:
-            if not asked.fresh:
-                raise InputError(f"{folder / 'spectrum.json'}: {error.message}", error.hint) from error
-            terminal.line(f"measuring the spectrum anew: {error.message}")
-        else:
-            return found
-    else:
-        terminal.line(f"no spectrum in {folder} yet: measuring it first")
+    path = folder / "spectrum.json"
+    if not path.is_file():
+        terminal.line(f"no spectrum in {folder} yet: it comes first, with the defaults of lite-probe spectrum")
+        return None
+    try:
+        found: Spectrum = load(folder, "spectrum")
+        require_same_task(found, opened.task)
+    except InputError as error:
+        if not asked.fresh:
+            raise InputError(f"{path}: {error.message}", f"{error.hint}; --fresh replaces it") from error
+        terminal.line(f"replacing {path}: {error.message}")
+        return None
+    return found
+
+
+def plan_spectrum_first(
+    terminal: Terminal, opened: Opened, asked: TaskOptions
+) -> "tuple[SpectrumPlan, SpectrumOptions]":
+    """Plan the spectrum that another command starts from; say what it costs."""
     from lite_probe.commands import spectrum as command
 
     own = command.SpectrumOptions(**asked.task_options, **command.defaults())
-    plan = command.plan_and_tell(terminal, opened.task, own)
+    return command.plan_and_tell(terminal, opened.task, own), own
+
+
+def measure_spectrum_first(terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path) -> "Spectrum":
+    """Measure and save the spectrum that another command starts from."""
+    from lite_probe.commands import spectrum as command
+
+    plan, own = plan_spectrum_first(terminal, opened, asked)
     return command.measure(terminal, opened.task, opened.notes, plan, own, folder)
 
 
-def has_spectrum(folder: Path) -> bool:
-    """Return whether a run directory holds a spectrum."""
-    return (folder / "spectrum.json").is_file()
-
-
-def tell_what_is_missing(terminal: Terminal, opened: Opened, asked: TaskOptions) -> dict[str, Any]:
-    """Plan the spectrum that a dry run would have to start from; the rest can be planned once it is there."""
+def spectrum_plan_object(terminal: Terminal, opened: Opened, asked: TaskOptions) -> dict[str, Any]:
+    """Return what `--dry-run --json` prints where the spectrum is not there yet: all that can be planned by then."""
     from lite_probe.commands import spectrum as command
 
-    own = command.SpectrumOptions(**asked.task_options, **command.defaults())
-    plan = command.plan_and_tell(terminal, opened.task, own)
-    terminal.line("that is the spectrum, which is not there yet; what follows is planned on it")
+    plan, _ = plan_spectrum_first(terminal, opened, asked)
+    terminal.line("what follows can be planned once the spectrum is there")
     return {"spectrum": command.plan_object(plan)}
 
 

@@ -1,4 +1,4 @@
-"""Where the loss falls: not along the sharpest directions, though a quarter of the gradient lies there.
+"""Where the loss falls: not along the sharpest directions, though a fifth of the gradient lies there.
 
     python examples/dominant_bulk.py
 
@@ -7,12 +7,13 @@ whole updates, with updates projected on the ten sharpest directions of its Hess
 projected on everything else (bulk). Song et al. 2024 (arXiv 2405.16002) found that dominant updates stop lowering the
 loss, and that bulk updates lower it as well as whole ones. Here the directions are those at the start throughout.
 
-It takes a minute or two and prints, with the seed it has,
+It takes half a minute and prints, with the seed it has,
 
-    40 steps from a loss of 2.848, change of the evaluation loss:
+    20% of the gradient's squared norm lies along the 10 sharpest of 139,584 directions
+    30 steps from a loss of 3.061, change of the evaluation loss:
                         whole           dominant               bulk
-    sgd      -0.1224 ± 0.0093    0.0039 ± 0.0024   -0.1285 ± 0.0086
-    adamw    -0.1658 ± 0.0057    0.0020 ± 0.0013   -0.1651 ± 0.0078
+    sgd      -0.0978 ± 0.0116    0.0062 ± 0.0040   -0.1044 ± 0.0148
+    adamw    -0.1112 ± 0.0113    0.0030 ± 0.0006   -0.1200 ± 0.0073
     known result reproduced
 
 where ± is one standard error over three seeds of batches. The exit status is 1 where dominant updates reach more than
@@ -25,13 +26,27 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 import lite_probe as lp
+from lite_probe.operators.gradient import loss_and_gradient
+from lite_probe.operators.layout import ParameterLayout
 from lite_probe.replays import required_train_batches
+from lite_probe.results.spectrum import Spectrum
+from lite_probe.subspaces import Subspace
 from lite_probe.training import train_byte_llama
 
 RATES = {"sgd": 0.05, "adamw": 5e-4}
-STEPS, SEEDS, WARM_BATCHES = 40, 3, 20
+STEPS, SEEDS, WARM_BATCHES = 30, 3, 10
+SEQ_LEN = 64
 MOST_DOMINANT, LEAST_BULK = 1 / 3, 2 / 3
+
+
+def gradient_share(task: lp.Task, spectrum: Spectrum) -> float:
+    """Return the share of the squared norm of the evaluation gradient that lies along the sharpest directions."""
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    gradient = loss_and_gradient(task, layout, "evaluation").gradient
+    return Subspace.of_spectrum(spectrum, task).energy_share(gradient)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,13 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Loss change of updates on and off the sharp subspace.")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # so small a model gains nothing by a second one, and loses much where cores are shared
     with tempfile.TemporaryDirectory() as folder:
-        record = train_byte_llama(Path(folder), steps=60, save_at=[60], hidden=64, layers=2, seed=asked.seed)
+        record = train_byte_llama(
+            Path(folder), steps=60, save_at=[60], hidden=64, layers=2, seq_len=SEQ_LEN, seed=asked.seed
+        )
         task = lp.make_task(
             lp.open_checkpoint(record.checkpoints[0]),
             data="builtin:python-docs",
             tokenizer="bytes",
-            seq_len=128,
+            seq_len=SEQ_LEN,
             batch_size=8,
             eval_batches=2,
             train_batches=required_train_batches(steps=STEPS, seeds=SEEDS, warm_batches=WARM_BATCHES),
@@ -64,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ablations=True,
             seed=asked.seed,
         )
+    share, size, total = gradient_share(task, spectrum), len(replay.eigenvalues), replay.num_parameters
+    print(f"{100 * share:.0f}% of the gradient's squared norm lies along the {size} sharpest of {total:,} directions")
     print(f"{STEPS} steps from a loss of {replay.start_loss:.3f}, change of the evaluation loss:")
     print(f"{'':6}  {'whole':>17}  {'dominant':>17}  {'bulk':>17}")
     held = True

@@ -63,8 +63,14 @@ def check_edge_of_stability(printed: str, folder: Path) -> None:
 
 
 def check_dominant_bulk(printed: str, folder: Path) -> None:
-    # Song et al. 2024: dominant updates stop lowering the loss, bulk ones do as well as whole ones.
-    for row in printed.splitlines()[2:4]:
+    # Song et al. 2024: dominant updates stop lowering the loss, bulk ones do as well as whole ones. Four other seeds
+    # gave dominant changes of −0.09 to 0.12 of whole ones, bulk ones of 0.73 to 1.10. Had the subspace nothing of the
+    # gradient there would be nothing to show: it has 18% to 71%, 10 of 139,584 directions.
+    share, _, _, *rows, verdict = printed.splitlines()
+    assert int(share.partition("%")[0]) >= 10
+    assert len(rows) == 2
+    assert verdict == "known result reproduced"
+    for row in rows:
         whole, dominant, bulk = (float(part.split()[0]) for part in re.split(r"\s{2,}", row.strip())[1:])
         assert whole < 0.0
         assert dominant > whole / 3
@@ -72,7 +78,8 @@ def check_dominant_bulk(printed: str, folder: Path) -> None:
 
 
 def check_block_spectra(printed: str, folder: Path) -> None:
-    # Zhang et al. 2024: orders of magnitude in a transformer, little in an MLP.
+    # Zhang et al. 2024: orders of magnitude in a transformer, little in an MLP. Four other seeds gave 277 to 439
+    # and 2.8 to 5.5.
     transformer, network, verdict = printed.strip().splitlines()
     assert float(transformer.rpartition(" ")[2]) > 100
     assert float(network.rpartition(" ")[2]) < 10
@@ -80,7 +87,7 @@ def check_block_spectra(printed: str, folder: Path) -> None:
 
 
 def check_muon_sharpness(printed: str, folder: Path) -> None:
-    # arXiv 2606.04662: Muon's NDS is the lower at matched loss. Seen here: 0.29 of Adam's.
+    # arXiv 2606.04662: Muon's NDS is the lower at matched loss. Five seeds gave 0.14 to 0.30 of Adam's.
     ratio = re.search(r"muon over adamw ([\d.]+) ± ([\d.]+)", printed)
     assert ratio is not None
     assert float(ratio[1]) < 0.8

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -5,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note, Provenance
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum, Verification
+from tests.commands.running import replay, subspace
 
 
 @pytest.fixture(autouse=True)
@@ -19,12 +22,10 @@ def threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level Llama of one layer and 16 hidden units, as a Hugging Face folder."""
+def save_llama(folder: Path, seed: int) -> Path:
+    """Save a byte-level Llama of one layer and 16 hidden units, as a Hugging Face folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
     config = LlamaConfig(
         vocab_size=256,
         hidden_size=16,
@@ -36,9 +37,54 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=None,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
+        torch.manual_seed(seed)
         LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level Llama of one layer and 16 hidden units, as a Hugging Face folder."""
+    return save_llama(tmp_path_factory.mktemp("checkpoints") / "tiny", seed=5)
+
+
+@pytest.fixture(scope="session")
+def other_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with other weights."""
+    return save_llama(tmp_path_factory.mktemp("checkpoints") / "other", seed=6)
+
+
+@pytest.fixture(scope="session")
+def adamw_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama trained for four steps with AdamW, whose state lies beside its weights."""
+    from lite_probe.training import train_byte_llama
+
+    record = train_byte_llama(
+        tmp_path_factory.mktemp("checkpoints"),
+        steps=4,
+        save_at=(4,),
+        eval_batches=1,
+        hidden=16,
+        layers=1,
+        heads=2,
+        seq_len=16,
+        batch_size=2,
+        learning_rate=0.003,
+    )
+    return Path(record.checkpoints[0])
+
+
+@pytest.fixture(scope="session")
+def probed(tiny_llama: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result, Result]:
+    """A run directory with spectrum, subspace and replay, and what the commands said; to be left as it is."""
+    out = tmp_path_factory.mktemp("probe") / "tiny"
+    return out, subspace(tiny_llama, text, out), replay(tiny_llama, text, out)
+
+
+@pytest.fixture
+def run_folder(probed: tuple[Path, Result, Result], tmp_path: Path) -> Path:
+    """A copy of a run directory with everything in it."""
+    return Path(shutil.copytree(probed[0], tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from lite_probe.commands.main import cli
+from tests.commands.running import BATCH, run
 
 SMALL = [
     "--tokenizer",
@@ -179,9 +181,43 @@ def test_bad_input(
     found = CliRunner().invoke(cli, arguments)
     assert found.exit_code == code, found.stderr
     assert found.stderr.splitlines()[-1].startswith(("error: ", "hint: "))
-    import re
-
     assert re.search(said, found.stderr), found.stderr
+    assert "Traceback" not in found.stderr
+    assert found.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+@pytest.mark.parametrize("command", ["subspace", "replay"])
+@pytest.mark.parametrize(
+    ("make", "more", "code", "said"),
+    [
+        (lambda folder: folder / "nothing.pt", nothing_more, 3, "expected a Hugging Face folder.*got nothing there"),
+        (evil_pickle, nothing_more, 3, r"system.*\n?.*--trust-pickle"),
+        (nan_weights, nothing_more, 4, "expected finite.*NaN|NaN"),
+        (fine, short_text, 3, "expected at least .* tokens"),
+        (fine, large_ids, 3, "expected .*256.*got 50,?256"),
+        (fine, out_is_a_file, 6, "expected a folder at .*taken, got a file"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_bad_input_of_what_starts_from_a_spectrum(
+    tiny_llama: Path,
+    text: Path,
+    tmp_path: Path,
+    command: str,
+    make: Callable[[Path], Path],
+    more: Callable[[Path], list[str]],
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_llama, folder)
+    found = run(command, make(folder), "--data", text, "--out", tmp_path / "out", *BATCH, *more(folder))
+    assert found.exit_code == code, found.stderr
+    assert re.search(said, found.stderr), found.stderr
+    assert found.stderr.splitlines()[-1].startswith(("error: ", "hint: "))
     assert "Traceback" not in found.stderr
     assert found.stdout == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]

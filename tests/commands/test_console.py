@@ -1,26 +1,13 @@
 """What reaches a pipe is plain; what reaches a terminal fits it."""
 
-import io
 import re
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console
 
 from lite_probe.commands import console
 from lite_probe.commands.console import Terminal
-
-
-def on_screen(monkeypatch: pytest.MonkeyPatch, width: int, *, color: bool = True) -> tuple[Terminal, io.StringIO]:
-    """A terminal of this width whose screen is a string."""
-    screen = io.StringIO()
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    if not color:
-        monkeypatch.setenv("NO_COLOR", "1")
-    terminal = Terminal("lite-probe spectrum")
-    terminal._console = Console(file=screen, width=width, force_terminal=True, highlight=False, markup=False)
-    return terminal, screen
+from tests.commands.running import lines_on, on_screen
 
 
 def say_everything(terminal: Terminal) -> None:
@@ -53,14 +40,10 @@ def test_nothing_is_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch, wid
     terminal, screen = on_screen(monkeypatch, width)
     terminal._console.no_color = True
     say_everything(terminal)
-    lines = screen.getvalue().splitlines()
-    assert max(cell_len(_without_styles(line)) for line in lines) <= width
+    lines = lines_on(screen)
+    assert max(cell_len(line) for line in lines) <= width
     header = [line for line in lines if "nanoGPT" in line]
     assert ("val.bin" in header[0]) == (width == 120)
-
-
-def _without_styles(line: str) -> str:
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)
 
 
 def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +72,22 @@ def test_a_long_label_does_not_break_the_bar(monkeypatch: pytest.MonkeyPatch) ->
     terminal, screen = on_screen(monkeypatch, 80, color=False)
     with terminal.progress() as on_progress:
         on_progress(1, 2, "x" * 200)
-    assert max(cell_len(_without_styles(line)) for line in re.split(r"[\r\n]", screen.getvalue())) <= 80
+    assert max(cell_len(line) for line in lines_on(screen)) <= 80
+
+
+def test_a_number_that_does_not_fit_is_visibly_cut_and_names_go_on_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["a checkpoint with a long name", "−0.7561±0.0064", "(−2.74±0.61)e-2"]]
+    terminal, screen = on_screen(monkeypatch, 45)
+    terminal.table(["optimizer", "loss change", "minus base"], rows)
+    header, first, *more = (line for line in lines_on(screen) if line)
+    assert first.endswith("−0.7561±0.0064  (−2.74±0.61)e-2")
+    assert more  # the rest of the name
+    assert max(cell_len(line) for line in (header, first, *more)) <= 45
+    terminal, screen = on_screen(monkeypatch, 20)
+    terminal.table(["optimizer", "loss change", "minus base"], rows)
+    # Half a number on a line of its own reads as a number.
+    assert "…" in screen.getvalue()
+    assert "0064" not in screen.getvalue()
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,143 @@
+"""A replay as the terminal and programs get it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lite_probe.commands.replay_summary import json_object, manner_table, minus_base, outcome_table, progress_table
+from lite_probe.results.replay import Replay
+from tests.commands.running import lines_on, on_screen
+from tests.reports.fixtures import make_replay
+
+
+@pytest.fixture(scope="module")
+def found() -> Replay:
+    return make_replay(gains={"muon-lite": 4e-4}, diverged=(("soap", 1, 7),))
+
+
+def test_the_outcome_has_a_row_per_optimizer_with_its_errors(found: Replay) -> None:
+    header, rows = outcome_table(found)
+    assert [row[0] for row in rows] == list(found.optimizers)
+    assert {len(row) for row in rows} == {len(header)}
+    assert [row[1:3] for row in rows] == [["0.0039", "sweep"]] * 4
+    assert all("±" in row[3] for row in rows)
+    # A base has none; its LITE variant's is paired by seed.
+    assert [row[4] == "–" for row in rows] == [True, False, True, False]
+
+
+def test_minus_base_is_paired(found: Replay) -> None:
+    difference = minus_base(found, "muon-lite")
+    assert difference is not None
+    by_seed = {name: {run.seed: run.loss_change for run in found.runs_of(name)} for name in ("muon", "muon-lite")}
+    expected = [by_seed["muon-lite"][seed] - by_seed["muon"][seed] for seed in range(3)]
+    assert difference.value == pytest.approx(np.mean(expected), rel=1e-12)
+    assert minus_base(found, "muon") is None
+    assert minus_base(make_replay(optimizers=("muon-lite", "soap")), "muon-lite") is None
+    # Seed 1 of soap did not reach the end.
+    paired = minus_base(found, "soap-lite")
+    assert paired is not None
+    assert paired.num_samples == 2
+
+
+def test_progress_is_a_loss_change_here(found: Replay) -> None:
+    header, rows = progress_table(found)
+    assert {len(row) for row in rows} == {len(header)}
+    flat = found.flat_progress("muon")
+    assert flat is not None
+    assert flat.value > 0.0
+    assert rows[0][1].lstrip("(").startswith("−")
+    assert all(row[3].endswith("%") and row[4].endswith("%") for row in rows)
+
+
+def test_a_share_of_nothing_is_not_given() -> None:
+    """Flat progress over a loss change that is not told from zero is any number."""
+    level = make_replay(noise=3.0, optimizers=("muon",))
+    assert level.flat_share("muon") is not None
+    assert progress_table(level)[1][0][3] == "–"
+
+
+def test_the_manner_has_no_error_that_was_not_measured(found: Replay) -> None:
+    header, rows = manner_table(found)
+    assert {len(row) for row in rows} == {len(header)}
+    assert rows[0][-1] == "0.21"  # seconds a step
+    alone = make_replay(seeds=1)
+    assert not any(
+        "±" in cell for table in (outcome_table, progress_table, manner_table) for cell in _cells(table(alone))
+    )
+
+
+def _cells(table: tuple[list[str], list[list[str]]]) -> list[str]:
+    return [cell for row in table[1] for cell in row]
+
+
+def test_ablations_stand_below_their_optimizer() -> None:
+    rows = outcome_table(make_replay(ablations=True, optimizers=("muon", "soap")))[1]
+    assert [row[0] for row in rows] == ["muon", "… dominant", "… bulk", "soap", "… dominant", "… bulk"]
+
+
+def test_an_optimizer_of_which_nothing_reached_the_end_has_dashes() -> None:
+    found = make_replay(optimizers=("muon", "soap"), diverged=tuple(("soap", seed, 3) for seed in range(3)))
+    assert outcome_table(found)[1][1] == ["soap", "0.0039", "sweep", "–", "–"]
+    assert progress_table(found)[1][1] == ["soap", "–", "–", "–", "–"]
+    assert manner_table(found)[1][1] == ["soap", "–", "–", "–", "–", "–"]
+
+
+def test_the_json_object_holds_all_of_the_tables(found: Replay) -> None:
+    told = json.loads(json.dumps(json_object(found), allow_nan=False))
+    assert (told["steps"], told["seeds"], told["rule"], told["fingerprint"]) == (20, 3, "simpson", found.fingerprint)
+    one = told["optimizers"]["muon-lite"]
+    assert set(one["loss_change"]) == {"value", "stderr", "low", "high"}
+    estimates = {"minus_base", "flat_progress", "sharp_progress", "flat_share", "isotropy", "directional_sharpness"}
+    assert all(one[name]["stderr"] > 0.0 for name in estimates | {"exponent"})
+    assert (one["lr"], one["lr_source"], one["state"]) == (2.0**-8, "sweep", "warm")
+    assert one["hyperparameters"] == {"flat_lr_ratio": 2.0}
+    assert one["state_lines"] == ["warmed on 50 batches at fixed parameters"]
+    assert one["closure"] > 0.0
+    assert one["seconds_per_step"] == pytest.approx(0.21)
+    assert len(one["oscillation"]) == len(one["effective_lrs"]) == 10
+    assert one["sweep"]["losses"] == [pytest.approx(1.414), pytest.approx(1.41), None]
+    assert told["optimizers"]["muon"]["minus_base"] is None
+    assert told["optimizers"]["soap"]["diverged"] == [{"seed": 1, "step": 7}]
+    assert [note["code"] for note in told["notes"]] == ["refined"]
+
+
+def test_every_pair_has_its_difference_both_ways(found: Replay) -> None:
+    differences = json_object(found)["differences"]
+    assert len(differences) == 4 * 3
+    one, other = differences["muon-lite - muon"], differences["muon - muon-lite"]
+    assert one["value"] == pytest.approx(-other["value"], rel=1e-12)
+    assert one["low"] == pytest.approx(-other["high"], rel=1e-12)
+
+
+def test_one_seed_has_a_value_and_null_for_its_doubt() -> None:
+    one = json_object(make_replay(seeds=1))["optimizers"]["muon"]["loss_change"]
+    assert one["value"] < 0.0
+    assert (one["stderr"], one["low"], one["high"]) == (None, None, None)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 30.0])
+def test_no_table_breaks_or_cuts_a_number(monkeypatch: pytest.MonkeyPatch, width: int, scale: float) -> None:
+    """A number whose end stands on the next line reads as another number."""
+    made = make_replay(ablations=True, noise=0.001, optimizers=("adamw-lite", "muon", "muon-lite", "soap-lite"))
+    runs = tuple(
+        replace(
+            run,
+            losses=run.losses[0] + scale * (run.losses - run.losses[0]),
+            allocations=scale * run.allocations,
+            closure_errors=scale * run.closure_errors,
+            sharp_allocations=scale * run.sharp_allocations,
+            curvatures=scale * run.curvatures,
+        )
+        for run in made.runs
+    )
+    recipes = {name: replace(recipe, lr_source="checkpoint", lr=9.765625e-4) for name, recipe in made.recipes.items()}
+    found = replace(made, runs=runs, recipes=recipes)
+    for header, rows in (outcome_table(found), progress_table(found), manner_table(found)):
+        terminal, screen = on_screen(monkeypatch, width)
+        terminal.table(header, rows)
+        drawn = [line for line in lines_on(screen) if line.strip()]
+        assert len(drawn) == 1 + len(rows)
+        assert not [line for line in drawn if "…" in line.removeprefix("… ")]
