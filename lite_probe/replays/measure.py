@@ -51,7 +51,7 @@ OnProgress = Callable[[int, int, str], None]
 
 DEFAULT_OPTIMIZERS = ("muon", "muon-lite", "soap", "soap-lite")
 BAND_OPTIMIZERS = ("adamw", "muon", "soap")
-DEFAULT_TOLERANCE = 5e-3
+DEFAULT_TOLERANCE = 2e-3
 _ABLATIONS: tuple[Ablation, ...] = ("dominant", "bulk")
 
 

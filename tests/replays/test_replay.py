@@ -239,7 +239,7 @@ def test_other_models(name: str) -> None:
     rates = dict.fromkeys(("adamw", "adamw-lite", *RATES), 0.003)
     found = replay(task, list(rates), spectrum=spectrum_of(task), lr=rates, **SHORT)
     for run in found.runs:
-        # The default tolerance, 0.5% of a typical step, with room for a few that four halvings do not settle. Where a
+        # The default tolerance, 0.2% of a typical step, with room for a few that four halvings do not settle. Where a
         # router's choice changes the loss jumps, and no rule closes: it is said, and the error is there to see.
         if name != "qwen2_moe":
             assert run.closure_error < 0.02 * np.abs(np.diff(run.losses)).sum()
