@@ -22,7 +22,7 @@ from lite_probe.task import Task
 
 Rule = Literal["simpson", "trapezoid"]
 
-MOST_GRADIENTS = 32  # of a step, after four halvings; what is still open then is not smooth enough for any rule
+MOST_GRADIENTS = 64  # of a step, after five halvings; what is still open then is not smooth enough for any rule
 # A loss carries roundings of its own size, which no rule sees: closure errors below are not looked into.
 _ROUNDINGS = 32.0
 

@@ -25,6 +25,7 @@ from lite_probe.replays.recipes import (
     Prepared,
     SavedOptimizer,
     StateName,
+    inherited,
     learning_rates,
     prepare,
     require_optimizers,
@@ -136,7 +137,8 @@ def plan_replay(
 
     Raises:
         UsageError: An unknown optimizer or hyperparameter, a number out of range.
-        InputError: Too few training batches, evaluation samples that are trained on, a spectrum of something else.
+        InputError: Too few training batches, evaluation samples that are trained on, a spectrum of something else, a
+            state or learning rate that the checkpoint does not have.
         NumericsError: A loss or gradient at θ₀ that is not finite.
 
     Cost: two evaluation gradients; three training gradients and steps of each optimizer.
@@ -145,6 +147,7 @@ def plan_replay(
         optimizers, steps, seeds, lr, state, warm_batches, bands, rule, tolerance, ablations, hyperparameters, seed
     )
     dealt = _check(task, request, spectrum)
+    taken = inherited(task, request.lr, hyperparameters=request.hyperparameters, state=state, saved=saved)
     layout = ParameterLayout(list(task.model.named_parameters()))
     with undisturbed(task.model), own_gradients(layout.parameters):
         makers: dict[str, Callable[[], LiteOptimizer]] = {
@@ -155,29 +158,27 @@ def plan_replay(
     require_same_task(spectrum, task, loss=start.loss)
     swept = tuple(name for name, rate in request.lr.items() if rate == "sweep")
     ablated = len(_ABLATIONS) if request.ablations else 0
-    common = {"steps": steps, "seeds": seeds, "rule": rule, "warm_batches": warm_batches, "swept": swept}
+    warmed = tuple(name for name in request.optimizers if state != "cold" and name not in taken)
+    common = {
+        "steps": steps,
+        "seeds": seeds,
+        "rule": rule,
+        "warm_batches": len(dealt.warm),
+        "warmed": warmed,
+        "swept": swept,
+        "ablations": ablated,
+    }
     basis = Subspace.of_spectrum(spectrum, task, memory=memory)
     return ReplayPlan(
         num_parameters=layout.size,
-        num_gradients=planning.count_gradients(
-            request.optimizers,
-            warmed=len(request.optimizers) + 1 if state != "cold" else 1,
-            ablations=ablated,
-            **common,  # type: ignore[arg-type]
-        ),
-        seconds=planning.expected_seconds(
-            costs,
-            request.optimizers,
-            bands=bands,
-            ablations=ablated,
-            **common,  # type: ignore[arg-type]
-        ),
+        num_gradients=planning.count_gradients(request.optimizers, **common),  # type: ignore[arg-type]
+        seconds=planning.expected_seconds(costs, request.optimizers, bands=bands, **common),  # type: ignore[arg-type]
         memory_bytes=planning.expected_memory(costs, layout, bands=bands, basis_bytes=basis.num_bytes),
         num_runs=len(request.optimizers) * seeds * (1 + ablated),
         steps=steps,
         num_seeds=seeds,
         swept=swept,
-        fingerprint=_fingerprint(task, request, dealt, spectrum),
+        fingerprint=_fingerprint(task, request, dealt, spectrum, taken),
         start_loss=start.loss,
     )
 
@@ -660,7 +661,7 @@ def _config(request: _Request, task: Task) -> dict[str, object]:
     }
 
 
-def _fingerprint(task: Task, request: _Request, dealt: Dealt, spectrum: Spectrum) -> str:
+def _fingerprint(task: Task, request: _Request, dealt: Dealt, spectrum: Spectrum, taken: Mapping[str, str]) -> str:
     digests = [batches_digest(dealt.warm), dealt.sweep.digest, *(one.digest for one in dealt.segments)]
-    asked = {**_config(request, task), "batches": digests, "spectrum": spectrum.fingerprint}
+    asked = {**_config(request, task), "batches": digests, "spectrum": spectrum.fingerprint, "inherited": taken}
     return task_fingerprint(task, "evaluation", asked)

@@ -97,13 +97,24 @@ def count_gradients(
     seeds: int,
     rule: Rule,
     warm_batches: int,
-    warmed: int,
+    warmed: Sequence[str],
     swept: Sequence[str],
     ablations: int,
 ) -> int:
-    """Return the gradients that a replay is expected to make; an evaluation of the loss counts as none."""
-    watched = len(optimizers) * seeds * steps * (1 + WATCHED[rule])
-    return watched + len(optimizers) * ablations * seeds * steps + warmed * warm_batches + len(swept) * _SWEPT * steps
+    """Return the gradients that a replay is expected to make; an evaluation of the loss counts as none.
+
+    Args:
+        optimizers: All of them.
+        steps: K.
+        seeds: Segments.
+        rule: How many evaluation gradients a recorded step takes.
+        warm_batches: W, as many as there are.
+        warmed: Optimizers that are warmed; that of the bands always is.
+        swept: Optimizers whose learning rate is swept.
+        ablations: Runs without recording per optimizer and seed.
+    """
+    runs = len(optimizers) * seeds * steps * (1 + WATCHED[rule] + ablations)
+    return runs + (len(warmed) + 1) * warm_batches + len(swept) * _SWEPT * steps
 
 
 def expected_seconds(
@@ -114,15 +125,17 @@ def expected_seconds(
     seeds: int,
     rule: Rule,
     warm_batches: int,
+    warmed: Sequence[str],
     bands: str,
     swept: Sequence[str],
     ablations: int,
 ) -> float:
-    """Return the time that a replay is expected to take."""
+    """Return the time that a replay is expected to take; arguments as for `count_gradients`."""
     seconds = warm_batches * (costs.train_seconds + costs.step_seconds[bands])
     for name in optimizers:
         plain = costs.train_seconds + costs.step_seconds[name]
-        seconds += warm_batches * plain + seeds * steps * (plain + WATCHED[rule] * costs.evaluation_seconds)
+        seconds += warm_batches * plain * (name in warmed)
+        seconds += seeds * steps * (plain + WATCHED[rule] * costs.evaluation_seconds)
         seconds += _SWEPT * steps * plain * (name in swept)
         seconds += ablations * seeds * steps * (plain + costs.evaluation_seconds / 3)
     return seconds

@@ -9,8 +9,9 @@ import torch
 
 from lite_probe.checkpoints.optimizers import StateDict
 from lite_probe.errors import InputError, UsageError
-from lite_probe.optim import OPTIMIZERS, LiteOptimizer, hyperparameters_of, restore_state
+from lite_probe.optim import OPTIMIZERS, LiteOptimizer, Restored, hyperparameters_of, restore_state
 from lite_probe.results.provenance import Note
+from lite_probe.spectra.fingerprint import batches_digest
 from lite_probe.subspaces import optimizer_of, warm
 from lite_probe.task import Batch, Task
 
@@ -90,6 +91,43 @@ def require_state(state: str) -> None:
         raise UsageError(f"expected the state {', '.join(get_args(StateName))}, got {state!r}")
 
 
+def inherited(
+    task: Task,
+    rates: Mapping[str, LearningRate],
+    *,
+    hyperparameters: Mapping[str, Mapping[str, Any]],
+    state: str,
+    saved: SavedOptimizer | None,
+) -> dict[str, str]:
+    """Find who goes on from the checkpoint's state; refuse what is asked of the checkpoint and is not there.
+
+    To be called before anything is replayed: `prepare` sees an optimizer only once those before it have run.
+
+    Args:
+        task: Whose parameters are optimized.
+        rates: Optimizer → what was said of its learning rate.
+        hyperparameters: By optimizer.
+        state: What was asked for.
+        saved: What the checkpoint brought along.
+
+    Returns:
+        Optimizer → digest of the state and the learning rate that it takes over; who takes over nothing is left out.
+
+    Raises:
+        InputError: As `prepare` and `saved_learning_rate`.
+
+    Cost: one copy of each state that is taken over, and a hash of it.
+    """
+    found = {}
+    for name, rate in rates.items():
+        optimizer, restored = _restored(task, name, hyperparameters.get(name, {}), state, saved)
+        goes_on = _goes_on(restored, state)
+        own = saved_learning_rate(name, "checkpoint" if goes_on else "warm", saved) if rate == "checkpoint" else None
+        if goes_on:
+            found[name] = batches_digest([optimizer.state_dict(), own])
+    return found
+
+
 def prepare(
     task: Task,
     name: str,
@@ -111,16 +149,10 @@ def prepare(
 
     Cost: for a warm state one gradient per batch, and a second copy of the state.
     """
-    optimizer = optimizer_of(task, name, hyperparameters)
+    optimizer, restored = _restored(task, name, hyperparameters, state, saved)
     lines: tuple[str, ...] = ()
-    notes: tuple[Note, ...] = ()
-    if state in ("auto", "checkpoint"):
-        restored = None
-        if saved is not None and saved.states:
-            restored = restore_state(
-                optimizer, saved.states, named_parameters=task.model.named_parameters(), step=saved.step
-            )
-        if restored is not None and restored.restored and (state == "checkpoint" or not restored.fresh):
+    if restored is not None:
+        if _goes_on(restored, state):
             return Prepared(
                 optimizer=optimizer,
                 state=_snapshot(optimizer),
@@ -128,12 +160,7 @@ def prepare(
                 lines=restored.lines,
                 notes=restored.notes,
             )
-        if state == "checkpoint":
-            why = "; ".join(restored.lines) if restored is not None else "it brought no optimizer state"
-            raise InputError(
-                f"expected the state of {name} in the checkpoint, got none: {why}", "use --state warm, or auto"
-            )
-        if restored is not None and restored.restored:
+        if restored.restored:
             lines = ("the checkpoint's state is only in part this optimizer's, and was left alone",)
         optimizer = optimizer_of(task, name, hyperparameters)
     if state != "cold":
@@ -142,7 +169,31 @@ def prepare(
     else:
         lines += ("cold: all averages start at zero",)
     origin = "cold" if state == "cold" else "warm"
-    return Prepared(optimizer=optimizer, state=_snapshot(optimizer), origin=origin, lines=lines, notes=notes)
+    return Prepared(optimizer=optimizer, state=_snapshot(optimizer), origin=origin, lines=lines, notes=())
+
+
+def _restored(
+    task: Task, name: str, hyperparameters: Mapping[str, Any], state: str, saved: SavedOptimizer | None
+) -> tuple[LiteOptimizer, Restored | None]:
+    """Make an optimizer, with what it finds in the saved state where that is wanted; None where nothing was saved."""
+    optimizer, restored = optimizer_of(task, name, hyperparameters), None
+    if state in ("auto", "checkpoint") and saved is not None and saved.states:
+        restored = restore_state(
+            optimizer, saved.states, named_parameters=task.model.named_parameters(), step=saved.step
+        )
+    if state == "checkpoint" and not (restored is not None and restored.restored):
+        why = "; ".join(restored.lines) if restored is not None else "it brought no optimizer state"
+        raise InputError(
+            f"expected the state of {name} in the checkpoint, got none: {why}", "use --state warm, or auto"
+        )
+    return optimizer, restored
+
+
+def _goes_on(restored: Restored | None, state: str) -> bool:
+    """Whether the saved state is the optimizer's: some of it where it was asked for, else all of it."""
+    if restored is None or not restored.restored:
+        return False
+    return state == "checkpoint" or not restored.fresh
 
 
 def saved_learning_rate(name: str, origin: str, saved: SavedOptimizer | None) -> float:
