@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -392,6 +392,7 @@ class _Session:
         keys = [(seed, ablation) for seed in range(self.request.seeds) for ablation in self._ablations]
         finished = {key: self._finished_run(name, *key) for key in keys}
         known = self._load("recipe", name, _FinishedRecipe)
+        self._count_finished(name, known, finished.values())
         prepared: Prepared | None = None
         if known is None or None in finished.values():
             prepared = self._prepare(name)
@@ -515,6 +516,17 @@ class _Session:
         self._gradients += count
         if self.on_progress is not None:
             self.on_progress(self._gradients, max(self.plan.num_gradients, self._gradients), self._label)
+
+    def _count_finished(
+        self, name: str, known: "_FinishedRecipe | None", runs: Iterable[results.ReplayRun | None]
+    ) -> None:
+        """Count the gradients of what an earlier process has finished: progress goes on where it was."""
+        made = sum(run.num_steps + int(run.gradients_used.sum()) for run in runs if run is not None)
+        if known is not None and known.sweep is not None:
+            made += len(known.sweep.lrs) * self.request.steps
+        if made:
+            self._label = f"{name} as far as it was"
+            self._on_gradients(made)
 
     def _on_step(self, request: RunRequest, step: int, loss: float | None, flat_share: float | None) -> None:
         self._tell(request.optimizer, request, step=step, loss=loss, flat_share=flat_share)

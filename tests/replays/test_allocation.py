@@ -10,14 +10,14 @@ from lite_probe.operators.conduct import undisturbed
 from lite_probe.operators.hessian import GraphStore, HessianOperator
 from lite_probe.operators.layout import ParameterLayout
 from lite_probe.replays import replay
-from lite_probe.replays.allocation import Point, StepChange, evaluate, integrate_step
+from lite_probe.replays.allocation import Point, StepChange, _gradients_at, evaluate, integrate_step
 from lite_probe.task import Task
 from tests import models
 from tests.replays.conftest import spectrum_of, with_training
 
 
 def step_of(
-    task: Task, size: float, *, rule: str = "simpson", tolerance: float = 5e-3
+    task: Task, size: float, *, rule: str = "simpson", tolerance: float = 5e-3, scale: float = 0.0
 ) -> tuple[StepChange, Tensor, Point]:
     """One step of the given length against the gradient, integrated; with the update and the start."""
     layout = ParameterLayout(list(task.model.named_parameters()))
@@ -35,7 +35,7 @@ def step_of(
         after - before,
         rule=rule,  # type: ignore[arg-type]
         tolerance=tolerance,
-        scale=0.0,
+        scale=scale,
     )
     assert torch.equal(layout.read(), after)  # bitwise, wherever the gradients were taken
     return change, after - before, start
@@ -80,6 +80,49 @@ def test_halving_earns_its_place() -> None:
     assert coarse.allocation - coarse.closure_error == pytest.approx(change, rel=1e-12)
 
 
+def test_a_step_that_changes_little_need_not_close_better_than_others() -> None:
+    """The tolerance is relative to a typical change where that is larger than the step's own."""
+    coarse, _, _ = step_of(models.make_task("llama"), 1.0, tolerance=1e9)
+    change = abs(coarse.allocation - coarse.closure_error)
+    tolerance = 0.5 * abs(coarse.closure_error) / change
+    for scale, gradients in ((0.0, 4), (1.9 * change, 4), (2.1 * change, 2)):
+        step, _, _ = step_of(models.make_task("llama"), 1.0, tolerance=tolerance, scale=scale)
+        assert step.gradients == gradients
+
+
+def test_a_replay_refines_the_steps_that_need_it() -> None:
+    """Steps so long that some miss the tolerance; those that do not stay with two gradients."""
+    task = with_training("mlp", 40, torch.float64)
+    spectrum, closed = spectrum_of(task), {}
+    for tolerance in (0.99, 1e-4):
+        made: list[int] = []
+        found = replay(
+            task,
+            ["sgd"],
+            spectrum=spectrum,
+            steps=20,
+            seeds=1,
+            lr=0.5,
+            warm_batches=5,
+            tolerance=tolerance,
+            on_progress=lambda done, total, label: made.append(done),  # noqa: B023
+        )
+        run = found.runs_of("sgd")[0]
+        closed[tolerance] = np.abs(run.closure_errors)
+        refined = run.gradients_used > 2
+        assert made[-1] == 2 * 5 + 20 + run.gradients_used.sum()
+        if tolerance == 0.99:
+            assert not refined.any()
+            assert "refined" not in {note.code for note in found.notes}
+            continue
+        assert 0 < refined.sum() < 20
+        # A step that was settled by its first two gradients is as it was.
+        assert (closed[1e-4][~refined] == closed[0.99][~refined]).all()
+        assert (closed[1e-4][refined] < closed[0.99][refined]).all()
+        (note,) = [note for note in found.notes if note.code == "refined"]
+        assert f"{refined.sum()} of 20 steps missed the closure tolerance with 2 gradients" in note.message
+
+
 def test_the_mean_gradient_is_what_the_allocation_is_made_of() -> None:
     change, update, _ = step_of(models.make_task("mlp"), 2.0, tolerance=1e-6)
     assert change.gradients > 2
@@ -114,6 +157,13 @@ def test_a_gradient_that_is_not_finite_is_an_error() -> None:
         layout.parameters[0].fill_(np.nan)
     with pytest.raises(NumericsError, match="expected a finite loss, got nan on evaluation batch 0"):
         evaluate(task, layout)
+
+
+def test_a_mean_over_no_places_is_an_error() -> None:
+    task = models.make_task("mlp")
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    with pytest.raises(ValueError, match="expected at least one place, got none"):
+        _gradients_at(task, layout, layout.read(), layout.read(), [])
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,6 @@ START = torch.linspace(1.0, -0.7, 7, dtype=torch.float64)
 # Coordinates shrink to 0.6^12 = 2e-3 of what they were, so that relative to their last values this is 2e-11.
 TOLERANCES = {"float32": 1e-6, "float64": 2e-11}
 
-
 Known = tuple[Replay, Task, np.ndarray[Any, Any], np.ndarray[Any, Any], float]
 
 

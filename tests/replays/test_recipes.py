@@ -8,7 +8,7 @@ from torch import nn
 
 from lite_probe.errors import InputError
 from lite_probe.optim import LiteOptimizer
-from lite_probe.replays import SavedOptimizer, replay
+from lite_probe.replays import SavedOptimizer, plan_replay, replay
 from lite_probe.replays.recipes import prepare, saved_learning_rate
 from lite_probe.subspaces import optimizer_of
 from lite_probe.task import Task
@@ -126,6 +126,62 @@ def test_a_learning_rate_of_the_checkpoint(task: Task) -> None:
     assert (found.recipes["muon"].lr, found.recipes["muon"].lr_source) == (0.005, "checkpoint")
     assert (found.recipes["soap"].lr, found.recipes["soap"].lr_source) == (0.01, "given")
     assert (found.recipes["muon"].state, found.recipes["soap"].state) == ("checkpoint", "warm")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"state": "checkpoint", "lr": 0.01}, "expected the state of soap in the checkpoint, got none: "),
+        ({"lr": {"sgd": 0.01, "soap": "checkpoint"}}, "expected the checkpoint to hold the state of soap and its"),
+        ({"state": "warm", "lr": {"sgd": "checkpoint"}}, "expected the checkpoint to hold the state of sgd and its"),
+    ],
+)
+def test_what_the_checkpoint_lacks_is_said_before_any_compute(
+    asked: dict[str, Any], message: str, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when it is soap's turn, after all of sgd's runs."""
+    saved = trained(task, torch.optim.SGD(task.model.parameters(), lr=0.1, momentum=0.9))
+    spectrum = spectrum_of(task)
+    monkeypatch.setattr(Task, "loss", lambda *_: pytest.fail("computed"))
+    with pytest.raises(InputError, match=message):
+        replay(task, ["sgd", "soap"], spectrum=spectrum, steps=3, seeds=1, warm_batches=3, saved=saved, **asked)
+
+
+def test_another_saved_state_is_another_replay(task: Task) -> None:
+    """Weights and batches are the same: a result must not be taken for that of another optimizer state."""
+    asked: dict[str, Any] = {"spectrum": spectrum_of(task), "steps": 3, "seeds": 1, "warm_batches": 3, "lr": 0.01}
+    saved = trained(task, own(task, "muon"))
+    plans = {
+        state: plan_replay(task, ["muon", "soap"], **asked, saved=saved, state=state) for state in ("auto", "warm")
+    }
+    assert plan_replay(task, ["muon", "soap"], **asked, saved=saved).fingerprint == plans["auto"].fingerprint
+    without = plan_replay(task, ["muon", "soap"], **asked)
+    other = plan_replay(task, ["muon", "soap"], **asked, saved=trained(task, own(task, "muon", lr=0.02)))
+    fingerprints = {plans["auto"].fingerprint, plans["warm"].fingerprint, without.fingerprint, other.fingerprint}
+    assert len(fingerprints) == 4
+    # A rate that is read from the checkpoint counts, one that is given instead does not.
+    asked["lr"] = {"muon": "checkpoint", "soap": 0.01}
+    rates = [0.01, 0.02]
+    states = [SavedOptimizer(states=[_at_rate(saved, rate)], step=3) for rate in rates]
+    assert len({plan_replay(task, ["muon", "soap"], **asked, saved=one).fingerprint for one in states}) == 2
+    asked["lr"] = 0.01
+    assert len({plan_replay(task, ["muon", "soap"], **asked, saved=one).fingerprint for one in states}) == 1
+
+
+def _at_rate(saved: SavedOptimizer, rate: float) -> dict[str, Any]:
+    """The same state, saved at another learning rate."""
+    (state,) = saved.states
+    return {**state, "param_groups": [{**group, "lr": rate} for group in state["param_groups"]]}
+
+
+def test_the_plan_knows_who_is_not_warmed(task: Task) -> None:
+    asked: dict[str, Any] = {"steps": 3, "seeds": 1, "warm_batches": 3, "lr": 0.01, "tolerance": 0.99}
+    asked |= {"spectrum": spectrum_of(task), "saved": trained(task, own(task, "muon"))}
+    made: list[int] = []
+    plan = plan_replay(task, ["muon", "soap"], **asked)
+    found = replay(task, ["muon", "soap"], **asked, plan=plan, on_progress=lambda done, *_: made.append(done))
+    assert [found.recipes[name].state for name in ("muon", "soap")] == ["checkpoint", "warm"]
+    assert plan.num_gradients == made[-1] == 2 * 3 + 2 * 3 * 3  # bands and soap are warmed; steps take three each
 
 
 def test_no_learning_rate_of_the_checkpoint(task: Task) -> None:

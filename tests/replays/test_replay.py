@@ -1,7 +1,8 @@
 """The replay as a whole: fair, repeatable, resumable, without a trace, and on every kind of model."""
 
+import contextlib
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lite_probe as lp
+from lite_probe.blocks import block_map
 from lite_probe.criteria import classification_cross_entropy
 from lite_probe.errors import InputError, NumericsError, UsageError
 from lite_probe.operators.layout import ParameterLayout
@@ -80,6 +82,15 @@ def test_who_is_replayed_before_makes_no_difference(task: Task, spectrum: Spectr
     assert alone.theory["soap"].rates.tolist() == behind.theory["soap"].rates.tolist()
 
 
+def test_the_linear_theory_is_of_the_state_at_the_start(task: Task, spectrum: Spectrum) -> None:
+    """Not of where a sweep's last trial left it, nor of where its rate comes from."""
+    swept = replay(task, ["soap"], spectrum=spectrum, **SHORT)
+    given = replay(task, ["soap"], spectrum=spectrum, lr=swept.recipes["soap"].lr, **SHORT)
+    assert swept.theory["soap"].effective_lrs.tolist() == given.theory["soap"].effective_lrs.tolist()
+    assert swept.theory["soap"].rates.tolist() == given.theory["soap"].rates.tolist()
+    assert swept.runs[0].losses.tolist() == given.runs[0].losses.tolist()
+
+
 def test_sums_over_directions_close(task: Task, spectrum: Spectrum) -> None:
     """Float32: inner products of N = 800 terms round at 1e-6 of the terms' size."""
     found = replay(task, list(RATES), spectrum=spectrum, lr=RATES, **SHORT)
@@ -118,6 +129,36 @@ def test_a_replay_leaves_no_trace(task: Task, spectrum: Spectrum) -> None:
     check()
 
 
+class _Restless(nn.Sequential):
+    """A network that counts its calls in a buffer and draws a random number at each, once it is told to."""
+
+    calls: Tensor
+    counts = False
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.counts:
+            self.calls += 1
+            torch.rand(1)
+        outputs: Tensor = super().forward(inputs)
+        return outputs
+
+
+def test_buffers_and_random_state_come_back() -> None:
+    task = with_training("mlp", BATCHES)
+    restless = _Restless(*task.model.children())
+    restless.register_buffer("calls", torch.zeros(1))
+    task.model = restless.eval()
+    spectrum = spectrum_of(task)
+    restless.counts = True
+    before, random = restless.calls.clone(), torch.get_rng_state()
+    replay(task, ["muon"], spectrum=spectrum, lr=0.01, ablations=True, **SHORT)
+    assert torch.equal(restless.calls, before)
+    assert torch.equal(torch.get_rng_state(), random)
+    task.loss(task.train[0])  # what a replay does some dozen times
+    assert not torch.equal(restless.calls, before)
+    assert not torch.equal(torch.get_rng_state(), random)
+
+
 @pytest.mark.parametrize("name", ["muon-lite", "soap-lite"])
 def test_watching_moves_no_bit(name: str, task: Task, spectrum: Spectrum, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights at the end of a watched run, of one watched for its losses only, and of one not watched at all."""
@@ -147,32 +188,92 @@ class _StopError(Exception):
     """A kill."""
 
 
-@pytest.mark.parametrize("at", [2, 9, 14, 21, 30])
+def _asked(spectrum: Spectrum) -> dict[str, Any]:
+    """Something of everything: a run that diverges, a sweep, ablations."""
+    rates = {"sgd": 1e30, "soap": 0.01}
+    return {"optimizers": ["sgd", "muon-lite", "soap"], "lr": rates, "spectrum": spectrum, "ablations": True, **SHORT}
+
+
+@pytest.fixture(scope="module")
+def in_one_go(spectrum: Spectrum) -> Replay:
+    return replay(with_training("llama", BATCHES), **_asked(spectrum))
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"phase": "warm", "optimizer": "sgd"},  # before anything
+        {"phase": "warm", "optimizer": "muon-lite"},  # behind an optimizer that diverged
+        {"phase": "sweep", "lr": 2.0**-9, "step": 2},
+        {"phase": "sweep", "lr": 2.0**-7, "step": STEPS},
+        {"phase": "replay", "optimizer": "muon-lite", "step": 3},
+        {"phase": "replay", "optimizer": "muon-lite", "ablation": "bulk", "step": 2},
+        {"phase": "replay", "optimizer": "muon-lite", "seed": 1, "step": 1},  # between runs
+        {"phase": "warm", "optimizer": "soap"},  # between optimizers
+        {"phase": "replay", "optimizer": "soap", "ablation": "bulk", "seed": 1, "step": STEPS},  # the very last
+    ],
+    ids=lambda where: " ".join(map(str, where.values())),
+)
 def test_a_replay_that_was_stopped_goes_on_with_the_same_bits(
-    at: int, task: Task, spectrum: Spectrum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    where: dict[str, Any],
+    in_one_go: Replay,
+    task: Task,
+    spectrum: Spectrum,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Stopped in a sweep, between runs or within one, every step saved: the numbers are those of one go."""
+    """Every step is saved: the numbers are those of one go, and what was finished is not made again."""
     monkeypatch.setattr(runner, "_COST_FACTOR", 0.0)
-    asked: dict[str, Any] = {"optimizers": ["muon-lite", "soap"], "lr": {"soap": 0.01}, "spectrum": spectrum, **SHORT}
-    whole = replay(task, **asked)
-    seen = 0
+    told: list[ReplayStep] = []
 
     def stop(step: ReplayStep) -> None:
-        nonlocal seen
-        seen += 1
-        if seen == at:
+        told.append(step)
+        if all(getattr(step, name) == value for name, value in where.items()):
             raise _StopError
 
     with pytest.raises(_StopError):
-        replay(task, **asked, state_directory=tmp_path, on_step=stop)
-    steps: list[ReplayStep] = []
-    continued = replay(task, **asked, state_directory=tmp_path, on_step=steps.append)
-    assert dict(numbers(continued)) == dict(numbers(whole))
-    assert len([one for one in steps if one.step]) < 2 * SEEDS * STEPS + 60
-    finished = replay(task, **asked, state_directory=tmp_path, on_step=steps.append)
-    assert dict(numbers(finished)) == dict(numbers(whole))
+        replay(task, **_asked(spectrum), state_directory=tmp_path, on_step=stop)
+    again: list[ReplayStep] = []
+    continued = replay(task, **_asked(spectrum), state_directory=tmp_path, on_step=again.append)
+    assert dict(numbers(continued)) == dict(numbers(in_one_go))
+    # A step is told before it is saved, and a trial of a sweep is saved whole.
+    lost = [step for step in told if step.step and (step.phase, step.lr) == ("sweep", where.get("lr"))]
+    lost += [step for step in told[-1:] if step.phase == "replay"]
+    assert [step for step in again if step.step and step in told] == lost
+
+    finished: list[ReplayStep] = []
+    once_more = replay(task, **_asked(spectrum), state_directory=tmp_path, on_step=finished.append)
+    assert dict(numbers(once_more)) == dict(numbers(in_one_go))
+    assert finished == []
     discard_state(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_replay_that_was_stopped_by_its_progress_bar_goes_on(
+    in_one_go: Replay, task: Task, spectrum: Spectrum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped again and again, wherever it is: it gets further each time, and so does its progress."""
+    monkeypatch.setattr(runner, "_COST_FACTOR", 0.0)
+    plan = plan_replay(task, **_asked(spectrum))
+    reached: list[int] = []
+    found: Replay | None = None
+    while found is None and len(reached) < 30:
+        calls = 0
+
+        def stop(done: int, total: int, label: str) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 40:
+                reached.append(done)
+                raise _StopError
+
+        with contextlib.suppress(_StopError):
+            found = replay(task, **_asked(spectrum), plan=plan, state_directory=tmp_path, on_progress=stop)
+    assert found is not None
+    assert len(reached) > 2
+    assert reached == sorted(reached)
+    assert reached[-1] > plan.num_gradients / 2 > 40
+    assert dict(numbers(found)) == dict(numbers(in_one_go))
 
 
 def test_a_run_in_progress_is_taken_up_where_it_was(
@@ -193,9 +294,32 @@ def test_a_run_in_progress_is_taken_up_where_it_was(
     steps.clear()
     replay(task, **asked, state_directory=tmp_path, on_step=lambda step: steps.append(step.step))
     assert [step for step in steps if step] == [3, 4, 1, 2, 3, 4]  # step 3 was told before it was saved
-    # A state that is damaged is not continued, and is no error.
-    (tmp_path / "replay.state" / "running.pt").write_bytes(b"PK\x03\x04 cut off")
-    replay(task, **{**asked, "steps": 3}, state_directory=tmp_path)
+
+
+@pytest.mark.parametrize("content", ["damaged", "of another replay", "of another kind"])
+def test_a_state_that_is_not_its_own_is_not_continued(
+    content: str, task: Task, spectrum: Spectrum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is no error: the run begins anew."""
+    monkeypatch.setattr(runner, "_COST_FACTOR", 0.0)
+
+    def stop(step: ReplayStep) -> None:
+        if step.step == 3:
+            raise _StopError
+
+    asked: dict[str, Any] = {"optimizers": ["soap"], "lr": 0.01, "spectrum": spectrum, **SHORT}
+    other = {**asked, "tolerance": 1e-3} if content == "of another replay" else asked
+    with pytest.raises(_StopError):
+        replay(task, **other, state_directory=tmp_path, on_step=stop)
+    file = tmp_path / "replay.state" / "running.pt"
+    if content == "damaged":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif content == "of another kind":
+        torch.save({"fingerprint": "", "weights": torch.zeros(3)}, file)
+    steps: list[int] = []
+    found = replay(task, **asked, state_directory=tmp_path, on_step=lambda step: steps.append(step.step))
+    assert [step for step in steps if step] == [1, 2, 3, 4, 1, 2, 3, 4]
+    assert dict(numbers(found)) == dict(numbers(replay(task, **asked)))
 
 
 def test_one_that_diverges_says_where_and_the_others_go_on(task: Task, spectrum: Spectrum) -> None:
@@ -249,22 +373,8 @@ def test_other_models(name: str) -> None:
     assert found.bands.dimensions.sum() == found.num_parameters
 
 
-class _Vision(nn.Module):
-    """A small convolutional network; its kernels are four-dimensional."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernel = nn.Parameter(torch.randn(6, 9) * 0.3)  # (out, 3·3·1): a convolution as a matrix
-        self.bias = nn.Parameter(torch.zeros(6))
-        self.head = nn.Linear(6 * 16, 3)
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = nn.functional.conv2d(images, self.kernel.view(6, 1, 3, 3), self.bias)
-        logits: Tensor = self.head(torch.tanh(hidden).flatten(1))
-        return logits
-
-
-def test_a_vision_task() -> None:
+def _vision(kernel: nn.Module) -> Task:
+    """Small images in three classes by their brightness."""
     generator = torch.Generator().manual_seed(0)
 
     def batch() -> tuple[Tensor, Tensor]:
@@ -273,37 +383,81 @@ def test_a_vision_task() -> None:
 
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = _Vision()
-    from lite_probe.blocks import block_map
-
+        model = nn.Sequential(kernel, nn.Tanh(), nn.Flatten(), nn.Linear(6 * 16, 3))
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    task = Task(
+    return Task(
         model=model,
         predict=models.predict_first,
         criterion=classification_cross_entropy,
         evaluation=[batch(), batch()],
         train=[batch() for _ in range(BATCHES)],
-        blocks=block_map(shapes, None, overrides={r"kernel|bias": "ffn", r"head\..*": "out"}),
+        blocks=block_map(shapes, None, overrides={r"0\..*": "ffn", r"3\..*": "out"}),
     )
+
+
+class _Patches(nn.Module):
+    """A convolution whose kernels are the rows of a matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 9, generator=torch.Generator().manual_seed(1)) * 0.3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.conv2d(images, self.weight.view(6, 1, 3, 3))
+
+
+def test_a_vision_task() -> None:
+    task = _vision(_Patches())
     found = replay(task, ["muon-lite", "soap-lite"], spectrum=spectrum_of(task), lr=0.01, **SHORT)
     assert set(found.bands.blocks) == {"ffn", "out"}
     assert all(run.num_steps == STEPS for run in found.runs)
 
 
-def test_the_plan_counts_what_is_made(task: Task, spectrum: Spectrum) -> None:
+def test_kernels_of_four_dimensions_are_for_adamw() -> None:
+    task = _vision(nn.Conv2d(1, 6, 3))
+    spectrum = spectrum_of(task)
+    found = replay(task, ["adamw", "adamw-lite"], spectrum=spectrum, lr=0.01, bands="adamw", **SHORT)
+    assert found.bands.dimensions.sum() == found.num_parameters == 6 * 9 + 6 + 96 * 3 + 3
+    for run in found.runs:
+        assert run.closure_error < 0.02 * np.abs(np.diff(run.losses)).sum()
+    with pytest.raises(InputError, match=r"expected vectors, matrices or stacks of matrices under soap, got 0\.weight"):
+        replay(task, ["adamw"], spectrum=spectrum, lr=0.01, **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("changed", "gradients", "runs"),
+    [
+        # Bands and two optimizers are warmed; each of their two runs takes a gradient to train and two to watch.
+        ({}, 3 * WARM + 2 * SEEDS * STEPS * 3, 2 * SEEDS),
+        ({"rule": "trapezoid"}, 3 * WARM + 2 * SEEDS * STEPS * 2, 2 * SEEDS),
+        ({"state": "cold"}, WARM + 2 * SEEDS * STEPS * 3, 2 * SEEDS),
+        ({"ablations": True}, 3 * WARM + 2 * SEEDS * STEPS * (3 + 2), 2 * SEEDS * 3),
+        ({"warm_batches": 99}, 3 * BATCHES + 2 * SEEDS * STEPS * 3, 2 * SEEDS),  # as many as there are
+    ],
+    ids=lambda value: "-".join(value) or "plain" if isinstance(value, dict) else "",
+)
+def test_the_plan_counts_what_is_made(
+    changed: dict[str, Any], gradients: int, runs: int, task: Task, spectrum: Spectrum
+) -> None:
     made: list[int] = []
-    asked: dict[str, Any] = {"spectrum": spectrum, "lr": {"muon": 1e-4, "soap": 1e-4}, "tolerance": 0.99, **SHORT}
+    asked: dict[str, Any] = {"spectrum": spectrum, "lr": {"muon": 1e-4, "soap": 1e-4}, "tolerance": 0.99}
+    asked |= {**SHORT, **changed}
     plan = plan_replay(task, ["muon", "soap"], **asked)
-    replay(task, ["muon", "soap"], **asked, plan=plan, on_progress=lambda done, total, label: made.append(done))
-    assert made[-1] == plan.num_gradients
-    assert plan.num_runs == 2 * SEEDS
-    assert plan.swept == ()
-    assert "4 runs of 4 steps, 2 seeds" in plan.summary()
-    swept = plan_replay(task, ["muon", "soap"], **{**asked, "lr": "sweep"})
-    assert swept.swept == ("muon", "soap")
-    assert swept.num_gradients > plan.num_gradients
-    assert swept.fingerprint != plan.fingerprint
-    assert "learning rates of 2 swept" in swept.summary()
+    found = replay(task, ["muon", "soap"], **asked, plan=plan, on_progress=lambda done, *_: made.append(done))
+    assert made[-1] == plan.num_gradients == gradients
+    assert plan.num_runs == len(found.runs) == runs
+    assert plan.fingerprint == found.fingerprint
+    assert plan.start_loss == found.start_loss
+    assert f"{runs} runs of 4 steps, 2 seeds: ~{gradients} gradients" in plan.summary()
+
+
+def test_the_plan_of_a_sweep(task: Task, spectrum: Spectrum) -> None:
+    given = plan_replay(task, ["muon", "soap"], spectrum=spectrum, lr=1e-4, **SHORT)
+    swept = plan_replay(task, ["muon", "soap"], spectrum=spectrum, lr={"muon": 1e-4}, **SHORT)
+    assert (given.swept, swept.swept) == ((), ("soap",))
+    assert swept.num_gradients == given.num_gradients + 4 * STEPS
+    assert swept.fingerprint != given.fingerprint
+    assert "2 seeds, learning rates of 1 swept: ~" in swept.summary()
 
 
 def test_it_survives_the_disk(task: Task, spectrum: Spectrum, tmp_path: Path) -> None:
@@ -371,36 +525,3 @@ def test_what_makes_no_sense_is_refused_before_any_compute(
     asked: dict[str, Any] = {"optimizers": ["muon"], "lr": 0.1, **SHORT, **changed}
     with pytest.raises(UsageError, match=message):
         replay(task, spectrum=spectrum, **asked)
-
-
-def test_a_run_knows_its_shape() -> None:
-    empty = np.zeros((2, 0))
-    run = ReplayRun(
-        optimizer="muon",
-        ablation="bulk",
-        seed=0,
-        batches_digest="",
-        diverged_at=None,
-        train_losses=np.ones(2),
-        losses=np.array([3.0, 2.0, 1.0]),
-        update_norms=np.ones(2),
-        allocations=np.zeros(0),
-        closure_errors=np.zeros(0),
-        gradients_used=np.zeros(0, dtype=np.int64),
-        slopes=np.zeros(0),
-        curvatures=np.zeros(0),
-        sharp_allocations=empty,
-        sharp_updates=empty,
-        sharp_gradients=empty,
-        band_allocations=empty,
-        band_energies=empty,
-        seconds=0.0,
-    )
-    assert run.loss_change == -2.0
-    assert not run.is_recorded
-    with pytest.raises(ValueError, match="expected 3 evaluation losses, got 2"):
-        replace(run, losses=np.ones(2))
-    with pytest.raises(ValueError, match="expected 2 steps of slopes, got 5"):
-        replace(run, slopes=np.ones(5))
-    with pytest.raises(ValueError, match="read-only"):
-        run.losses[0] = 1.0

@@ -1,0 +1,201 @@
+"""What is derived from recorded runs, on small whole numbers: each figure here is worked out by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lite_probe.results.replay import Bands, Replay, ReplayRun
+from tests.reports.fixtures import make_replay
+
+DIMENSIONS = np.array([1, 3])
+BANDS = Bands(
+    optimizer="soap",
+    blocks=("ffn", "ffn"),
+    low=np.array([0.0, 0.25]),
+    high=np.array([0.25, 1.0]),
+    dimensions=DIMENSIONS,
+)
+
+
+def run_of(**changes: Any) -> ReplayRun:
+    """Two steps, two eigenvectors, two bands."""
+    values: dict[str, Any] = {
+        "optimizer": "muon",
+        "ablation": "none",
+        "seed": 0,
+        "batches_digest": "",
+        "diverged_at": None,
+        "train_losses": [9.0, 9.0],
+        "losses": [10.0, 7.0, 4.0],
+        "update_norms": [2.0, 0.0],
+        "allocations": [-5.0, -3.0],
+        "closure_errors": [0.5, -0.25],
+        "gradients_used": [2, 2],
+        "slopes": [-3.0, 1.0],
+        "curvatures": [8.0, 0.0],
+        "sharp_allocations": [[-1.0, 2.0], [0.0, 1.0]],
+        "sharp_updates": [[-1.0, 3.0], [2.0, -3.0]],
+        "sharp_gradients": [[2.0, 0.0], [-1.0, 0.0]],
+        "band_allocations": [[-4.0, -1.0], [0.0, -3.0]],
+        "band_energies": [[1.0, 1.0], [2.0, 0.0]],
+        "seconds": 1.0,
+        **changes,
+    }
+    return ReplayRun(**{key: np.array(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def replay_of(*runs: ReplayRun, eigenvalues: tuple[float, ...] = (4.0, 1.0)) -> Replay:
+    return replace(make_replay(seeds=0), runs=runs, eigenvalues=np.array(eigenvalues), bands=BANDS)
+
+
+def losing(optimizer: str, seed: int, loss: float, **changes: Any) -> ReplayRun:
+    return run_of(optimizer=optimizer, seed=seed, losses=[10.0, 9.0, loss], **changes)
+
+
+def test_a_run_by_hand() -> None:
+    run = run_of()
+    assert (run.num_steps, run.is_recorded, run.loss_change, run.closure_error) == (2, True, -6.0, 0.25)
+    assert run.flat_allocations.tolist() == [-6.0, -4.0]
+    # −Σcγ/Σγ² = (2 + 2)/5; without a gradient there is no rate.
+    assert run.effective_lrs.tolist() == [0.8, 0.0]
+    assert run.oscillations.tolist() == [pytest.approx(2.0 / 3.0), 1.0]  # |−1 + 2| of 3; |3 − 3| of 6
+    assert run.directional_sharpness.tolist() == [2.0, 0.0]
+    assert run.predicted_changes.tolist() == [1.0, 1.0]
+
+
+def test_without_a_move_there_is_nothing_to_divide_by() -> None:
+    run = run_of(sharp_updates=[[0.0, 0.0]] * 2, band_energies=[[0.0, 0.0]] * 2)
+    assert run.oscillations.tolist() == [1.0, 1.0]
+    assert run.band_isotropy(DIMENSIONS).tolist() == [0.0, 0.0]
+    assert run.isotropy_entropy(DIMENSIONS) == 0.0
+
+
+def test_isotropy() -> None:
+    run = run_of()  # shares of energy ¾ and ¼, of dimensions ¼ and ¾
+    np.testing.assert_allclose(run.band_isotropy(DIMENSIONS), [3.0, 1.0 / 3.0], rtol=1e-15)
+    # The divergence is ¾ log 3 − ¼ log 3.
+    assert run.isotropy_entropy(DIMENSIONS) == pytest.approx(3.0**-0.5, rel=1e-15)
+    even = run_of(band_energies=[[1.0, 3.0], [2.0, 6.0]])
+    assert even.band_isotropy(DIMENSIONS).tolist() == [1.0, 1.0]
+    assert even.isotropy_entropy(DIMENSIONS) == 1.0
+    # One direction of four carries it all.
+    assert run_of(band_energies=[[1.0, 0.0]] * 2).isotropy_entropy(DIMENSIONS) == pytest.approx(0.25, rel=1e-15)
+
+
+def test_decay_rates_want_three_steps() -> None:
+    assert run_of().decay_rates.tolist() == [1.0, 1.0]
+    narrow = ("train_losses", "update_norms", "allocations", "closure_errors", "gradients_used", "slopes", "curvatures")
+    wide = ("sharp_allocations", "sharp_updates", "band_allocations", "band_energies")
+    rest = {**dict.fromkeys(narrow, [0.0] * 3), **dict.fromkeys(wide, [[1.0, 1.0]] * 3)}
+    gradients = [[8.0, 1.0], [-4.0, 3.0], [2.0, 9.0]]
+    run = run_of(**rest, losses=[4.0, 3.0, 2.0, 1.0], sharp_gradients=gradients)
+    np.testing.assert_allclose(run.decay_rates, [0.5, 3.0], rtol=1e-13)
+
+
+def test_shares_and_progress_are_means_over_seeds_that_reached_the_end() -> None:
+    other = run_of(seed=1, allocations=[-1.0, -3.0], sharp_allocations=[[0.0, -1.0], [0.0, 0.0]])
+    # Seed 2 diverged: its numbers are nobody's.
+    found = replay_of(run_of(), other, run_of(seed=2, diverged_at=2, allocations=[-100.0, 0.0]))
+    share = found.flat_share("muon")
+    assert share is not None
+    assert (share.value, share.num_samples) == (1.0, 2)  # 10/8 and 3/4
+    assert share.stderr == pytest.approx(0.25, rel=1e-15)
+    flat, sharp = found.flat_progress("muon"), found.sharp_progress("muon")
+    assert flat is not None
+    assert sharp is not None
+    assert (flat.value, sharp.value) == (6.5, -0.5)  # 10 and 3; −2 and 1
+    for figure, means, errors in (
+        (found.eigenvector_progress("muon"), [0.5, -1.0], [0.5, 2.0]),  # 1 and 0; −3 and 1
+        (found.band_progress("muon"), [4.0, 4.0], [0.0, 0.0]),
+        (found.effective_lrs("muon"), [0.8, 0.0], [0.0, 0.0]),
+    ):
+        assert figure is not None
+        assert (figure[0].tolist(), figure[1].tolist()) == (means, errors)
+    sharpness = found.directional_sharpness("muon")
+    assert sharpness is not None
+    assert sharpness.value == 1.0
+    assert found.closure("muon") == 0.25 / 6.0
+    assert [run.seed for run in found.diverged("muon")] == [2]
+
+
+def test_one_seed_has_no_error_and_none_has_no_figure() -> None:
+    found = replay_of(run_of())
+    change = found.loss_change("muon")
+    assert change is not None
+    assert (change.value, change.stderr, change.low, change.high, change.num_samples) == (-6.0, 0.0, -6.0, -6.0, 1)
+    progress = found.eigenvector_progress("muon")
+    assert progress is not None
+    assert progress[1].tolist() == [0.0, 0.0]
+    assert found.loss_change("soap") is None
+    assert found.band_progress("soap") is None
+    assert found.closure("soap") is None
+    assert found.difference("muon", "soap") is None
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """Seeds differ by 4, optimizers by 1 and 2: an unpaired error would be 1.6 or more, not ½."""
+    runs = [losing("muon", 0, 3.0), losing("muon", 1, 7.0), losing("muon", 2, 5.0)]
+    # In another order, and without seed 2.
+    runs += [losing("soap", 1, 9.0), losing("soap", 0, 4.0), losing("soap", 2, 0.0, diverged_at=2)]
+    found = replay_of(*runs)
+    difference = found.difference("muon", "soap")
+    assert difference is not None
+    assert (difference.value, difference.num_samples) == (-1.5, 2)
+    assert difference.stderr == pytest.approx(0.5, rel=1e-15)
+    other_way = found.difference("soap", "muon")
+    assert other_way is not None
+    assert other_way.value == 1.5
+    assert found.flat_difference("muon", "soap") == replace(difference, value=0.0, stderr=0.0, low=0.0, high=0.0)
+    assert found.sharp_difference("muon", "soap") == found.flat_difference("muon", "soap")
+
+
+def test_ablations_are_compared_with_whole_updates() -> None:
+    runs = [losing("muon", seed, loss) for seed, loss in ((0, 3.0), (1, 7.0))]
+    runs += [losing("muon", seed, loss, ablation="bulk") for seed, loss in ((0, 4.0), (1, 8.0))]
+    found = replay_of(*runs)
+    assert found.ablations == ("bulk",)
+    difference = found.difference("muon", "muon", "bulk")
+    assert difference is not None
+    assert (difference.value, difference.stderr) == (1.0, 0.0)
+    assert found.loss_change("muon", "dominant") is None
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_the_exponent_of_a_power_law(power: float) -> None:
+    curvatures = np.array([16.0, 4.0, 2.0, 1.0, 0.25])
+    rates = 0.1 * curvatures**-power
+    run = run_of(sharp_gradients=[[1.0] * 5] * 2, sharp_updates=[(-rates).tolist()] * 2)
+    exponent = replay_of(run, eigenvalues=tuple(curvatures)).exponent("muon")
+    assert exponent is not None
+    assert exponent.value == pytest.approx(power, abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("rates", "is_one"),
+    [
+        ([1.0, 2.0, 4.0, 8.0, -1.0], True),  # four fifths are positive
+        ([1.0, 2.0, 4.0, -1.0, -1.0], False),  # three of five
+        ([1.0, 2.0, -1.0], False),  # two
+    ],
+)
+def test_rates_of_either_sign_have_no_exponent(rates: list[float], is_one: bool) -> None:
+    curvatures = (16.0, 8.0, 4.0, 2.0, 1.0)[: len(rates)]
+    run = run_of(sharp_gradients=[[1.0] * len(rates)] * 2, sharp_updates=[[-rate for rate in rates]] * 2)
+    exponent = replay_of(run, eigenvalues=curvatures).exponent("muon")
+    assert (exponent is not None) == is_one
+    if exponent is not None:
+        assert exponent.value == pytest.approx(1.0, abs=1e-14)
+
+
+def test_a_run_knows_its_shape() -> None:
+    run = run_of()
+    with pytest.raises(ValueError, match="expected 3 evaluation losses, got 2"):
+        replace(run, losses=np.ones(2))
+    with pytest.raises(ValueError, match="expected 2 steps of slopes, got 5"):
+        replace(run, slopes=np.ones(5))
+    with pytest.raises(ValueError, match="read-only"):
+        run.losses[0] = 1.0
+    ablated = run_of(ablation="bulk", allocations=[], sharp_updates=np.zeros((2, 0)))
+    assert not ablated.is_recorded
