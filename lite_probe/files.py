@@ -1,0 +1,67 @@
+"""Files that somebody else may have written, opened so that none of them can hang or fill the memory.
+
+Only regular files are read: opening a pipe waits for a writer, and a device has no end. How much may be read is
+decided before the first byte.
+"""
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from lite_probe.errors import InputError
+
+
+def open_regular(path: Path, expected: str) -> BinaryIO:
+    """Open a regular file, following links.
+
+    Args:
+        path: The file.
+        expected: What it is for, as in "expected … at PATH".
+
+    Returns:
+        The open file, for reading bytes.
+
+    Raises:
+        InputError: If it is missing, may not be read, or is a folder, a pipe, a socket or a device.
+    """
+    try:
+        # Without O_NONBLOCK a pipe would be waited for before anyone could see that it is one.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"expected {expected} at {path}, got {reason}", "check the path") from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise InputError(f"expected {expected} at {path}, which is no regular file", "write it to disk first")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        with suppress(OSError):
+            os.close(descriptor)
+        raise
+
+
+def read_bounded(path: Path, expected: str, *, max_bytes: int) -> bytes:
+    """Read a whole small file.
+
+    Args:
+        path: A regular file, or a link to one.
+        expected: What it is for, as in "expected … at PATH".
+        max_bytes: More is refused before it is read.
+
+    Returns:
+        Its content.
+
+    Raises:
+        InputError: If it cannot be opened as `open_regular` does, or holds more than `max_bytes`.
+    """
+    with open_regular(path, expected) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(max_bytes + 1) if size <= max_bytes else b""
+        if max(size, len(content)) > max_bytes:
+            raise InputError(
+                f"expected {expected} of at most {max_bytes:,} bytes at {path}, got {max(size, len(content)):,}",
+                "check that it is the file you mean",
+            )
+    return content
