@@ -26,7 +26,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing", "n" * 300, "nul\0"])
 def test_what_cannot_be_opened_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected a config at .*, got "):
+    with pytest.raises(InputError, match=r"expected a config at .*, got "):
         open_regular(tmp_path / name, "a config")
 
 
