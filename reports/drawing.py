@@ -4,7 +4,9 @@ Colours are names of the page's CSS variables (`var(--series-1)`); the page's sc
 theme, so that one figure serves light, dark and print.
 """
 
+import html
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import plotly.graph_objects as go
@@ -17,10 +19,23 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 
 
 def plain(figure: go.Figure) -> dict[str, Any]:
-    """Return a figure's traces and layout, without Plotly's own theme."""
+    """Return a figure's traces and layout, without Plotly's own theme, every name as text.
+
+    plotly.js takes `<a href=…>`, `<b>` or `&lt;` in any label for markup, and names come from files. Only templates of
+    hover labels are markup: they say where a name goes, and hold none.
+    """
     described: dict[str, Any] = figure.to_plotly_json()
     described["layout"].pop("template", None)
-    return {"data": described["data"], "layout": described["layout"]}
+    return {"data": _literal(described["data"]), "layout": _literal(described["layout"])}
+
+
+def _literal(value: Any) -> Any:
+    """Escape all text in a figure but its hover templates, so that plotly.js shows it as it is written."""
+    if isinstance(value, str):
+        return html.escape(value, quote=False)
+    if isinstance(value, Mapping):
+        return {key: item if key == "hovertemplate" else _literal(item) for key, item in value.items()}
+    return [_literal(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def colour(place: int) -> str:

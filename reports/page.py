@@ -1,5 +1,7 @@
 """One HTML page that needs no network: text, tables, figures and plotly.js in a single file."""
 
+import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -14,6 +16,8 @@ from lite_probe.reports.figures import draw_figures
 from lite_probe.reports.runs import Run, load_run
 from lite_probe.reports.view import make_view
 from lite_probe.results.store import write_atomically
+
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_page(runs: Sequence[Run]) -> str:
@@ -57,7 +61,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
 def _environment() -> jinja2.Environment:
     """Return templates that escape whatever they are given."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -65,8 +69,32 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["script_json"] = script_json
     environment.filters["csv_link"] = csv_link
-    environment.globals["plotly_js"] = Markup(plotly.offline.get_plotlyjs())
+    scripts = {"plotly_js": plotly.offline.get_plotlyjs(), "page_js": (_TEMPLATES / "page.js").read_text()}
+    environment.globals |= {name: Markup(text) for name, text in scripts.items()}
+    environment.globals["policy"] = content_policy(list(scripts.values()))
     return environment
+
+
+def content_policy(scripts: Sequence[str]) -> str:
+    """Return the Content-Security-Policy of a page: it runs its own scripts and reaches nothing else.
+
+    A script may run whose SHA-256 is named, so that markup that found its way into the page could not. Styles may be
+    inline, since plotly.js sets them; pictures are those it makes for a download.
+
+    Args:
+        scripts: Texts between `<script>` and `</script>`, to the byte.
+    """
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    sources = {
+        "default-src": "'none'",
+        "script-src": " ".join(f"'sha256-{digest}'" for digest in digests),
+        "style-src": "'unsafe-inline'",
+        "img-src": "data: blob:",
+        "connect-src": "'none'",
+        "form-action": "'none'",
+        "base-uri": "'none'",
+    }
+    return "; ".join(f"{directive} {allowed}" for directive, allowed in sources.items())
 
 
 def script_json(value: object) -> Markup:

@@ -80,8 +80,7 @@ def write_csv(header: Sequence[str], rows: Sequence[Sequence[Raw]]) -> str:
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([_field(value) for value in row] for row in rows)
+    writer.writerows([_field(value) for value in row] for row in (header, *rows))
     return file.getvalue()
 
 
@@ -91,6 +90,6 @@ def _field(value: Raw) -> Raw:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
         return f"'{value}"
     return value

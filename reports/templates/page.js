@@ -5,7 +5,9 @@
   const config = {
     displaylogo: false,
     responsive: true,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+    // Named one by one: what plotly.js offers by itself may be an upload of the data, and changes.
+    modeBarButtons: [["toImage"], ["zoom2d", "pan2d"], ["resetScale2d"]],
+    plotlyServerURL: "",
     toImageButtonOptions: { format: "svg", scale: 1 },
   };
 

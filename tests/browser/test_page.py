@@ -2,41 +2,19 @@
 
 import csv
 import io
-import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
 from lite_probe.reports.page import render_page
 from lite_probe.reports.runs import Run
+from tests.browser.visit import NEEDS_CHROMIUM, Visit
 from tests.reports.fixtures import make_replay, make_spectrum, make_subspace
 
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PLOTS = ("density", "upper-end", "lower-end", "blocks")
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")
@@ -64,27 +42,6 @@ def whole_report(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "report.html"
     path.write_text(render_page([early, late]))
     return path
-
-
-class Visit:
-    """A page that has been drawn, with everything it complained about or asked for."""
-
-    def __init__(self, browser: Browser, report: Path, width: int = 1280, scheme: str = "light") -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page: Page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(report.as_uri())
-        self.page.wait_for_selector("html[data-drawn]", timeout=30_000)
-
-    def __enter__(self) -> "Visit":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1280, "light")])
@@ -132,7 +89,7 @@ def test_a_switch_shows_another_proxy_and_block(browser, whole_report):
             before = page.evaluate(path)
             group = page.locator(f"button[aria-controls='plot-{plot}']")
             group.filter(has_text=button).click()
-            page.wait_for_function(f"{path} != {before!r}")
+            page.wait_for_function(f"before => {path} != before", arg=before)
         assert visit.complaints == []
 
 
@@ -147,15 +104,15 @@ def test_figures_follow_the_theme_and_print_in_light(browser, report):
         page = visit.page
         light = colours(page)
         page.emulate_media(color_scheme="dark")
-        page.wait_for_function(f"{stroke} != {light[2]!r}")
+        page.wait_for_function(f"before => {stroke} != before", arg=light[2])
         dark = colours(page)
         assert all(one != other for one, other in zip(light, dark, strict=True))
         assert "var(" not in "".join(light + dark)
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
-        page.wait_for_function(f"{stroke} == {light[2]!r}")
+        page.wait_for_function(f"wanted => {stroke} == wanted", arg=light[2])
         assert colours(page) == light
         page.evaluate("dispatchEvent(new Event('afterprint'))")
-        page.wait_for_function(f"{stroke} == {dark[2]!r}")
+        page.wait_for_function(f"wanted => {stroke} == wanted", arg=dark[2])
         assert colours(page) == dark
         assert visit.complaints == []
 
@@ -184,7 +141,7 @@ def test_axis_switches_from_the_keyboard_and_a_table_downloads(browser, report):
 def test_a_figure_that_is_not_drawn_would_be_noticed(browser, report, tmp_path):
     broken = tmp_path / "broken.html"
     broken.write_text(report.read_text().replace("Plotly.react(plot", "Plotly.missing(plot"))
-    context = browser.new_context()
+    context = browser.new_context(bypass_csp=True)  # the policy stops a script that was changed, see test_sealed.py
     page = context.new_page()
     complaints = []
     page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -1,9 +1,12 @@
 """The page: one file, no network, nothing that a name could break, the same bytes every time."""
 
+import base64
+import hashlib
 import json
 import subprocess
 import sys
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -107,6 +110,22 @@ def test_asks_for_nothing_from_outside(which, request):
 
 
 @pytest.mark.parametrize("which", ["page", "whole_page"])
+def test_its_policy_allows_its_own_scripts_and_nothing_from_outside(which, request):
+    page = request.getfixturevalue(which)
+    (policy,) = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    found = dict(part.split(" ", 1) for part in policy.split("; "))
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in page.scripts]
+    # Between the two programs are the figures, which are no script.
+    assert found.pop("script-src") == f"'sha256-{digests[0]}' 'sha256-{digests[2]}'"
+    assert found.pop("style-src") == "'unsafe-inline'"
+    assert found.pop("img-src") == "data: blob:"
+    assert found == dict.fromkeys(("default-src", "connect-src", "form-action", "base-uri"), "'none'")
+    # A policy holds for what comes after it.
+    assert [tag for tag, _ in page.tags[:4]] == ["html", "head", "meta", "meta"]
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+
+
+@pytest.mark.parametrize("which", ["page", "whole_page"])
 def test_holds_plotly_once(which, request):
     page = request.getfixturevalue(which)
     assert sum("plotly.js v" in script[:1000] for script in page.scripts) == 1
@@ -126,7 +145,8 @@ def test_a_hostile_name_is_text(spectra):
     assert not [tag for tag, _ in page.tags if tag == "img"]
     assert page.text.count(HOSTILE) >= 5
     figures = json.loads(page.scripts[1])
-    assert figures["upper-end"]["data"][1]["name"] == HOSTILE
+    # plotly.js takes labels for markup of its own, and turns entities back.
+    assert figures["upper-end"]["data"][1]["name"] == escape(HOSTILE, quote=False)
 
 
 def test_hostile_names_of_every_part_are_text():

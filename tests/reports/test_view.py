@@ -253,8 +253,11 @@ def test_provenance_holds_every_field(spectrum):
 
 
 def test_csv_fields_that_a_spreadsheet_would_run_are_quoted():
-    text = write_csv(["name", "x"], [["=cmd|' /C calc'!A0", -1.5], ["@a", None], ["-b,c", True]])
-    assert text == "name,x\n'=cmd|' /C calc'!A0,-1.5\n'@a,\n\"'-b,c\",yes\n"
+    text = write_csv(["name", "=x"], [["=cmd|' /C calc'!A0", -1.5], ["@a", None], ["-b,c", True]])
+    assert text == "name,'=x\n'=cmd|' /C calc'!A0,-1.5\n'@a,\n\"'-b,c\",yes\n"
+    # A checkpoint's name is a column of the provenance.
+    named = make_view([Run(spectrum=make_spectrum(name="=1+1", step=None))])
+    assert named.provenance[0].table.csv.startswith("what,'=1+1\n")
 
 
 def test_errors_have_columns_of_their_own_in_the_csv():
