@@ -288,13 +288,14 @@ def _rates(replay: Replay, names: Sequence[str], number: int) -> PointsView | No
 def _bands(replay: Replay, names: Sequence[str], number: int) -> tuple[PointsView, ...]:
     """Collect progress by band, a view per block."""
     bands, found = replay.bands, []
-    middles = (50.0 * (bands.low + bands.high)).tolist()
+    middles, labels = (50.0 * (bands.low + bands.high)).tolist(), bands.labels
+    progress = {name: measured for name in names if (measured := replay.band_progress(name)) is not None}
+    places: dict[str, list[int]] = {}
+    for at, block in enumerate(bands.blocks):
+        places.setdefault(block, []).append(at)
     for place, block in enumerate(order_blocks(bands.blocks), 1):
-        chosen = [at for at, name in enumerate(bands.blocks) if name == block]
         series = tuple(
-            _point_series(replay, name, middles, measured, bands.labels, chosen)
-            for name in names
-            if (measured := replay.band_progress(name)) is not None
+            _point_series(replay, name, middles, measured, labels, places[block]) for name, measured in progress.items()
         )
         sentences = [f"{one.optimizer}: {format_number(sum(one.value), 3)} nats in all." for one in series]
         summary = f"Progress in {block} by band of {bands.optimizer}'s proxy. " + " ".join(sentences)

@@ -144,7 +144,7 @@ def _calibration(name: str, title: str, blocks: Mapping[str, BlockCalibration]) 
     values = np.concatenate([blocks[block].curvature for block in names])
     errors = np.concatenate([blocks[block].curvature_stderr for block in names])
     scale = None if bool((values - errors > 0).all()) else _scale(values, errors)
-    curves = tuple(_band_curve(block, names.index(block), blocks[block], scale) for block in names)
+    curves = tuple(_band_curve(block, place, blocks[block], scale) for place, block in enumerate(names))
     ticks: tuple[tuple[float, str], ...] = ()
     if scale is not None:
         ticks = asinh_ticks(scale, max(float(np.abs(values).max()), scale))
