@@ -1,7 +1,7 @@
 """Files that somebody else may have written, opened so that none of them can hang or fill the memory.
 
 Only regular files are read: opening a pipe waits for a writer, and a device has no end. How much may be read is
-decided before the first byte.
+decided before the first byte. What is written never goes through a link that was put in its place.
 """
 
 import os
@@ -65,3 +65,15 @@ def read_bounded(path: Path, expected: str, *, max_bytes: int) -> bytes:
                 "check that it is the file you mean",
             )
     return content
+
+
+def create_anew(path: Path) -> BinaryIO:
+    """Create a file and open it for writing and reading bytes; what had its name before is removed.
+
+    A link of this name is not followed: what it points at may be anybody's.
+
+    Raises:
+        OSError: If it cannot be created, or a folder has the name.
+    """
+    path.unlink(missing_ok=True)
+    return path.open("x+b")

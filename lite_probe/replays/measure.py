@@ -1,7 +1,5 @@
 """The replay: the same segment under several optimizers, each watched direction by direction, resumable at any step."""
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,7 +38,8 @@ from lite_probe.replays.theory import linear_theory
 from lite_probe.results import replay as results
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import Spectrum
-from lite_probe.results.store import find_result, register, save, write_atomically
+from lite_probe.results.state_folder import StateFolder, remove
+from lite_probe.results.store import register
 from lite_probe.spectra import require_same_task
 from lite_probe.spectra.fingerprint import batches_digest, task_fingerprint
 from lite_probe.spectra.provenance import provenance_of
@@ -293,7 +292,7 @@ def replay(
         runs=tuple(session.runs),
         config=_config(request, task),
         fingerprint=plan.fingerprint,
-        notes=(*dealt.notes, *session.notes),
+        notes=(*dealt.notes, *session.notes, *session.state.notes),
         provenance=provenance_of(
             task,
             split="evaluation",
@@ -314,7 +313,7 @@ def replay(
 
 def discard_state(state_directory: Path) -> None:
     """Remove what `replay` kept to continue from; call it once the result is saved."""
-    shutil.rmtree(_state_folder(state_directory), ignore_errors=True)
+    remove(_state_folder(state_directory))
 
 
 class _Session:
@@ -340,7 +339,8 @@ class _Session:
         self.dealt = dealt
         self.plan = plan
         self.saved = saved
-        self.folder = _state_folder(state_directory) if state_directory is not None else None
+        folder = _state_folder(state_directory) if state_directory is not None else None
+        self.state = StateFolder(folder, plan.fingerprint)
         self.subspace = Subspace.of_spectrum(spectrum, task, memory=memory)
         self.on_progress: OnProgress | None = None
         self.on_step: Callable[[ReplayStep], None] | None = None
@@ -368,7 +368,8 @@ class _Session:
             self.start,
             self.start_point,
             fingerprint=self.plan.fingerprint,
-            state_file=self.folder / "running.pt" if self.folder is not None else None,
+            state_file=folder / "running.pt" if (folder := self.state.folder()) is not None else None,
+            on_damaged=self.state.note,
             on_step=self._on_step,
             on_gradients=self._on_gradients,
         )
@@ -562,32 +563,19 @@ class _Session:
         return found.run if found is not None else None
 
     def _load(self, what: str, key: str, kind: type[_Kept]) -> _Kept | None:
-        if self.folder is None:
-            return None
-        found = find_result(self.folder / f"{what}-{key}", f"replay-{what}", self.plan.fingerprint)
+        found = self.state.find(f"{what}-{key}", f"replay-{what}")
         return found if isinstance(found, kind) else None
 
     def _keep(self, what: str, key: str, finished: "_FinishedRun | _FinishedRecipe") -> None:
-        if self.folder is not None:
-            save(finished, self.folder / f"{what}-{key}")
+        self.state.keep(f"{what}-{key}", finished)
 
     def _tried(self, name: str) -> dict[str, float | None]:
         """Return the sweep's losses that an earlier process found, by learning rate in hexadecimal."""
-        try:
-            saved = json.loads(self._sweep_file(name).read_text())
-            if saved["fingerprint"] == self.plan.fingerprint:
-                return dict(saved["losses"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # nothing to continue from
-        return {}
+        saved = self.state.read(_sweep_file(name))
+        return dict(saved) if isinstance(saved, dict) else {}
 
     def _keep_tried(self, name: str, losses: Mapping[str, float | None]) -> None:
-        if self.folder is not None:
-            text = json.dumps({"fingerprint": self.plan.fingerprint, "losses": losses})
-            write_atomically(self._sweep_file(name), lambda file: file.write(text.encode()))
-
-    def _sweep_file(self, name: str) -> Path:
-        return (self.folder or Path()) / f"sweep-{name}.json"
+        self.state.write(_sweep_file(name), dict(losses))
 
 
 @contextmanager
@@ -603,6 +591,10 @@ def _put_back(layout: ParameterLayout) -> Iterator[torch.Tensor]:
 def _title(name: str, ablation: str, seed: int) -> str:
     projected = "" if ablation == "none" else f", {ablation} part only,"
     return f"{name}{projected} seed {seed}"
+
+
+def _sweep_file(name: str) -> str:
+    return f"sweep-{name}.json"
 
 
 def _state_folder(state_directory: Path) -> Path:

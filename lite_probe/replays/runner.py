@@ -1,7 +1,9 @@
 """One optimizer on one segment: trains, and watches itself train without changing a bit of it."""
 
 import io
+import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lite_probe.errors import NumericsError
+from lite_probe.errors import InputError, NumericsError
 from lite_probe.operators.layout import ParameterLayout
 from lite_probe.operators.reductions import norm
 from lite_probe.optim import LiteOptimizer
@@ -20,6 +22,8 @@ from lite_probe.replays.allocation import Point, Rule, evaluate, integrate_step
 from lite_probe.replays.recorder import Recorder
 from lite_probe.replays.segments import Segment
 from lite_probe.results.replay import ReplayRun
+from lite_probe.results.sealing import read_sealed, write_sealed
+from lite_probe.results.state_folder import remove
 from lite_probe.results.store import write_atomically
 from lite_probe.subspaces import Subspace, set_gradients
 from lite_probe.task import Task
@@ -68,6 +72,7 @@ class Runner:
         start_point: Evaluation loss and gradient there.
         fingerprint: Of the replay; a saved run of another one is not continued.
         state_file: Where a run in progress is kept; None keeps nothing.
+        on_damaged: Told why a run in progress was not continued.
         on_step: Told the completed steps of a run, its losses so far and the flat share of its progress.
         on_gradients: Told how many gradients were made.
     """
@@ -81,6 +86,7 @@ class Runner:
         *,
         fingerprint: str = "",
         state_file: Path | None = None,
+        on_damaged: Callable[[InputError], object] | None = None,
         on_step: Callable[[RunRequest, int, float | None, float | None], None] | None = None,
         on_gradients: Callable[[int], None] | None = None,
     ) -> None:
@@ -90,6 +96,7 @@ class Runner:
         self.start_point = start_point
         self.fingerprint = fingerprint
         self.state_file = state_file
+        self.on_damaged = on_damaged
         self.on_step = on_step
         self.on_gradients = on_gradients
         self._last_save = time.monotonic()
@@ -153,6 +160,7 @@ class Runner:
                     found |= {**recorded, "losses": point.loss}
                 else:
                     found["losses"] = evaluate_loss(self.task)
+                _require_finite(found)
             except NumericsError:
                 diverged_at = step
                 break
@@ -221,30 +229,36 @@ class Runner:
             return
         started = time.monotonic()
         saved = {
-            "fingerprint": self.fingerprint,
-            "run": [request.key, request.lr, request.segment.digest],
             "parameters": self.layout.read().cpu(),
             "optimizer": optimizer.state_dict(),
             "records": run.tensors(),
             "seconds": run.seconds,
         }
-        write_atomically(self.state_file, lambda file: torch.save(saved, file))
+        owner = self._owner(request)
+        write_atomically(
+            self.state_file, lambda file: write_sealed(file, owner, lambda content: torch.save(saved, content))
+        )
         self._last_save = time.monotonic()
         self._last_cost = self._last_save - started
 
+    def _owner(self, request: RunRequest) -> str:
+        return json.dumps([self.fingerprint, request.key, request.lr, request.segment.digest])
+
     def _continue(self, optimizer: LiteOptimizer, request: RunRequest, run: "_Progress") -> bool:
         """Take up a run where an earlier process left it; return whether there was one."""
-        if self.state_file is None or not self.state_file.is_file():
+        if self.state_file is None or not os.path.lexists(self.state_file):
             return False
         try:
-            content = io.BytesIO(self.state_file.read_bytes())
-            saved = torch.load(content, weights_only=True, map_location=self.start.device)
-            known = saved["fingerprint"], saved["run"]
-            if known != (self.fingerprint, [request.key, request.lr, request.segment.digest]):
-                return False
-            run.restore(saved["records"], saved["seconds"])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError):
-            return False  # cut off before it was whole, or not ours: the run begins anew
+            content = read_sealed(self.state_file, self._owner(request), "a run in progress")
+        except InputError as error:
+            if self.on_damaged is not None:
+                self.on_damaged(error)
+            remove(self.state_file)
+            return False
+        if content is None:
+            return False  # of another run
+        saved = torch.load(io.BytesIO(content), weights_only=True, map_location=self.start.device)
+        run.restore(saved["records"], saved["seconds"])
         self.layout.write(saved["parameters"])
         optimizer.load_state_dict(saved["optimizer"])
         return True
@@ -321,6 +335,17 @@ _WIDE = (
     "band_allocations",
     "band_energies",
 )
+
+
+def _require_finite(found: Mapping[str, Any]) -> None:
+    """Take a step whose records overflowed for one that diverged: nothing could be said of it.
+
+    Raises:
+        NumericsError: If a record is not finite.
+    """
+    for name, value in found.items():
+        if not np.isfinite(value).all():
+            raise NumericsError(f"expected finite {name}, got NaN or infinity", "the replay diverged")
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import mmap
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, NumericsError
+from lite_probe.files import open_regular
 
 Array = NDArray[Any]
 
@@ -33,20 +35,24 @@ CHUNK_BYTES = 1 << 24
 LARGE_BYTES = 1 << 26  # above: mapped instead of read, and digested by samples
 SAMPLES = 256  # blocks of a large array that enter the digest
 SAMPLE_BYTES = 1 << 14
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+MAX_HEADER_BYTES = 1 << 24  # a hundred bytes an array
 
 
-def write_arrays(file: BinaryIO, arrays: Mapping[str, Array]) -> None:
+def write_arrays(file: BinaryIO, arrays: Mapping[str, Array]) -> str:
     """Write arrays in the safetensors format, the widest element type first so that all are aligned.
 
     Args:
         file: Open for writing, at its start.
         arrays: Name → float64, float32, int64 or bool array of any shape and memory order.
 
+    Returns:
+        The SHA-256 of everything written, in hexadecimal.
+
     Raises:
         TypeError: If an array is of another type.
+        NumericsError: If a number is NaN or infinite.
 
-    Cost: one buffer of 16 MiB.
+    Cost: one buffer of 16 MiB, one hash at the speed of SHA-256.
     """
     for name, array in arrays.items():
         if array.dtype not in _NAMES:
@@ -60,13 +66,23 @@ def write_arrays(file: BinaryIO, arrays: Mapping[str, Array]) -> None:
         offset += array.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
-    for _, array in ordered:
+    prefix = struct.pack("<Q", len(text)) + text
+    file.write(prefix)
+    state = hashlib.sha256(prefix)
+    for name, array in ordered:
         mapping = _mapping_of(array)
         for rows in _row_chunks(array):
-            file.write(np.ascontiguousarray(rows).data)
+            if not np.isfinite(rows).all():
+                raise NumericsError(
+                    f"expected finite numbers in {name}, got NaN or infinity",
+                    "what was measured there overflowed; check the checkpoint, or measure in float64",
+                )
+            content = np.ascontiguousarray(rows).data
+            file.write(content)
+            state.update(content)
             if mapping is not None:  # let go of the pages read, or a mapped array would fill the memory after all
                 mapping.madvise(mmap.MADV_DONTNEED)
+    return state.hexdigest()
 
 
 def _mapping_of(array: Array) -> mmap.mmap | None:
@@ -101,12 +117,12 @@ class ArraysFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._size = path.stat().st_size
-            with path.open("rb") as file:
-                self._header = self._read_header(file)
-        except OSError as error:
-            raise InputError(f"expected to read {path}, got: {error.strerror}", "check its permissions") from error
+        with self._open() as file:
+            self._size = os.fstat(file.fileno()).st_size
+            self._header = self._read_header(file)
+
+    def _open(self) -> BinaryIO:
+        return open_regular(self.path, "the arrays of a result")
 
     def _refusal(self, got: str) -> InputError:
         """Return the error for a file that is not as it was written."""
@@ -150,8 +166,9 @@ class ArraysFile:
         """Return one array, read-only: in memory when small, mapped from the file above 64 MiB."""
         dtype, shape, offset = self._header[name]
         if math.prod(shape) * dtype.itemsize > LARGE_BYTES:
-            return np.memmap(self.path, dtype=dtype, mode="r", offset=offset, shape=shape)
-        with self.path.open("rb") as file:
+            with self._open() as file:
+                return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=shape)
+        with self._open() as file:
             file.seek(offset)
             array = np.frombuffer(file.read(math.prod(shape) * dtype.itemsize), dtype=dtype).reshape(shape)
         array.setflags(write=False)
@@ -160,11 +177,11 @@ class ArraysFile:
     def digest(self) -> str:
         """Return the SHA-256 of the header and the arrays, of a large array 256 evenly spaced blocks.
 
-        Small arrays are covered to the last bit. Hashing gigabytes at every load would defeat mapping them,
-        and the samples tell the eigenvectors of one measurement from those of another.
+        Small arrays are covered to the last bit. The samples tell the eigenvectors of one measurement from those of
+        another without reading gigabytes, but damage between two of them goes unseen: `full_digest` sees it.
         """
         state = hashlib.sha256()
-        with self.path.open("rb") as file:
+        with self._open() as file:
             first = min((offset for _, _, offset in self._header.values()), default=self._size)
             state.update(file.read(first))
             for dtype, shape, offset in self._header.values():
@@ -172,6 +189,14 @@ class ArraysFile:
                 for start, length in _digested_spans(size):
                     file.seek(offset + start)
                     state.update(file.read(length))
+        return state.hexdigest()
+
+    def full_digest(self) -> str:
+        """Return the SHA-256 of the whole file, that which `write_arrays` returned. Cost: one pass over it."""
+        state = hashlib.sha256()
+        with self._open() as file:
+            while chunk := file.read(CHUNK_BYTES):
+                state.update(chunk)
         return state.hexdigest()
 
 

@@ -5,6 +5,7 @@ in its place; `decode_record` wants exactly the fields and arrays that the datac
 """
 
 import math
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -71,6 +72,11 @@ def _encode(value: Any, place: str, arrays: dict[str, Array]) -> Any:
         raise NumericsError(
             f"expected a finite number in {place}, got {value}", "the measurement that made it went wrong"
         )
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise NumericsError(
+            f"expected a number that a float64 holds in {place}, got one of {len(str(value))} digits",
+            "the measurement that made it went wrong",
+        )
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if is_dataclass(value):
@@ -100,6 +106,7 @@ def decode_record(record: type, encoded: Any, arrays: ArraySource | None) -> Any
 
     Raises:
         ValueError: If a field or array is missing, unknown or of the wrong type, or the dataclass refuses it.
+        OverflowError: If a number is too large for a float64.
     """
     used: set[str] = set()
     decoded = _decode_fields(record, encoded, "", arrays, used)
@@ -147,14 +154,16 @@ def _decode(hint: Any, value: Any, place: str, arrays: ArraySource | None, used:
     if hint is float and type(value) is int:
         return float(value)
     if isinstance(hint, type) and type(value) is hint:
+        if hint is int:
+            float(value)  # one that no float64 holds would break whatever is computed from it: OverflowError
         return value
-    raise ValueError(f"{value!r} instead of {getattr(hint, '__name__', hint)} in {place}")
+    raise ValueError(f"{shown(value)} instead of {getattr(hint, '__name__', hint)} in {place}")
 
 
 def _decode_array(hint: Any, value: Any, place: str, arrays: ArraySource | None, used: set[str]) -> Array:
     """Fetch an array and check its element type."""
     if not (isinstance(value, dict) and value == {"array": place}):
-        raise ValueError(f"{value!r} instead of the array {place}")
+        raise ValueError(f"{shown(value)} instead of the array {place}")
     if arrays is None or place not in arrays.names:
         raise ValueError(f"no array {place}")
     used.add(place)
@@ -174,6 +183,12 @@ def _check_dtype(array: Array, hint: Any, place: str) -> None:
             if array.dtype != declared:
                 raise TypeError(f"expected elements of type {declared} in {place}, got {array.dtype}")
             return
+
+
+def shown(value: object) -> str:
+    """Return a JSON value for an error message: in full where it is short, else what it is."""
+    text = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _freeze(value: Any) -> Any:

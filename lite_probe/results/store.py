@@ -1,8 +1,9 @@
 """Results on disk: a JSON head for people, a safetensors file for arrays, written whole or not at all.
 
 A result of kind `spectrum` rests in a run directory as `spectrum.json` and `spectrum.safetensors`. The head
-holds every scalar and the digest of its arrays. New arrays wait under `spectrum.next.safetensors` until the
-new head is in place: a process killed anywhere in between leaves either the old pair or the new one.
+holds every scalar, the digests of its arrays and one of itself: damage and edits show when it is read. New arrays wait
+under `spectrum.next.safetensors` until the new head is in place: a process killed anywhere in between leaves either
+the old pair or the new one.
 """
 
 import errno
@@ -11,17 +12,23 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from lite_probe.errors import InputError, OutputError
+from lite_probe.errors import InputError, NumericsError, OutputError
+from lite_probe.files import create_anew
 from lite_probe.results.arrays import ArraysFile, write_arrays
 from lite_probe.results.checkpoint import CheckpointSummary
-from lite_probe.results.record import decode_record, encode_record
+from lite_probe.results.record import decode_record, encode_record, shown
 from lite_probe.results.replay import Replay
+from lite_probe.results.sealing import MAX_JSON_BYTES, digest_of, read_json
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.subspace import SubspaceMeasurement
 
 FORMAT = "lite-probe result"
+FORMAT_VERSION = 2  # of the head around the result; heads of version 1 have no digest of their own and are read without
+
+
+Written = TypeVar("Written")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +77,9 @@ def save(result: Any, run_directory: str | Path) -> Path:
         The path of the JSON head.
 
     Raises:
-        OutputError: No space, no permission, or a file where a folder should be; the earlier result stays.
-        NumericsError: If a scalar is NaN or infinite.
+        OutputError: No space, no permission, a file where a folder should be, or more scalars than a head may have;
+            the earlier result stays.
+        NumericsError: If a number is NaN or infinite.
         TypeError: If the result is of no registered kind.
 
     Cost: no copy of the arrays in memory; arrays are streamed.
@@ -81,36 +89,55 @@ def save(result: Any, run_directory: str | Path) -> Path:
     head_path, arrays_path, waiting_path = _paths(directory, kind.name)
     fields, arrays = encode_record(result)
     _settle(head_path, arrays_path, waiting_path)
-    head: dict[str, object] = {"format": FORMAT, "kind": kind.name, "schema_version": kind.schema_version}
+    head: dict[str, object] = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": kind.name,
+        "schema_version": kind.schema_version,
+        "arrays_digest": None,
+        "arrays_sha256": None,
+    }
     if arrays:
-        write_atomically(waiting_path, lambda file: write_arrays(file, arrays))
-    head["arrays_digest"] = ArraysFile(waiting_path).digest() if arrays else None
+        head["arrays_sha256"] = write_atomically(waiting_path, lambda file: write_arrays(file, arrays))
+        head["arrays_digest"] = ArraysFile(waiting_path).digest()
     head["result"] = fields
+    head["head_digest"] = digest_of(head)
     text = json.dumps(head, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(head_path, lambda file: file.write(text.encode()))
+    # Half of a surrogate pair, as in a file's name that is no UTF-8, is left to an escape that JSON has too.
+    content = text.encode(errors="backslashreplace")
+    if len(content) > MAX_JSON_BYTES:
+        raise OutputError(
+            f"expected at most {MAX_JSON_BYTES:,} bytes for {head_path}, got {len(content):,}",
+            "measure fewer blocks, optimizers or seeds at a time",
+        )
+    write_atomically(head_path, lambda file: file.write(content))
     _put_in_place(waiting_path, arrays_path, wanted=bool(arrays))
     return head_path
 
 
-def load(path: str | Path, kind: str | None = None) -> Any:
+def load(path: str | Path, kind: str | None = None, *, thorough: bool = True) -> Any:
     """Read a result back; large arrays are mapped from the file, read-only.
 
     Args:
         path: A JSON head, or a run directory.
         kind: Which result of a run directory, for example `spectrum`; not needed where only one is there.
+        thorough: Check every byte of the arrays. Without, arrays of more than 64 MiB are checked by samples, which is
+            enough for who reads scalars and small arrays only.
 
     Returns:
         An instance of the dataclass registered for the kind.
 
     Raises:
         InputError: If the files are missing, truncated, changed, or written by another schema version.
+
+    Cost: one hash of the arrays.
     """
     head_path = _head_path(Path(path), kind)
     head = _read_head(head_path)
     known = _KINDS.get(str(head.get("kind")))
     if known is None:
         raise InputError(
-            f"expected a result of kind {', '.join(sorted(_KINDS))} in {head_path.name}, got {head.get('kind')!r}",
+            f"expected a result of kind {', '.join(sorted(_KINDS))} in {head_path.name}, got {shown(head.get('kind'))}",
             "it may come from a newer lite-probe",
         )
     if kind is not None and known.name != kind:
@@ -118,20 +145,26 @@ def load(path: str | Path, kind: str | None = None) -> Any:
     if head.get("schema_version") != known.schema_version:
         raise InputError(
             f"expected schema version {known.schema_version} of {known.name} in {head_path.name}, "
-            f"got {head.get('schema_version')!r}",
+            f"got {shown(head.get('schema_version'))}",
             "measure again with --fresh, or use the lite-probe that wrote it",
         )
-    arrays = _open_arrays(head_path, head)
+    arrays = _open_arrays(head_path, head, thorough=thorough)
     try:
         return decode_record(known.record, head.get("result"), arrays)
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, NumericsError) as error:
         raise InputError(
             f"expected a valid {known.name} in {head_path.name}, got: {error}",
             "the file was changed after it was written; measure again with --fresh",
         ) from error
 
 
-def find_result(run_directory: str | Path, kind: str, fingerprint: str) -> Any | None:
+def find_result(
+    run_directory: str | Path,
+    kind: str,
+    fingerprint: str,
+    *,
+    on_damaged: Callable[[InputError], object] | None = None,
+) -> Any | None:
     """Return the saved result with this fingerprint, or None where it has to be measured.
 
     A result that is damaged or of another schema version counts as not there: measuring replaces it.
@@ -140,22 +173,29 @@ def find_result(run_directory: str | Path, kind: str, fingerprint: str) -> Any |
         run_directory: Need not exist.
         kind: For example `spectrum`.
         fingerprint: Of checkpoint content, batches and config.
+        on_damaged: Told why a result that is there cannot be read.
     """
-    if not (Path(run_directory) / f"{kind}.json").is_file():
+    if not os.path.lexists(Path(run_directory) / f"{kind}.json"):
         return None
     try:
         result = load(run_directory, kind)
-    except InputError:
+    except InputError as error:
+        if on_damaged is not None:
+            on_damaged(error)
         return None
     return result if result.fingerprint == fingerprint else None
 
 
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], Written]) -> Written:
     """Write a file whole: temporary name in the same folder, fsync, rename, fsync of the folder.
 
     Args:
-        path: The file to create or replace; missing folders above it are created.
+        path: The file to create or replace; missing folders above it are created. A link of this name is replaced,
+            and what it pointed at stays.
         write: Called with the open temporary file. If it raises, nothing is left behind.
+
+    Returns:
+        What `write` returned.
 
     Raises:
         OutputError: No space, no permission, `path` is a folder, or a file stands where a folder should be.
@@ -164,13 +204,13 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
     # Two processes that write the same file must not share a temporary one.
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        if target.is_dir():
+        if target.is_dir() and not target.is_symlink():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned_parts(target)
         try:
-            with part.open("wb") as file:
-                write(file)
+            with create_anew(part) as file:
+                written = write(file)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(target)
@@ -179,6 +219,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> N
         _sync_folder(target.parent)
     except OSError as error:
         raise _output_error(target, error) from error
+    return written
 
 
 def _output_error(target: Path, error: OSError) -> OutputError:
@@ -245,15 +286,23 @@ def _paths(directory: Path, kind: str) -> tuple[Path, Path, Path]:
     )
 
 
+def _seen(test: Callable[[], bool]) -> bool:
+    """Whether `path.is_file` or its kin says yes; what the system does not let us see is not there."""
+    try:
+        return test()
+    except OSError:  # no permission, too long a name
+        return False
+
+
 def _head_path(path: Path, kind: str | None) -> Path:
     """Find the head that a path and a kind name."""
-    if path.is_file():
+    if _seen(path.is_file):
         return path
-    if not path.is_dir():
+    if not _seen(path.is_dir):
         raise InputError(f"expected a result or a run directory, found nothing at {path}", "check the path")
     wanted = sorted(_KINDS) if kind is None else [kind]
     candidates = [path / f"{name}.json" for name in wanted]
-    found = [candidate for candidate in candidates if candidate.is_file()]
+    found = [candidate for candidate in candidates if _seen(candidate.is_file)]
     if len(found) == 1:
         return found[0]
     expected = ", ".join(candidate.name for candidate in candidates)
@@ -265,44 +314,52 @@ def _head_path(path: Path, kind: str | None) -> Path:
 
 
 def _read_head(path: Path) -> Mapping[str, Any]:
-    """Parse a JSON head and check that it is one of ours."""
-    try:
-        head = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-    except OSError as error:
-        raise InputError(f"expected to read {path}, got: {error.strerror}", "check its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"expected the JSON head of a result in {path.name}, got: {error}",
-            "the file is truncated or not a result; measure again with --fresh",
-        ) from error
+    """Parse a JSON head; check that it is one of ours, and as it was written."""
+    head = read_json(path, "the JSON head of a result")
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise InputError(
             f"expected a result that lite-probe wrote, got other JSON in {path.name}",
             "pass a run directory, or a file like spectrum.json in one",
         )
+    version = head.get("format_version", 1)
+    if version not in (1, FORMAT_VERSION):
+        raise InputError(
+            f"expected format version 1 or {FORMAT_VERSION} in {path.name}, got {shown(version)}",
+            "it may come from a newer lite-probe",
+        )
+    if version == FORMAT_VERSION and not _is_whole(head):
+        raise InputError(
+            f"expected {path.name} as it was written, got a head that its own digest does not fit",
+            "the file was changed after it was written; measure again with --fresh",
+        )
     return head
 
 
-def _refuse_constant(name: str) -> float:
-    """Refuse NaN and Infinity, which are no JSON."""
-    raise ValueError(f"{name}, where JSON has null")
+def _is_whole(head: Mapping[str, Any]) -> bool:
+    """Whether everything but the digest has the digest."""
+    try:
+        return digest_of({key: value for key, value in head.items() if key != "head_digest"}) == head["head_digest"]
+    except (KeyError, RecursionError):
+        return False
 
 
-def _open_arrays(head_path: Path, head: Mapping[str, Any]) -> ArraysFile | None:
+def _open_arrays(head_path: Path, head: Mapping[str, Any], *, thorough: bool) -> ArraysFile | None:
     """Open the arrays that belong to a head: in place, or waiting since a kill between two renames."""
     digest = head.get("arrays_digest")
     if digest is None:
         return None
     _, arrays_path, waiting_path = _paths(head_path.parent, head_path.stem)
     if _belongs(waiting_path, digest):
-        return ArraysFile(waiting_path)
-    if not arrays_path.is_file():
+        arrays_path = waiting_path
+    if not os.path.lexists(arrays_path):
         raise InputError(
             f"expected the arrays of {head_path.name} beside it, found no {arrays_path.name}",
             "copy it along, or measure again with --fresh",
         )
     arrays = ArraysFile(arrays_path)
     found = arrays.digest()
+    if thorough and found == digest and "arrays_sha256" in head:  # which heads of version 1 have not
+        digest, found = head["arrays_sha256"], arrays.full_digest()
     if found != digest:
         raise InputError(
             f"expected arrays with digest {str(digest)[:12]} in {arrays_path.name}, got {found[:12]}",
@@ -314,14 +371,14 @@ def _open_arrays(head_path: Path, head: Mapping[str, Any]) -> ArraysFile | None:
 def _belongs(arrays_path: Path, digest: object) -> bool:
     """Whether a file is there, is whole, and has this digest."""
     try:
-        return arrays_path.is_file() and ArraysFile(arrays_path).digest() == digest
+        return _seen(arrays_path.is_file) and ArraysFile(arrays_path).digest() == digest
     except InputError:
         return False
 
 
 def _settle(head_path: Path, arrays_path: Path, waiting_path: Path) -> None:
     """Finish the rename that a kill prevented, so that new arrays do not overwrite the only good ones."""
-    if not (head_path.is_file() and waiting_path.is_file()):
+    if not (_seen(head_path.is_file) and _seen(waiting_path.is_file)):
         return
     try:
         digest = _read_head(head_path).get("arrays_digest")

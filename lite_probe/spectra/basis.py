@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lite_probe.errors import OutputError
+from lite_probe.files import create_anew
 from lite_probe.operators.reductions import CHUNK, project, subtract, subtract_and_project
 
 _STRETCH_BYTES = 1 << 27  # of a basis on disk that are mapped at a time
@@ -171,7 +172,7 @@ class KrylovBasis:
 def _reserve(file: Path, size: int) -> mmap.mmap:
     """Make a file of this size, its space taken, and map it: a full disk shows here and not as a fault later."""
     try:
-        with file.open("w+b") as opened:
+        with create_anew(file) as opened:
             os.posix_fallocate(opened.fileno(), 0, size)
             return mmap.mmap(opened.fileno(), size)
     except OSError as error:

@@ -1,7 +1,5 @@
 """The spectrum of a task's curvature, whole and per block, from one set of kept graphs."""
 
-import json
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -20,7 +18,8 @@ from lite_probe.operators.layout import ParameterLayout
 from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
-from lite_probe.results.store import find_result, register, save, write_atomically
+from lite_probe.results.state_folder import StateFolder, remove
+from lite_probe.results.store import register
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import plan as planning
 from lite_probe.spectra.basis import KrylovBasis
@@ -172,7 +171,7 @@ def measure_spectrum(
     with undisturbed(task.model):
         finished = session.run(per_block)
     whole = finished.pop(_WHOLE)
-    notes = _task_notes(plan, session) + list(whole.notes)
+    notes = _task_notes(plan, session) + session.state.notes + list(whole.notes)
     notes += [note for block in finished.values() for note in block.notes]
     return Spectrum(
         operator=operator,
@@ -203,7 +202,7 @@ def measure_spectrum(
 
 def discard_state(state_directory: Path) -> None:
     """Remove what `measure_spectrum` kept to continue from; call it once the result is saved."""
-    shutil.rmtree(_state_folder(state_directory), ignore_errors=True)
+    remove(_state_folder(state_directory))
 
 
 class _Session:
@@ -223,7 +222,8 @@ class _Session:
         self.request = request
         self.kind = kind
         self.split: Split = split
-        self.folder = _state_folder(state_directory) if state_directory is not None else None
+        folder = _state_folder(state_directory) if state_directory is not None else None
+        self.state = StateFolder(folder, plan.fingerprint)
         self.plan = self._settle_plan(plan)
         self.parameters = list(task.model.named_parameters())
         trainable = [parameter for _, parameter in self.parameters if parameter.requires_grad]
@@ -249,21 +249,19 @@ class _Session:
 
     def _one(self, name: str) -> _Finished:
         """Measure one operator, or take what an earlier process finished."""
-        folder = self.folder / name if self.folder is not None else None
-        if folder is not None:
-            earlier = find_result(folder, "operator", self.plan.fingerprint)
-            if isinstance(earlier, _Finished):
-                return earlier
+        earlier = self.state.find(name, "operator")
+        if isinstance(earlier, _Finished):
+            return earlier
         layout = self._layout(name)
         operator = planning.build_operator(
             self.task, layout, self.plan, kind=self.kind, split=self.split, graphs=self.graphs
         )
         request = self._request_for(name, layout.size)
-        state = SavedState(folder / "running" if folder is not None else None, self.plan.fingerprint)
+        state = SavedState(self.state.folder(name, "running"), self.plan.fingerprint)
         measurement = OperatorMeasurement(
             operator,
             request,
-            basis=self._basis(layout, request, folder),
+            basis=self._basis(layout, request, self.state.folder(name)),
             state=state,
             name="" if name == _WHOLE else name,
             on_progress=self._report,
@@ -281,9 +279,8 @@ class _Session:
             notes=tuple(measured.notes),
             eigenvectors=vectors,
         )
-        if folder is not None:
-            save(result, folder)
-            state.discard()
+        self.state.keep(name, result)
+        state.discard()
         return result
 
     def _layout(self, name: str) -> ParameterLayout:
@@ -327,20 +324,8 @@ class _Session:
 
     def _settle_plan(self, plan: SpectrumPlan) -> SpectrumPlan:
         """Keep to the memory layout of an interrupted measurement: another one rounds differently."""
-        if self.folder is None:
-            return plan
-        path = self.folder / "layout.json"
         chosen = ("kept_graphs", "vectors_per_pass", "basis_placement", "basis_columns")
-        try:
-            saved = json.loads(path.read_text())
-            if saved["fingerprint"] == plan.fingerprint:
-                return replace(plan, **{name: saved[name] for name in chosen})
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # nothing to continue from
-        shutil.rmtree(self.folder, ignore_errors=True)
-        text = json.dumps({name: getattr(plan, name) for name in (*chosen, "fingerprint")})
-        write_atomically(path, lambda file: file.write(text.encode()))
-        return plan
+        return replace(plan, **self.state.settle({name: getattr(plan, name) for name in chosen}))
 
 
 def _block_request(request: SpectrumRequest, name: str) -> SpectrumRequest:

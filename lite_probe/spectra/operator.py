@@ -21,6 +21,7 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum
+from lite_probe.results.state_folder import damage_note
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.basis import KrylovBasis
 from lite_probe.spectra.density import (
@@ -351,6 +352,8 @@ class OperatorMeasurement:
 
     def _restore(self) -> None:
         saved = self.state.load(self.operator.size, self.operator.dtype)
+        if self.state.damage is not None:
+            self.notes.append(damage_note(self.state.damage))
         if saved is None:
             return
         head, basis, vectors = saved

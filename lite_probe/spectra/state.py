@@ -1,13 +1,13 @@
 """A measurement in progress on disk, so that the same command continues after a kill with the same numbers.
 
 A folder per operator holds `head.json` and two kinds of vector files: `basis-E.bin` grows by appending while epoch E
-lasts (a restart begins a new one), `vectors-S.bin` is written anew by save S. The head names its files and how
-much of them counts, and is put in place last: whatever moment a kill hits, head and files belong together.
+lasts (a restart begins a new one), `vectors-S.bin` is written anew by save S. The head names its files, how much of
+them counts and the digests of that, and is put in place last: whatever moment a kill hits, head and files belong
+together, and what was changed since is not continued from.
 """
 
-import json
+import hashlib
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,12 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lite_probe.errors import OutputError
+from lite_probe.errors import InputError, OutputError
+from lite_probe.files import create_anew, open_regular
+from lite_probe.results.sealing import seal, unseal
+from lite_probe.results.state_folder import remove
 from lite_probe.results.store import write_atomically
 from lite_probe.spectra.basis import KrylovBasis
 
 _LONGEST_INTERVAL = 50.0  # seconds between saves; a kill loses at most about a minute
 _COST_FACTOR = 20.0  # a save that took s seconds is followed by at least 20 s without one: at most 5% overhead
+_MOST_HEAD_BYTES = 1 << 28  # T of three thousand basis vectors
+_READ_BYTES = 1 << 24
 
 
 class SavedState:
@@ -32,6 +37,9 @@ class SavedState:
     Args:
         directory: Where to; None saves nothing.
         fingerprint: Of the measurement; a state of another one is not continued.
+
+    Attributes:
+        damage: Why a state that was there was not continued from; None where there was none, or it was whole.
     """
 
     def __init__(self, directory: Path | None, fingerprint: str) -> None:
@@ -40,6 +48,8 @@ class SavedState:
         self._serial = 0
         self._epoch = -1
         self._rows_written = 0
+        self._basis_digest = hashlib.sha256()  # of the rows written
+        self.damage: InputError | None = None
         self._last_end = time.monotonic()
         self._last_cost = 0.0
 
@@ -68,26 +78,29 @@ class SavedState:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._append_basis(basis, epoch)
             self._serial += 1
-            with self._vectors_path(self._serial).open("wb") as file:
+            vectors_digest = hashlib.sha256()
+            with create_anew(self._vectors_path(self._serial)) as file:
                 for row in (row for block in vectors for row in block):
-                    _write_row(file, row.detach().cpu().contiguous().numpy())
+                    _write_row(file, row.detach().cpu().contiguous().numpy(), vectors_digest)
                 _sync(file)
         except OSError as error:
             raise OutputError(
                 f"expected to save the measurement's state in {self.directory}, got {error.strerror}",
                 "free some space or choose another --out",
             ) from error
-        text = json.dumps(
+        content = seal(
             {
                 "fingerprint": self.fingerprint,
                 "serial": self._serial,
                 "epoch": epoch,
                 "basis_rows": basis.size,
+                "basis_digest": self._basis_digest.hexdigest(),
                 "vector_rows": [len(block) for block in vectors],
+                "vectors_digest": vectors_digest.hexdigest(),
                 "head": head,
             }
         )
-        write_atomically(self.directory / "head.json", lambda file: file.write(text.encode()))
+        write_atomically(self.directory / "head.json", lambda file: file.write(content))
         self._remove_superseded()
         self._last_end = time.monotonic()
         self._last_cost = self._last_end - started
@@ -95,49 +108,57 @@ class SavedState:
     def load(self, size: int, dtype: torch.dtype) -> tuple[dict[str, Any], Iterator[Tensor], list[Tensor]] | None:
         """Return head, basis and vectors of the last save; None where there is none to continue.
 
-        The basis comes row by row: it may be larger than memory.
+        A state that its digests do not fit is removed, and `damage` says why. The basis comes row by row: it may be
+        larger than memory.
+
+        Cost: two passes over the files, one of them a hash.
         """
-        if self.directory is None or not (self.directory / "head.json").is_file():
+        if self.directory is None or not os.path.lexists(self.directory / "head.json"):
             return None
         try:
-            saved = json.loads((self.directory / "head.json").read_text())
-            if saved["fingerprint"] != self.fingerprint:
+            saved = unseal(self.directory / "head.json", "saved state", max_bytes=_MOST_HEAD_BYTES)
+            if not (isinstance(saved, dict) and saved.get("fingerprint") == self.fingerprint):
                 return None
-            basis = _rows_of(self._basis_path(saved["epoch"]), saved["basis_rows"], size, dtype)
-            vectors = [*_rows_of(self._vectors_path(saved["serial"]), sum(saved["vector_rows"]), size, dtype)]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # cut off before its first save was whole, or not ours: start anew
+            row_bytes = size * _kind_of(dtype).itemsize
+            basis_path, vectors_path = self._basis_path(saved["epoch"]), self._vectors_path(saved["serial"])
+            basis_digest = _digest_of(basis_path, saved["basis_rows"] * row_bytes, saved["basis_digest"])
+            _digest_of(vectors_path, sum(saved["vector_rows"]) * row_bytes, saved["vectors_digest"])
+        except InputError as error:
+            self.damage = error
+            self.discard()
+            return None
         self._serial, self._epoch, self._rows_written = saved["serial"], saved["epoch"], saved["basis_rows"]
+        self._basis_digest = basis_digest
+        vectors = _rows_of(vectors_path, sum(saved["vector_rows"]), size, dtype)
         blocks = []
         for count in saved["vector_rows"]:
-            empty = torch.empty(0, size, dtype=dtype)
-            blocks.append(torch.stack(vectors[:count]) if count else empty)
-            vectors = vectors[count:]
-        return saved["head"], basis, blocks
+            rows = [next(vectors) for _ in range(count)]
+            blocks.append(torch.stack(rows) if rows else torch.empty(0, size, dtype=dtype))
+        return saved["head"], _rows_of(basis_path, saved["basis_rows"], size, dtype), blocks
 
     def discard(self) -> None:
         """Remove the state."""
         if self.directory is not None:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            remove(self.directory)
 
     def _append_basis(self, basis: KrylovBasis, epoch: int) -> None:
         if epoch != self._epoch:
-            self._epoch, self._rows_written = epoch, 0
+            self._epoch, self._rows_written, self._basis_digest = epoch, 0, hashlib.sha256()
         path = self._basis_path(epoch)
-        with path.open("r+b" if path.exists() else "wb") as file:
+        with path.open("r+b") if self._rows_written else create_anew(path) as file:
             # A kill may have left more than the head counts: go on from where the head stands.
             file.seek(self._rows_written * basis.vector_size * basis.rows.element_size())
             file.truncate()
             for row in basis.each(self._rows_written):
-                _write_row(file, row)
+                _write_row(file, row, self._basis_digest)
             _sync(file)
         self._rows_written = basis.size
 
     def _remove_superseded(self) -> None:
-        kept = {"head.json", self._basis_path(self._epoch).name, self._vectors_path(self._serial).name}
-        for path in self.directory.iterdir() if self.directory is not None else ():
-            if path.name not in kept:
-                path.unlink(missing_ok=True)
+        kept = {self._basis_path(self._epoch), self._vectors_path(self._serial)}
+        for path in self.directory.glob("*-*.bin") if self.directory is not None else ():
+            if path not in kept:
+                remove(path)
 
     def _basis_path(self, epoch: int) -> Path:
         return (self.directory or Path()) / f"basis-{epoch}.bin"
@@ -146,8 +167,10 @@ class SavedState:
         return (self.directory or Path()) / f"vectors-{serial}.bin"
 
 
-def _write_row(file: Any, row: NDArray[Any]) -> None:
-    file.write(row.data.cast("B"))
+def _write_row(file: Any, row: NDArray[Any], digest: Any) -> None:
+    content = row.data.cast("B")
+    file.write(content)
+    digest.update(content)
 
 
 def _sync(file: Any) -> None:
@@ -155,15 +178,30 @@ def _sync(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def _rows_of(path: Path, count: int, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Yield the first rows of a file one by one, after a check that they are all there.
+def _kind_of(dtype: torch.dtype) -> np.dtype[Any]:
+    return np.dtype(np.float64 if dtype == torch.float64 else np.float32)
+
+
+def _digest_of(path: Path, size: int, expected: str) -> Any:
+    """Return the SHA-256 of the first `size` bytes of a file, to go on with.
 
     Raises:
-        OSError: If the file is missing.
-        ValueError: If it is too short.
+        InputError: If it is no regular file, a link, too short, or has another digest than expected.
     """
-    kind = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
-    if path.stat().st_size < count * size * kind.itemsize:
-        raise ValueError(f"expected {count} rows of {size} in {path}, got {path.stat().st_size} bytes")
+    if path.is_symlink():  # what is written next would go where it points
+        raise InputError(f"expected saved vectors at {path}, got a link")
+    digest, left = hashlib.sha256(), size
+    with open_regular(path, "saved vectors") as file:
+        while left and (chunk := file.read(min(left, _READ_BYTES))):
+            digest.update(chunk)
+            left -= len(chunk)
+    if left or digest.hexdigest() != expected:
+        raise InputError(f"expected saved vectors with digest {expected[:12]} at {path}, got others")
+    return digest
+
+
+def _rows_of(path: Path, count: int, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Yield the first rows of a file one by one."""
+    kind = _kind_of(dtype)
     offsets = range(0, count * size * kind.itemsize, size * kind.itemsize)
     return (torch.from_numpy(np.fromfile(path, dtype=kind, count=size, offset=offset)) for offset in offsets)

@@ -1,7 +1,5 @@
 """The sharp subspace of a checkpoint and LITE's proxies of it, measured together and resumable part by part."""
 
-import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +21,8 @@ from lite_probe.optim import OPTIMIZERS, Directions
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
-from lite_probe.results.store import find_result, register, save, write_atomically
+from lite_probe.results.state_folder import StateFolder, remove
+from lite_probe.results.store import register
 from lite_probe.results.subspace import Overlap, ProxyCalibration, SubspaceMeasurement
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import SpectrumPlan, SpectrumRequest, plan_spectrum, require_same_task
@@ -344,7 +343,7 @@ def measure_subspace(
         hvps_by_part=session.products,
         config=_config(request, task),
         fingerprint=plan.fingerprint,
-        notes=tuple(session.notes),
+        notes=(*session.notes, *session.state.notes),
         provenance=provenance_of(
             task,
             split="evaluation",
@@ -360,7 +359,7 @@ def measure_subspace(
 
 def discard_state(state_directory: Path) -> None:
     """Remove what `measure_subspace` kept to continue from; call it once the result is saved."""
-    shutil.rmtree(_state_folder(state_directory), ignore_errors=True)
+    remove(_state_folder(state_directory))
 
 
 class _Session:
@@ -379,8 +378,8 @@ class _Session:
         self.task = task
         self.spectrum = spectrum
         self.request = request
-        self.folder = folder
-        self.plan = self._settle_plan(plan)
+        self.state = StateFolder(folder, plan.fingerprint)
+        self.plan = replace(plan, **self.state.settle({name: getattr(plan, name) for name in _CHOSEN}))
         self.on_progress = on_progress
         self.layout = ParameterLayout(list(task.model.named_parameters()))
         self.vector_memory = _for_vectors(memory)
@@ -504,7 +503,7 @@ class _Session:
 
     def _samples(self, proxies: Mapping[str, Proxy]) -> dict[str, Samples]:
         """Return what an earlier process sampled, else nothing yet."""
-        found = self._load("probes", "subspace-probes")
+        found = self.state.find("probes", "subspace-probes")
         if not isinstance(found, _Probes):
             return {name: Samples([], [], [], []) for name in proxies}
         return {
@@ -513,7 +512,7 @@ class _Session:
         }
 
     def _keep_samples(self, samples: Mapping[str, Samples]) -> None:
-        if self.folder is None:
+        if self.state.path is None:
             return
 
         def table(what: str) -> dict[str, NDArray[np.float64]]:
@@ -527,19 +526,18 @@ class _Session:
             flat=table("flat"),
             tail=table("tail"),
         )
-        save(kept, self.folder / "probes")
+        self.state.keep("probes", kept)
 
     # -- spectra in a metric -------------------------------------------------------------------------------------
 
     def _metric(self, name: str, directions: list[Directions], hessian: HessianOperator) -> OperatorSpectrum:
         """Measure the spectrum of F^(-1/2) H F^(-1/2)."""
         part = f"preconditioned {name}"
-        found = self._load(f"metric-{name}", "subspace-metric")
+        found = self.state.find(f"metric-{name}", "subspace-metric")
         if not isinstance(found, _FinishedMetric):
             operator = PreconditionedOperator(hessian, self.layout, directions)
             asked = _metric_request(operator.size, derive_seed(self.request.seed, "metric", name))
-            running = self.folder / f"metric-{name}" / "running" if self.folder is not None else None
-            state = SavedState(running, self.plan.fingerprint)
+            state = SavedState(self.state.folder(f"metric-{name}", "running"), self.plan.fingerprint)
             before = self._done
 
             def on_progress(done: int, expected: int, label: str) -> None:
@@ -549,12 +547,14 @@ class _Session:
             measured = OperatorMeasurement(
                 operator, asked, basis=self._basis(asked.top + asked.bottom), state=state, on_progress=on_progress
             ).measure()
+            if state.damage is not None:
+                self.state.note(state.damage)
             found = _FinishedMetric(
                 fingerprint=self.plan.fingerprint,
                 spectrum=measured.spectrum,
                 bounded_share=operator.bounded_share,
             )
-            self._keep(f"metric-{name}", found)
+            self.state.keep(f"metric-{name}", found)
             state.discard()
         else:
             self._done += found.spectrum.num_hvps
@@ -574,7 +574,7 @@ class _Session:
 
     def _compare_halves(self) -> None:
         """Compare the sharp subspaces of two halves of the evaluation batches."""
-        found = self._load("overlap-batches", "subspace-overlap")
+        found = self.state.find("overlap-batches", "subspace-overlap")
         if not isinstance(found, _FinishedOverlap):
             parts, overlap, products = halves(self.task), None, 0
             if parts is not None:
@@ -585,8 +585,8 @@ class _Session:
                     products += half.num_hvps
                 overlap = overlap_of("batches", ("one half", spaces[0]), ("the other half", spaces[1]))
             found = _FinishedOverlap(fingerprint=self.plan.fingerprint, overlap=overlap, num_hvps=products)
-            self._keep("overlap-batches", found)
-            self._forget("half 1", "half 2")
+            self.state.keep("overlap-batches", found)
+            self.state.forget("half 1", "half 2")
         else:
             self._done += found.num_hvps
         self.products["overlap of halves"] = found.num_hvps
@@ -599,7 +599,7 @@ class _Session:
     def _half(self, task: Task, name: str) -> _FinishedHalf:
         """Return the sharp subspace of a half of the batches; what an earlier process found of it is not made again."""
         folder = f"half {name.split()[1]}"
-        found = self._load(folder, "subspace-half")
+        found = self.state.find(folder, "subspace-half")
         if isinstance(found, _FinishedHalf):
             self._done += found.num_hvps
             return found
@@ -622,12 +622,12 @@ class _Session:
             vectors=np.stack([space.vector(index).cpu().numpy() for index in range(space.size)]),
             num_hvps=operator.num_products,
         )
-        self._keep(folder, half)
+        self.state.keep(folder, half)
         return half
 
     def _compare_operators(self) -> None:
         """Compare the Hessian's sharp subspace with the Gauss–Newton matrix's."""
-        found = self._load("overlap-operators", "subspace-overlap")
+        found = self.state.find("overlap-operators", "subspace-overlap")
         if not isinstance(found, _FinishedOverlap):
             graphs = GraphStore(self.plan.kept_graphs, self.layout.parameters)
             operator = GaussNewtonOperator(
@@ -643,7 +643,7 @@ class _Session:
             graphs.clear()
             overlap = overlap_of("operators", ("Hessian", self.subspace), ("Gauss–Newton", space))
             found = _FinishedOverlap(fingerprint=self.plan.fingerprint, overlap=overlap, num_hvps=operator.num_products)
-            self._keep("overlap-operators", found)
+            self.state.keep("overlap-operators", found)
         else:
             self._done += found.num_hvps
         self.products["overlap with Gauss–Newton"] = found.num_hvps
@@ -654,53 +654,26 @@ class _Session:
         """Make room for Krylov vectors where the plan has put them."""
         first, placed, file = self.layout.parameters[0], self.plan.basis_placement, None
         if placed == "disk":
-            if self.folder is None:
+            folder = self.state.folder()
+            if folder is None:
                 raise UsageError(
                     "expected a state_directory for a basis on disk, got none", "pass one, or allow more memory"
                 )
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise OutputError(f"expected a folder for the basis at {self.folder}, got {error.strerror}") from error
-            file = self.folder / "basis.bin"
+                raise OutputError(f"expected a folder for the basis at {folder}, got {error.strerror}") from error
+            file = folder / "basis.bin"
         device = first.device if placed == "device" else torch.device("cpu")
         capacity = min(self.layout.size, max(self.plan.basis_columns, pairs + _LEAST_SPARE))
         return KrylovBasis(self.layout.size, capacity, dtype=first.dtype, device=device, file=file)
 
-    # -- progress and state --------------------------------------------------------------------------------------
-
-    def _settle_plan(self, plan: SubspacePlan) -> SubspacePlan:
-        """Keep to the memory layout of an interrupted measurement: another one rounds differently."""
-        if self.folder is None:
-            return plan
-        path = self.folder / "layout.json"
-        try:
-            saved = json.loads(path.read_text())
-            if saved["fingerprint"] == plan.fingerprint:
-                return replace(plan, **{name: saved[name] for name in _CHOSEN})
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # nothing to continue from
-        shutil.rmtree(self.folder, ignore_errors=True)
-        text = json.dumps({name: getattr(plan, name) for name in (*_CHOSEN, "fingerprint")})
-        write_atomically(path, lambda file: file.write(text.encode()))
-        return plan
+    # -- progress -----------------------------------------------------------------------------------------------
 
     def _tell(self, products: int, label: str) -> None:
         self._done += products
         if self.on_progress is not None:
             self.on_progress(self._done, max(self.plan.num_hvps, self._done), label)
-
-    def _load(self, part: str, kind: str) -> Any | None:
-        return None if self.folder is None else find_result(self.folder / part, kind, self.plan.fingerprint)
-
-    def _keep(self, part: str, finished: object) -> None:
-        if self.folder is not None:
-            save(finished, self.folder / part)
-
-    def _forget(self, *parts: str) -> None:
-        if self.folder is not None:
-            for part in parts:
-                shutil.rmtree(self.folder / part, ignore_errors=True)
 
 
 def _rest(probes: torch.Tensor, pairs: Subspace, hessian: HessianOperator) -> list[torch.Tensor]:

@@ -1,6 +1,9 @@
 """The replay as a whole: fair, repeatable, resumable, without a trace, and on every kind of model."""
 
 import contextlib
+import os
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +21,7 @@ from lite_probe.errors import InputError, NumericsError, UsageError
 from lite_probe.operators.layout import ParameterLayout
 from lite_probe.replays import discard_state, plan_replay, replay, runner
 from lite_probe.replays.measure import ReplayStep
+from lite_probe.replays.recorder import Recorder
 from lite_probe.results.replay import Replay, ReplayRun
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.store import load, save
@@ -296,7 +300,20 @@ def test_a_run_in_progress_is_taken_up_where_it_was(
     assert [step for step in steps if step] == [3, 4, 1, 2, 3, 4]  # step 3 was told before it was saved
 
 
-@pytest.mark.parametrize("content", ["damaged", "of another replay", "of another kind"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "damaged",
+        "one bit",
+        "zeros",
+        "a terabyte",
+        "a pipe",
+        "a folder",
+        "endless",
+        "of another replay",
+        "of another kind",
+    ],
+)
 def test_a_state_that_is_not_its_own_is_not_continued(
     content: str, task: Task, spectrum: Spectrum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,12 +331,89 @@ def test_a_state_that_is_not_its_own_is_not_continued(
     file = tmp_path / "replay.state" / "running.pt"
     if content == "damaged":
         file.write_bytes(file.read_bytes()[:-100])
+    elif content == "one bit":
+        whole = bytearray(file.read_bytes())
+        whole[len(whole) // 2] ^= 1
+        file.write_bytes(whole)
+    elif content == "zeros":
+        file.write_bytes(bytes(file.stat().st_size))
+    elif content == "a terabyte":
+        os.truncate(file, 2**40)
+    elif content == "a pipe":
+        file.unlink()
+        os.mkfifo(file)
+    elif content == "a folder":
+        file.unlink()
+        (file / "within").mkdir(parents=True)
+    elif content == "endless":
+        file.unlink()
+        file.symlink_to("/dev/zero")
     elif content == "of another kind":
         torch.save({"fingerprint": "", "weights": torch.zeros(3)}, file)
     steps: list[int] = []
     found = replay(task, **asked, state_directory=tmp_path, on_step=lambda step: steps.append(step.step))
     assert [step for step in steps if step] == [1, 2, 3, 4, 1, 2, 3, 4]
     assert dict(numbers(found)) == dict(numbers(replay(task, **asked)))
+    noted = [note.message for note in found.notes if note.code == "damaged-state"]
+    assert len(noted) == (content != "of another replay")
+
+
+def test_damaged_parts_are_replayed_anew(
+    in_one_go: Replay, task: Task, spectrum: Spectrum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recipes, trials of a sweep and finished runs: an edited or damaged one is never believed."""
+    monkeypatch.setattr(runner, "_COST_FACTOR", 0.0)
+    kept = tmp_path / "kept"
+
+    def stop(step: ReplayStep) -> None:
+        if (step.optimizer, step.phase, step.seed, step.step) == ("muon-lite", "replay", 1, 2):
+            raise _StopError
+
+    with pytest.raises(_StopError):
+        replay(task, **_asked(spectrum), state_directory=kept, on_step=stop)
+    files = [path.relative_to(kept) for path in sorted(kept.rglob("*")) if path.is_file() and "muon" in str(path)]
+    chosen = [file for file in files if "bulk" not in str(file) and "dominant" not in str(file)]
+    assert {file.name.split(".")[0] for file in chosen} == {"sweep-muon-lite", "replay-recipe", "replay-run"}
+    for index, file in enumerate(chosen):
+        folder = tmp_path / str(index)
+        shutil.copytree(kept, folder)
+        path = folder / file
+        if file.suffix == ".json":
+            path.write_text(re.sub(r"0\.[1-9]", "0.0", path.read_text(), count=1))
+        else:
+            path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+        found = replay(task, **_asked(spectrum), state_directory=folder)
+        assert dict(numbers(found)) == dict(numbers(in_one_go)), file
+        assert [note.code for note in found.notes].count("damaged-state") == 1, file
+
+
+def test_nothing_is_written_through_a_link(task: Task, spectrum: Spectrum, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "running.pt").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "replay.state").symlink_to(mine)
+    asked: dict[str, Any] = {"optimizers": ["sgd"], "lr": 0.01, "spectrum": spectrum, **SHORT}
+    replay(task, **asked, state_directory=tmp_path / "run")
+    assert [path.read_text() for path in mine.iterdir()] == ["precious"]
+    discard_state(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_step_whose_records_overflow_counts_as_diverged(
+    task: Task, spectrum: Spectrum, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its losses are finite, but a page could say nothing of it."""
+    record = Recorder.record
+
+    def overflowing(self: Recorder, *args: Any) -> Any:
+        found = record(self, *args)
+        found["sharp_updates"][0] *= np.inf
+        return found
+
+    monkeypatch.setattr(Recorder, "record", overflowing)
+    found = replay(task, ["sgd"], spectrum=spectrum, lr=0.01, **SHORT)
+    assert [run.diverged_at for run in found.runs] == [0] * SEEDS
 
 
 def test_one_that_diverges_says_where_and_the_others_go_on(task: Task, spectrum: Spectrum) -> None:

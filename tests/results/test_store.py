@@ -22,6 +22,7 @@ from lite_probe.results import arrays as arrays_module
 from lite_probe.results import store
 from lite_probe.results.arrays import ArraysFile, write_arrays
 from lite_probe.results.record import decode_record, encode_record
+from lite_probe.results.sealing import MAX_JSON_BYTES, digest_of, read_sealed, seal, unseal, write_sealed
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.store import find_result, load, register, save, write_atomically
 from tests.reports.fixtures import make_spectrum
@@ -116,7 +117,7 @@ SAMPLES = st.builds(
     flag=st.booleans(),
     mode=st.sampled_from(["a", "b"]),
     missing=st.none() | st.text(),
-    matrix=hnp.arrays(np.float32, SHAPES),
+    matrix=hnp.arrays(np.float32, SHAPES, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)),
     mask=st.none() | hnp.arrays(np.bool_, SHAPES),
     inner=st.lists(st.builds(Inner, label=st.text(), values=hnp.arrays(np.int64, SHAPES)), max_size=2).map(tuple),
     fingerprint=st.text(),
@@ -233,6 +234,32 @@ def test_refuses_a_number_that_json_has_not(spectrum, tmp_path, bad):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_refuses_an_array_that_is_not_finite(spectrum, tmp_path, bad):
+    columns = spectrum.eigenvectors.copy()
+    columns[7, 1] = bad
+    with pytest.raises(NumericsError, match="expected finite numbers in eigenvectors, got NaN or infinity"):
+        save(replace(spectrum, eigenvectors=columns), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_refuses_an_integer_that_no_float64_holds(spectrum, tmp_path, number):
+    with pytest.raises(NumericsError, match=r"expected a number that a float64 holds in config\.seed, got one of 40"):
+        save(replace(spectrum, config={"seed": number}), tmp_path)
+
+
+def test_refuses_a_head_that_would_be_too_large_to_read(spectrum, tmp_path):
+    notes = ("n" * MAX_JSON_BYTES,)
+    with pytest.raises(OutputError, match=r"expected at most 16,777,216 bytes for .*spectrum\.json, got 16,7"):
+        save(replace(spectrum, config={"notes": notes}), tmp_path)
+
+
+def test_a_name_that_is_no_utf_8_is_kept(spectrum, tmp_path):
+    changed = replace(spectrum, config={"out": "caf\udce9"})
+    assert load(save(changed, tmp_path)).config == {"out": "caf\udce9"}
+
+
 def test_refuses_what_has_no_json_form(spectrum, tmp_path):
     with pytest.raises(TypeError, match=r"expected a value with a JSON form in config\.out, got .*Path"):
         save(replace(spectrum, config={"out": tmp_path}), tmp_path)
@@ -251,15 +278,27 @@ def test_refuses_what_has_no_json_form(spectrum, tmp_path):
 
 
 def edit_head(path: Path, change) -> None:
+    """Change a head as somebody would who makes the digest anew."""
     head = json.loads(path.read_text())
     change(head)
+    head["head_digest"] = digest_of({key: value for key, value in head.items() if key != "head_digest"})
     path.write_text(json.dumps(head))
+
+
+def nested(depth: int) -> dict:
+    """A config as deep as JSON's parser allows and nothing of ours is."""
+    return {"a": nested(depth - 1)} if depth else {}
 
 
 REFUSALS = {
     "schema": (lambda h: h.update(schema_version=99), "expected schema version 1 of spectrum .* got 99; measure again"),
     "kind": (lambda h: h.update(kind="aura"), "expected a result of kind .*spectrum.* got 'aura'; it may come"),
     "format": (lambda h: h.update(format="other"), "expected a result that lite-probe wrote, got other JSON"),
+    "format version": (lambda h: h.update(format_version=3), "expected format version 1 or 2 .* got 3; it may come"),
+    "long kind": (lambda h: h.update(kind="k" * 999), "got 'k{59}…; it may come"),
+    "large integer": (lambda h: h["result"]["whole"].update(num_hvps=10**400), "int too large to convert to float"),
+    "large number": (lambda h: h["result"].update(loss=10**400), "int too large to convert to float"),
+    "deep config": (lambda h: h["result"].update(config=nested(600)), "maximum recursion depth"),
     "missing field": (lambda h: h["result"].pop("loss"), "expected a valid spectrum .* got: no loss in result"),
     "extra field": (lambda h: h["result"].update(mood=1), "unknown fields mood in result"),
     "wrong type": (lambda h: h["result"].update(loss="low"), "'low' instead of float in loss"),
@@ -296,11 +335,17 @@ def test_refuses_a_head_that_is_no_json(spectrum, tmp_path):
     path = save(spectrum, tmp_path)
     whole = path.read_text()
     path.write_text(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"expected the JSON head of a result in spectrum\.json.*truncated"):
+    with pytest.raises(InputError, match=r"expected the JSON head of a result at .*spectrum\.json.*truncated"):
         load(path)
-    path.write_text(whole.replace('"loss": 1.4721', '"loss": NaN'))
-    with pytest.raises(InputError, match="NaN, where JSON has null"):
-        load(path)
+    for number, message in {
+        "NaN": "NaN, where JSON has null",
+        "1e999": "1e999, which no float64 holds",
+        "9" * 5000: "Exceeds the limit",
+        "[" * 10_000 + "]" * 10_000: "maximum recursion depth",
+    }.items():
+        path.write_text(whole.replace('"loss": 1.4721', f'"loss": {number}'))
+        with pytest.raises(InputError, match=message):
+            load(path)
 
 
 def test_refuses_arrays_that_are_missing_truncated_or_changed(spectrum, tmp_path):
@@ -341,14 +386,161 @@ def test_refuses_a_path_that_is_no_result(spectrum, tmp_path, monkeypatch):
     path = save(spectrum, tmp_path)
     with pytest.raises(InputError, match=r"expected a result of kind other in spectrum\.json, got spectrum"):
         load(path, "other")
-    monkeypatch.setattr(Path, "read_bytes", lambda self: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
-    with pytest.raises(InputError, match=r"expected to read .*spectrum\.json, got: I/O error"):
+    monkeypatch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error")))
+    with pytest.raises(InputError, match=r"expected the JSON head of a result at .*spectrum\.json, got I/O error"):
         load(path)
 
 
 def test_refuses_arrays_that_cannot_be_read(tmp_path):
-    with pytest.raises(InputError, match=r"expected to read .*gone\.safetensors, got: No such file"):
+    with pytest.raises(InputError, match=r"expected the arrays of a result at .*gone\.safetensors, got No such file"):
         ArraysFile(tmp_path / "gone.safetensors")
+
+
+# Digests
+
+
+def reformatted(path: Path, change) -> None:
+    """Change a head as an editor would, who knows of no digest."""
+    head = json.loads(path.read_text())
+    change(head)
+    path.write_text(json.dumps(head))
+
+
+EDITS = {
+    "a number": lambda h: h["result"].update(loss=h["result"]["loss"] * 0.9),
+    "a last digit": lambda h: h["result"].update(loss=float(np.nextafter(h["result"]["loss"], 9.0))),
+    "an integer for a float": lambda h: h["result"].update(gradient_norm=1),
+    "a word": lambda h: h["result"]["whole"].update(stop_reason="complete"),
+    "a note": lambda h: h["result"].update(notes=[]),
+    "the order of blocks": lambda h: h["result"].update(blocks=dict(reversed(h["result"]["blocks"].items()))),
+    "the arrays' digests": lambda h: h.update(arrays_digest="0" * 64, arrays_sha256="0" * 64),
+    "no digest": lambda h: h.pop("head_digest"),
+}
+
+
+@pytest.mark.parametrize("what", EDITS)
+def test_an_edited_head_is_refused(what, spectrum, tmp_path):
+    path = save(spectrum, tmp_path)
+    reformatted(path, EDITS[what])
+    with pytest.raises(InputError, match=r"expected spectrum\.json as it was written, .*measure again with --fresh"):
+        load(path)
+    told = []
+    assert find_result(tmp_path, "spectrum", spectrum.fingerprint, on_damaged=told.append) is None
+    assert [type(error) for error in told] == [InputError]
+
+
+def test_white_space_and_escapes_of_a_head_do_not_matter(spectrum, tmp_path):
+    path = save(spectrum, tmp_path)
+    reformatted(path, lambda head: None)
+    assert_same(spectrum, load(path))
+
+
+def test_a_head_of_the_first_format_is_read_without_a_digest(spectrum, tmp_path):
+    """Results outlive the lite-probe that wrote them."""
+    path = save(spectrum, tmp_path)
+
+    def as_before(head):
+        for name in ("format_version", "head_digest", "arrays_sha256"):
+            head.pop(name)
+
+    reformatted(path, as_before)
+    assert_same(spectrum, load(path))
+
+
+def test_every_byte_of_large_arrays_is_checked_where_they_are_used(spectrum, tmp_path, monkeypatch):
+    """A page shows no eigenvectors and need not read them; who measures with them must not take damaged ones."""
+    monkeypatch.setattr(arrays_module, "LARGE_BYTES", 10_000)
+    monkeypatch.setattr(arrays_module, "SAMPLE_BYTES", 16)
+    path = save(spectrum, tmp_path)
+    arrays = path.with_suffix(".safetensors")
+    content = bytearray(arrays.read_bytes())
+    content[-100] ^= 1  # between two samples
+    arrays.write_bytes(content)
+    assert load(path, thorough=False).loss == spectrum.loss
+    with pytest.raises(InputError, match="expected arrays with digest"):
+        load(path)
+    assert find_result(tmp_path, "spectrum", spectrum.fingerprint) is None
+
+
+def test_sealed_content_comes_back_or_is_refused(tmp_path):
+    path = tmp_path / "sealed.json"
+    content = {"b": [0.1, -0.0, 1e-320, 2**70, None, True], "a": "é\udcff"}
+    path.write_bytes(seal(content))
+    assert json.dumps(unseal(path, "a state")) == json.dumps(content)
+    for text in (
+        "[]",
+        "null",
+        "{}",
+        '{"digest": 1, "content": 2}',
+        json.dumps(json.loads(path.read_text())["content"]),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"expected a state with its own digest at .*sealed\.json"):
+            unseal(path, "a state")
+
+
+def test_a_large_content_comes_back_to_its_owner_only(tmp_path):
+    path = tmp_path / "sealed"
+    write_atomically(path, lambda file: write_sealed(file, "mine", lambda to: (to.write(b"ab"), to.write(b"c"))))
+    whole = path.read_bytes()
+    assert read_sealed(path, "mine", "a state") == b"abc"
+    assert read_sealed(path, "theirs", "a state") is None
+    for position in range(64, len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(InputError, match="expected a state with its own digest at .*sealed, got another"):
+            read_sealed(path, "mine", "a state")
+    for content in (b"", whole[:100], whole[:-1], whole + b"d"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="expected a state with its own digest"):
+            read_sealed(path, "mine", "a state")
+
+
+# Files that are none
+
+
+def test_what_is_no_file_is_refused_at_once(spectrum, tmp_path):
+    path = save(spectrum, tmp_path / "run")
+    arrays = path.with_suffix(".safetensors")
+    arrays.unlink()
+    os.mkfifo(arrays)
+    with pytest.raises(InputError, match="which is no regular file"):
+        load(path)
+    arrays.unlink()
+    arrays.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="which is no regular file"):
+        load(path)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="got none of them"):
+        load(path.parent)
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match="expected the JSON head of a result of at most 16,777,216 bytes"):
+        load(path)
+    save(spectrum, path.parent)
+    assert_same(spectrum, load(path))
+
+
+def test_links_are_replaced_and_not_written_through(spectrum, tmp_path):
+    """A run directory may have come with a checkpoint."""
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    mine.write_text("precious")
+    run.mkdir()
+    names = ["spectrum.json", "spectrum.safetensors", "spectrum.next.safetensors"]
+    for name in [*names, *(f".{name}.{os.getpid()}.part" for name in names)]:
+        (run / name).symlink_to(mine)
+    save(spectrum, run)
+    assert mine.read_text() == "precious"
+    assert not any((run / name).is_symlink() for name in names)
+    assert_same(spectrum, load(run))
+
+
+def test_a_link_to_a_folder_is_replaced_too(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.json").symlink_to("folder")
+    assert write_atomically(tmp_path / "a.json", lambda file: file.write(b"{}")) == 2
+    assert (tmp_path / "a.json").read_text() == "{}"
 
 
 # Reuse

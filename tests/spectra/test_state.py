@@ -6,8 +6,9 @@ Every step is saved here, which a real measurement does about once a minute; the
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -287,6 +288,18 @@ def test_a_saved_state_tells_its_fingerprint(tmp_path: Path) -> None:
     assert SavedState(None, "one").load(3, torch.float32) is None
 
 
+def damage(spectrum: Spectrum) -> list[str]:
+    """The files that the notes say were damaged."""
+    notes = [note.message for note in spectrum.notes if note.code == "damaged-state"]
+    assert all(note.startswith("the saved state was damaged, measured from the start: expected") for note in notes)
+    return [match[1] for note in notes if (match := re.search(r"/([^/]+\.(json|bin|safetensors))", note))]
+
+
+def undamaged(spectrum: Spectrum) -> Spectrum:
+    """Without the notes of damage."""
+    return replace(spectrum, notes=tuple(note for note in spectrum.notes if note.code != "damaged-state"))
+
+
 def saved_file(folder: Path, pattern: str) -> Path:
     (path,) = (folder / "spectrum.state" / "whole" / "running").glob(pattern)
     return path
@@ -304,7 +317,8 @@ def test_a_damaged_state_starts_anew(what: str, pattern: str, tmp_path: Path) ->
         path.write_bytes({"cut in half": content[: len(content) // 2], "cut by one byte": content[:-1]}.get(what, b""))
     spectrum, began = first_product(mlp(), tmp_path)
     assert began == 1
-    assert_same_bits(spectrum, measure_spectrum(mlp(), **ASKED))
+    assert damage(spectrum) == ([] if (what, pattern) == ("missing", "head.json") else [path.name])
+    assert_same_bits(undamaged(spectrum), measure_spectrum(mlp(), **ASKED))
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", "3", '{"fingerprint": 7}'])
@@ -321,7 +335,135 @@ def test_a_damaged_layout_starts_anew(text: str, tmp_path: Path) -> None:
     (tmp_path / "spectrum.state" / "layout.json").write_text(text)
     spectrum, began = first_product(mlp(), tmp_path)
     assert began == 1
-    assert_same_bits(spectrum, measure_spectrum(mlp(), **ASKED))
+    assert damage(spectrum) == ["layout.json"]
+    assert_same_bits(undamaged(spectrum), measure_spectrum(mlp(), **ASKED))
+
+
+@pytest.mark.parametrize("pattern", ["basis-*.bin", "vectors-*.bin"])
+@pytest.mark.parametrize("what", ["zeroed", "one bit", "rows exchanged"])
+def test_damaged_vectors_are_not_continued_from(what: str, pattern: str, tmp_path: Path) -> None:
+    """Under residuals that the head had saved they would give other eigenvalues, and nothing would show it."""
+    interrupted(mlp(), tmp_path)
+    path = saved_file(tmp_path, pattern)
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "zeroed": bytes(len(content)),
+            "one bit": content[:-1] + bytes([content[-1] ^ 1]),
+            "rows exchanged": content[len(content) // 2 :] + content[: len(content) // 2],
+        }[what]
+    )
+    spectrum, began = first_product(mlp(), tmp_path)
+    assert began == 1
+    assert damage(spectrum) == [path.name]
+    assert_same_bits(undamaged(spectrum), measure_spectrum(mlp(), **ASKED))
+
+
+def test_a_state_that_was_continued_is_damaged_like_any_other(tmp_path: Path) -> None:
+    """The digest goes on over the rows that an earlier process wrote."""
+    plan = interrupted(mlp(), tmp_path, call=5)
+    with pytest.raises(_KilledError):
+        measure_spectrum(mlp(), **ASKED, plan=plan, state_directory=tmp_path, on_progress=killed_at(4))
+    whole = saved_file(tmp_path, "basis-*.bin").read_bytes()
+    spectrum, began = first_product(mlp(), Path(shutil.copytree(tmp_path, tmp_path.with_name("copy"))))
+    assert began == 8
+    assert damage(spectrum) == []
+    path = saved_file(tmp_path, "basis-*.bin")
+    path.write_bytes(bytes(4) + whole[4:])
+    spectrum, began = first_product(mlp(), tmp_path)
+    assert began == 1
+    assert damage(spectrum) == [path.name]
+
+
+def _mutations() -> Mapping[str, Callable[[Path], None]]:
+    """Ways in which a file can be no longer what was saved."""
+
+    def text(change: Callable[[str], str]) -> Callable[[Path], None]:
+        return lambda path: path.write_text(change(path.read_text(errors="surrogateescape")), errors="surrogateescape")
+
+    def bits(seed: int) -> Callable[[Path], None]:
+        def flip(path: Path) -> None:
+            rng, content = np.random.default_rng(seed), bytearray(path.read_bytes())
+            content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+            path.write_bytes(content)
+
+        return flip
+
+    def instead(make: Callable[[Path], Any]) -> Callable[[Path], None]:
+        def replace_it(path: Path) -> None:
+            path.unlink()
+            make(path)
+
+        return replace_it
+
+    return {
+        **{f"bit {seed}": bits(seed) for seed in range(4)},
+        "a list for numbers": text(lambda head: re.sub(r"\d+", "[]", head)),
+        "negative": text(lambda head: re.sub(r":(\d)", r":-\1", head)),
+        "huge": text(lambda head: re.sub(r":(\d)", r":9999999999\1", head)),
+        "endless digits": text(lambda head: re.sub(r":(\d)", ":" + "9" * 5000, head)),
+        "NaN": text(lambda head: re.sub(r":\d+", ":NaN", head)),
+        "nothing": text(lambda head: re.sub(r":\d+", ":null", head)),
+        "paths": text(lambda head: re.sub(r":\d+", ':"../../../../etc"', head)),
+        "other names": text(lambda head: head.replace('"', '"x')),
+        "deep": text(lambda head: "[" * 100_000),
+        "deep within": text(lambda head: head.replace(":0", ":" + "[" * 500 + "]" * 500)),
+        "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe" + path.read_bytes()),
+        "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+        "a terabyte": lambda path: os.truncate(path, 2**40),
+        "a pipe": instead(os.mkfifo),
+        "a folder": instead(lambda path: (path / "within").mkdir(parents=True)),
+        "endless": instead(lambda path: path.symlink_to("/dev/zero")),
+        "a link to itself": instead(lambda path: path.symlink_to(path)),
+    }
+
+
+MUTATIONS = _mutations()
+
+
+@pytest.mark.parametrize("what", list(MUTATIONS))
+def test_whatever_happens_to_a_saved_file_the_numbers_are_the_same(what: str, tmp_path: Path) -> None:
+    task = mlp()
+    plan = interrupted(task, tmp_path / "running")
+    undisturbed = measure_spectrum(task, **ASKED, plan=plan, state_directory=tmp_path / "finished")
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert len(files) == 7, files  # twice the layout; head, basis and vectors; head and arrays
+    for index, (stage, *rest) in enumerate(file.parts for file in files):
+        folder = tmp_path / str(index)
+        shutil.copytree(tmp_path / stage, folder)
+        MUTATIONS[what](folder.joinpath(*rest))
+        spectrum = measure_spectrum(task, **ASKED, plan=plan, state_directory=folder)
+        assert_same_bits(undamaged(spectrum), undisturbed)
+
+
+@pytest.mark.parametrize("where", ["", "whole", "whole/running", "whole/basis.bin", "layout.json"])
+def test_nothing_is_written_or_removed_through_a_link(where: str, tmp_path: Path) -> None:
+    """A run directory may have come with a checkpoint, its links leading anywhere."""
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    mine.mkdir()
+    for name in ("layout.json", "head.json", "basis-0.bin", "vectors-1.bin", "operator.json", "basis.bin"):
+        (mine / name).write_text("precious")
+    link = run / "spectrum.state" / where
+    link.parent.mkdir(parents=True)
+    link.symlink_to(mine / link.name if "." in link.name and where else mine)
+    plan = replace(plan_spectrum(mlp(), **ASKED), basis_placement="disk")
+    measure_spectrum(mlp(), **ASKED, plan=plan, state_directory=run)
+    assert {path.read_text() for path in mine.iterdir()} == {"precious"}
+    assert len(list(mine.iterdir())) == 6
+    discard_state(run)
+    assert list(run.iterdir()) == []
+
+
+def test_a_saved_basis_that_is_a_link_is_not_appended_to(tmp_path: Path) -> None:
+    interrupted(mlp(), tmp_path)
+    path, mine = saved_file(tmp_path, "basis-*.bin"), tmp_path / "mine"
+    path.rename(mine)
+    path.symlink_to(mine)
+    before = mine.read_bytes()
+    spectrum, began = first_product(mlp(), tmp_path)
+    assert began == 1
+    assert damage(spectrum) == [path.name]
+    assert mine.read_bytes() == before
 
 
 def test_bytes_behind_what_the_head_counts_are_ignored(tmp_path: Path) -> None:
@@ -343,7 +485,7 @@ def test_a_continued_measurement_keeps_its_memory_layout(tmp_path: Path) -> None
     other = replace(plan, kept_graphs=0, vectors_per_pass=4, basis_columns=8)
     assert_same_bits(measure_spectrum(task, **ASKED, plan=other, state_directory=tmp_path), undisturbed)
     layout = json.loads((tmp_path / "spectrum.state" / "layout.json").read_text())
-    assert layout["vectors_per_pass"] == plan.vectors_per_pass
+    assert layout["content"]["value"]["vectors_per_pass"] == plan.vectors_per_pass
 
 
 # -- afterwards ------------------------------------------------------------------------------------------------------
@@ -395,7 +537,7 @@ def test_a_state_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
 
 
 def test_a_disk_that_fills_up_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: Any, row: Any) -> None:
+    def full(file: Any, row: Any, digest: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(states, "_write_row", full)

@@ -1,6 +1,8 @@
 """The whole measurement: on every kind of model, without a trace, continued after a kill, refused where it must be."""
 
 import os
+import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -416,6 +418,52 @@ def test_finished_parts_are_not_measured_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(HessianOperator, "_through", refuse)
     monkeypatch.setattr(GaussNewtonOperator, "_through", refuse)
     assert_same_bits(measure_subspace(trained("mlp"), spectrum_of("mlp"), **asked, plan=plan), first)
+
+
+def _zeroed(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def _edited(path: Path) -> None:
+    """Another number where the first one is: still JSON of the right form."""
+    path.write_text(re.sub(r"\b[1-9]", lambda digit: str(int(digit[0]) % 9 + 1), path.read_text(), count=1))
+
+
+def _flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.usefixtures("_every_step_is_saved")
+@pytest.mark.parametrize("call", [9, 24, 41, -2], ids=["calibrating", "in a metric", "halves", "nearly done"])
+def test_damaged_parts_are_measured_anew(call: int, tmp_path: Path) -> None:
+    expected, labels = left_alone()
+    kept = tmp_path / "kept"
+    with pytest.raises(_InterruptionError):
+        measure_subspace(
+            trained("mlp"),
+            spectrum_of("mlp"),
+            **RESUMED,
+            state_directory=kept,
+            on_progress=killed_at(call % len(labels)),
+        )
+    files = sorted(path.relative_to(kept) for path in kept.rglob("*") if path.is_file())
+    for index, file in enumerate(files):
+        # One of them each, in turn: every part is measured anew in every way.
+        ways = (_flipped, _zeroed, _edited, _pipe) if file.suffix == ".json" else (_flipped, _zeroed, _pipe)
+        folder = tmp_path / str(index)
+        shutil.copytree(kept, folder)
+        ways[index % len(ways)](folder / file)
+        found = measure_subspace(trained("mlp"), spectrum_of("mlp"), **RESUMED, state_directory=folder)
+        assert [note.code for note in found.notes].count("damaged-state") == 1, file
+        notes = tuple(note for note in found.notes if note.code != "damaged-state")
+        assert_same_bits(replace(found, notes=notes), expected)
 
 
 @pytest.mark.usefixtures("_every_step_is_saved")

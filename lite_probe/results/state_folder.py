@@ -1,0 +1,133 @@
+"""What one measurement keeps on disk between runs, until its result is there.
+
+Nothing in the folder is trusted. What does not fit its own digest is noted, removed and measured anew; and every folder
+in it is a real one, since a link that came with somebody's checkpoint would lead what is written and removed anywhere.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lite_probe.errors import InputError
+from lite_probe.results.provenance import Note
+from lite_probe.results.sealing import seal, unseal
+from lite_probe.results.store import find_result, save, write_atomically
+
+_LAYOUT = "layout.json"
+
+
+class StateFolder:
+    """Finished parts and small values of a measurement, each with the measurement's fingerprint.
+
+    Args:
+        path: Of the folder, which need not exist; None keeps nothing.
+        fingerprint: Of the measurement; what has another one is not continued from.
+
+    Attributes:
+        notes: What was damaged.
+    """
+
+    def __init__(self, path: Path | None, fingerprint: str) -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+        self.notes: list[Note] = []
+
+    def folder(self, *parts: str) -> Path | None:
+        """Return the folder of a part, which need not exist; links and files in its place are removed."""
+        folder = self.path
+        for part in ("", *parts):
+            folder = folder / part if folder is not None else None
+            if folder is not None and os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+                remove(folder)
+        return folder
+
+    def settle(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what an interrupted run of this measurement chose; else begin anew with these choices.
+
+        Args:
+            chosen: Whole numbers and strings that change how sums are rounded, and nothing else.
+
+        Raises:
+            OutputError: If the folder cannot be made.
+        """
+        if self.folder() is None:
+            return chosen
+        saved = self.read(_LAYOUT)
+        if isinstance(saved, dict) and {key: type(value) for key, value in saved.items()} == {
+            key: type(value) for key, value in chosen.items()
+        }:
+            return saved
+        self.clear()
+        self.write(_LAYOUT, dict(chosen))
+        return chosen
+
+    def find(self, part: str, kind: str) -> Any | None:
+        """Return a finished part, None where it has to be measured."""
+        folder = self.folder(part)
+        if folder is None:
+            return None
+
+        def begin_anew(error: InputError) -> None:
+            self.note(error)
+            remove(folder)
+
+        return find_result(folder, kind, self.fingerprint, on_damaged=begin_anew)
+
+    def keep(self, part: str, finished: object) -> None:
+        """Save a finished part, an instance of a registered dataclass."""
+        folder = self.folder(part)
+        if folder is not None:
+            save(finished, folder)
+
+    def read(self, name: str) -> Any | None:
+        """Return a value that `write` left, None where there is none of this measurement."""
+        folder = self.folder()
+        if folder is None or not os.path.lexists(folder / name):
+            return None
+        try:
+            saved = unseal(folder / name, "saved state")
+        except InputError as error:
+            self.note(error)
+            remove(folder / name)
+            return None
+        is_ours = isinstance(saved, dict) and saved.get("fingerprint") == self.fingerprint
+        return saved.get("value") if is_ours else None
+
+    def write(self, name: str, value: Any) -> None:
+        """Save a JSON value."""
+        folder = self.folder()
+        if folder is not None:
+            content = seal({"fingerprint": self.fingerprint, "value": value})
+            write_atomically(folder / name, lambda file: file.write(content))
+
+    def forget(self, *parts: str) -> None:
+        """Remove finished parts."""
+        for part in parts:
+            if self.path is not None:
+                remove(self.path / part)
+
+    def clear(self) -> None:
+        """Remove everything."""
+        if self.path is not None:
+            remove(self.path)
+
+    def note(self, error: InputError) -> None:
+        """Keep for the reader of the result that something was damaged."""
+        self.notes.append(damage_note(error))
+
+
+def damage_note(error: InputError) -> Note:
+    """Say that a state was not continued from, and why."""
+    return Note(code="damaged-state", message=f"the saved state was damaged, measured from the start: {error.message}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all in it, or a link, which is not followed, as far as the system lets us."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
