@@ -110,10 +110,11 @@ class ConfiguredCommand(click.Command):
             own = {param.name for param in self.params}
             ctx.default_map = {key: value for key, value in read_config(path).items() if key in own}
         rest = super().parse_args(ctx, args)
-        if not isinstance(named, str):
-            several = given.get("checkpoints")
-            checkpoints = several if isinstance(several, list | tuple) else [given.get("checkpoint")]
-            ctx.ensure_object(Terminal).notes(_not_read([name for name in checkpoints if isinstance(name, str)]))
+        several = given.get("checkpoints")
+        checkpoints = several if isinstance(several, list | tuple) else [given.get("checkpoint")]
+        ignored = _not_read([name for name in checkpoints if isinstance(name, str)])
+        if ignored and not isinstance(named, str):
+            ctx.ensure_object(Terminal).notes(ignored)
         return rest
 
 
