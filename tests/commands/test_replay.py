@@ -330,7 +330,7 @@ def test_interrupted_it_says_that_it_continues_and_does(
         found = replay(tiny_llama, text, run_folder)
     assert found.exit_code == 130
     assert found.stdout == ""
-    assert found.stderr.endswith("error: interrupted; the same command continues where it stopped\n")
+    assert found.stderr.endswith("error: interrupted; the same command continues from what it saved last\n")
     assert not (run_folder / "replay.json").exists()
 
     def follow(board: ReplayBoard, event: Any) -> None:

@@ -258,7 +258,7 @@ def test_interrupted_it_says_that_it_continues(
     monkeypatch.setattr("lite_probe.subspaces.measure_subspace", interrupted)
     found = subspace(tiny_llama, text, run_folder, "--fresh")
     assert found.exit_code == 130
-    assert found.stderr.endswith("error: interrupted; the same command continues where it stopped\n")
+    assert found.stderr.endswith("error: interrupted; the same command continues from what it saved last\n")
 
 
 def test_the_file_in_the_working_directory_supplies_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
