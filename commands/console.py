@@ -4,11 +4,13 @@ stdout is for data: the paths written, or one JSON object. A pipe or a file gets
 `NO_COLOR` is honoured, both by Rich; text from outside is never read as markup.
 """
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,6 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from lite_probe.commands.wording import plain
+from lite_probe.errors import OutputError
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -24,13 +27,75 @@ _LOG_EVERY_SECONDS = 30.0  # a pipe gets a line now and then in place of a bar
 
 
 def emit(text: str) -> None:
-    """Write data to stdout; a reader that has left, as `head` does, is no error."""
+    """Write data to stdout; a reader that has left, as `head` does, is no error.
+
+    Raises:
+        OutputError: If stdout is closed, or takes no more.
+    """
+    # A name that is no text in this locale leaves as the bytes that it is on disk.
+    content = os.fsencode(text + "\n")
     try:
-        sys.stdout.write(text + "\n")
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        sys.stdout.buffer.write(content)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; point it somewhere that takes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _abandon(sys.stdout)
+    except OSError as error:
+        _abandon(sys.stdout)
+        raise OutputError(
+            f"expected to write to stdout, got: {error.strerror}",
+            "what was measured is saved: give the same command again, with another stdout",
+        ) from error
+
+
+def _abandon(stream: TextIO | None) -> None:
+    """Let what a stream still holds go nowhere: Python flushes it once more at exit."""
+    with suppress(AttributeError, OSError, ValueError):  # none, or one that is no file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
+        os.close(nowhere)
+
+
+class _Forgiving:
+    """A stream whose reader may leave while a measurement runs: what it does not take is dropped.
+
+    Args:
+        stream: stderr.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or don't."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):  # ValueError: closed
+            _abandon(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or don't."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            _abandon(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def forgiving_stderr() -> Iterator[None]:
+    """Keep a reader of stderr that leaves, or a disk under it that is full, from ending what is under way."""
+    before = sys.stderr
+    if before is not None:
+        sys.stderr = cast(TextIO, _Forgiving(before))
+    try:
+        yield
+    finally:
+        sys.stderr = before
 
 
 class Terminal:

@@ -20,7 +20,7 @@ from lite_probe.commands.options import (
     seed_option,
 )
 from lite_probe.commands.replay_summary import json_object as replay_object
-from lite_probe.commands.run_directory import made, run_directory
+from lite_probe.commands.run_directory import measuring_into, own_folder
 from lite_probe.commands.subspace_summary import json_object as subspace_object
 from lite_probe.commands.summary import condition_to_median, json_object
 from lite_probe.commands.task import TaskOptions, open_task, tell_task, write_page
@@ -68,20 +68,23 @@ def command(terminal: Terminal, /, out: str, as_json: bool, **compute: Any) -> N
     shows it all. Two cores need under five minutes.
     """
     from lite_probe.reports.page import write_report
+    from lite_probe.task import TaskInfo
 
-    folder = run_directory(out, "demo")
+    folder = Path(out)
     measured: list[SubspaceMeasurement] = []
     found: list[tuple[str, Spectrum]] = []
-    with made(folder):
+    with measuring_into(terminal, folder, TaskInfo(name="demo", checkpoint_fingerprint="demo")):
         checkpoints = _train(terminal, folder, compute)
         terminal.resumable = True
-        runs = [folder / checkpoint.name for checkpoint in checkpoints]
-        for checkpoint, run in zip(checkpoints, runs, strict=True):
-            found.append((checkpoint.name, _measure_spectrum(terminal, _options(checkpoint, run, compute), run)))
+        runs = []
+        for checkpoint in checkpoints:
+            spectrum, run = _measure_spectrum(terminal, _options(checkpoint, compute), folder)
+            found.append((checkpoint.name, spectrum))
+            runs.append(run)
         for place, (checkpoint, run) in enumerate(zip(checkpoints, runs, strict=True)):
-            asked = _options(checkpoint, run, compute)
+            asked = _options(checkpoint, compute)
             measured.append(_measure_subspace(terminal, asked, run, found[place][1], found[:place]))
-        result = _replay(terminal, _options(checkpoints[0], runs[0], compute), runs[0], found[0][1])
+        result = _replay(terminal, _options(checkpoints[0], compute), runs[0], found[0][1])
         page = folder / "report.html"
         write_report(runs, page)
     for sentence in findings(found[0][1], found[-1][1]):
@@ -129,19 +132,23 @@ def _train(terminal: Terminal, folder: Path, compute: dict[str, Any]) -> list[Pa
     return list(record.checkpoints)
 
 
-def _measure_spectrum(terminal: Terminal, asked: TaskOptions, run: Path) -> "Spectrum":
-    """Measure one checkpoint's spectrum as `lite-probe spectrum --per-block` does, and show it."""
+def _measure_spectrum(terminal: Terminal, asked: TaskOptions, folder: Path) -> "tuple[Spectrum, Path]":
+    """Measure one checkpoint's spectrum as `lite-probe spectrum --per-block` does, and show it.
+
+    Returns it with its run directory: checkpoints of another seed have the same names.
+    """
     own = {**spectra.defaults(), "probes": 3, "per_block": True}
     options = spectra.SpectrumOptions(**asked.task_options, **own)
     opened = open_task(options)
-    tell_task(terminal, opened.task, opened.task.evaluation)
-    plan = spectra.plan_and_tell(terminal, opened.task, options)
-    with made(run):
+    run = own_folder(terminal, folder / opened.task.info.name, opened.task.info)
+    with measuring_into(terminal, run, opened.task.info):
+        tell_task(terminal, opened.task, opened.task.evaluation)
+        plan = spectra.plan_and_tell(terminal, opened.task, options)
         found = spectra.measure(terminal, opened.task, opened.notes, plan, options, run)
         write_page(opened, run, "spectrum")
     spectra.tell(terminal, found)
     terminal.line()
-    return found
+    return found, run
 
 
 def _measure_subspace(
@@ -154,10 +161,11 @@ def _measure_subspace(
     """Measure one checkpoint's sharp subspace as `lite-probe subspace` does, and show it."""
     options = subspaces.SubspaceOptions(**asked.task_options, size=None, probes=_PROBES, warm_batches=_WARM_BATCHES)
     opened = open_task(options, train_batches=_WARM_BATCHES)
-    tell_task(terminal, opened.task, opened.task.evaluation)
-    plan = subspaces.plan_and_tell(terminal, opened, spectrum, options, earlier)
-    found = subspaces.measure(terminal, opened, spectrum, plan, options, run, earlier)
-    write_page(opened, run, "subspace")
+    with measuring_into(terminal, run, opened.task.info):
+        tell_task(terminal, opened.task, opened.task.evaluation)
+        plan = subspaces.plan_and_tell(terminal, opened, spectrum, options, earlier)
+        found = subspaces.measure(terminal, opened, spectrum, plan, options, run, earlier)
+        write_page(opened, run, "subspace")
     subspaces.tell(terminal, found)
     terminal.line()
     return found
@@ -170,17 +178,18 @@ def _replay(terminal: Terminal, asked: TaskOptions, run: Path, spectrum: "Spectr
     options = replaying.ReplayOptions(**asked.task_options, **_REPLAY)  # type: ignore[arg-type]
     needed = required_train_batches(steps=options.steps, seeds=options.seeds, warm_batches=options.warm_batches)
     opened = open_task(options, train_batches=needed)
-    tell_task(terminal, opened.task, opened.task.evaluation)
-    saved = replaying.saved_optimizer(opened, options.state)
-    plan = replaying.plan_and_tell(terminal, opened, spectrum, saved, options)
-    found = replaying.measure(terminal, opened, spectrum, saved, plan, options, run)
-    write_page(opened, run, "replay")
+    with measuring_into(terminal, run, opened.task.info):
+        tell_task(terminal, opened.task, opened.task.evaluation)
+        saved = replaying.saved_optimizer(opened, options.state)
+        plan = replaying.plan_and_tell(terminal, opened, spectrum, saved, options)
+        found = replaying.measure(terminal, opened, spectrum, saved, plan, options, run)
+        write_page(opened, run, "replay")
     replaying.tell(terminal, found)
     terminal.line()
     return found
 
 
-def _options(checkpoint: Path, run: Path, compute: dict[str, Any]) -> TaskOptions:
+def _options(checkpoint: Path, compute: dict[str, Any]) -> TaskOptions:
     """Ask for one checkpoint of the demo, on its text."""
     return TaskOptions(
         checkpoint=str(checkpoint),
@@ -194,7 +203,7 @@ def _options(checkpoint: Path, run: Path, compute: dict[str, Any]) -> TaskOption
         batch_size=8,
         batches=1,
         memory=None,
-        out=str(run),
+        out=None,
         as_json=False,
         dry_run=False,
         **compute,

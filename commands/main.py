@@ -1,26 +1,43 @@
 """The `lite-probe` command: a group that loads its commands when asked, and the one place errors end.
 
-Every way out has its exit code: 0 done, 1 a defect of lite-probe, 130 interrupted, else what the error's kind
-says. A traceback is for `-v` only.
+Every way out has its exit code: 0 done, 1 a defect of lite-probe, 128 + N ended by signal N (130 for Ctrl-C), else
+what the error's kind says. A traceback is for `-v` only.
 """
 
 import errno
 import os
 import shlex
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
-from lite_probe.commands.console import Terminal
+from lite_probe.commands.console import Terminal, forgiving_stderr
 from lite_probe.commands.options import COMMANDS, example
-from lite_probe.errors import LiteProbeError, OutputError
+from lite_probe.commands.wording import plain
+from lite_probe.errors import InputError, LiteProbeError, OutputError
 
-INTERRUPTED = 130
 DEFECT = 1
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+
+
+class Terminated(BaseException):
+    """A signal that asks the process to end; what holds something lets go of it on the way out.
+
+    Args:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class ProbeGroup(click.Group):
@@ -42,25 +59,53 @@ class ProbeGroup(click.Group):
     ) -> NoReturn:
         """Run a command and leave with its exit code."""
         arguments = sys.argv[1:] if args is None else list(args)
-        terminal = Terminal(shlex.join(["lite-probe", *arguments]))
+        terminal = Terminal(plain(shlex.join(["lite-probe", *arguments])))
         # Loading bars and advice of the libraries underneath are not what was asked for.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                super().main(arguments, "lite-probe", standalone_mode=False, obj=terminal)
-        except Exception as error:  # noqa: BLE001 - the one boundary: whatever comes leaves as an exit code
-            sys.exit(_report(error, terminal))
-        sys.exit(0)
+        with forgiving_stderr(), _signals_raise():
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    super().main(arguments, "lite-probe", standalone_mode=False, obj=terminal)
+                code = 0
+            except (Exception, Terminated) as error:  # noqa: BLE001 - the one boundary: whatever comes leaves as a code
+                code = _report(error, terminal)
+        sys.exit(code)
 
 
-def _report(error: Exception, terminal: Terminal) -> int:
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into `Terminated`, once: `timeout` and a closing terminal send theirs twice.
+
+    A signal that is ignored, as `nohup` does, stays ignored.
+    """
+    raised = []
+
+    def end(number: int, frame: object) -> None:
+        if not raised:
+            raised.append(number)
+            raise Terminated(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    taken = [one for one in (signal.SIGTERM, signal.SIGHUP) if is_main and signal.getsignal(one) is signal.SIG_DFL]
+    for one in taken:
+        signal.signal(one, end)
+    try:
+        yield
+    finally:
+        for one in taken:
+            signal.signal(one, signal.SIG_DFL)
+
+
+def _report(error: Exception | Terminated, terminal: Terminal) -> int:
     """Say what went wrong; return the exit code."""
-    if isinstance(error, click.Abort):
-        rest = "continues where it stopped" if terminal.resumable else "starts again"
-        terminal.error(f"interrupted; the same command {rest}")
-        return INTERRUPTED
+    if isinstance(error, click.Abort | Terminated):
+        number = error.number if isinstance(error, Terminated) else signal.SIGINT
+        how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+        rest = "continues from what it saved last" if terminal.resumable else "starts again"
+        terminal.error(f"{how}; the same command {rest}")
+        return 128 + number
     if terminal.verbosity > 0 and not isinstance(error, click.ClickException):
         terminal.traceback()
     if isinstance(error, LiteProbeError):
@@ -73,9 +118,14 @@ def _report(error: Exception, terminal: Terminal) -> int:
         path = error.ctx.command_path if error.ctx else "lite-probe"
         terminal.error(error.format_message(), f"see {path} --help")
         return error.exit_code
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         terminal.error(f"expected space left for {error.filename or 'the result'}, got {error.strerror}")
         return OutputError.exit_code
+    if isinstance(error, OSError) and error.errno in _UNREACHABLE and error.filename is not None:
+        terminal.error(
+            f"expected to reach {os.fsdecode(error.filename)}, got: {error.strerror}", "check path and permissions"
+        )
+        return InputError.exit_code
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         terminal.error("memory ran out", "set --memory, or a smaller --batch-size or --seq-len")
         return DEFECT
@@ -108,4 +158,10 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Enter from the shell."""
+    # A standard stream that is closed would lend its number to the next file opened, and that its content.
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     cli.main()

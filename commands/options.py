@@ -1,9 +1,10 @@
 """The options that commands share, their types, and the configuration file that supplies their defaults."""
 
 import re
+import shlex
 import tomllib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -12,14 +13,20 @@ import click
 
 from lite_probe.commands.console import Terminal
 from lite_probe.errors import InputError, UsageError
+from lite_probe.files import read_bounded
 
 CONFIG_NAME = "lite-probe.toml"
 COMMANDS = ("inspect", "spectrum", "subspace", "replay", "report", "demo")
 
-# Not worth a default in a file: what is measured is named by hand, and these say how one call behaves.
-_NOT_CONFIGURABLE = {"checkpoint", "runs", "config_file", "fresh", "as_json", "dry_run", "quiet", "verbose"}
-_PATH_OPTIONS = {"data_path", "tokenizer", "model_config", "task_file", "out"}
+# Not for a file: what runs code, what says where to write, and how one call behaves.
+_NOT_CONFIGURABLE = {
+    *("trust_pickle", "task_file", "out"),
+    *("config_file", "fresh", "as_json", "dry_run", "quiet", "verbose"),
+}
+_MOST_CONFIG_BYTES = 2**20
+_PATH_OPTIONS = {"data_path", "tokenizer", "model_config"}
 _NOT_PATHS = re.compile(r"builtin:|bytes$")
+_TOML_EXAMPLE = "write lines such as top = 10"
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -90,30 +97,37 @@ class MemorySize(click.ParamType[int]):
 class ConfiguredCommand(click.Command):
     """A command whose defaults may come from a `lite-probe.toml`; flags win.
 
-    The file is the one named by `--config`, else the one beside the checkpoint (in it, where it is a folder), the
-    first of several.
+    The file is the one named by `--config`, else the one in the working directory. One that lies beside a checkpoint
+    came with it, perhaps from a stranger: it is not read, which is said.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Find the configuration among the arguments first, then parse them with its defaults."""
         given = self.make_parser(ctx).parse_args(args=list(args))[0]
-        several = given.get("checkpoints")  # click's own sentinel where there is none
-        first = several[0] if isinstance(several, list | tuple) and several else given.get("checkpoint")
-        path = _config_path(given.get("config_file"), first)
+        named = given.get("config_file")  # click's own sentinel where there is none
+        path = Path(named) if isinstance(named, str) else Path(CONFIG_NAME) if _is_file(Path(CONFIG_NAME)) else None
         if path is not None:
             own = {param.name for param in self.params}
             ctx.default_map = {key: value for key, value in read_config(path).items() if key in own}
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        several = given.get("checkpoints")
+        checkpoints = several if isinstance(several, list | tuple) else [given.get("checkpoint")]
+        ignored = _not_read([name for name in checkpoints if isinstance(name, str)])
+        if ignored and not isinstance(named, str):
+            ctx.ensure_object(Terminal).notes(ignored)
+        return rest
 
 
-def _config_path(named: object, checkpoint: object) -> Path | None:
-    if isinstance(named, str):
-        return Path(named)
-    if not isinstance(checkpoint, str):
-        return None
-    folder = Path(checkpoint) if Path(checkpoint).is_dir() else Path(checkpoint).parent
-    beside = folder / CONFIG_NAME
-    return beside if beside.is_file() else None
+def _not_read(checkpoints: Sequence[str]) -> list[str]:
+    """Return what to say of configuration files that lie beside checkpoints, outside the working directory."""
+    folders = dict.fromkeys(path if path.is_dir() else path.parent for path in map(Path, checkpoints) if _exists(path))
+    beside = [folder / CONFIG_NAME for folder in folders if _is_file(folder / CONFIG_NAME)]
+    return [
+        f"{path}, beside the checkpoint, is not read: pass --config {shlex.quote(str(path))} if it is yours, or move "
+        "it to the working directory"
+        for path in beside
+        if not path.parent.samefile(Path())
+    ]
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -126,35 +140,86 @@ def read_config(path: Path) -> dict[str, Any]:
         Parameter name → value; relative paths are taken from the file's folder.
 
     Raises:
-        InputError: If the file cannot be read or is no TOML.
-        UsageError: If it holds a key that no command knows.
+        InputError: If the file cannot be read, is larger than 1 MiB, or is no TOML.
+        UsageError: If it holds a key that no command knows or that belongs on the command line, or a value of a kind
+            that no option takes.
     """
+    content = read_bounded(path, "a configuration file", max_bytes=_MOST_CONFIG_BYTES)
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"expected a configuration file at {path}, got {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"expected TOML in {path}, got {error}", "write lines such as top = 10") from error
-    known = _configurable()
+        settings = tomllib.loads(content.decode())
+    except RecursionError:
+        raise InputError(f"expected TOML in {path}, got values nested too deeply", _TOML_EXAMPLE) from None
+    except ValueError as error:  # also of bytes that are no UTF-8, and numbers of thousands of digits
+        raise InputError(f"expected TOML in {path}, got {error}", _TOML_EXAMPLE) from error
+    known = _options()
     defaults: dict[str, Any] = {}
     for key, value in settings.items():
-        name = known.get(key.replace("_", "-"))
-        if name is None:
-            raise UsageError(f"expected the keys {', '.join(sorted(known))} in {path}, got {key!r}")
+        option = known.get(key.replace("_", "-"))
+        if option is None:
+            allowed = sorted(name for name, option in known.items() if option.name not in _NOT_CONFIGURABLE)
+            raise UsageError(f"expected the keys {', '.join(allowed)} in {path}, got {key!r}")
+        name = str(option.name)
+        if name in _NOT_CONFIGURABLE:
+            raise UsageError(
+                f"expected {key} on the command line only, got it in {path}",
+                f"remove it there, and pass --{key.replace('_', '-')} where you mean it",
+            )
+        if name in defaults:
+            raise UsageError(f"expected one value for {key} in {path}, got two", "- and _ are the same in a key")
+        _require_plain(value, key, path, is_list=option.multiple)
         relative = name in _PATH_OPTIONS and isinstance(value, str) and not _NOT_PATHS.match(value)
         defaults[name] = str(path.parent / value) if relative else value
+        if option.multiple and not isinstance(value, list):
+            defaults[name] = [value]
     return defaults
 
 
-def _configurable() -> dict[str, str]:
-    """Return option → parameter name for every option of every command."""
-    known: dict[str, str] = {}
+def _require_plain(value: object, key: str, path: Path, *, is_list: bool) -> None:
+    """Refuse a value that cannot stand on a command line: a date, a table, a list of one value's option.
+
+    Raises:
+        UsageError: If it is such a value.
+    """
+    for part in value if is_list and isinstance(value, list) else [value]:
+        # TOML's own whole numbers have 64 bits; a text with a NUL is no argument of any process.
+        is_plain = isinstance(part, bool | float) or (isinstance(part, int) and part.bit_length() < 64)
+        if not (is_plain or (isinstance(part, str) and "\0" not in part)):
+            raise UsageError(
+                f"expected a text, number, true or false for {key} in {path}, got {_kind(part)}",
+                "write it as on the command line",
+            )
+
+
+def _kind(value: object) -> str:
+    """Name a TOML value's kind."""
+    kinds = {list: "a list", dict: "a table", int: "a number of more than 64 bits", str: "a text with a NUL in it"}
+    return kinds.get(type(value), "a date or time")
+
+
+def _options() -> dict[str, click.Option]:
+    """Return option → parameter for every option of every command, named as on the command line."""
+    known: dict[str, click.Option] = {}
     for command in COMMANDS:
         for param in import_module(f"lite_probe.commands.{command}").command.params:
-            if isinstance(param, click.Option) and param.name not in _NOT_CONFIGURABLE:
-                longest = max(param.opts, key=len)
-                known[longest.removeprefix("--")] = str(param.name)
+            if isinstance(param, click.Option):
+                known[max(param.opts, key=len).removeprefix("--")] = param
     return known
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a regular file; no for a path that may not be looked at."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something at a path; no for one that may not be looked at or is no path."""
+    try:
+        return path.exists() or path.parent.exists()
+    except OSError:
+        return False
 
 
 def example(*arguments: str) -> str:
@@ -218,7 +283,7 @@ config_option = click.option(
     "config_file",
     metavar="FILE",
     expose_value=False,  # ConfiguredCommand has read it before the options are known
-    help=f"Defaults for these options; by default {CONFIG_NAME} beside CKPT.",
+    help=f"Defaults for these options; by default {CONFIG_NAME} in the working directory.",
 )
 compute_options = _bundle(
     click.option(

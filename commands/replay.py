@@ -1,6 +1,7 @@
 """`lite-probe replay`: the same short segment under several optimizers, and who lowers the loss where."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ from lite_probe.commands.replay_summary import (
     outcome_table,
     progress_table,
 )
-from lite_probe.commands.run_directory import made, run_directory
+from lite_probe.commands.run_directory import measuring_into, run_directory
 from lite_probe.commands.task import (
     Opened,
     TaskOptions,
@@ -179,17 +180,17 @@ def command(terminal: Terminal, /, **options: Any) -> None:
         )
     needed = required_train_batches(steps=asked.steps, seeds=asked.seeds, warm_batches=asked.warm_batches)
     opened = open_task(asked, train_batches=needed)
-    folder = run_directory(asked.out, opened.task.info.name)
-    tell_task(terminal, opened.task, opened.task.evaluation)
-    spectrum = find_spectrum(terminal, opened, asked, folder)
-    if spectrum is None:
-        require_batches(opened, asked)
-    if spectrum is None and asked.dry_run:
-        found = spectrum_plan_object(terminal, opened, asked)
-        if asked.as_json:
-            emit(json.dumps(found))
-        return
-    with made(folder):
+    folder = run_directory(terminal, asked.out, opened.task.info)
+    with nullcontext() if asked.dry_run else measuring_into(terminal, folder, opened.task.info):
+        tell_task(terminal, opened.task, opened.task.evaluation)
+        spectrum = find_spectrum(terminal, opened, asked, folder)
+        if spectrum is None:
+            require_batches(opened, asked)
+        if spectrum is None and asked.dry_run:
+            found = spectrum_plan_object(terminal, opened, asked)
+            if asked.as_json:
+                emit(json.dumps(found))
+            return
         spectrum = spectrum or measure_spectrum_first(terminal, opened, asked, folder)
         saved = saved_optimizer(opened, asked.state)
         plan = plan_and_tell(terminal, opened, spectrum, saved, asked)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +29,7 @@ from lite_probe.commands.options import (
     seed_option,
     task_option,
 )
-from lite_probe.commands.run_directory import made, run_directory
+from lite_probe.commands.run_directory import measuring_into, run_directory
 from lite_probe.commands.summary import (
     ERRORS_EXPLAINED,
     block_table,
@@ -139,14 +140,14 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     asked = SpectrumOptions(**options)
     opened = open_task(asked, train_batches=asked.batches if asked.split == "train" else 0)
     task = opened.task
-    folder = run_directory(asked.out, task.info.name)
-    tell_task(terminal, task, task.batches(asked.split))
-    plan = plan_and_tell(terminal, task, asked)
-    if asked.dry_run:
-        if asked.as_json:
-            emit(json.dumps(plan_object(plan)))
-        return
-    with made(folder):
+    folder = run_directory(terminal, asked.out, task.info)
+    with nullcontext() if asked.dry_run else measuring_into(terminal, folder, task.info):
+        tell_task(terminal, task, task.batches(asked.split))
+        plan = plan_and_tell(terminal, task, asked)
+        if asked.dry_run:
+            if asked.as_json:
+                emit(json.dumps(plan_object(plan)))
+            return
         spectrum = measure(terminal, task, opened.notes, plan, asked, folder)
         paths = write_page(opened, folder, "spectrum")
     tell(terminal, spectrum)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from lite_probe.commands.options import (
     seed_option,
     task_option,
 )
-from lite_probe.commands.run_directory import made, run_directory
+from lite_probe.commands.run_directory import measuring_into, run_directory
 from lite_probe.commands.subspace_summary import (
     ERRORS_EXPLAINED,
     calibration_table,
@@ -114,13 +115,13 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
     for one in asked:
         opened = open_task(one, train_batches=one.warm_batches)
         name = opened.task.info.name
-        folder = run_directory(one.out, name, is_one_of_several=len(asked) > 1)
-        tell_task(terminal, opened.task, opened.task.evaluation)
-        spectrum = find_spectrum(terminal, opened, one, folder)
-        if spectrum is None and one.dry_run:
-            objects.append(spectrum_plan_object(terminal, opened, one))
-            continue
-        with made(folder):
+        folder = run_directory(terminal, one.out, opened.task.info, is_one_of_several=len(asked) > 1)
+        with nullcontext() if one.dry_run else measuring_into(terminal, folder, opened.task.info):
+            tell_task(terminal, opened.task, opened.task.evaluation)
+            spectrum = find_spectrum(terminal, opened, one, folder)
+            if spectrum is None and one.dry_run:
+                objects.append(spectrum_plan_object(terminal, opened, one))
+                continue
             spectrum = spectrum or measure_spectrum_first(terminal, opened, one, folder)
             plan = plan_and_tell(terminal, opened, spectrum, one, earlier)
             if one.dry_run:

@@ -1,7 +1,7 @@
 """What commands that measure share: the task they are asked for, how it is opened, and its spectrum."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,11 +75,16 @@ def open_task(asked: TaskOptions, *, train_batches: int = 0) -> Opened:
     from lite_probe.checkpoints import open_checkpoint
     from lite_probe.commands.compute import choose_device, choose_dtype, choose_threads, move_task
     from lite_probe.making import load_task_file, make_task
+    from lite_probe.spectra.fingerprint import task_fingerprint
 
     device = choose_device(asked.device)
     choose_threads(asked.threads)
     if asked.task_file is not None:
         task = load_task_file(asked.task_file)
+        if not task.info.checkpoint_fingerprint:
+            # Before anything is converted: the same weights have the same run directory, whatever the precision.
+            weights = task_fingerprint(replace(task, evaluation=()), "evaluation", {})
+            task.info = replace(task.info, checkpoint_fingerprint=weights)
         move_task(task, asked.device, asked.precision)
         return Opened(task=task, checkpoint=None, summary=None, notes=())
     notes: list[Note] = []

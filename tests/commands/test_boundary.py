@@ -2,11 +2,14 @@
 
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 import pytest
@@ -49,6 +52,17 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
         (errors.ReplayError("expected a, got b"), 5, "got b"),
         (errors.OutputError("expected a folder, got a file"), 6, "got a file"),
         (OSError(errno.ENOSPC, "No space left on device", "x.part"), 6, "expected space left for x.part"),
+        (OSError(errno.EROFS, "Read-only file system", "x.part"), 6, "expected space left for x.part"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "locked/x"),
+            3,
+            "expected to reach locked/x, got: Permission",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", b"\xff"),
+            3,
+            "expected to reach \\udcff, got: File name too",
+        ),
         (MemoryError(), 1, "memory ran out\nhint: set --memory"),
         (OutOfMemoryError("CUDA out of memory"), 1, "memory ran out"),
         (
@@ -112,31 +126,133 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert (process.returncode, said) == (0, b"")
 
 
-def test_ctrl_c_in_a_true_process() -> None:
-    script = (
-        "import signal, sys, time, types, click\n"
-        # A test run in the background inherits a Ctrl-C that is ignored.
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from lite_probe.commands.main import cli\n"
-        "@click.command('report')\n"
-        "@click.pass_obj\n"
-        "def command(terminal):\n"
-        "    terminal.resumable = True\n"
-        "    sys.stdout.write('ready\\n'); sys.stdout.flush()\n"
-        "    time.sleep(60)\n"
-        "module = types.ModuleType('lite_probe.commands.report')\n"
-        "module.command = command\n"
-        "sys.modules['lite_probe.commands.report'] = module\n"
-        "cli.main(['report'])\n"
+# A command that says when it is at work, and then sleeps.
+SLEEPER = """
+import signal, sys, time, types, click
+if {default}:
+    # A test run in the background inherits a Ctrl-C that is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+from lite_probe.commands.main import cli
+@click.command('report')
+@click.pass_obj
+def command(terminal):
+    terminal.resumable = True
+    sys.stdout.write('ready\\n'); sys.stdout.flush()
+    time.sleep({seconds})
+module = types.ModuleType('lite_probe.commands.report')
+module.command = command
+sys.modules['lite_probe.commands.report'] = module
+cli.main(['report'])
+"""
+
+
+def sleeping(*, default: bool = True, seconds: float = 60.0, **streams: Any) -> "subprocess.Popen[str]":
+    script = SLEEPER.format(default=default, seconds=seconds)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams), text=True
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "how"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "ended by SIGTERM"),
+        (signal.SIGHUP, 129, "ended by SIGHUP"),
+    ],
+)
+def test_a_signal_in_a_true_process(number: signal.Signals, code: int, how: str) -> None:
+    with sleeping() as process:
+        process.send_signal(number)
         _, said = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "the same command continues" in said
-    assert "Traceback" not in said
+    assert process.returncode == code
+    assert said.strip() == f"error: {how}; the same command continues from what it saved last"
+
+
+def test_a_signal_sent_twice_counts_once() -> None:
+    """`timeout` sends its own to the process and to its group."""
+    with sleeping() as process:
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said.count("ended by SIGTERM")) == (143, 1)
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with sleeping(default=False, seconds=1.0, preexec_fn=ignore) as process:
+        process.send_signal(signal.SIGHUP)
+        _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, "")
+
+
+def test_signals_mean_after_a_command_what_they_meant_before() -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)]
+    stderr = sys.stderr
+    CliRunner().invoke(main.cli, ["report", "nothing"])
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)] == before
+    assert sys.stderr is stderr
+
+
+def test_the_reader_of_stderr_may_leave_before_an_interruption() -> None:
+    reader, writer = os.pipe()
+    with sleeping(stderr=writer) as process:
+        os.close(writer)
+        os.close(reader)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+
+
+# Says much on stderr, then something on stdout.
+TALKER = (
+    "import sys\n"
+    "import click, types\n"
+    "from lite_probe.commands.console import emit\n"
+    "@click.command('report')\n"
+    "@click.pass_obj\n"
+    "def command(terminal):\n"
+    "    for index in range(20000):\n"
+    "        terminal.line('x' * 50)\n"
+    "    open('done', 'w').write('done')\n"
+    "    emit('path')\n"
+    "module = types.ModuleType('lite_probe.commands.report')\n"
+    "module.command = command\n"
+    "sys.modules['lite_probe.commands.report'] = module\n"
+    "sys.argv[1:] = ['report']\n"
+    "from lite_probe.commands.main import main\n"
+    "main()\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "out"),
+    [
+        ("2>&1 | head -1", 0, "x" * 50 + "\n"),
+        ("2>&1 >out | head -1", 0, "x" * 50 + "\n"),
+        ("2>/dev/full", 0, "path\n"),
+        ("2>&-", 0, "path\n"),
+        (">/dev/full 2>err", 6, ""),
+        (">&- 2>err", 6, ""),
+        (">&- 2>&-", 6, ""),
+        ("<&- >out 2>&-", 0, ""),
+    ],
+)
+def test_streams_that_take_nothing(tmp_path: Path, redirection: str, code: int, out: str) -> None:
+    (tmp_path / "talk.py").write_text(TALKER)
+    line = f"set -o pipefail; {shlex.quote(sys.executable)} talk.py {redirection}"
+    found = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stdout, found.stderr) == (code, out, "")
+    # Whoever listens, the work is done, and nothing that was said went into it.
+    assert (tmp_path / "done").read_text() == "done"
+    if "2>err" in redirection:
+        last = (tmp_path / "err").read_text().splitlines()[-2:]
+        reason = "No space left on device" if "full" in redirection else "Bad file descriptor"
+        assert last[0] == f"error: expected to write to stdout, got: {reason}"
+        assert last[1].startswith("hint: what was measured is saved")

@@ -1,10 +1,13 @@
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
+from lite_probe.commands.console import Terminal
 from lite_probe.commands.main import cli
 from lite_probe.commands.options import MemorySize, Positive, Whole, read_config
 from lite_probe.commands.spectrum import SpectrumOptions, command
@@ -38,32 +41,157 @@ def test_tolerances_lie_strictly_between_their_bounds(value: Any) -> None:
 
 
 def parse(*arguments: str) -> SpectrumOptions:
-    with click.Context(cli) as parent:
+    with click.Context(cli, obj=Terminal("lite-probe")) as parent:
         return SpectrumOptions(**command.make_context("spectrum", list(arguments), parent=parent).params)
 
 
-def test_the_file_beside_the_checkpoint_supplies_defaults_and_flags_win(tmp_path: Path) -> None:
-    (tmp_path / "lite-probe.toml").write_text(
-        'top = 4\nper-block = true\ndata = "val.bin"\ntol = 1e-4\nmemory = "2GiB"\n'
-    )
-    request = parse(str(tmp_path / "ckpt.pt"), "--top", "7")
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with nothing in it."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_file_in_the_working_directory_supplies_defaults_and_flags_win(here: Path) -> None:
+    (here / "lite-probe.toml").write_text('top = 4\nper-block = true\ndata = "val.bin"\ntol = 1e-4\nmemory = "2GiB"\n')
+    request = parse("elsewhere/ckpt.pt", "--top", "7")
     assert (request.top, request.per_block, request.tolerance, request.memory) == (7, True, 1e-4, 2**31)
-    # A path in the file is taken from the file's folder.
-    assert request.data_path == str(tmp_path / "val.bin")
+    assert request.data_path == "val.bin"
 
 
-def test_a_checkpoint_folder_holds_its_own_file(tmp_path: Path) -> None:
-    (tmp_path / "lite-probe.toml").write_text('data = "builtin:python-docs"\ntokenizer = "bytes"\nseq_len = 32\n')
-    request = parse(str(tmp_path))
-    assert (request.data_path, request.tokenizer, request.seq_len) == ("builtin:python-docs", "bytes", 32)
+def test_a_path_in_a_named_file_is_taken_from_its_folder(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "named.toml").write_text('data = "val.bin"\ntokenizer = "bytes"\nseq_len = 32\n')
+    request = parse("ckpt.pt", "--config", str(tmp_path / "named.toml"))
+    assert (request.data_path, request.tokenizer, request.seq_len) == (str(tmp_path / "val.bin"), "bytes", 32)
 
 
-def test_config_names_another_file_and_the_one_beside_is_not_read(tmp_path: Path) -> None:
-    (tmp_path / "lite-probe.toml").write_text("top = 4\nprobes = 9\n")
+def test_config_names_another_file_and_that_of_the_working_directory_is_not_read(here: Path, tmp_path: Path) -> None:
+    (here / "lite-probe.toml").write_text("top = 4\nprobes = 9\n")
     other = tmp_path / "other.toml"
     other.write_text("top = 5\n")
-    request = parse(str(tmp_path / "ckpt.pt"), "--data", "x", "--config", str(other))
+    request = parse("ckpt.pt", "--data", "x", "--config", str(other))
     assert (request.top, request.probes) == (5, 4)
+
+
+@pytest.mark.parametrize("checkpoint", ["come", "come/ckpt.pt"])
+@pytest.mark.usefixtures("here")
+def test_what_lies_beside_a_checkpoint_supplies_nothing_and_that_is_said(
+    checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("come").mkdir()
+    Path("come/lite-probe.toml").write_text("top = 4\nno toml at all")
+    assert parse(checkpoint, "--data", "x").top == 10
+    assert capsys.readouterr().err == (
+        "note: come/lite-probe.toml, beside the checkpoint, is not read: pass --config come/lite-probe.toml if it is "
+        "yours, or move it to the working directory\n"
+    )
+    # Who names a file knows which one is read.
+    Path("mine.toml").write_text("top = 5\n")
+    assert parse(checkpoint, "--data", "x", "--config", "mine.toml").top == 5
+    assert parse(checkpoint, "--data", "x", "-q").top == 10
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("here")
+def test_one_note_for_each_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    from lite_probe.commands import subspace
+
+    Path("come").mkdir()
+    Path("come/lite-probe.toml").touch()
+    with click.Context(cli, obj=Terminal("lite-probe")) as parent:
+        subspace.command.make_context("subspace", ["come/a.pt", "come/b.pt", "x" * 5000, "c.pt"], parent=parent)
+    assert capsys.readouterr().err.count("is not read") == 1
+
+
+def test_a_file_of_the_working_directory_is_read_when_the_checkpoint_lies_there_too(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "lite-probe.toml").write_text("top = 4\n")
+    for checkpoint in ("ckpt.pt", ".", str(here / "ckpt.pt")):
+        assert parse(checkpoint, "--data", "x").top == 4
+    assert capsys.readouterr().err == ""
+
+
+class RunsCode:
+    """Pickles into a call of os.system."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize("where", ["beside", "working directory", "--config"])
+def test_a_configuration_never_makes_a_pickle_run(here: Path, where: str) -> None:
+    come = here if where == "working directory" else here / "come"
+    come.mkdir(exist_ok=True)
+    torch.save({"model": RunsCode()}, come / "ckpt.pt")
+    (come / "lite-probe.toml").write_text("trust-pickle = true\n")
+    more = ["--config", str(come / "lite-probe.toml")] if where == "--config" else []
+    found = CliRunner().invoke(cli, ["inspect", str(come / "ckpt.pt"), *more])
+    assert found.exit_code == (3 if where == "beside" else 2)
+    assert not (here / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["trust-pickle = true", 'task = "a.py:f"', 'out = "/"', "fresh = true", "dry_run = true", 'config = "x"']
+)
+def test_a_key_that_belongs_on_the_command_line_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "lite-probe.toml"
+    path.write_text(text)
+    key = text.split()[0]
+    with pytest.raises(UsageError, match=rf"expected {key} on the command line only, got it in .*toml") as error:
+        read_config(path)
+    assert error.value.hint == f"remove it there, and pass --{key.replace('_', '-')} where you mean it"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1979-05-27", "07:32:00", "[1, 2]", "{a = 1}", "[" * 50 + "1" + "]" * 50, '"a\\u0000b"', "0x" + "f" * 9000],
+)
+def test_a_value_of_a_kind_that_no_option_takes_is_refused(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "lite-probe.toml"
+    path.write_text(f"data = {value}")
+    with pytest.raises(UsageError, match=r"expected a text, number, true or false for data in .*toml, got"):
+        read_config(path)
+
+
+def test_an_option_that_may_be_repeated_takes_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "lite-probe.toml"
+    path.write_text('set = ["muon.momentum=0.9", "soap.eps=1e-9"]')
+    assert read_config(path) == {"settings": ["muon.momentum=0.9", "soap.eps=1e-9"]}
+    path.write_text('set = "muon.momentum=0.9"')
+    assert read_config(path) == {"settings": ["muon.momentum=0.9"]}
+    path.write_text('set = [["muon.momentum=0.9"]]')
+    with pytest.raises(UsageError, match="expected a text, number, true or false for set"):
+        read_config(path)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "lite-probe.toml"
+    path.write_text("batch-size = 4\nbatch_size = 5\n")
+    with pytest.raises(UsageError, match=r"expected one value for batch_size in .*toml, got two"):
+        read_config(path)
+
+
+@pytest.mark.parametrize("text", ["top = " + "[" * 20_000, "top = " + "9" * 5000])
+def test_toml_that_no_parser_takes_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "deep.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="expected TOML in"):
+        read_config(path)
+
+
+def test_a_configuration_without_an_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a configuration file at /dev/zero, which is no regular file"):
+        read_config(Path("/dev/zero"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"expected a configuration file at .*, which is no regular file"):
+        read_config(tmp_path / "pipe")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match="expected a configuration file of at most 1,048,576 bytes"):
+        read_config(tmp_path / "large")
 
 
 def test_a_key_that_no_command_knows_is_refused_with_those_that_are(tmp_path: Path) -> None:
@@ -93,10 +221,10 @@ def test_a_configuration_that_is_not_there_is_refused(tmp_path: Path) -> None:
         read_config(tmp_path / "none.toml")
 
 
-def test_a_bad_value_in_the_file_is_refused_like_a_flag(tmp_path: Path) -> None:
-    (tmp_path / "lite-probe.toml").write_text('top = "ten"\n')
+def test_a_bad_value_in_the_file_is_refused_like_a_flag(here: Path) -> None:
+    (here / "lite-probe.toml").write_text('top = "ten"\n')
     with pytest.raises(click.BadParameter, match="expected a whole number ≥ 1, got ten"):
-        parse(str(tmp_path / "ckpt.pt"), "--data", "x")
+        parse("ckpt.pt", "--data", "x")
 
 
 def test_checkpoint_and_task_exclude_each_other() -> None:

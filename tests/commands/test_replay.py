@@ -330,7 +330,7 @@ def test_interrupted_it_says_that_it_continues_and_does(
         found = replay(tiny_llama, text, run_folder)
     assert found.exit_code == 130
     assert found.stdout == ""
-    assert found.stderr.endswith("error: interrupted; the same command continues where it stopped\n")
+    assert found.stderr.endswith("error: interrupted; the same command continues from what it saved last\n")
     assert not (run_folder / "replay.json").exists()
 
     def follow(board: ReplayBoard, event: Any) -> None:
@@ -398,7 +398,8 @@ def test_quiet_says_nothing_but_the_paths(run_folder: Path, tiny_llama: Path, te
     assert len(found.stdout.splitlines()) == 2
 
 
-def test_the_file_beside_the_checkpoint_supplies_defaults(tmp_path: Path) -> None:
+def test_the_file_in_the_working_directory_supplies_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "lite-probe.toml").write_text(
         'optimizers = "soap"\nlr = 0.002\nset = ["soap.eps=1e-9"]\ndata = "val.bin"\n'
     )
@@ -408,7 +409,7 @@ def test_the_file_beside_the_checkpoint_supplies_defaults(tmp_path: Path) -> Non
     assert asked.measurement["optimizers"] == ["soap"]
     assert asked.measurement["lr"] == 0.002
     assert asked.measurement["hyperparameters"] == {"soap": {"eps": 1e-9}}
-    assert (asked.steps, asked.data_path) == (8, str(tmp_path / "val.bin"))
+    assert (asked.steps, asked.data_path) == (8, "val.bin")
 
 
 def test_defaults_are_those_of_the_library() -> None:

@@ -258,15 +258,16 @@ def test_interrupted_it_says_that_it_continues(
     monkeypatch.setattr("lite_probe.subspaces.measure_subspace", interrupted)
     found = subspace(tiny_llama, text, run_folder, "--fresh")
     assert found.exit_code == 130
-    assert found.stderr.endswith("error: interrupted; the same command continues where it stopped\n")
+    assert found.stderr.endswith("error: interrupted; the same command continues from what it saved last\n")
 
 
-def test_the_file_beside_the_first_checkpoint_supplies_defaults(tmp_path: Path) -> None:
+def test_the_file_in_the_working_directory_supplies_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "lite-probe.toml").write_text('probes = 7\nwarm-batches = 9\ndata = "val.bin"\n')
     with click.Context(cli) as parent:
-        arguments = [str(tmp_path / "early.pt"), str(tmp_path / "elsewhere" / "late.pt"), "--probes", "8"]
+        arguments = ["early.pt", "elsewhere/late.pt", "--probes", "8"]
         given = command.make_context("subspace", arguments, parent=parent).params
-    assert (given["probes"], given["warm_batches"], given["data_path"]) == (8, 9, str(tmp_path / "val.bin"))
+    assert (given["probes"], given["warm_batches"], given["data_path"]) == (8, 9, "val.bin")
 
 
 def test_defaults_are_those_of_the_library() -> None:
