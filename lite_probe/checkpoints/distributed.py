@@ -19,11 +19,23 @@ from lite_probe.checkpoints.checkpoint import Checkpoint
 from lite_probe.checkpoints.huggingface import find_tokenizer
 from lite_probe.checkpoints.json_files import read_json_object
 from lite_probe.checkpoints.optimizers import StateDict, StateReader, find_state_dicts
-from lite_probe.checkpoints.pickles import check_memo, damaged, read_torch_bytes
+from lite_probe.checkpoints.pickle_bounds import (
+    MAX_PICKLE_BYTES,
+    BoundsError,
+    CallRule,
+    Machine,
+    anything,
+    check_unfolded,
+    hashable_members,
+    opcodes,
+    texts,
+)
+from lite_probe.checkpoints.pickles import damaged, exhausting, read_torch_bytes
 from lite_probe.checkpoints.state_dicts import STEP_KEYS, find_state_dict, find_step
 from lite_probe.checkpoints.torch_file import fit_names
 from lite_probe.checkpoints.weights import Weights
 from lite_probe.errors import InputError, LiteProbeError, UnsafePickleError
+from lite_probe.files import open_regular, read_bounded
 
 METADATA_FILE = ".metadata"
 STATE_DEPTH = 8  # levels of nesting in an optimizer state
@@ -46,8 +58,14 @@ _RECORDS = {
 }
 _PLAIN: Mapping[tuple[str, str], Any] = {
     ("torch", "Size"): tuple,
-    ("torch.serialization", "_get_layout"): str,
+    ("torch.serialization", "_get_layout"): lambda name: name,
     ("collections", "OrderedDict"): dict,
+}
+_CALLS: Mapping[str, CallRule] = {
+    **{f"{module}.{name}": anything for module, names in _RECORDS.items() for name in names},
+    "torch.Size": anything,
+    "torch.serialization._get_layout": texts,
+    "collections.OrderedDict": hashable_members,
 }
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
@@ -191,7 +209,7 @@ class _DistributedWeights(Weights):
 
 def _read_piece(folder: Path, piece: _Piece) -> Any:
     try:
-        with (folder / piece.file).open("rb") as stream:
+        with open_regular(folder / piece.file, "a data file of a distributed checkpoint") as stream:
             stream.seek(piece.offset)
             content = stream.read(piece.length)
     except OSError as error:
@@ -200,17 +218,23 @@ def _read_piece(folder: Path, piece: _Piece) -> Any:
 
 
 def _read_index(folder: Path) -> _Index:
-    content = (folder / METADATA_FILE).read_bytes()
-    check_memo(content, METADATA_FILE)
+    expected = "the metadata of a distributed checkpoint"
+    content = read_bounded(folder / METADATA_FILE, expected, max_bytes=MAX_PICKLE_BYTES)
     try:
+        machine = Machine(lambda name: _CALLS.get(name, anything))  # other names end the load before a call
+        for opcode, argument, position in opcodes(io.BytesIO(content)):
+            machine.step(opcode, argument, position)
         metadata = _MetadataUnpickler(content).load()
+        check_unfolded(metadata)
         if not isinstance(metadata, _Record) or metadata.kind != "Metadata":
             raise ValueError(f"it holds a {type(metadata).__name__}")
         return _checked_index(folder, metadata)
+    except BoundsError as error:
+        raise exhausting(METADATA_FILE, error) from error
     except LiteProbeError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
-        raise damaged(METADATA_FILE, "the metadata of a distributed checkpoint", error) from error
+        raise damaged(METADATA_FILE, expected, error) from error
 
 
 def _checked_index(folder: Path, metadata: _Record) -> _Index:
