@@ -14,7 +14,7 @@ from typing import IO, Any, Literal
 from torch import Tensor, nn
 
 MAX_PICKLE_BYTES = 2**27
-MAX_OPCODES = 3_000_000  # a tensor takes about 33 of them
+MAX_OPCODES = 1_500_000  # a tensor takes about 33 of them
 MAX_MADE_BYTES = 2**28
 MAX_UNFOLDED = 2**22
 MAX_KEY_OBJECTS = 64  # that a dict's key may consist of
