@@ -58,3 +58,29 @@ class OutputError(LiteProbeError):
     """A result cannot be written: no space, no permission, a file where a folder should be."""
 
     exit_code = 6
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """Return a value out of a file as a message can show it: on one line, and short however large it is.
+
+    Args:
+        value: A number, a text, or a list or tuple of these; of anything else its type is told.
+        limit: Characters of a text.
+    """
+    if isinstance(value, str | bytes):
+        return repr(value[:limit]) + ("…" if len(value) > limit else "")
+    if value is None or isinstance(value, bool | float):
+        return repr(value)
+    if isinstance(value, int):
+        return repr(value) if value.bit_length() <= 256 else f"a whole number of {value.bit_length():,} bits"
+    if isinstance(value, list | tuple):
+        members = ["…" if isinstance(member, list | tuple) else shown(member, limit) for member in value[:6]]
+        members += ["…"] if len(value) > 6 else []
+        return f"[{', '.join(members)}]" if isinstance(value, list) else f"({', '.join(members)})"
+    return f"a {type(value).__name__}"
+
+
+def shown_name(name: object, limit: int = 200) -> str:
+    """Return a name out of a file without quotes, its control characters escaped, and no longer than a line or two."""
+    text = name[:limit] if isinstance(name, str) else shown(name)
+    return repr(text)[1:-1] + ("…" if isinstance(name, str) and len(name) > limit else "")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -18,6 +19,7 @@ from lite_probe.checkpoints.models import Adapt, build_skeleton, leave_as_is, lo
 from lite_probe.checkpoints.optimizers import StateDict, StateReader, describe_optimizers, no_states
 from lite_probe.checkpoints.weights import Weights
 from lite_probe.errors import InputError
+from lite_probe.files import open_regular
 from lite_probe.results.blocks import BlockMap, BlockPart
 from lite_probe.results.checkpoint import CheckpointSummary, OptimizerFound
 from lite_probe.results.provenance import Note
@@ -166,8 +168,8 @@ class Checkpoint:
         """
         digest = hashlib.sha256()
         for path in sorted(self.weights.files):
-            digest.update(path.stat().st_size.to_bytes(8, "little"))
-            with path.open("rb") as stream:
+            with open_regular(path, "a file of the checkpoint") as stream:
+                digest.update(os.fstat(stream.fileno()).st_size.to_bytes(8, "little"))
                 while chunk := stream.read(HASH_CHUNK_BYTES):
                     digest.update(chunk)
         digest.update(json.dumps(self.model_config, sort_keys=True).encode())

@@ -10,6 +10,7 @@ from lite_probe.checkpoints.checkpoint import Checkpoint
 from lite_probe.checkpoints.json_files import read_json_object
 from lite_probe.checkpoints.pickles import is_torch_file
 from lite_probe.errors import InputError
+from lite_probe.files import open_regular
 
 KNOWN = (
     "a Hugging Face folder, a nanoGPT ckpt.pt, a LITE training folder, a torch distributed checkpoint, "
@@ -85,7 +86,7 @@ def _open_file(path: Path, *, trust_pickle: bool, model_config: Mapping[str, Any
         return torch_file.read(path, trust_pickle=trust_pickle, model_config=model_config)
     if huggingface.is_safetensors_file(path):
         return huggingface.read_single_file(path, model_config=model_config)
-    with path.open("rb") as stream:
+    with open_regular(path, "a checkpoint") as stream:
         head = stream.read(16)
     got = f"a file that begins with {head!r}" if head else "an empty file"
     if head[:1] == _PICKLE_PROTOCOL and head[1:2] <= bytes([pickle.HIGHEST_PROTOCOL]):

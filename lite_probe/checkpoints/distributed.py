@@ -19,11 +19,23 @@ from lite_probe.checkpoints.checkpoint import Checkpoint
 from lite_probe.checkpoints.huggingface import find_tokenizer
 from lite_probe.checkpoints.json_files import read_json_object
 from lite_probe.checkpoints.optimizers import StateDict, StateReader, find_state_dicts
-from lite_probe.checkpoints.pickles import check_memo, damaged, read_torch_bytes
-from lite_probe.checkpoints.state_dicts import STEP_KEYS, find_state_dict, find_step
+from lite_probe.checkpoints.pickle_bounds import (
+    MAX_PICKLE_BYTES,
+    BoundsError,
+    CallRule,
+    Machine,
+    anything,
+    check_unfolded,
+    hashable_members,
+    opcodes,
+    texts,
+)
+from lite_probe.checkpoints.pickles import damaged, exhausting, read_torch_bytes
+from lite_probe.checkpoints.state_dicts import STEP_KEYS, find_state_dict, find_step, unwrap
 from lite_probe.checkpoints.torch_file import fit_names
 from lite_probe.checkpoints.weights import Weights
-from lite_probe.errors import InputError, LiteProbeError, UnsafePickleError
+from lite_probe.errors import InputError, LiteProbeError, UnsafePickleError, shown
+from lite_probe.files import open_regular, read_bounded
 
 METADATA_FILE = ".metadata"
 STATE_DEPTH = 8  # levels of nesting in an optimizer state
@@ -46,8 +58,14 @@ _RECORDS = {
 }
 _PLAIN: Mapping[tuple[str, str], Any] = {
     ("torch", "Size"): tuple,
-    ("torch.serialization", "_get_layout"): str,
+    ("torch.serialization", "_get_layout"): lambda name: name,
     ("collections", "OrderedDict"): dict,
+}
+_CALLS: Mapping[str, CallRule] = {
+    **{f"{module}.{name}": anything for module, names in _RECORDS.items() for name in names},
+    "torch.Size": anything,
+    "torch.serialization._get_layout": texts,
+    "collections.OrderedDict": hashable_members,
 }
 _DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
@@ -139,7 +157,9 @@ def read(folder: Path, *, model_config: Mapping[str, Any] | None) -> Checkpoint:
         UnsafePickleError: If the metadata asks for a name that is not part of it.
     """
     index = _read_index(folder)
-    saved = _nested(index, folder)
+    whole = _nested(index)
+    saved = unwrap(whole, folder.name)
+    steps = [_with_steps(folder, index, place) for place in (saved, whole)]
     config = model_config
     if config is None and (folder / "config.json").is_file():
         config = read_json_object(folder / "config.json")
@@ -152,9 +172,9 @@ def read(folder: Path, *, model_config: Mapping[str, Any] | None) -> Checkpoint:
         format="distributed",
         weights=weights,
         model_config=config,
-        step=find_step(saved),
+        step=find_step(*steps),
         tokenizer_path=find_tokenizer(folder),
-        read_states=_states_reader(folder, index, saved),
+        read_states=_states_reader(folder, index, saved, whole),
         notes=notes,
     )
 
@@ -191,7 +211,7 @@ class _DistributedWeights(Weights):
 
 def _read_piece(folder: Path, piece: _Piece) -> Any:
     try:
-        with (folder / piece.file).open("rb") as stream:
+        with open_regular(folder / piece.file, "a data file of a distributed checkpoint") as stream:
             stream.seek(piece.offset)
             content = stream.read(piece.length)
     except OSError as error:
@@ -200,17 +220,23 @@ def _read_piece(folder: Path, piece: _Piece) -> Any:
 
 
 def _read_index(folder: Path) -> _Index:
-    content = (folder / METADATA_FILE).read_bytes()
-    check_memo(content, METADATA_FILE)
+    expected = "the metadata of a distributed checkpoint"
+    content = read_bounded(folder / METADATA_FILE, expected, max_bytes=MAX_PICKLE_BYTES)
     try:
+        machine = Machine(lambda name: _CALLS.get(name, anything))  # other names end the load before a call
+        for opcode, argument, position in opcodes(io.BytesIO(content)):
+            machine.step(opcode, argument, position)
         metadata = _MetadataUnpickler(content).load()
+        check_unfolded(metadata)
         if not isinstance(metadata, _Record) or metadata.kind != "Metadata":
             raise ValueError(f"it holds a {type(metadata).__name__}")
         return _checked_index(folder, metadata)
+    except BoundsError as error:
+        raise exhausting(METADATA_FILE, error) from error
     except LiteProbeError:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
-        raise damaged(METADATA_FILE, "the metadata of a distributed checkpoint", error) from error
+        raise damaged(METADATA_FILE, expected, error) from error
 
 
 def _checked_index(folder: Path, metadata: _Record) -> _Index:
@@ -219,7 +245,7 @@ def _checked_index(folder: Path, metadata: _Record) -> _Index:
     checked: dict[str, tuple[_Piece, ...]] = {}
     for name, entry in metadata["state_dict_metadata"].items():
         if not isinstance(name, str) or not isinstance(entry, _Record):
-            raise ValueError(f"its entry {name!r} is no tensor and no object")
+            raise ValueError(f"its entry {shown(name)} is no tensor and no object")
         if entry.kind == "TensorStorageMetadata":
             tensors[name] = _meta_tensor(entry)
             checked[name] = _chunks(name, entry, tensors[name], pieces)
@@ -230,7 +256,7 @@ def _checked_index(folder: Path, metadata: _Record) -> _Index:
     for name in checked:
         path = planned.get(name) if isinstance(planned, dict) else None
         keys = path if isinstance(path, tuple) and path else (name,)
-        paths[name] = tuple(key if _whole(key) else str(key) for key in keys)
+        paths[name] = tuple(key if _whole(key) else _text(key) for key in keys)
     return _Index(tensors, checked, paths)
 
 
@@ -242,12 +268,12 @@ def _pieces_by_name(folder: Path, storage: Mapping[Any, Any]) -> dict[tuple[str,
         file, offset, length = info["relative_path"], info["offset"], info["length"]
         if not isinstance(file, str) or file in ("", ".", "..") or "/" in file or "\\" in file or "\0" in file:
             raise InputError(
-                f"expected the names of files beside {METADATA_FILE} in it, got {file!r}",
+                f"expected the names of files beside {METADATA_FILE} in it, got {shown(file)}",
                 "restore the checkpoint from its source",
             )
         if info.state.get("transform_descriptors"):
             raise InputError(
-                f"expected chunks as torch.save writes them, got {info['transform_descriptors']} in {file}",
+                f"expected chunks as torch.save writes them, got {shown(info['transform_descriptors'])} in {file}",
                 "save the checkpoint without compression",
             )
         if file not in sizes:
@@ -290,18 +316,24 @@ def _chunks(
     return tuple(found)
 
 
+def _text(key: object) -> str:
+    if not isinstance(key, str):
+        raise ValueError(f"expected texts and numbers as keys, got {shown(key)}")
+    return key
+
+
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _shape(value: object) -> Shape:
     if not isinstance(value, tuple) or not all(_whole(length) for length in value):
-        raise ValueError(f"expected sizes, got {value!r}"[:200])
+        raise ValueError(f"expected sizes, got {shown(value)}")
     return value
 
 
-def _nested(index: _Index, folder: Path) -> dict[Any, Any]:
-    """Return what was saved as nested dicts: meta tensors, counters of steps, where to read other objects."""
+def _nested(index: _Index) -> dict[Any, Any]:
+    """Return what was saved as nested dicts: meta tensors, and where to read other objects."""
     saved: dict[Any, Any] = {}
     for name, path in index.paths.items():
         inner = saved
@@ -313,24 +345,28 @@ def _nested(index: _Index, folder: Path) -> dict[Any, Any]:
         if path[-1] in inner:
             raise damaged(METADATA_FILE, "the metadata of a distributed checkpoint", f"{name} is listed twice")
         inner[path[-1]] = index.tensors[name] if name in index.tensors else _Unread(name)
-        if len(path) == 1 and path[0] in STEP_KEYS and index.pieces[name]:
-            inner[path[0]] = _step_value(folder, index, name)
     return saved
 
 
-def _step_value(folder: Path, index: _Index, name: str) -> object:
-    if name in index.tensors:
-        if index.tensors[name].numel() != 1:
-            return index.tensors[name]
-        return _DistributedWeights(folder, index, {name: name}).read(name)
-    return _read_piece(folder, index.pieces[name][0])
+def _with_steps(folder: Path, index: _Index, saved: Mapping[Any, Any]) -> dict[str, object]:
+    """Return the counters of steps that lie in a dict, their values read."""
+    flat_names = {id(meta): name for name, meta in index.tensors.items()}
+    steps: dict[str, object] = {}
+    for key in STEP_KEYS:
+        value = saved.get(key)
+        if isinstance(value, _Unread) and index.pieces[value.flat]:
+            steps[key] = _read_piece(folder, index.pieces[value.flat][0])
+        elif isinstance(value, Tensor) and value.numel() == 1:
+            name = flat_names[id(value)]
+            steps[key] = _DistributedWeights(folder, index, {name: name}).read(name)
+    return steps
 
 
 # -- optimizer states --------------------------------------------------------------------------------------------------
 
 
-def _states_reader(folder: Path, index: _Index, saved: Mapping[Any, Any]) -> StateReader:
-    found = find_state_dicts(saved)
+def _states_reader(folder: Path, index: _Index, *places: Mapping[Any, Any]) -> StateReader:
+    found = next((states for states in map(find_state_dicts, places) if states), [])
     flat_names = {id(meta): name for name, meta in index.tensors.items()}
 
     def load(value: Any, depth: int = STATE_DEPTH) -> Any:

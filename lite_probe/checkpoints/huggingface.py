@@ -1,5 +1,6 @@
 """Folders that `save_pretrained` writes: config.json and weights, in one file or in shards."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from lite_probe.checkpoints.optimizers import StateDict, StateReader, find_state
 from lite_probe.checkpoints.pickles import read_torch_file, verify_torch_file
 from lite_probe.checkpoints.state_dicts import find_state_dict, find_step
 from lite_probe.checkpoints.weights import MappedWeights, RenamedWeights, SafetensorsWeights, Weights
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, shown, shown_name
+from lite_probe.files import open_regular
 
 SAFETENSORS_FILE = "model.safetensors"
 BIN_FILE = "pytorch_model.bin"
@@ -30,9 +32,10 @@ def has_weights(folder: Path) -> bool:
 
 def is_safetensors_file(path: Path) -> bool:
     """Say whether a file begins like safetensors: the header's length, then its opening brace."""
-    with path.open("rb") as stream:
+    with open_regular(path, "a checkpoint") as stream:
         head = stream.read(9)
-    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+        num_bytes = os.fstat(stream.fileno()).st_size
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < num_bytes
 
 
 def read(folder: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | None) -> Checkpoint:
@@ -92,7 +95,7 @@ def read_weights(folder: Path, *, trust_pickle: bool) -> Weights:
         return _bin_weights([folder / BIN_FILE], trust_pickle=trust_pickle)
     if (folder / (BIN_FILE + INDEX_ENDING)).is_file():
         return _indexed(folder, BIN_FILE + INDEX_ENDING, lambda files: _bin_weights(files, trust_pickle=trust_pickle))
-    others = sorted(folder.glob("*.safetensors"))
+    others = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if others:
         return SafetensorsWeights(others)
     raise InputError(
@@ -113,21 +116,22 @@ def _indexed(folder: Path, index_name: str, open_files: Any) -> Weights:
         # A shard lies beside its index; anything else is a way out of the folder.
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
             raise InputError(
-                f"expected the names of files beside {index_name} in it, got {name!r}",
+                f"expected the names of files beside {index_name} in it, got {shown(name)}",
                 "restore the index from its source",
             )
     absent = sorted({name for name in names if not (folder / name).is_file()})
     if absent:
         raise InputError(
             f"expected {len(set(names)):,} shards in {folder}, got {len(set(names)) - len(absent):,}: "
-            f"missing {', '.join(absent[:6])}",
+            f"missing {', '.join(map(shown_name, absent[:6]))}",
             "copy the missing shards as well",
         )
     weights: Weights = open_files([folder / name for name in sorted(set(names))])
     lost = sorted(set(weight_map) - set(weights.metas))
     if lost:
         raise InputError(
-            f"expected the tensors that {index_name} lists in their shards, got no {', '.join(lost[:6])}",
+            f"expected the tensors that {index_name} lists in their shards, got no "
+            f"{', '.join(map(shown_name, lost[:6]))}",
             "copy the shards again; they do not belong to this index",
         )
     # What a shard holds beyond the index (another variant's copy) is not part of the checkpoint.
@@ -141,7 +145,7 @@ def _bin_weights(files: list[Path], *, trust_pickle: bool) -> Weights:
         twice = sorted(set(shard) & set(tensors))
         if twice:
             raise InputError(
-                f"expected each tensor in one shard, got {twice[0]} again in {path.name}",
+                f"expected each tensor in one shard, got {shown_name(twice[0])} again in {path.name}",
                 "remove the shard that does not belong to this checkpoint",
             )
         tensors |= shard

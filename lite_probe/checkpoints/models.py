@@ -14,8 +14,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from lite_probe.checkpoints.json_files import with_floats
 from lite_probe.checkpoints.weights import Weights
-from lite_probe.errors import InputError, LiteProbeError, NumericsError
+from lite_probe.errors import InputError, LiteProbeError, NumericsError, shown, shown_name
 
 # Names under which configs count what becomes one Python module each.
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
@@ -23,6 +24,7 @@ _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_n
 _MAX_EXPERTS = 65_536
 _MAX_BUFFER_BYTES = 2**31  # causal masks and rotary tables; a position count that wants more is damage
 _NAMES_SHOWN = 6
+OTHER_MODELS_HINT = "pass --task FILE.py:FUNCTION for any other model and loss"
 
 Adapt = Callable[[nn.Module], None]
 
@@ -47,7 +49,7 @@ def parse_config(model_config: Mapping[str, Any], *, num_tensors: int) -> transf
     family = model_config.get("model_type")
     if not isinstance(family, str) or family not in transformers.CONFIG_MAPPING:
         raise InputError(
-            f"expected a model_type that transformers {transformers.__version__} knows, got {family!r}",
+            f"expected a model_type that transformers {transformers.__version__} knows, got {shown(family)}",
             "pass --model-config with the right model_type, or --task FILE.py:FUNCTION for a model of your own",
         )
     if "quantization_config" in model_config:
@@ -58,6 +60,7 @@ def parse_config(model_config: Mapping[str, Any], *, num_tensors: int) -> transf
     _check_counts(model_config, num_tensors)
     # Keys with an underscore choose kernels, also ones from the hub; lite-probe chooses its own.
     plain = {key: value for key, value in model_config.items() if not key.startswith("_") and key != "auto_map"}
+    plain = with_floats(plain)
     try:
         with quiet_transformers():
             config = transformers.CONFIG_MAPPING[family].from_dict(plain)
@@ -67,9 +70,50 @@ def parse_config(model_config: Mapping[str, Any], *, num_tensors: int) -> transf
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(
             f"expected a causal language model, got model_type {family!r}",
-            "pass --task FILE.py:FUNCTION for any other model and loss",
+            OTHER_MODELS_HINT,
         )
+    _check_causal(config)
     return config
+
+
+def _check_causal(config: transformers.PreTrainedConfig) -> None:
+    """Refuse what shares its family with a causal language model and is none: its weights would load all the same.
+
+    Raises:
+        InputError: If the config's `architectures` are known and none is causal, if it is an encoder's and a decoder's,
+            or if its attention looks ahead.
+    """
+    named = config.architectures
+    names = [named] if isinstance(named, str) else [name for name in named or () if isinstance(name, str)]
+    if names and not any(name in _CAUSAL_ARCHITECTURES or name.endswith(_CAUSAL_ENDINGS) for name in names):
+        raise InputError(
+            f"expected the architecture of a causal language model, got {', '.join(map(shown_name, names[:4]))}",
+            OTHER_MODELS_HINT,
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"expected a causal language model, got a {config.model_type} with encoder and decoder", OTHER_MODELS_HINT
+        )
+    # Encoders are built as language models, too, and look ahead unless they are told that they decode.
+    if type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and False in (
+        getattr(config, "is_decoder", None),
+        getattr(config, "causal", None),
+    ):
+        raise InputError(
+            f"expected a causal language model, got a {config.model_type} that looks ahead (is_decoder is false)",
+            OTHER_MODELS_HINT,
+        )
+
+
+def _causal_architectures() -> frozenset[str]:
+    names: set[str] = set()
+    for name in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        names |= {name} if isinstance(name, str) else set(name)
+    return frozenset(names)
+
+
+_CAUSAL_ARCHITECTURES = _causal_architectures()
+_CAUSAL_ENDINGS = ("ForCausalLM", "LMHeadModel")  # names of models that transformers has since renamed
 
 
 def _check_counts(model_config: Mapping[str, Any], num_tensors: int) -> None:
@@ -80,7 +124,7 @@ def _check_counts(model_config: Mapping[str, Any], num_tensors: int) -> None:
             _check_counts(value, num_tensors)
         elif name in limits and isinstance(value, int) and value > limits[name]:
             raise InputError(
-                f"expected {name} of at most {limits[name]:,} for these weights, got {value}"[:300],
+                f"expected {name} of at most {limits[name]:,} for these weights, got {shown(value)}",
                 "the config does not belong to these weights; pass the right one with --model-config",
             )
 
@@ -232,14 +276,14 @@ def _check_report(report: Mapping[str, Any], skeleton: nn.Module, weights: Weigh
 
 def _shape_error(name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> InputError:
     return InputError(
-        f"expected {name} of shape {expected} by the config, got {found}",
+        f"expected {shown_name(name)} of shape {expected} by the config, got {shown(found)}",
         "the config does not belong to these weights; pass the right one with --model-config",
     )
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return f"{shown} and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else shown
+    first = ", ".join(shown_name(name) for name in names[:_NAMES_SHOWN])
+    return f"{first} and {len(names) - _NAMES_SHOWN:,} more" if len(names) > _NAMES_SHOWN else first
 
 
 def _check_finite(model: nn.Module) -> None:

@@ -21,7 +21,7 @@ from lite_probe.checkpoints.optimizers import StateDict, StateReader, own_optimi
 from lite_probe.checkpoints.parameter_orders import ASSUMED_ORDER, assign_entries, saved_entries
 from lite_probe.checkpoints.state_dicts import find_state_dict, find_step
 from lite_probe.checkpoints.weights import MappedWeights
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, shown
 from lite_probe.results.provenance import Note
 
 _SIZES = {
@@ -55,6 +55,7 @@ def read(path: Path, saved: Mapping[str, Any], *, model_config: Mapping[str, Any
         InputError: If `model_args` make no sense or tensors are missing.
     """
     tensors = find_state_dict(saved["model"], path.name)
+    MappedWeights(tensors, [path])  # before they are compared: a tensor may be a terabyte expanded from one number
     has_bias = bool(saved["model_args"].get("bias", True))
     config = {**_gpt2_config(saved["model_args"], tensors), **(model_config or {})}
     return Checkpoint(
@@ -75,7 +76,7 @@ def _gpt2_config(model_args: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
         size = whole_number(model_args[name])
         if not size:
             raise InputError(
-                f"expected a positive whole number as {name} in nanoGPT's model_args, got {model_args[name]!r}"[:300],
+                f"expected a positive whole number as {name} in nanoGPT's model_args, got {shown(model_args[name])}",
                 "the file is damaged; take another checkpoint of the run",
             )
         sizes[gpt2_name] = size
@@ -124,7 +125,7 @@ def _is_transposed(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def _states_reader(path: Path, saved: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> StateReader:
-    read_raw = states_of(saved, path)
+    read_raw = states_of(path, saved)
 
     def read_states(*, values: bool) -> Sequence[StateDict]:
         raw = read_raw(values=values)

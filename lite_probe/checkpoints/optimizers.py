@@ -7,9 +7,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lite_probe.checkpoints.pickles import tensors_in, verify_torch_file
+from lite_probe.checkpoints.state_dicts import OPTIMIZER_KEYS
 from lite_probe.results.checkpoint import OptimizerFound
-
-OPTIMIZER_KEYS = ("optimizer", "optim", "optimizer_state_dict", "optimizer_states", "opt", "optimizers")
 
 StateDict = Mapping[Any, Any]  # "state" by parameter, and usually "param_groups"
 
@@ -42,9 +41,14 @@ def no_states(*, values: bool) -> Sequence[StateDict]:
     return ()
 
 
-def states_of(saved: object, path: Path) -> StateReader:
-    """Return a reader of the states in what a file held; its checksums are checked where values are asked for."""
-    found = find_state_dicts(saved)
+def states_of(path: Path, *places: object) -> StateReader:
+    """Return a reader of the states in what a file held; its checksums are checked where values are asked for.
+
+    Args:
+        path: The file.
+        places: Dicts that may hold them, the first that does deciding.
+    """
+    found: Sequence[StateDict] = next((states for states in map(find_state_dicts, places) if states), ())
 
     def read_states(*, values: bool) -> Sequence[StateDict]:
         if values and found:

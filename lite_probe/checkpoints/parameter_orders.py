@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lite_probe.checkpoints.optimizers import StateDict
 from lite_probe.checkpoints.state_dicts import bare_name, model_prefix
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, shown
 
 Shape = tuple[int, ...]
 
@@ -98,7 +98,7 @@ def _group_entries(group: object, state: Mapping[Any, Any], part: int) -> Iterat
 
 def _malformed(expected: str, got: object) -> InputError:
     return InputError(
-        f"expected {expected} as optimizer state, got {type(got).__name__} {got!r}"[:200],
+        f"expected {expected} as optimizer state, got {type(got).__name__} {shown(got)}",
         "pass the state dicts that torch.optim.Optimizer.state_dict() returned, in a list",
     )
 

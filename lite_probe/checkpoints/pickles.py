@@ -8,13 +8,13 @@ reconstructors can be driven to corrupt memory by a forged dtype state, so they 
 
 import argparse
 import io
+import os
 import pickle
-import pickletools
 import types
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
@@ -22,7 +22,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lite_probe.checkpoints.pickle_bounds import (
+    MAX_PICKLE_BYTES,
+    RENAMED,
+    BoundsError,
+    CallRule,
+    Machine,
+    Made,
+    anything,
+    bytes_or_nothing,
+    check_unfolded,
+    hashable_members,
+    latin_text,
+    nothing,
+    opcodes,
+    texts,
+)
 from lite_probe.errors import InputError, LiteProbeError, UnsafePickleError
+from lite_probe.files import open_regular
 
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic number, as a protocol-2 pickle
 ZIP_MAGIC = b"PK\x03\x04"
@@ -38,12 +55,11 @@ class PickledDtype:
     """Stands in for `numpy.dtype`: keeps kind, size and byte order, nothing else."""
 
     def __init__(self, code: object = "", *_: object) -> None:
-        self.code = code.decode("ascii") if isinstance(code, bytes) else str(code)
+        self.code = _short_text(code)
         self.byte_order = "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        order = state[1]
-        self.byte_order = order.decode("ascii") if isinstance(order, bytes) else str(order)
+        self.byte_order = _short_text(state[1])
 
     def plain(self) -> np.dtype[Any]:
         """Return the numpy dtype, if it is a number or a fixed-width string."""
@@ -51,6 +67,14 @@ class PickledDtype:
         if dtype.kind not in "biufcSU":
             raise pickle.UnpicklingError(f"expected a numpy scalar of numbers or text, got dtype {self.code}")
         return dtype.newbyteorder(">") if self.byte_order == ">" else dtype
+
+
+def _short_text(value: object) -> str:
+    """Return a text as it is: the text of anything else could be of any length."""
+    text = value.decode("ascii") if isinstance(value, bytes) else value
+    if not isinstance(text, str) or len(text) > 100:
+        raise pickle.UnpicklingError(f"expected a short text, got {type(value).__name__}")
+    return text
 
 
 class PickledArray:
@@ -91,7 +115,7 @@ def _windows_path(*parts: str) -> PureWindowsPath:
 
 
 def _version_text(text: str = "") -> str:
-    return str(text)
+    return _short_text(text)
 
 
 # Beyond torch's own list. A name here resolves to the object beside it, whatever it means elsewhere.
@@ -129,13 +153,57 @@ ALLOWED: dict[str, Callable[..., Any]] = {
     },
 }
 
-# Python 2 names, as protocol 2 writes them.
-_RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+# What may be called, as Python's own pickler calls it; every other allowed name is a value and no more: a class beside
+# an option, the factory of a defaultdict, the type of a storage.
+_REBUILDS = tuple(
+    f"torch._utils._rebuild_{kind}"
+    for kind in (
+        "tensor",
+        "tensor_v2",
+        "tensor_v3",
+        "parameter",
+        "parameter_with_state",
+        "sparse_tensor",
+        "qtensor",
+        "meta_tensor_no_storage",
+    )
+)
+
+
+def _rebuild_first(arguments: Sequence[Made]) -> str:
+    """Accept the function that a tensor with attributes is rebuilt by."""
+    return "" if arguments and arguments[0].text in _REBUILDS else "calls what rebuilds no tensor"
+
+
+_CALLS: Mapping[str, CallRule] = {
+    **dict.fromkeys(_REBUILDS, anything),
+    "torch._tensor._rebuild_from_type_v2": _rebuild_first,
+    "torch.nn.parameter.Parameter": anything,
+    "torch.Size": anything,
+    "torch.device": anything,
+    "torch.serialization._get_layout": texts,
+    "torch.torch_version.TorchVersion": texts,
+    "collections.OrderedDict": hashable_members,
+    "collections.Counter": hashable_members,
+    "collections.defaultdict": anything,
+    "collections.deque": anything,
+    "builtins.set": hashable_members,
+    "builtins.frozenset": hashable_members,
+    "builtins.bytes": nothing,
+    "builtins.bytearray": bytes_or_nothing,
+    "builtins.complex": anything,
+    "builtins.slice": anything,
+    "_codecs.encode": latin_text,
+    "argparse.Namespace": nothing,
+    "types.SimpleNamespace": nothing,
+    **{name: anything for name in ALLOWED if name.startswith("numpy.")},
+    **{name: texts for name in ALLOWED if name.startswith("pathlib.")},
+}
 
 
 def is_torch_file(path: Path) -> bool:
     """Say whether a file begins like one that `torch.save` wrote; its content decides, not its name."""
-    with path.open("rb") as stream:
+    with open_regular(path, "a checkpoint") as stream:
         head = stream.read(len(LEGACY_MAGIC))
     return head.startswith(ZIP_MAGIC) or head == LEGACY_MAGIC
 
@@ -154,7 +222,7 @@ def read_torch_file(path: Path, *, trust_pickle: bool) -> Any:
         UnsafePickleError: If it names a class or function outside the allow-list. Nothing has run.
         InputError: If the file is damaged or was not written by `torch.save`.
     """
-    with path.open("rb") as stream:
+    with open_regular(path, "a file written by torch.save") as stream:
         legacy = stream.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC
         stream.seek(0)
         if legacy:
@@ -162,12 +230,14 @@ def read_torch_file(path: Path, *, trust_pickle: bool) -> Any:
                 scan(stream, path.name, trust_pickle=trust_pickle)
         else:
             scan(io.BytesIO(_archive_pickle(stream, path.name)), path.name, trust_pickle=trust_pickle)
-    if legacy:
-        return _load(path, path.name, mmap=False, trust_pickle=trust_pickle)
-    if path.name.endswith(".safetensors"):  # torch goes by the ending, and would not read the archive
-        with path.open("rb") as stream:
+        # torch goes by the ending, and would read no archive that is called so.
+        if not legacy and path.name.endswith(".safetensors"):
             return _load_stream(stream, path.name, trust_pickle=trust_pickle)
-    return _load(path, path.name, mmap=True, trust_pickle=trust_pickle)
+        num_bytes = os.fstat(stream.fileno()).st_size
+    found = _load(path, path.name, mmap=not legacy, trust_pickle=trust_pickle)
+    if legacy:
+        _check_stored(found, path.name, num_bytes)
+    return found
 
 
 def read_torch_bytes(content: bytes, name: str) -> Any:
@@ -193,10 +263,18 @@ def _load_stream(stream: IO[bytes], name: str, *, trust_pickle: bool) -> Any:
     stored = sum(entry.file_size for entry in entries if "/data/" in entry.filename)
     stream.seek(0)
     found = _load(stream, name, mmap=False, trust_pickle=trust_pickle)
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors_in(found)}
-    if sum(storage.nbytes() for storage in storages.values()) > stored:
-        raise damaged(name, "a file written by torch.save", f"its tensors are larger than its {stored:,} bytes of them")
+    _check_stored(found, name, stored)
     return found
+
+
+def _check_stored(found: object, name: str, num_bytes: int) -> None:
+    """Refuse tensors that are larger than what is stored of them: what torch reads into memory, it lets grow."""
+    dense = [tensor for tensor in tensors_in(found) if tensor.layout is torch.strided and not tensor.is_meta]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in dense}
+    if sum(storage.nbytes() for storage in storages.values()) > num_bytes:
+        raise damaged(
+            name, "a file written by torch.save", f"its tensors are larger than its {num_bytes:,} bytes of them"
+        )
 
 
 def tensors_in(value: object, depth: int = 8) -> Iterator[Tensor]:
@@ -216,12 +294,17 @@ def _load(source: Path | IO[bytes], name: str, *, mmap: bool, trust_pickle: bool
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
             warnings.simplefilter("ignore")
-            return torch.load(source, map_location="cpu", mmap=mmap, weights_only=not trust_pickle)
+            found = torch.load(source, map_location="cpu", mmap=mmap, weights_only=not trust_pickle)
+        if not trust_pickle:
+            check_unfolded(found)
     except LiteProbeError:
         raise
+    except BoundsError as error:
+        raise exhausting(name, error) from error
     # A damaged pickle can make torch raise anything at all; whatever it is, the file is the reason.
     except Exception as error:
         raise damaged(name, "a file written by torch.save", error) from error
+    return found
 
 
 def damaged(name: str, expected: str, error: BaseException | str) -> InputError:
@@ -243,16 +326,32 @@ def scan(stream: IO[bytes], name: str, *, trust_pickle: bool) -> None:
         InputError: If the opcodes make no pickle.
     """
     known = _known_names()
+    machine = Machine(_CALLS.get)
+    texts_seen: list[str] = []
     try:
         with warnings.catch_warnings():  # damaged text makes pickletools warn of odd escapes
             warnings.simplefilter("ignore")
-            for spelled in _names(stream):
-                if not trust_pickle and spelled not in known:
+            for opcode, argument, position in opcodes(stream):
+                if trust_pickle:
+                    continue
+                spelled = _name(opcode, argument, texts_seen)
+                if spelled is not None and spelled not in known:
                     raise UnsafePickleError(
-                        f"expected a file of tensors, got {name}, whose pickle asks for {spelled}", SAFE_HINT
+                        f"expected a file of tensors, got {name}, whose pickle asks for {spelled[:200]}", SAFE_HINT
                     )
+                machine.step(opcode, argument, position)
+    except BoundsError as error:
+        raise exhausting(name, error) from error
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError, AttributeError, TypeError) as error:
         raise damaged(name, "a pickle of tensors", error) from error
+
+
+def exhausting(name: str, error: BoundsError) -> InputError:
+    """Return the error for a file that would take all memory or time."""
+    return InputError(
+        f"expected a file of tensors, got {name}, whose pickle is out of bounds: {error}",
+        "save a state_dict of tensors",
+    )
 
 
 def _known_names() -> set[str]:
@@ -262,31 +361,20 @@ def _known_names() -> set[str]:
     return set(_get_allowed_globals()) | set(ALLOWED)
 
 
-def _names(stream: IO[bytes]) -> Iterator[str]:
-    """Yield each global a pickle names, in order."""
-    texts: list[str] = []
-    for opcode, argument, _ in pickletools.genops(stream):
-        if opcode.name in ("GLOBAL", "INST") and isinstance(argument, str):
-            module, _, qualified = argument.partition(" ")
-            yield f"{_RENAMED.get(module, module)}.{qualified}"
-        elif opcode.name == "STACK_GLOBAL":
-            # The two names may come from the memo; the last two texts are a guess good enough for a message,
-            # and protocol 4 is refused by torch's reader in any case.
-            yield ".".join(texts[-2:]) + " (pickle protocol 4 or later)"
-        elif opcode.name in ("EXT1", "EXT2", "EXT4"):
-            yield f"extension code {argument}"
-        elif isinstance(argument, str):
-            texts.append(argument)
-
-
-def check_memo(content: bytes, name: str) -> None:
-    """Refuse a pickle whose memo index is larger than the pickle: C's unpickler would allocate up to there."""
-    try:
-        for opcode, argument, _ in pickletools.genops(content):
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
-                raise damaged(name, "a pickle", f"its memo index {argument:,} is beyond its {len(content):,} bytes")
-    except (ValueError, IndexError, OverflowError) as error:
-        raise damaged(name, "a pickle", error) from error
+def _name(opcode: str, argument: Any, texts_seen: list[str]) -> str | None:
+    """Return the global that an opcode names, None if it names none."""
+    if opcode in ("GLOBAL", "INST") and isinstance(argument, str):
+        module, _, qualified = argument.partition(" ")
+        return f"{RENAMED.get(module, module)}.{qualified}"
+    if opcode == "STACK_GLOBAL":
+        # The two names may come from the memo; the last two texts are a guess good enough for a message,
+        # and protocol 4 is refused by torch's reader in any case.
+        return ".".join(texts_seen) + " (pickle protocol 4 or later)"
+    if opcode in ("EXT1", "EXT2", "EXT4"):
+        return f"extension code {argument}"
+    if isinstance(argument, str):
+        texts_seen[:] = [*texts_seen[-1:], argument]
+    return None
 
 
 def _archive_entries(stream: IO[bytes], name: str) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
@@ -314,6 +402,8 @@ def _archive_pickle(stream: IO[bytes], name: str) -> bytes:
             f"expected a file written by torch.save, got {name}, a zip archive with {len(pickles)} data.pkl",
             "pass the checkpoint itself; TorchScript and other archives are not read",
         )
+    if pickles[0].file_size > MAX_PICKLE_BYTES:
+        raise exhausting(name, BoundsError(f"it has more than {MAX_PICKLE_BYTES:,} bytes"))
     return b"".join(_entry_chunks(archive, pickles[0], name))
 
 
@@ -344,7 +434,7 @@ def verify_torch_file(path: Path) -> None:
 
     Cost: one pass over the file.
     """
-    with path.open("rb") as stream:
+    with open_regular(path, "a file written by torch.save") as stream:
         if stream.read(len(LEGACY_MAGIC)) != LEGACY_MAGIC:
             verify_archive(stream, path.name)
 

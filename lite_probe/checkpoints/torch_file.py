@@ -10,8 +10,9 @@ from lite_probe.checkpoints.json_files import as_json
 from lite_probe.checkpoints.models import build_skeleton, parse_config
 from lite_probe.checkpoints.optimizers import states_of
 from lite_probe.checkpoints.pickles import read_torch_file
-from lite_probe.checkpoints.state_dicts import find_state_dict, find_step, model_prefix
+from lite_probe.checkpoints.state_dicts import find_state_dict, find_step, model_prefix, unwrap
 from lite_probe.checkpoints.weights import MappedWeights, RenamedWeights, Weights
+from lite_probe.errors import shown_name
 from lite_probe.results.provenance import Note
 
 LIGHTNING_KEYS = ("pytorch-lightning_version", "lightning_version")
@@ -30,6 +31,7 @@ def read(path: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | No
         UnsafePickleError: If it asks for a name outside the allow-list.
     """
     saved = read_torch_file(path, trust_pickle=trust_pickle)
+    whole, saved = saved, unwrap(saved, path.name)
     if nanogpt.is_nanogpt(saved):
         return nanogpt.read(path, saved, model_config=model_config)
     lightning = isinstance(saved, Mapping) and any(key in saved for key in LIGHTNING_KEYS)
@@ -40,8 +42,8 @@ def read(path: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | No
         format="lightning" if lightning else "torch",
         weights=weights,
         model_config=model_config,
-        step=find_step(saved),
-        read_states=states_of(saved, path),
+        step=find_step(saved, whole),
+        read_states=states_of(path, saved, whole),
         notes=notes,
     )
 
@@ -71,6 +73,7 @@ def fit_names(weights: Weights, model_config: Mapping[str, Any] | None) -> tuple
     outside = sorted(set(weights.metas) - set(names.values()))
     notes: tuple[Note, ...] = ()
     if outside:
-        message = f"{len(outside):,} tensors outside of {prefix} are not part of the model: {', '.join(outside[:4])}."
+        first = ", ".join(map(shown_name, outside[:4]))
+        message = f"{len(outside):,} tensors outside of {shown_name(prefix)} are not part of the model: {first}."
         notes = (Note(code="ignored-tensors", message=message),)
     return RenamedWeights(weights, names), notes

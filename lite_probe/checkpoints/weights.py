@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lite_probe.checkpoints.pickles import damaged, verify_torch_file
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, shown, shown_name
 
 Shape = tuple[int, ...]
 
@@ -68,13 +68,14 @@ class MappedWeights(Weights):
         for name, tensor in tensors.items():
             if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
                 raise InputError(
-                    f"expected dense tensors, got {name} with {tensor.layout} on {tensor.device}",
+                    f"expected dense tensors, got {shown_name(name)} with {tensor.layout} on {tensor.device}",
                     "save the model's weights dense and dequantized",
                 )
             # A stride of zero makes any size out of one number.
             if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
                 raise InputError(
-                    f"expected {name} to lie in the file whole, got {tuple(tensor.shape)} expanded from less",
+                    f"expected {shown_name(name)} to lie in the file whole, got {shown(tuple(tensor.shape))} expanded "
+                    "from less",
                     "save a contiguous copy of it",
                 )
         self.files = tuple(files)
@@ -113,7 +114,8 @@ class SafetensorsWeights(Weights):
             for name, meta in _safetensors_metas(path).items():
                 if name in self._shards:
                     raise InputError(
-                        f"expected each tensor in one shard, got {name} in {self._shards[name].name} and {path.name}",
+                        f"expected each tensor in one shard, got {shown_name(name)} in {self._shards[name].name} and "
+                        f"{path.name}",
                         "remove the shard that does not belong to this checkpoint",
                     )
                 self._shards[name] = path
@@ -141,7 +143,8 @@ def _safetensors_metas(path: Path) -> dict[str, Tensor]:
                 dtype = _SAFETENSORS_DTYPES.get(view.get_dtype())
                 if dtype is None:
                     raise InputError(
-                        f"expected weights of a torch dtype, got {name} of {view.get_dtype()} in {path.name}",
+                        f"expected weights of a torch dtype, got {shown_name(name)} of {view.get_dtype()} in "
+                        f"{path.name}",
                         "dequantize the checkpoint first",
                     )
                 metas[name] = torch.empty(view.get_shape(), dtype=dtype, device="meta")

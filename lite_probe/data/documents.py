@@ -9,8 +9,10 @@ import json
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from lite_probe.errors import InputError, UsageError
+from lite_probe.errors import InputError, UsageError, shown
+from lite_probe.files import open_regular
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_NAMES = ("builtin:python-docs", "builtin:python-source")
@@ -18,9 +20,19 @@ BUILTIN_NAMES = ("builtin:python-docs", "builtin:python-source")
 # Folders of the standard library's tree that hold something else.
 _NOT_LIBRARY = {"site-packages", "dist-packages", "__pycache__", "test", "tests"}
 
-# 4 KiB of zstd hold at most 1,024 run-length blocks of 128 KiB: one step cannot fill the memory.
-_ZSTD_STEP = 4096
+# 1 KiB of zstd holds at most 256 run-length blocks of 128 KiB: one step cannot fill the memory.
+_ZSTD_STEP = 1024
 _FILE_STEP = 1 << 18
+
+# No text becomes so much smaller by compression; what does is made to fill a memory.
+_MAX_EXPANSION = 256
+_ALWAYS_EXPANDED = 1 << 26  # bytes; a short text may well be a repetition
+
+MAX_LINE_BYTES = 1 << 24  # as JSON a line takes up to 24 times its room
+MAX_DOCUMENTS = (
+    1 << 20
+)  # and lines, also of those that hold no text: a text is capped by its length, and they have none
+_PARQUET_ROWS = 16  # read at once
 
 
 def read_documents(path: Path, *, text_field: str, max_bytes: int) -> Iterator[str]:
@@ -91,7 +103,7 @@ def _python_source() -> Iterator[str]:
 
 
 def _file_pieces(path: Path, step: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with open_regular(path, "a text") as file:
         while piece := file.read(step):
             yield piece
 
@@ -102,12 +114,16 @@ def _zstd_pieces(path: Path) -> Iterator[bytes]:
 
     frame = zstandard.ZstdDecompressor().decompressobj()
     between_frames = True
+    taken = given = 0
     try:
         for piece in _file_pieces(path, _ZSTD_STEP):
             rest = piece
             while rest:
                 between_frames = False
-                yield frame.decompress(rest)
+                content = frame.decompress(rest)
+                taken, given = taken + len(rest), given + len(content)
+                _check_expansion(given, taken, path.name)
+                yield content
                 rest = b""
                 if frame.eof:
                     rest = frame.unused_data
@@ -124,11 +140,29 @@ def _zstd_pieces(path: Path) -> Iterator[bytes]:
         )
 
 
+def _check_expansion(num_bytes: int, compressed_bytes: int, name: str) -> None:
+    if num_bytes > max(_ALWAYS_EXPANDED, _MAX_EXPANSION * compressed_bytes):
+        raise InputError(
+            f"expected a text that is at most {_MAX_EXPANSION} times as long as it is compressed, "
+            f"got {num_bytes:,} bytes out of {compressed_bytes:,} in {name}",
+            "a text that repeats itself so often is no text to measure on",
+        )
+
+
+def _check_count(number: int, name: str) -> None:
+    if number > MAX_DOCUMENTS:
+        raise InputError(
+            f"expected at most {MAX_DOCUMENTS:,} documents before the text is long enough, got more in {name}",
+            "join the short ones",
+        )
+
+
 def _decode(pieces: Iterable[bytes], name: str, max_bytes: int) -> str:
     decoder = codecs.getincrementaldecoder("utf-8")()
     decoded: list[str] = []
     size = 0
-    for piece in pieces:
+    for whole in pieces:
+        piece = whole[: max_bytes + 1 - size]  # one step of zstd may give far more
         pending = len(decoder.getstate()[0])
         decoded.append(_decode_piece(decoder, piece, size - pending, name))
         size += len(piece)
@@ -153,7 +187,8 @@ def _decode_piece(
 
 
 def _json_documents(pieces: Iterable[bytes], name: str, text_field: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(pieces), start=1):
+    for number, line in enumerate(_lines(pieces, name), start=1):
+        _check_count(number, name)
         if not line.strip():
             continue
         where = f"line {number:,} of {name}"
@@ -172,7 +207,7 @@ def _json_documents(pieces: Iterable[bytes], name: str, text_field: str) -> Iter
 def _text_of(record: dict[str, object], text_field: str, where: str) -> str:
     if text_field not in record:
         raise InputError(
-            f"expected a field {text_field!r}, got {sorted(record)} in {where}",
+            f"expected a field {text_field!r}, got {shown(sorted(record))} in {where}",
             "name the field that holds the text with --text-field",
         )
     text = record[text_field]
@@ -190,15 +225,35 @@ def _text_of(record: dict[str, object], text_field: str, where: str) -> str:
     return text
 
 
-def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _lines(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
     begun: list[bytes] = []
+    size, number = 0, 1
     for piece in pieces:
-        first, *others = piece.split(b"\n")
-        begun.append(first)
-        for line in others:
+        start = 0
+        while start < len(piece):
+            end = piece.find(b"\n", start)
+            part = piece[start : end if end >= 0 else len(piece)]
+            size += len(part)
+            if size > MAX_LINE_BYTES:
+                raise InputError(
+                    f"expected lines of at most {MAX_LINE_BYTES:,} bytes, got a longer one in line {number:,} of {name}",
+                    "divide the document",
+                )
+            begun.append(part)
+            if end < 0:
+                break
             yield b"".join(begun)
-            begun = [line]
+            begun, size, number, start = [], 0, number + 1, end + 1
     yield b"".join(begun)
+
+
+def _check_chunks(metadata: Any, text_field: str, name: str) -> None:
+    """Refuse a column that expands like no text does, before a page of it is decompressed."""
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(index)
+            if chunk.path_in_schema == text_field:
+                _check_expansion(chunk.total_uncompressed_size, chunk.total_compressed_size, name)
 
 
 def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
@@ -206,21 +261,33 @@ def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        # A text is decoded once however often it is met, and pages are read one by one.
+        with (
+            open_regular(path, "a parquet file") as stream,
+            parquet.ParquetFile(stream, read_dictionary=[text_field], buffer_size=_FILE_STEP) as file,
+        ):
             schema = file.schema_arrow
             if text_field not in schema.names:
                 raise InputError(
-                    f"expected a column {text_field!r}, got {sorted(schema.names)} in {path.name}",
+                    f"expected a column {text_field!r}, got {shown(sorted(schema.names))} in {path.name}",
                     "name the column that holds the text with --text-field",
                 )
             kind = schema.field(text_field).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise InputError(
                     f"expected text in column {text_field!r}, got {kind} in {path.name}",
                     "name the column that holds the text with --text-field",
                 )
-            for batch in file.iter_batches(batch_size=256, columns=[text_field]):
-                yield from (text for text in batch.column(0).to_pylist() if text is not None)
+            _check_chunks(file.metadata, text_field, path.name)
+            number = 0
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
+                for scalar in batch.column(0):
+                    number += 1
+                    _check_count(number, path.name)
+                    text = scalar.as_py()
+                    if text is not None:
+                        yield text
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(

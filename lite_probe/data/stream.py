@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from lite_probe.data.documents import BUILTIN_PREFIX, builtin_documents, read_documents
 from lite_probe.data.token_files import TokenArray, TokenDtype, open_bin, open_npy
 from lite_probe.data.tokenization import Tokenizer
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, shown_name
+from lite_probe.files import open_regular
 from lite_probe.results.provenance import Note
 
 MAX_TEXT_BYTES = 16 * 2**20
@@ -129,7 +130,8 @@ def _is_validation(name: str) -> bool:
 
 
 def _list_files(path: Path, on_note: Callable[[Note], None] | None) -> list[Path]:
-    if path.is_file():
+    if path.exists() and not path.is_dir():
+        open_regular(path, "a text or token ids").close()
         return [path]
     if not path.is_dir():
         raise InputError(
@@ -147,7 +149,7 @@ def _list_files(path: Path, on_note: Callable[[Note], None] | None) -> list[Path
             "name a single file to read it whatever its ending",
         )
     if token_files and texts and on_note:
-        left = ", ".join(file.name for file in texts)
+        left = ", ".join(shown_name(file.name) for file in texts[:6]) + (" …" if len(texts) > 6 else "")
         message = f"{path.name} holds token files, so its texts were left aside: {left}."
         on_note(Note(code="texts-left-aside", message=message))
     return sorted(chosen, key=lambda file: (_is_validation(file.name), file.name))

@@ -3,6 +3,7 @@
 Both are memory-mapped: a file of many gigabytes costs only the pages that batches are drawn from.
 """
 
+import os
 import tokenize
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lite_probe.errors import InputError, UsageError
+from lite_probe.files import open_regular
 from lite_probe.results.provenance import Note
 
 TokenDtype = Literal["uint16", "uint32"]
@@ -46,14 +48,16 @@ def open_bin(path: Path, *, token_dtype: TokenDtype | None, on_note: Callable[[N
     """
     if token_dtype not in (None, "uint16", "uint32"):
         raise UsageError(f"expected a token type of uint16 or uint32, got {token_dtype!r}")
-    size = path.stat().st_size
+    with open_regular(path, "token ids") as file:
+        size = os.fstat(file.fileno()).st_size
+        head = file.read(4 * _PROBE_WORDS)
     offset, dtype = 0, token_dtype
-    header = np.fromfile(path, dtype="<i4", count=2)
-    known = _HEADERS.get((int(header[0]), int(header[1]))) if len(header) == 2 else None
+    header = np.frombuffer(head[:8], dtype="<i4") if len(head) >= 8 else ()
+    known = _HEADERS.get((int(header[0]), int(header[1]))) if len(header) else None
     if known is not None:
         offset, dtype = 4 * _HEADER_WORDS, known
     elif dtype is None:
-        dtype = _guess_dtype(path, on_note)
+        dtype = _guess_dtype(head, size, path.name, on_note)
     width = np.dtype(dtype).itemsize
     if size <= offset or (size - offset) % width:
         raise InputError(
@@ -63,13 +67,13 @@ def open_bin(path: Path, *, token_dtype: TokenDtype | None, on_note: Callable[[N
     return np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r", offset=offset)
 
 
-def _guess_dtype(path: Path, on_note: Callable[[Note], None] | None) -> TokenDtype:
-    halves = np.fromfile(path, dtype="<u2", count=2 * _PROBE_WORDS)
+def _guess_dtype(head: bytes, size: int, name: str, on_note: Callable[[Note], None] | None) -> TokenDtype:
+    halves = np.frombuffer(head[: len(head) // 2 * 2], dtype="<u2")
     lower, upper = halves[0::2], halves[1::2]
-    if path.stat().st_size % 4 or not len(upper) or upper.max() >= _SMALL_HALF or lower.max() < _SMALL_HALF:
+    if size % 4 or not len(upper) or upper.max() >= _SMALL_HALF or lower.max() < _SMALL_HALF:
         return "uint16"
     if on_note:
-        message = f"{path.name} was read as uint32 token ids: every second 16-bit word is below {_SMALL_HALF}."
+        message = f"{name} was read as uint32 token ids: every second 16-bit word is below {_SMALL_HALF}."
         on_note(Note(code="token-type", message=message))
     return "uint32"
 
@@ -86,7 +90,7 @@ def open_npy(path: Path) -> TokenArray:
     Raises:
         InputError: If it is no such array.
     """
-    with path.open("rb") as file:
+    with open_regular(path, "a .npy array") as file:
         magic = file.read(len(_NUMPY_MAGIC))
     if magic != _NUMPY_MAGIC:  # np.load would go on to try zip files and pickles
         raise InputError(f"expected a .npy array, got first bytes {magic!r} in {path.name}", "save ids with numpy.save")

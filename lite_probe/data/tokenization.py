@@ -5,6 +5,8 @@ the tokenizer's `separator`.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -12,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as RustTokenizer
 
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, shown_name
+from lite_probe.files import read_bounded
 
 # An encoding costs some hundred bytes per token while it is made; pieces keep that small. A cut falls after a
 # newline, where the pre-tokenizers of common families split anyway or nearly so.
 _PIECE_CHARACTERS = 1 << 17
+
+MAX_TOKENIZER_BYTES = 64 * 2**20  # a vocabulary of 256k has 33 MB
 
 # End-of-document tokens, asked for in this order where tokenizer_config.json names none.
 _END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -68,13 +73,9 @@ class FileTokenizer:
     """
 
     def __init__(self, path: Path) -> None:
-        try:  # the library raises nothing narrower than Exception
-            self._rust = RustTokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:
-            raise InputError(
-                f"expected a tokenizer.json, got {_first_line(error)} in {path.name}",
-                "save it again with AutoTokenizer.from_pretrained(…).save_pretrained(…)",
-            ) from error
+        content = read_bounded(path, "a tokenizer.json", max_bytes=MAX_TOKENIZER_BYTES)
+        with _refusing(f"expected a tokenizer.json, got {{}} in {shown_name(path.name)}"):
+            self._rust = RustTokenizer.from_str(content.decode("utf-8"))
         # Settings stored for batched inference would cut or fill documents.
         self._rust.no_truncation()
         self._rust.no_padding()
@@ -85,15 +86,16 @@ class FileTokenizer:
     def _find_separator(self, config_path: Path) -> NDArray[np.int64]:
         named: list[str] = []
         if config_path.is_file():
+            content = read_bounded(config_path, "a tokenizer's config", max_bytes=MAX_TOKENIZER_BYTES)
             try:
-                token = json.loads(config_path.read_text(encoding="utf-8")).get("eos_token")
+                token = json.loads(content.decode("utf-8")).get("eos_token")
             except (ValueError, AttributeError, RecursionError) as error:
                 raise InputError(
                     f"expected a JSON object in {config_path.name}, got {_first_line(error)}",
                     "repair it or remove it",
                 ) from error
-            content = token.get("content") if isinstance(token, dict) else token
-            named = [content] if isinstance(content, str) else []
+            text = token.get("content") if isinstance(token, dict) else token
+            named = [text] if isinstance(text, str) else []
         ids = (self._rust.token_to_id(token) for token in (*named, *_END_TOKENS))
         return np.array([token_id for token_id in ids if token_id is not None][:1], dtype=np.int64)
 
@@ -104,7 +106,8 @@ class FileTokenizer:
 
     def encode(self, text: str) -> NDArray[np.int64]:
         """Return the (n,) ids of a text, encoded in pieces that end at a newline."""
-        encodings = self._rust.encode_batch_fast(_pieces(text), add_special_tokens=False)
+        with _refusing(f"expected {shown_name(self.name)} to encode the text, got {{}}"):
+            encodings = self._rust.encode_batch_fast(_pieces(text), add_special_tokens=False)
         return np.concatenate([np.zeros(0, np.int64), *(np.array(e.ids, dtype=np.int64) for e in encodings)])
 
 
@@ -133,6 +136,26 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     return FileTokenizer(path)
 
 
+@contextmanager
+def _refusing(message: str) -> Iterator[None]:
+    """Turn what the library raises into an error about the file; it raises nothing narrower than Exception.
+
+    Where its Rust code panics, over a regular expression that backtracks for ever, it raises a BaseException.
+
+    Args:
+        message: With {} where the error's first line goes.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise
+        raise InputError(
+            message.format(_first_line(error)),
+            "save it again with AutoTokenizer.from_pretrained(…).save_pretrained(…), or pass another --tokenizer",
+        ) from error
+
+
 def _pieces(text: str) -> list[str]:
     pieces, start = [], 0
     while len(text) - start > _PIECE_CHARACTERS:
@@ -144,4 +167,4 @@ def _pieces(text: str) -> list[str]:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
