@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lite_probe.optim.diagonal import flat_mask, flat_weights, new_thresholds, unbiased_root
+from lite_probe.optim.eigenbases import renewed_basis, singular_vectors, whole_basis
 from lite_probe.optim.geometry import (
     Coordinates,
     Geometry,
@@ -15,8 +16,10 @@ from lite_probe.optim.geometry import (
     gated,
     replace_,
 )
+from lite_probe.optim.msign import frobenius_norm
 
 _SIDES = ("left", "right")
+_NOISE = 4.0
 
 
 class Kronecker(Geometry):
@@ -58,7 +61,7 @@ class Kronecker(Geometry):
         if step == 0:
             return None
         b1, b2 = group["betas"]
-        rotated = _rotate(state, gradient)
+        rotated = _rotate_averages(state, gradient)
         momentum = state["exp_avg"].lerp_(rotated, gated(1.0 - b1, gate))
         second = average_square_(state["exp_avg_sq"], rotated, b2, gate)
         flat = flat_mask(state, second, lite, gate)
@@ -91,9 +94,11 @@ class Kronecker(Geometry):
         for side in sides:
             outer = torch.bmm(gradient, gradient.mT) if side == "left" else torch.bmm(gradient.mT, gradient)
             state[f"factor_{side}"].lerp_(outer, gated(1.0 - beta, gate))
-        if step == 0:
+        if step == 0 and sides:
+            vectors = [singular_vectors(one) for one in gradient]
             for side in sides:
-                replace_(state[f"basis_{side}"], _eigenbasis(state[f"factor_{side}"]), gate)
+                bases = torch.stack([whole_basis(known[_SIDES.index(side)]) for known in vectors])
+                replace_(state[f"basis_{side}"], bases.to(gradient.dtype), gate)
         elif sides and step % group["precondition_frequency"] == 0:
             self._renew(state, sides, gate)
 
@@ -103,16 +108,16 @@ class Kronecker(Geometry):
         second = state["exp_avg_sq"]
         for side in sides:
             factor, basis = state[f"factor_{side}"], state[f"basis_{side}"]
-            image = torch.bmm(factor, basis)
-            curvature = (basis * image).sum(dim=1)  # diag(QᵀLQ), (stack, side)
-            order = curvature.argsort(dim=1, descending=True)
+            curvature = (basis * torch.bmm(factor, basis)).sum(dim=1)  # diag(QᵀLQ), (stack, side)
+            order = curvature.argsort(dim=1, descending=True, stable=True)
             columns = order.unsqueeze(1)
-            new_basis = torch.linalg.qr(image.gather(2, columns.expand_as(image)))[0]
+            sorted_basis = basis.gather(2, columns.expand_as(basis))
+            new_basis = torch.stack([renewed_basis(*one) for one in zip(factor, sorted_basis, strict=True)])
             along = order.unsqueeze(2) if side == "left" else columns
             second = second.gather(1 if side == "left" else 2, along.expand_as(second))
             replace_(basis, new_basis, gate)
         replace_(state["exp_avg_sq"], second, gate)
-        replace_(state["exp_avg"], _rotate(state, momentum), gate)
+        replace_(state["exp_avg"], _rotate_averages(state, momentum), gate)
 
 
 def _rotate(state: State, matrices: Tensor) -> Tensor:
@@ -122,27 +127,17 @@ def _rotate(state: State, matrices: Tensor) -> Tensor:
     return torch.bmm(matrices, state["basis_right"]) if "basis_right" in state else matrices
 
 
+def _rotate_averages(state: State, matrices: Tensor) -> Tensor:
+    """Return Q_Lᵀ X Q_R of gradients or their averages, zero where only the rounding of the rotation would be left."""
+    if "basis_left" not in state and "basis_right" not in state:
+        return matrices
+    least = _NOISE * torch.finfo(matrices.dtype).eps * frobenius_norm(matrices)
+    rotated = _rotate(state, matrices)
+    return rotated.masked_fill(rotated.abs() < least, 0.0)
+
+
 def _rotate_back(state: State, matrices: Tensor) -> Tensor:
     """Return Q_L X Q_Rᵀ."""
     if "basis_left" in state:
         matrices = torch.bmm(state["basis_left"], matrices)
     return torch.bmm(matrices, state["basis_right"].mT) if "basis_right" in state else matrices
-
-
-def _eigenbasis(factor: Tensor) -> Tensor:
-    """Return orthonormal eigenvectors as columns, the largest eigenvalue first.
-
-    Factors are first scaled by a power of two, which changes no digit: those of a tiny gradient would be lost to
-    underflow on the way.
-    """
-    exponent = torch.frexp(factor.abs().amax(dim=(-2, -1), keepdim=True)).exponent
-    scaled = torch.ldexp(factor, -exponent)
-    try:
-        vectors: Tensor = torch.linalg.eigh(scaled)[1]
-        found = bool(vectors.isfinite().all())
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        found = False
-    if not found:
-        # Seen in float32 with factors that were mostly zeros: LAPACK's divide and conquer gave up, or returned NaN.
-        vectors = torch.linalg.eigh(scaled.double())[1].to(factor.dtype)
-    return vectors.flip(-1)
