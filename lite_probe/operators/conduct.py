@@ -1,10 +1,12 @@
 """How a measurement treats a model: nothing moves, attention is differentiable twice, precision is explicit."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,14 +17,25 @@ from lite_probe.errors import NumericsError
 _FUSED = ("flash", "efficient", "cudnn", "fused")
 # What every backward that is declared once differentiable runs: autograd would leave its part out without a word.
 _ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx: None).__code__
+# The node of reentrant checkpointing, torch's and that of libraries which have their own.
+_REENTRANT = "CheckpointFunction"
+KEPT_GRAPH = "torch.utils.checkpoint.checkpoint(..., use_reentrant=False), which keeps the graph"
+
+
+@dataclass(slots=True)
+class Conduct:
+    """What a model does otherwise while it is measured."""
+
+    checkpoints: int = 0  # stretches whose reentrant activation checkpointing was left out
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[Conduct]:
     """Leave no trace: mode, buffers, random state and matmul precision come back bitwise, also after an error.
 
     Inside, the model is in evaluation mode, attention runs its mathematical form, which can be differentiated
-    twice, and float32 products are float32 (no TF32, no bfloat16). Operators touch neither parameters nor `p.grad`.
+    twice, and float32 products are float32 (no TF32, no bfloat16). Gradients are on, whatever the caller is in, and
+    reentrant activation checkpointing is off. Operators touch neither parameters nor `p.grad`.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
@@ -30,8 +43,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     cuda_states = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
     try:
         model.eval()
-        with full_float32(), sdpa_kernel(SDPBackend.MATH):
-            yield
+        with torch.inference_mode(False), torch.enable_grad(), full_float32(), sdpa_kernel(SDPBackend.MATH):
+            with _without_reentrant_checkpointing() as conduct:
+                yield conduct
     finally:
         for module, training in modes:
             module.training = training
@@ -41,6 +55,30 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.set_rng_state(cpu_state)
         if cuda_states:
             torch.cuda.set_rng_state_all(cuda_states)
+
+
+@contextmanager
+def _without_reentrant_checkpointing() -> Iterator[Conduct]:
+    """Let torch's reentrant activation checkpointing call its function and no more, for a while.
+
+    It runs the function without a graph: a stretch whose inputs need no gradient then has none at all, without a word,
+    and any other stretch has a node that refuses `torch.autograd.grad`. What the function returns is the same.
+    """
+    conduct = Conduct()
+    module: Any = torch.utils.checkpoint
+    original = module.CheckpointFunction
+
+    class _Called:
+        @staticmethod
+        def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+            conduct.checkpoints += 1
+            return function(*args)
+
+    module.CheckpointFunction = _Called
+    try:
+        yield conduct
+    finally:
+        module.CheckpointFunction = original
 
 
 @contextmanager
@@ -83,14 +121,19 @@ def _cuda_in_use() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
-def require_double_backward(loss: Tensor) -> None:
+def require_double_backward(loss: Tensor) -> set[str]:
     """Refuse a loss whose graph holds what cannot be differentiated twice: fused attention, once-only functions.
+
+    Returns:
+        The names of functions in the graph whose backward pass is written in Python: it may hide from autograd what
+        it depends on, which no look at the graph can tell.
 
     Raises:
         NumericsError: If such a node is in the graph; it is named.
 
     Cost: one walk over the graph's nodes, no arithmetic.
     """
+    written: set[str] = set()
     seen = set()
     stack = [loss.grad_fn]
     while stack:
@@ -106,17 +149,31 @@ def require_double_backward(loss: Tensor) -> None:
                 'load the model with attn_implementation="eager"',
             )
         function = getattr(type(node), "_forward_cls", None)
+        if name.startswith(_REENTRANT):
+            raise _checkpointed(name)
+        if function is not None:
+            written.add(name.removesuffix("Backward"))
         if getattr(getattr(function, "backward", None), "__code__", None) is _ONCE_DIFFERENTIABLE:
             raise NumericsError(
                 f"expected a model that can be differentiated twice, got {name}, declared once differentiable",
                 "use --method finite-differences",
             )
         stack.extend(next_node for next_node, _ in node.next_functions)
+    return written
+
+
+def _checkpointed(what: str) -> NumericsError:
+    return NumericsError(
+        f"expected a model without reentrant activation checkpointing, got {what}",
+        f"switch the model's checkpointing off, or use {KEPT_GRAPH}",
+    )
 
 
 def explain_autograd_error(error: RuntimeError) -> NumericsError | None:
     """Turn autograd's complaint about a missing double backward into an error a user can act on."""
     text = str(error)
+    if "checkpointing is not compatible" in text.lower() or "checkpoint is incompatible" in text:
+        return _checkpointed(text.splitlines()[0])
     known = ("derivative for", "not implemented", "once_differentiable", "backward of backward")
     if not any(part in text for part in known):
         return None

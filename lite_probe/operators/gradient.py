@@ -1,18 +1,23 @@
 """Loss and gradient of a task, in the layout of its parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lite_probe.errors import InputError, NumericsError
+from lite_probe.operators.conduct import KEPT_GRAPH, explain_autograd_error
 from lite_probe.operators.layout import ParameterLayout
 from lite_probe.operators.reductions import norm
+from lite_probe.seeds import derive_seed
 from lite_probe.task import Task
 
 Split = Literal["evaluation", "train"]
+
+_NUDGE = 0.01  # of a parameter's root mean square, by which it is moved to see whether the loss depends on it
+_SHOWN = 5  # parameters that an error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ def loss_and_gradient(
         total += value
         count += batch_count
         if loss.requires_grad:
-            grads = torch.autograd.grad(loss, layout.parameters, allow_unused=True)
+            grads = _gradients(loss, layout)
             layout.accumulate(gradient, grads, 1.0)
             used = [was or grad is not None for was, grad in zip(used, grads, strict=True)]
         if on_batch is not None:
@@ -69,29 +74,98 @@ def loss_and_gradient(
     return LossAndGradient(total / count, gradient, count, unused)
 
 
+def _gradients(loss: Tensor, layout: ParameterLayout) -> Sequence[Tensor | None]:
+    try:
+        return torch.autograd.grad(loss, layout.parameters, allow_unused=True)
+    except RuntimeError as error:
+        explained = explain_autograd_error(error)
+        if explained is None:
+            raise
+        raise explained from error
+
+
 def require_deterministic(task: Task, layout: ParameterLayout, split: Split) -> LossAndGradient:
-    """Return loss and gradient after two passes gave the same, up to rounding.
+    """Return loss and gradient after two passes gave the same, up to rounding, and gradients reach what they should.
 
     A Lanczos run on a loss that changes between products converges to nothing; dropout or shuffling is
     caught here in two gradients instead.
 
     Raises:
-        NumericsError: If the passes differ, or the gradient is not finite.
+        NumericsError: If the passes differ, the gradient is not finite, or parameters have none that the loss depends
+            on.
 
-    Cost: two gradients.
+    Cost: two gradients; where parameters have no gradient, a forward pass more.
     """
     first = loss_and_gradient(task, layout, split)
     second = loss_and_gradient(task, layout, split)
+    _require_connected(task, layout, split, first)
     scale = norm(first.gradient)
     if scale != scale or scale == float("inf"):
         raise NumericsError("expected a finite gradient, got NaN or infinity", "check the weights")
     apart = norm(first.gradient - second.gradient)
-    # Atomics on an accelerator reorder sums: differences of a few hundred roundings are not randomness.
-    tolerance = 1e3 * torch.finfo(first.gradient.dtype).eps
-    if abs(first.loss - second.loss) > tolerance * abs(first.loss) or apart > tolerance * scale:
+    if not _same_loss(first.loss, second.loss, layout) or apart > _rounding(layout) * scale:
         raise NumericsError(
             f"expected the same loss and gradient twice, got losses {first.loss:.9g} and {second.loss:.9g} "
             f"and gradients {apart / scale if scale else apart:.1e} apart",
             "switch off dropout and other randomness in the task's predict and criterion",
         )
     return first
+
+
+def _rounding(layout: ParameterLayout) -> float:
+    """Return what two passes may differ by: an accelerator's atomics reorder sums, by a few hundred roundings."""
+    return 1e3 * torch.finfo(layout.parameters[0].dtype).eps
+
+
+def _same_loss(first: float, second: float, layout: ParameterLayout) -> bool:
+    return abs(first - second) <= _rounding(layout) * abs(first)
+
+
+def _require_connected(task: Task, layout: ParameterLayout, split: Split, evaluated: LossAndGradient) -> None:
+    """Refuse parameters whose gradient is cut off: they would count as zero curvature, as if without influence.
+
+    Whether the loss depends on a parameter is seen by moving it.
+
+    Raises:
+        NumericsError: If no parameter has a gradient, or one has none and moving it changes the loss.
+
+    Cost: a forward pass where some have none; one more for each in the error's case.
+    """
+    if len(evaluated.unused) == len(layout.parameters):
+        raise NumericsError(
+            f"expected a loss with a gradient, got none for any of the {len(layout.parameters)} parameters",
+            "let predict and criterion keep the graph: no detach, no torch.no_grad, and no checkpointing but "
+            f"{KEPT_GRAPH}",
+        )
+    named = dict(zip(layout.names, layout.parameters, strict=True))
+    idle = {name: named[name] for name in evaluated.unused}
+    if not idle or _same_loss(evaluated.loss, _loss_beside(task, split, [*idle.values()]), layout):
+        return
+    cut = [
+        name
+        for name, parameter in idle.items()
+        if not _same_loss(evaluated.loss, _loss_beside(task, split, [parameter]), layout)
+    ] or [*idle]
+    shown = ", ".join(cut[:_SHOWN]) + (f" and {len(cut) - _SHOWN} more" if len(cut) > _SHOWN else "")
+    raise NumericsError(
+        f"expected a gradient for every parameter that the loss depends on, got none for {len(cut)}: {shown}",
+        "let the graph reach them (no detach, no torch.no_grad, no reentrant checkpointing), or freeze them with "
+        "requires_grad_(False)",
+    )
+
+
+@torch.no_grad()
+def _loss_beside(task: Task, split: Split, parameters: Sequence[nn.Parameter]) -> float:
+    """Return the loss with some parameters moved a little at random; they come back bitwise."""
+    saved = [parameter.clone() for parameter in parameters]
+    generator = torch.Generator().manual_seed(derive_seed(0, "nudge"))
+    try:
+        for parameter in parameters:
+            size = float(parameter.double().square().mean().sqrt()) or 1.0
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32).to(parameter)
+            parameter.add_(noise, alpha=_NUDGE * size)
+        sums, counts = zip(*((float(loss), count) for loss, count in map(task.loss, task.batches(split))), strict=True)
+    finally:
+        for parameter, value in zip(parameters, saved, strict=True):
+            parameter.copy_(value)
+    return float(sum(sums) / sum(counts))

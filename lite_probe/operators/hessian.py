@@ -48,6 +48,7 @@ class _GraphOperator(SymmetricOperator):
         self.count = count
         self.graphs = graphs if graphs is not None else GraphStore(0)
         self.vectors_per_pass = vectors_per_pass
+        self.written: set[str] = set()  # functions met whose backward pass is written in Python
 
     def _products(self, rows: Tensor) -> Tensor:
         result = torch.zeros_like(rows)
@@ -124,7 +125,7 @@ class HessianOperator(_GraphOperator):
         loss, _ = self.task.loss(batch)
         if not loss.requires_grad:
             return None, [None] * len(parameters)
-        require_double_backward(loss)
+        self.written |= require_double_backward(loss)
         return None, torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
 
     def _through(self, graph: Any, batch: Batch, cotangent: list[Tensor]) -> Sequence[Tensor | None]:

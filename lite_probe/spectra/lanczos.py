@@ -26,6 +26,7 @@ from lite_probe.spectra.basis import KrylovBasis
 FloatArray = NDArray[np.float64]
 
 _NEGLIGIBLE = 0.1  # of the tolerance: an eigenvalue below this share of ‖H‖ times it need not be resolved
+_NOT_NEGATIVE = 1.0  # likewise for the lowest of a spectrum, where it is not negative
 _CANCELLED = 0.02  # a remainder this small beside Hx has lost digits to cancellation
 
 
@@ -220,12 +221,18 @@ class Lanczos:
         allowed = np.maximum(tolerance * np.abs(pairs.values), self.floor)
         return np.asarray(pairs.residual_norms <= allowed)
 
-    def negligible(self, values: FloatArray, residual_norms: FloatArray, tolerance: float) -> NDArray[np.bool_]:
-        """Tell which pairs lie within tolerance/10 of ‖H‖ of zero, so that more products would say nothing.
+    def negligible(self, pairs: RitzPairs, residual_norms: FloatArray, tolerance: float) -> NDArray[np.bool_]:
+        """Tell which pairs lie so near zero, beside ‖H‖, that more products would say nothing.
 
         A singular operator has a cluster of them at one end, and no residual gets small beside an eigenvalue of zero.
+        Hence |λ| + ‖Hv − λv‖ ≤ tolerance·‖H‖/10; at the lower end ≤ tolerance·‖H‖ where the Ritz value is not
+        negative: it only falls from there, and what is asked is whether there is negative curvature. A negative one
+        has proved it, and is followed.
         """
-        return np.asarray(np.abs(values) + residual_norms <= _NEGLIGIBLE * tolerance * self.scale)
+        values = pairs.values
+        share = np.full(len(values), _NEGLIGIBLE)
+        share[pairs.num_top :][values[pairs.num_top :] >= -self.floor] = _NOT_NEGATIVE
+        return np.asarray(np.abs(values) + residual_norms <= share * tolerance * self.scale)
 
     def quadrature(self) -> tuple[FloatArray, FloatArray]:
         """Return nodes and weights of the Gauss rule that the run's start vector defines.
@@ -309,7 +316,7 @@ def lanczos(
         if run.projected.size:
             pairs = run.ritz_pairs()
             enough = len(pairs.values) >= min(top + bottom, operator.size)
-            done = run.converged(pairs, tolerance) | run.negligible(pairs.values, pairs.residual_norms, tolerance)
+            done = run.converged(pairs, tolerance) | run.negligible(pairs, pairs.residual_norms, tolerance)
             if enough and bool(done.all()):
                 return run, "converged" if run.pending.shape[0] else "breakdown"
         if run.pending.shape[0] == 0:

@@ -80,8 +80,8 @@ def plan_spectrum(
     request = _request(top, bottom, probes, probe_steps, tolerance, max_products, seed)
     _check(task, request, operator, method, per_block)
     config = _config(request, operator, method, per_block, split, task)
-    with undisturbed(task.model):
-        return planning.plan_spectrum(
+    with undisturbed(task.model) as conduct:
+        plan = planning.plan_spectrum(
             task,
             request,
             operator=operator,
@@ -91,6 +91,7 @@ def plan_spectrum(
             memory=memory,
             fingerprint_of=lambda loss: task_fingerprint(task, split, {**config, **landscape(task, loss, per_block)}),
         )
+    return replace(plan, checkpointing_off=conduct.checkpoints > 0)
 
 
 def measure_spectrum(
@@ -424,6 +425,14 @@ def landscape(task: Task, loss: float, per_block: bool) -> dict[str, object]:
 def _task_notes(plan: SpectrumPlan, session: _Session) -> list[Note]:
     """Say what the reader should know of model and method."""
     notes = []
+    if plan.checkpointing_off:
+        notes.append(
+            Note(
+                code="checkpointing-off",
+                message="the model's reentrant activation checkpointing was switched off for the measurement: it has "
+                "no second derivative",
+            )
+        )
     if plan.unused:
         shown = ", ".join(plan.unused[:5]) + (f" and {len(plan.unused) - 5} more" if len(plan.unused) > 5 else "")
         notes.append(

@@ -168,10 +168,10 @@ class OperatorMeasurement:
             if self.stop_reason == "":
                 self._find_pairs()
             pairs = self._settled_pairs()
-            if self.stop_reason == "complete":
-                break
             if self.check is None:
                 self.check = check_residuals(self.run, pairs, seed=derive_seed(self.request.seed, "check"))
+            if self.stop_reason == "complete":
+                break
             self._run_probes(len(pairs.values))
             if self.bulk is None:
                 self.bulk = self._bulk(pairs)
@@ -221,7 +221,10 @@ class OperatorMeasurement:
         if self.probes is None or self.stop_reason == "max-products":
             return False
         nodes = np.concatenate([rule[0] for rule in quadratures(self.probes)])
-        slack = self.request.tolerance * np.abs(pairs.values) + self.run.floor
+        tolerance = self.request.tolerance
+        # A pair near zero was left where it could not be told from zero: what lies that near it is no news.
+        unresolved = self.run.negligible(pairs, pairs.residual_norms, tolerance)
+        slack = tolerance * np.where(unresolved, self.run.scale, np.abs(pairs.values)) + self.run.floor
         above = pairs.values[: pairs.num_top]
         below = pairs.values[pairs.num_top :]
         over = nodes.max() > above[-1] + slack[pairs.num_top - 1]
@@ -275,7 +278,7 @@ class OperatorMeasurement:
             )
         residuals = np.concatenate([spectrum.residual_norms, spectrum.lower_residual_norms])
         open_pairs = ~np.concatenate([spectrum.converged, spectrum.lower_converged])
-        near_zero = open_pairs & self.run.negligible(pairs.values, pairs.residual_norms, self.request.tolerance)
+        near_zero = open_pairs & self.run.negligible(pairs, pairs.residual_norms, self.request.tolerance)
         if near_zero.any():
             largest = float(np.max((np.abs(pairs.values) + residuals)[near_zero]))
             self.notes.append(

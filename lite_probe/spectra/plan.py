@@ -12,12 +12,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lite_probe.errors import UsageError
+from lite_probe.errors import NumericsError, UsageError
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator
 from lite_probe.operators.gradient import LossAndGradient, Split, require_deterministic
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
 from lite_probe.operators.layout import ParameterLayout
+from lite_probe.operators.reductions import norm
+from lite_probe.seeds import derive_seed
+from lite_probe.spectra.lanczos import random_vector
 from lite_probe.spectra.memory import free_memory, memory_in_use, peak_during
 from lite_probe.spectra.operator import SpectrumRequest
 from lite_probe.task import Task
@@ -28,6 +31,8 @@ Placement = Literal["device", "cpu", "disk"]
 
 _BLOCK_PRODUCT_SHARE = 0.6  # a block's product over a whole one: the backward pass is the same, the rest is less
 _SHARE_OF_FREE_MEMORY = 0.8  # without --memory; the rest is left to others
+_AGREEMENT = 0.05  # relative, between a product and the differences of the gradient: more is a part that is missing
+_DIFFERENCE_ERRORS = 5.0  # or so many of the differences' own estimated errors
 _SHARING = 4  # vectors through one rebuilt graph: building it costs 1.4 products, which more than four hardly lower
 
 
@@ -49,6 +54,7 @@ class SpectrumPlan:
     gradient_norm: float
     count: int  # tokens or samples behind the loss
     unused: tuple[str, ...]  # parameters without influence on the loss
+    checkpointing_off: bool = False  # the model checkpoints activations reentrantly, which a measurement leaves out
 
     def summary(self) -> str:
         """Return the plan as one line for people."""
@@ -119,6 +125,8 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
 
     times = []
     peak = peak_during(device, build_and_multiply)
+    if kind == "hessian" and operator.written:
+        _require_agreement(alone, layout, operator)
     operator.graphs.clear()
     share = sum(_entries(batch) for batch in batches) / max(_entries(largest), 1)
     return Costs(
@@ -129,6 +137,30 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
         build_seconds=max(times[0] - times[1], 0.0) * share,
         product_seconds=times[1] * share,
     )
+
+
+def _require_agreement(task: Task, layout: ParameterLayout, operator: HessianOperator | GaussNewtonOperator) -> None:
+    """Refuse functions whose own backward pass hides from autograd what it depends on.
+
+    Products through them would lack a part in silence. The differences of the gradient lack nothing.
+
+    Raises:
+        NumericsError: If a product of a random vector differs from them by more than they can err.
+
+    Cost: one product and a dozen gradients of one batch.
+    """
+    differences = FiniteDifferenceOperator(task, layout)
+    vector = random_vector(
+        layout.size, seed=derive_seed(0, "agreement"), dtype=operator.dtype, device=operator.device
+    )
+    expected = differences.matvec(vector) * (task.loss(task.evaluation[0])[1] / operator.count)
+    apart = norm(operator.matvec(vector) - expected) / max(norm(expected), 1e-300)
+    if apart > max(_AGREEMENT, _DIFFERENCE_ERRORS * (differences.relative_error or 0.0)):
+        raise NumericsError(
+            f"expected products that agree with differences of the gradient, got {apart:.0%} apart through "
+            f"{', '.join(sorted(operator.written))}, whose backward pass is written in Python",
+            "let it compute with differentiable operations on ctx.saved_tensors, or use --method finite-differences",
+        )
 
 
 def plan_spectrum(

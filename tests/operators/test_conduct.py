@@ -198,6 +198,25 @@ def test_mathematical_attention_is_accepted() -> None:
     require_double_backward(torch.tensor(1.0))  # a loss without a graph has nothing to refuse
 
 
+class CheckpointFunction(torch.autograd.Function):
+    """A stretch made again in the backward pass, as libraries beside torch have it."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        return inputs * 2.0
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 2.0
+
+
+def test_reentrant_checkpointing_is_refused_by_its_node() -> None:
+    inputs = torch.ones(3, requires_grad=True)
+    expected = "expected a model without reentrant activation checkpointing, got CheckpointFunctionBackward"
+    with pytest.raises(NumericsError, match=expected):
+        require_double_backward(CheckpointFunction.apply(inputs).sum())
+
+
 def test_fused_attention_deep_in_a_graph_is_found() -> None:
     loss = attention(SDPBackend.FLASH_ATTENTION)
     for _ in range(3000):  # deeper than Python may recurse
