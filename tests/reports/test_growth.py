@@ -58,7 +58,7 @@ def num_calls(work: Callable[[], object]) -> int:
 
 
 def cost(run: Run) -> np.ndarray:
-    """Calls to decide what a page says, calls to draw and write it, and its bytes."""
+    """Calls to decide what a page says, calls to draw its figures, and its bytes."""
     view = make_view([run])
     page = render_page([run])
     return np.array([num_calls(lambda: make_view([run])), num_calls(lambda: draw_figures(view)), len(page)])
