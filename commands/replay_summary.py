@@ -28,14 +28,14 @@ def outcome_table(replay: "Replay") -> _Rows:
 def progress_table(replay: "Replay") -> _Rows:
     """Return header and rows of where each optimizer changed the loss: along flat and along sharp directions.
 
-    A share is given where the loss fell beyond its error, as in the verdict.
+    A share is given where the loss fell beyond its error and the allocations account for it, as in the verdict.
     """
-    from lite_probe.reports.replay_verdict import has_share
+    from lite_probe.reports.replay_verdict import closure_of, has_share
 
     header = ["change", "flat", "sharp", "flat share", "closure"]
     rows = []
     for name in replay.optimizers:
-        share, closure = replay.flat_share(name), replay.closure(name)
+        share, closure = replay.flat_share(name), closure_of(replay, name)
         rows.append(
             [
                 name,

@@ -59,6 +59,11 @@ def format_share(value: float | None, error: float | None = None) -> str:
     return f"{format_number(100 * value, 3)}%"
 
 
+def count_of(number: int, noun: str, plural: str = "") -> str:
+    """Write a count with its noun: `1 seed`, `3 seeds`, `2 batches`."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 def format_count(value: int) -> str:
     """Write a count: exact below 100,000, then in millions or billions."""
     for size, suffix in ((1e9, "billion"), (1e6, "million")):

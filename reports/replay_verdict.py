@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lite_probe.reports.numbers import format_number, format_share, format_uncertain
+from lite_probe.reports.numbers import count_of, format_number, format_share, format_uncertain
 from lite_probe.reports.verdict import Point, Verdict
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import Replay
 
-_CLOSURE = 0.01  # of |ΔL|, above which allocations deserve a warning
+# Closure errors, of |ΔL|: above which allocations deserve a warning, and above which they do not explain the change.
+_CLOSURE, _UNEXPLAINED = 0.01, 0.1
 LR_SOURCES = {
     "given": "given",
     "checkpoint": "the checkpoint's",
@@ -18,9 +19,37 @@ LR_SOURCES = {
 _ABLATED = {"dominant": "projected on the sharp subspace", "bulk": "projected off the sharp subspace"}
 
 
-def is_certain(estimate: Estimate | None) -> bool:
-    """Return whether an estimate over seeds differs from zero beyond its 95% interval; one seed never does."""
-    return estimate is not None and estimate.num_samples > 1 and not estimate.low <= 0.0 <= estimate.high
+def rounding(replay: Replay) -> float:
+    """Return the least difference of two losses that is more than rounding, nats: ε·|L(θ₀)|.
+
+    ε is float64's where the model is in it, else float32's: lower precisions have their losses computed in that.
+    """
+    kind = np.float64 if replay.provenance.precision == "float64" else np.float32
+    return float(np.finfo(kind).eps) * abs(replay.start_loss)
+
+
+def is_rounding(replay: Replay, estimate: Estimate) -> bool:
+    """Return whether a loss difference is no more than rounding, on every seed alike."""
+    return max(abs(estimate.value), estimate.stderr) <= rounding(replay)
+
+
+def is_certain(replay: Replay, estimate: Estimate | None) -> bool:
+    """Return whether a loss difference is beyond its 95% interval over seeds and rounding; one seed's never is."""
+    if estimate is None or estimate.num_samples < 2 or abs(estimate.value) <= rounding(replay):
+        return False
+    return not estimate.low <= 0.0 <= estimate.high
+
+
+def closure_of(replay: Replay, name: str) -> float | None:
+    """Return an optimizer's worst closure error over its loss change; None where that is no more than rounding."""
+    change = replay.loss_change(name)
+    return None if change is None or is_rounding(replay, change) else replay.closure(name)
+
+
+def is_explained(replay: Replay, name: str) -> bool:
+    """Return whether the allocations account for an optimizer's loss change, so that parts of it mean something."""
+    closure = closure_of(replay, name)
+    return closure is not None and closure <= _UNEXPLAINED
 
 
 def format_estimate(estimate: Estimate | None) -> str:
@@ -61,25 +90,21 @@ def _lead(replay: Replay, names: Sequence[str]) -> str:
     changes = {name: change for name in names if (change := replay.loss_change(name)) is not None}
     best = min(changes, key=lambda name: changes[name].value)
     change = changes[best]
-    where = f"{_size(change)} nats {'below' if change.value <= 0.0 else 'above'} the start's "
-    where += format_number(replay.start_loss)
+    differences = {name: replay.difference(best, name) for name in names}
+    lowest = [name for name, one in differences.items() if one is not None and is_rounding(replay, one)]
+    text = f"After {count_of(replay.steps, 'step')} {_who_ends_where(replay, names, lowest, change)}"
     if replay.num_seeds == 1:
-        ends = f"{best} ends {'' if len(names) == 1 else 'lowest, '}{where}"
-        return (
-            f"After {replay.steps} steps {ends}; it is one seed, which has no error, so that no difference is claimed."
-        )
-    text = f"After {replay.steps} steps {best} ends {'' if len(names) == 1 else 'lowest, '}{where}"
+        return f"{text}; it is one seed, which has no error, so that no difference is claimed."
     text += f" ({replay.num_seeds} seeds{', paired' if len(names) > 1 else ''})"
-    if not is_certain(change):
+    if not is_certain(replay, change):
         text += ", which is within its own error"
     below, level, alone = [], [], []
-    for name in names:
-        difference = replay.difference(best, name)
-        if name == best:
+    for name, difference in differences.items():
+        if name in lowest:
             continue
         if difference is None or difference.num_samples < 2:
             alone.append(name)
-        elif is_certain(difference):
+        elif is_certain(replay, difference):
             below.append(f"{name} by {_size(difference)}")
         else:
             level.append(name)
@@ -89,16 +114,32 @@ def _lead(replay: Replay, names: Sequence[str]) -> str:
     return f"{text}; {', '.join(parts)}." if parts else f"{text}."
 
 
+def _who_ends_where(replay: Replay, names: Sequence[str], lowest: Sequence[str], change: Estimate) -> str:
+    """Name those that end lowest, one where it can be told from the others, and where that is."""
+    start = format_number(replay.start_loss)
+    where = f"{_size(change)} nats {'below' if change.value < 0.0 else 'above'} the start's {start}"
+    if is_rounding(replay, change):
+        where = f"where the loss began, at {start}, but for rounding"
+    if len(lowest) > 1:
+        rank = "" if len(lowest) == len(names) else "lowest, "
+        return f"{_list(lowest)} cannot be told apart and end {rank}{where}"
+    return f"{lowest[0]} ends {'' if len(names) == 1 else 'lowest, '}{where}"
+
+
 def _against_base(replay: Replay, name: str, base: str) -> Point:
     """Say whether a LITE variant beats its base, and where the difference fell."""
     difference = replay.difference(name, base)
     if difference is None:
         return Point(tone="caution", text=f"{name} and {base} have no seed that both finished.")
+    seeds = count_of(difference.num_samples, "seed")
+    if is_rounding(replay, difference):
+        text = f"{name} and {base} cannot be told apart: their losses differ by rounding alone ({seeds})."
+        return Point(tone="plain", text=text)
     if difference.num_samples == 1:
         text = f"{name} minus {base}: {format_estimate(difference)} nats on one seed, which has no error."
         return Point(tone="plain", text=text)
-    count = f"{difference.num_samples} seeds, paired, 95% from {_interval(difference)}"
-    if not is_certain(difference):
+    count = f"{seeds}, paired, 95% from {_interval(difference)}"
+    if not is_certain(replay, difference):
         text = f"{name} minus {base}: {format_estimate(difference)} nats, no difference beyond the error ({count})."
         return Point(tone="plain", text=text)
     lower = difference.value < 0.0
@@ -108,7 +149,12 @@ def _against_base(replay: Replay, name: str, base: str) -> Point:
         ("flat", replay.flat_difference(name, base)),
         ("sharp", replay.sharp_difference(name, base)),
     ):
-        if found is not None and is_certain(found):
+        if (
+            is_explained(replay, name)
+            and is_explained(replay, base)
+            and found is not None
+            and is_certain(replay, found)
+        ):
             places.append(f"{_size(found)} nats {'more' if found.value > 0.0 else 'less'} along {where} directions")
     text += f"; it makes {' and '.join(places)}." if places else "; where it falls cannot be told beyond the error."
     return Point(tone="good" if lower else "caution", text=text)
@@ -124,17 +170,26 @@ def _where(replay: Replay, name: str) -> Point:
         f"{name}: {format_estimate(flat)} nats of progress along flat directions, {format_estimate(sharp)} along the "
         f"{len(replay.eigenvalues)} sharp ones"
     )
-    if has_share(replay, name) and 0.0 <= share.value <= 1.0:
+    if has_share(replay, name):
         text += f", {format_share(share.value, share.stderr)} of it flat"
-    if is_certain(sharp) and sharp.value < 0.0:
+    closure = closure_of(replay, name)
+    if closure is not None and closure > _UNEXPLAINED:
+        text += f", which do not account for its loss change of {format_estimate(change)}"
+    elif is_certain(replay, sharp) and sharp.value < 0.0:
         text += "; along the sharp ones it raised the loss"
     return Point(tone="plain", text=f"{text}.")
 
 
 def has_share(replay: Replay, name: str) -> bool:
-    """Return whether an optimizer's flat share says something: whether its loss fell beyond the error."""
+    """Return whether an optimizer's flat share says something.
+
+    Its loss must have fallen beyond the error, the allocations account for that, and the share be one: where the sharp
+    part raised the loss, the flat one is more than the whole.
+    """
     change, share = replay.loss_change(name), replay.flat_share(name)
-    return is_certain(change) and change is not None and change.value < 0.0 and share is not None
+    if change is None or share is None or change.value >= 0.0 or not is_certain(replay, change):
+        return False
+    return is_explained(replay, name) and 0.0 <= share.value <= 1.0
 
 
 def _manner(replay: Replay, names: Sequence[str]) -> list[Point]:
@@ -171,7 +226,7 @@ def _ablations(replay: Replay, name: str) -> list[Point]:
         part = f"{words}, they change the loss by {format_estimate(change)}"
         difference = replay.difference(name, name, ablation, "none")
         if difference is not None and difference.num_samples > 1:
-            if not is_certain(difference):
+            if not is_certain(replay, difference):
                 part += " (no different from the whole beyond the error)"
             else:
                 part += f" ({'better' if difference.value < 0.0 else 'worse'} than the whole by {_size(difference)})"
@@ -214,13 +269,24 @@ def _learning_rates(replay: Replay) -> Point:
 
 
 def _closure(replay: Replay, names: Sequence[str]) -> Point:
-    """State the worst closure error."""
-    closures = {name: value for name in names if (value := replay.closure(name)) is not None}
+    """State the worst closure error, and of whom the allocations do not explain the loss change."""
+    closures = {name: value for name in names if (value := closure_of(replay, name)) is not None}
     if not closures:
         return Point(tone="plain", text="No loss change was allotted to directions.")
-    worst = max(closures, key=lambda name: closures[name])
-    text = f"Allocations add up to the true loss change within {format_share(closures[worst])} of it"
-    return Point(tone="good" if closures[worst] <= _CLOSURE else "caution", text=f"{text} (worst: {worst}).")
+    missed = {name: value for name, value in closures.items() if value > _UNEXPLAINED}
+    parts = []
+    if missed:
+        errors = _list([f"{name} ({format_share(value)} of it is missed)" for name, value in missed.items()])
+        parts.append(
+            f"Allocations do not account for the loss change of {errors}: what they say of its parts is not to be "
+            "relied on, and no share is shown."
+        )
+    within = {name: value for name, value in closures.items() if name not in missed}
+    if within:
+        worst = max(within, key=lambda name: within[name])
+        text = f"Allocations add up to the true loss change within {format_share(within[worst])} of it"
+        parts.append(f"{text} (worst{' of the others' if missed else ''}: {worst}).")
+    return Point(tone="good" if max(closures.values()) <= _CLOSURE else "caution", text=" ".join(parts))
 
 
 def _size(estimate: Estimate) -> str:

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lite_probe.reports.numbers import MISSING, format_number, format_share, format_uncertain
+from lite_probe.reports.numbers import MISSING, count_of, format_number, format_share, format_uncertain
 from lite_probe.reports.replay_verdict import (
     LR_SOURCES,
+    closure_of,
     format_estimate,
     has_share,
     is_certain,
+    is_explained,
     judge_replay,
     mean_oscillation,
 )
@@ -109,11 +111,12 @@ def make_replay_view(label: str, number: int, replay: Replay) -> ReplayView:
         replay: The result.
     """
     shown = [name for name in replay.optimizers if replay.eigenvector_progress(name) is not None]
-    seeds = f"{replay.num_seeds} seed{'' if replay.num_seeds == 1 else 's'}"
+    counts = [(replay.steps, "step"), (replay.num_seeds, "seed"), (len(replay.eigenvalues), "sharp direction")]
+    steps, seeds, directions = (count_of(number, noun) for number, noun in counts)
     return ReplayView(
         label=label,
         number=number,
-        subtitle=f"{replay.steps} steps · {seeds} · {replay.rule} rule · {len(replay.eigenvalues)} sharp directions",
+        subtitle=f"{steps} · {seeds} · {replay.rule} rule · {directions}",
         verdict=judge_replay(replay),
         outcome=_outcome_table(replay, number),
         loss=_loss(replay),
@@ -338,12 +341,12 @@ def _outcome_table(replay: Replay, number: int) -> Table:
         Column(title="minus base", unit="nats", hint="final loss minus the base's, paired by seed", has_error=True),
         Column(title="flat progress", unit="nats", has_error=True),
         Column(title="sharp progress", unit="nats", has_error=True),
-        Column(title="flat share", hint="only where the loss fell beyond its error", has_error=True),
+        Column(title="flat share", hint="where the loss fell beyond its error and is accounted for", has_error=True),
         Column(title="isotropy", hint="of the updates over bands; 1 is isotropic", has_error=True),
         Column(title="NDS", unit=CURVATURE, hint="dᵀHd/‖d‖², mean over steps", has_error=True),
         Column(title="exponent", hint="a of η ∝ λ⁻ᵃ along sharp directions", has_error=True),
         Column(title="oscillation", hint="mean over sharp directions", has_error=True),
-        Column(title="closure", hint="|Σ allocations − ΔL| / |ΔL|, the worst seed"),
+        Column(title="closure", hint="|Σ allocations − ΔL| / |ΔL|, the worst seed; above 10% no share is given"),
         Column(title="s/step"),
         Column(title="seeds", hint="that reached the end"),
     ]
@@ -357,10 +360,11 @@ def _outcome_row(replay: Replay, name: str) -> list[Cell]:
     recipe, base = replay.recipes[name], base_of(replay, name)
     difference = replay.difference(name, base) if base is not None else None
     tone = ""
-    if difference is not None and is_certain(difference):
+    if difference is not None and is_certain(replay, difference):
         tone = "good" if difference.value < 0.0 else "caution"
     share = replay.flat_share(name) if has_share(replay, name) else None
-    runs, closure = replay.runs_of(name), replay.closure(name)
+    runs, closure = replay.runs_of(name), closure_of(replay, name)
+    is_missed = closure is not None and not is_explained(replay, name)
     seconds = [run.seconds / run.num_steps for run in runs if run.num_steps]
     return [
         _text(name),
@@ -380,7 +384,7 @@ def _outcome_row(replay: Replay, name: str) -> list[Cell]:
         _estimate(replay.directional_sharpness(name)),
         _estimate(replay.exponent(name)),
         _estimate(mean_oscillation(replay, name)),
-        Cell(text=format_share(closure), raw=closure),
+        Cell(text=format_share(closure), raw=closure, tone="caution" if is_missed else ""),
         Cell(text=format_number(sum(seconds) / len(seconds), 2) if seconds else MISSING, raw=_mean(seconds)),
         Cell(
             text=f"{len(runs)} of {replay.num_seeds}",

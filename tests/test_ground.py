@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import lite_probe
+from tests.tree import require_tree
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,6 +55,18 @@ def test_the_installed_wheel_runs(installed: Path, tmp_path: Path) -> None:
     script += f"assert main.__file__.startswith({str(installed)!r}), main.__file__; main.cli.main(['--version'])"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("lite-probe, version "), done.stderr
+
+
+def test_another_tree_is_not_tested_in_place_of_this_one(tmp_path: Path) -> None:
+    require_tree(ROOT)
+    with pytest.raises(pytest.UsageError, match=r"expected lite_probe from .*, got .*lite_probe: .* run `make test`"):
+        require_tree(tmp_path)
+    # A clone's own lite_probe comes first on the path of pytest; what is installed maps the rooms beside it.
+    (tmp_path / "lite_probe").symlink_to(ROOT / "lite_probe")
+    with pytest.raises(
+        pytest.UsageError, match=r"expected lite_probe\.reports from .*, got .*reports: .*pip install -e"
+    ):
+        require_tree(tmp_path)
 
 
 def test_every_dependency_is_pinned_and_nothing_asks_for_torchvision() -> None:

@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lite_probe.commands.replay_summary import progress_table
 from lite_probe.reports.replay_verdict import format_estimate, is_certain, judge_replay, mean_oscillation
+from lite_probe.reports.replay_view import make_replay_view
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import Replay
 from tests.reports.fixtures import make_replay, make_sweep
@@ -51,7 +53,7 @@ def same() -> Replay:
 
 def test_leads_with_who_ends_lowest_and_below_whom(found):
     difference = found.difference("muon-lite", "muon")
-    assert is_certain(difference)
+    assert is_certain(found, difference)
     text = lead(found)
     assert text.startswith("After 20 steps muon-lite ends lowest, 0.03")
     assert "nats below the start's 1.472 (3 seeds, paired); below muon by 0.0" in text
@@ -65,13 +67,46 @@ def test_leads_with_who_ends_lowest_and_below_whom(found):
 def test_a_difference_within_its_error_is_none(same):
     # ±2e-3 over three seeds, mean −1e-4: far inside t₂ = 4.3 standard errors of 1.2e-3.
     vague = shifted(same, "muon-lite", [2e-3, -2e-3, -3e-4])
-    assert not is_certain(vague.difference("muon-lite", "muon"))
+    assert not is_certain(vague, vague.difference("muon-lite", "muon"))
     assert lead(vague).endswith("(3 seeds, paired); no different beyond the error from muon.")
     tone, text = about(vague, "muon-lite minus muon")
     assert tone == "plain"
     assert "no difference beyond the error (3 seeds, paired, 95% from −0.0" in text
     claims = (lead(vague), *(text for _, text in points(vague)))
     assert not [text for text in claims if " below muon" in text or " above muon" in text]
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_no_winner_is_named_within_rounding(same, seeds):
+    """float32 losses of 1.47 are 1.2e-7 apart at the least, float64 ones 2e-16."""
+    start = replace(same, num_seeds=seeds, runs=tuple(run for run in same.runs if run.seed < seeds))
+    tied = shifted(start, "muon-lite", [-1e-7] * 3)
+    assert lead(tied).startswith("After 20 steps muon and muon-lite cannot be told apart and end 0.0")
+    told = "muon-lite and muon cannot be told apart: their losses differ by rounding alone"
+    assert about(tied, "muon-lite and muon") == ("plain", f"{told} ({seeds} seed{'s' if seeds > 1 else ''}).")
+    assert make_replay_view("", 1, tied).outcome.rows[1][5].tone == ""
+    texts = (lead(tied), *(text for _, text in points(tied)))
+    assert not [text for text in texts if "lowest," in text or " below muon" in text or "by 0" in text]
+    third = [replace(run, optimizer="soap", losses=run.losses + np.linspace(0, 0.01, 21)) for run in start.runs[:seeds]]
+    recipes = {**tied.recipes, "soap": tied.recipes["muon"]}
+    behind = replace(tied, recipes=recipes, runs=(*tied.runs, *third))
+    assert lead(behind).startswith("After 20 steps muon and muon-lite cannot be told apart and end lowest, 0.0")
+    exact = replace(tied, provenance=replace(tied.provenance, precision="float64"))
+    assert lead(exact).startswith("After 20 steps muon-lite ends lowest")
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_loss_that_did_not_move_is_no_progress(same, seeds):
+    kept = [replace(run, losses=np.full(21, run.losses[0])) for run in same.runs if run.seed < seeds]
+    still = replace(same, num_seeds=seeds, runs=tuple(kept))
+    where = "where the loss began, at 1.472, but for rounding"
+    assert lead(still).startswith(f"After 20 steps muon and muon-lite cannot be told apart and end {where}")
+    alone = replace(still, runs=tuple(run for run in kept if run.optimizer == "muon"))
+    assert lead(alone).startswith(f"After 20 steps muon ends {where}")
+    assert ("plain", "No loss change was allotted to directions.") in points(still)
+    assert not [text for _, text in points(still) if "account" in text]
+    cell = make_replay_view("", 1, still).outcome.rows[0][13]
+    assert (cell.text, cell.tone) == ("–", "")
 
 
 def test_a_difference_beyond_its_error_is_told_either_way(same):
@@ -192,11 +227,62 @@ def test_the_closure_error_is_always_stated(found):
     tone, text = about(found, "Allocations add up")
     assert tone == "good"
     assert text.startswith("Allocations add up to the true loss change within 0.0")
-    assert about(make_replay(closure=0.5), "Allocations add up")[0] == "caution"
+    # Errors of a tenth of each step's change, of either sign, cancel in part.
+    assert about(make_replay(closure=0.1), "Allocations add up")[0] == "caution"
 
 
-def test_estimates_in_words():
+def missed(replay: Replay, name: str, share: float) -> Replay:
+    """Let one optimizer's allocations miss this share of its loss change."""
+    runs = []
+    for run in replay.runs:
+        if run.optimizer == name:
+            errors = np.zeros(run.num_steps)
+            errors[0] = share * run.loss_change
+            run = replace(run, closure_errors=errors)
+        runs.append(run)
+    return replace(replay, runs=tuple(runs))
+
+
+def test_allocations_that_miss_the_change_are_not_taken_for_it(found):
+    wrong = missed(found, "muon", 1.01)
+    tone, text = about(wrong, "Allocations")
+    assert tone == "caution"
+    assert text.startswith(
+        "Allocations do not account for the loss change of muon (101% of it is missed): what they say of its parts is "
+        "not to be relied on, and no share is shown. Allocations add up to the true loss change within 0.0"
+    )
+    assert text.endswith("of it (worst of the others: muon-lite).")
+    assert ", which do not account for its loss change of −0.0" in about(wrong, "muon:")[1]
+    assert "of it flat" not in about(wrong, "muon:")[1]
+    assert "of it flat" in about(wrong, "muon-lite:")[1]
+    # Where the difference fell is told by the parts of both.
+    assert about(wrong, "muon-lite ends")[1].endswith("; where it falls cannot be told beyond the error.")
+    rows = make_replay_view("", 1, wrong).outcome.rows
+    assert [row[8].text == "–" for row in rows] == [True, False]
+    assert [row[13].tone for row in rows] == ["caution", ""]
+    assert about(missed(wrong, "muon-lite", 0.5), "Allocations")[1].endswith("and no share is shown.")
+
+
+def test_what_is_no_share_is_not_printed_as_one(found):
+    """Where the sharp part raised the loss, the flat one is more than the whole."""
+
+    def share_of(factor: float) -> tuple[str, str, str]:
+        runs = [replace(run, sharp_allocations=factor * run.sharp_allocations) for run in found.runs]
+        replay = replace(found, runs=tuple(runs))
+        row = make_replay_view("", 1, replay).outcome.rows[0]
+        return row[8].text, progress_table(replay)[1][0][3], about(replay, "muon:")[1]
+
+    assert replace(found).flat_share("muon").value < 1.0
+    for factor in (-4.0, 40.0):
+        page, terminal, text = share_of(factor)
+        assert (page, terminal) == ("–", "–")
+        assert "%" not in text
+    page, terminal, text = share_of(1.0)
+    assert all("%" in shown for shown in (page, terminal, text))
+
+
+def test_estimates_in_words(found):
     assert format_estimate(None) == "–"
     assert format_estimate(Estimate(value=0.5, stderr=0.0, low=0.5, high=0.5, num_samples=1)) == "0.5000"
-    assert not is_certain(None)
-    assert not is_certain(Estimate(value=0.5, stderr=0.0, low=0.5, high=0.5, num_samples=1))
+    assert not is_certain(found, None)
+    assert not is_certain(found, Estimate(value=0.5, stderr=0.0, low=0.5, high=0.5, num_samples=1))
