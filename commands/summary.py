@@ -59,12 +59,34 @@ def block_table(blocks: "Mapping[str, OperatorSpectrum]") -> tuple[list[str], li
 
 
 def verification_line(verification: "Verification") -> str:
-    """Say what another library found, and whether it agrees."""
+    """Say what another library found, whether it agrees, and from which deviation on it would not have."""
     theirs, ours = verification.eigenvalues, verification.our_eigenvalues
     pairs = ", ".join(f"{number(a)} here {number(b)}" for a, b in zip(theirs, ours, strict=True))
     trace = with_error(verification.trace.value, verification.trace.stderr)
-    verdict = "agrees" if verification.agrees else "DISAGREES"
-    return f"{verification.library} {verdict}: λ {pairs}; trace {trace} here {number(verification.our_trace.value)}"
+    verdict = "agrees" if verification.agrees else "DISAGREES" if _refused(verification) else "CANNOT TELL"
+    line = f"{verification.library} {verdict}: λ {pairs}"
+    if verification.lower_eigenvalue is not None:
+        lower = with_error(verification.lower_eigenvalue, verification.lower_error)
+        line += f"; λmin {lower} here {number(verification.our_lower_eigenvalue)}"
+    line += f"; trace {trace} here {number(verification.our_trace.value)}"
+    return f"{line}; it would have seen {_reaches(verification)}"
+
+
+def _refused(verification: "Verification") -> bool:
+    return False in verification.verdicts.values()
+
+
+def _reaches(verification: "Verification") -> str:
+    """Say which deviations would have been seen, and which agreement therefore says nothing."""
+    names = {"eigenvalues": "λ₁", "lower": "λmin", "trace": "the trace"}
+    parts = []
+    for what, agrees in verification.verdicts.items():
+        reach = verification.reach(what)
+        said = (
+            f"{names[what]} off by {number(100 * reach, 2)}%" if reach < float("inf") else f"no error of {names[what]}"
+        )
+        parts.append(f"{said} (not checked)" if agrees is None else said)
+    return ", ".join(parts)
 
 
 def json_object(spectrum: "Spectrum") -> dict[str, Any]:
@@ -82,13 +104,22 @@ def json_object(spectrum: "Spectrum") -> dict[str, Any]:
             "agrees": verification.agrees,
             "eigenvalues": verification.eigenvalues.tolist(),
             "eigenvalue_errors": verification.eigenvalue_errors.tolist(),
+            "lower_eigenvalue": verification.lower_eigenvalue,
+            "lower_error": verification.lower_error,
             "trace": estimate_object(verification.trace),
+            "verdicts": verification.verdicts,
+            "detectable": {what: _finite(verification.reach(what)) for what in verification.verdicts},
         },
         "notes": [{"code": note.code, "message": note.message} for note in spectrum.notes],
         "wall_seconds": spectrum.provenance.wall_seconds,
         "peak_memory_bytes": spectrum.provenance.peak_memory_bytes,
         "fingerprint": spectrum.fingerprint,
     }
+
+
+def _finite(value: float) -> float | None:
+    """Return a number as JSON has it: null for infinity."""
+    return value if value < float("inf") else None
 
 
 def _operator(operator: "OperatorSpectrum") -> dict[str, Any]:

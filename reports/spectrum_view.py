@@ -18,7 +18,7 @@ from lite_probe.reports.smoothing import SmoothedDensity, asinh_scale, smooth_as
 from lite_probe.reports.table import Cell, Column, Table, make_table, without_lone_label, write_csv
 from lite_probe.reports.verdict import Verdict, anisotropy_range, judge, loss_unit
 from lite_probe.results.blocks import BLOCK_NAMES
-from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
+from lite_probe.results.spectrum import STANDARD_ERRORS, OperatorSpectrum, Spectrum
 
 CURVATURE = "loss/param²"
 
@@ -555,7 +555,10 @@ def _verification(labels: Sequence[str], spectra: Sequence[Spectrum]) -> Table |
             theirs, ours = float(opinion.eigenvalues[place]), float(opinion.our_eigenvalues[place])
             allowed = float(opinion.eigenvalue_errors[place])
             rows.append([*head, *_opinion_row(f"λ{_subscript(place + 1)}", theirs, ours, allowed)])
-        reach = 3 * math.hypot(opinion.trace.stderr, opinion.our_trace.stderr)
+        if opinion.lower_eigenvalue is not None and opinion.our_lower_eigenvalue is not None:
+            lower = (opinion.lower_eigenvalue, opinion.our_lower_eigenvalue, opinion.lower_error or 0.0)
+            rows.append([*head, *_opinion_row("λmin", *lower)])
+        reach = STANDARD_ERRORS * math.hypot(opinion.trace.stderr, opinion.our_trace.stderr)
         rows.append([*head, *_opinion_row("trace", opinion.trace.value, opinion.our_trace.value, reach)])
     if not rows:
         return None

@@ -176,17 +176,28 @@ def _convergence(spectrum: OperatorSpectrum) -> Point | None:
 
 
 def _verification(spectrum: Spectrum) -> Point | None:
-    """Say whether the second opinion agrees."""
+    """Say whether the second opinion agrees, on what, and what it would have missed."""
     opinion = spectrum.verification
     if opinion is None:
         return None
-    subjects = ((opinion.eigenvalues_agree, "eigenvalues"), (opinion.trace_agrees, "trace"))
-    agreed = " and ".join(name for agrees, name in subjects if agrees)
-    if opinion.agrees:
-        return Point(tone="good", text=f"{opinion.library} agrees within both errors on {agreed}.")
-    refused = " and ".join(name for agrees, name in subjects if not agrees)
-    but = f", though it agrees on the {agreed}" if agreed else ""
-    return Point(tone="caution", text=f"{opinion.library} disagrees beyond both errors on the {refused}{but}.")
+    names = {"eigenvalues": "eigenvalues", "lower": "λmin", "trace": "trace"}
+    by_verdict = {
+        verdict: " and ".join(names[what] for what, agrees in opinion.verdicts.items() if agrees is verdict)
+        for verdict in (True, False, None)
+    }
+    agreed, refused, blind = (by_verdict[verdict] for verdict in (True, False, None))
+    seen = ", ".join(
+        f"{names[what]} off by {100 * opinion.reach(what):.2g}%" for what, agrees in opinion.verdicts.items() if agrees
+    )
+    missed = f" It could not check the {blind}." if blind else ""
+    if refused:
+        but = f", though it agrees on the {agreed}" if agreed else ""
+        text = f"{opinion.library} disagrees beyond both errors on the {refused}{but}.{missed}"
+        return Point(tone="caution", text=text)
+    if not agreed:
+        return Point(tone="caution", text=f"{opinion.library} could not check the {blind}: its errors are too large.")
+    text = f"{opinion.library} agrees within both errors on {agreed}; it would have seen {seen}.{missed}"
+    return Point(tone="good" if opinion.agrees else "caution", text=text)
 
 
 def _compare(first_label: str, first: Spectrum, last_label: str, last: Spectrum) -> str:

@@ -15,6 +15,10 @@ from lite_probe.results.provenance import Note, Provenance
 
 FloatArray = NDArray[np.float64]
 
+STANDARD_ERRORS = 3.0  # two estimates of one trace lie within this many of their joint standard error
+# Relative deviations that a second opinion must be able to see, for its agreement to mean anything.
+DETECTABLE: Mapping[str, float] = {"eigenvalues": 0.05, "lower": 0.5, "trace": 0.2}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Density:
@@ -231,11 +235,39 @@ class Verification:
     trace_agrees: bool  # the difference within 3 standard errors of the difference
     num_hvps: int
     wall_seconds: float
+    lower_eigenvalue: float | None = None  # their smallest; None where none was looked for
+    lower_error: float | None = None  # bound on it: true residual of their pair plus ours
+    our_lower_eigenvalue: float | None = None
+    lower_agrees: bool | None = None  # ours is neither above what they found nor below what they leave room for
+
+    def reach(self, what: str) -> float:
+        """Return the smallest relative deviation of ours that would have been seen; infinite where there is none.
+
+        Args:
+            what: "eigenvalues", for λ₁, "lower", for λmin, or "trace".
+        """
+        if what == "trace":
+            ours, error = self.our_trace.value, STANDARD_ERRORS * np.hypot(self.trace.stderr, self.our_trace.stderr)
+        elif what == "lower":
+            ours, error = self.our_lower_eigenvalue or 0.0, self.lower_error or 0.0
+        else:
+            ours, error = float(self.our_eigenvalues[0]), float(self.eigenvalue_errors[0])
+        return float(error / abs(ours)) if ours else float("inf")
+
+    @property
+    def verdicts(self) -> dict[str, bool | None]:
+        """Whether they agree, by what was compared; None where a deviation that matters would not have been seen."""
+        found = {"eigenvalues": self.eigenvalues_agree, "trace": self.trace_agrees}
+        if self.lower_agrees is not None:
+            found["lower"] = self.lower_agrees
+        blind = {what for what in found if self.reach(what) > DETECTABLE[what]}
+        return {what: None if agrees and what in blind else agrees for what, agrees in found.items()}
 
     @property
     def agrees(self) -> bool:
-        """Whether eigenvalues and trace agree within both errors."""
-        return self.eigenvalues_agree and self.trace_agrees
+        """Whether nothing disagrees beyond both errors, and λ₁ at least would have been seen to."""
+        verdicts = self.verdicts
+        return False not in verdicts.values() and verdicts["eigenvalues"] is True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
