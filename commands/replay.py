@@ -109,14 +109,16 @@ class ReplayOptions(TaskOptions):
     metavar="RATE",
     default="sweep",
     show_default=True,
-    help="A number, sweep, or checkpoint; or NAME=RATE,… for some, the rest being swept.",
+    help="A number, sweep, or checkpoint (the peak of its schedule, where saved); or NAME=RATE,… for some, the rest "
+    "being swept.",
 )
 @click.option(
     "--state",
     type=Among(["auto", "checkpoint", "warm", "cold"]),
     default="auto",
     show_default=True,
-    help="What optimizers start from: the checkpoint's state, one warmed at fixed weights, or none.",
+    help="What optimizers start from: the checkpoint's state with its hyperparameters but for those of --set, one "
+    "warmed at fixed weights, or none.",
 )
 @click.option(
     "--warm-batches",
@@ -365,4 +367,4 @@ def saved_optimizer(opened: Opened, state: str) -> "SavedOptimizer | None":
     checkpoint = opened.checkpoint
     if checkpoint is None or checkpoint.optimizer is None or state not in ("auto", "checkpoint"):
         return None
-    return SavedOptimizer(states=checkpoint.optimizer_states(), step=checkpoint.step)
+    return SavedOptimizer(states=checkpoint.optimizer_states(), step=checkpoint.step, read_schedule=checkpoint.schedule)

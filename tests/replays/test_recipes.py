@@ -64,7 +64,8 @@ def test_torchs_adamw_serves_too(task: Task) -> None:
     saved = trained(task, torch.optim.AdamW(task.model.parameters(), lr=0.02))
     found = prepared(task, "adamw", "auto", saved)
     assert found.origin == "checkpoint"
-    assert saved_learning_rate("adamw", found.origin, saved) == 0.02
+    assert saved_learning_rate("adamw", found.origin, saved).lr == 0.02
+    assert found.hyperparameters == {"adamw_beta2": 0.999, "eps_after_correction": True, "weight_decay": 0.01}
 
 
 def test_somebody_elses_state_is_left_alone_and_the_optimizer_warmed(task: Task) -> None:
