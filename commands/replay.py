@@ -33,6 +33,7 @@ from lite_probe.commands.replay_summary import (
     manner_table,
     outcome_table,
     progress_table,
+    start_table,
 )
 from lite_probe.commands.run_directory import made, run_directory
 from lite_probe.commands.task import (
@@ -277,12 +278,13 @@ def measure(
 
 
 def tell(terminal: Terminal, found: "Replay") -> None:
-    """Show a replay in three tables, and what they say."""
+    """Show a replay in tables, and what they say."""
     from lite_probe.reports.replay_verdict import judge_replay
 
-    for table in (outcome_table(found), progress_table(found), manner_table(found)):
-        terminal.table(*table)
-        terminal.line()
+    for table in (start_table(found), outcome_table(found), progress_table(found), manner_table(found)):
+        if table is not None:
+            terminal.table(*table)
+            terminal.line()
     if found.num_seeds > 1:
         terminal.line(ERRORS_EXPLAINED, style="dim")
     verdict = judge_replay(found)

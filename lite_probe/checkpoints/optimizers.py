@@ -25,6 +25,8 @@ _SIGNATURES: tuple[tuple[str, frozenset[str], frozenset[str]], ...] = (
     ("soap", frozenset({"GG"}), frozenset()),
     ("soap", frozenset(), frozenset({"precondition_frequency"})),
     ("shampoo", frozenset({"preconditioners"}), frozenset()),
+    ("adamw-8bit", frozenset({"state1", "state2"}), frozenset()),  # of bitsandbytes
+    ("lion-8bit", frozenset({"state1"}), frozenset()),
     ("adafactor", frozenset({"exp_avg_sq_row"}), frozenset()),
     ("adafactor", frozenset({"row_var"}), frozenset()),
     ("muon", frozenset({"momentum_buffer"}), frozenset({"ns_steps"})),
@@ -177,7 +179,7 @@ def describe_optimizers(state_dicts: Sequence[StateDict]) -> OptimizerFound:
             keys = {str(key) for key in state}
             state_names |= keys
             tensors += list(tensors_in(state))  # SOAP keeps lists of them
-            name = own or _recognise(frozenset(keys), group_names)
+            name = own or recognise(frozenset(keys), group_names)
             if name not in names:
                 names.append(name)
     return OptimizerFound(
@@ -204,7 +206,8 @@ def _groups(state_dict: StateDict) -> list[Mapping[Any, Any]]:
     return [group for group in members or () if isinstance(group, Mapping)]
 
 
-def _recognise(state: frozenset[str], group: frozenset[str]) -> str:
+def recognise(state: frozenset[str], group: frozenset[str]) -> str:
+    """Name the optimizer that keeps these entries for a parameter, and has these in its groups; else "unknown"."""
     for name, needed_state, needed_group in _SIGNATURES:
         if needed_state <= state and needed_group <= group:
             return name

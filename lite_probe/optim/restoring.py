@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lite_probe.checkpoints.optimizers import StateDict, own_optimizer
+from lite_probe.checkpoints.optimizers import StateDict, own_optimizer, recognise
 from lite_probe.checkpoints.parameter_orders import (
     ASSUMED_ORDER,
     Assignment,
@@ -418,7 +418,7 @@ def _read(entry: SavedEntry, target: _Target, notes: dict[Note, None]) -> _Conte
         return "it was trained with maximize, upwards"
     if "GG" in values:
         return _read_soap(entry, target, notes)
-    tensors = {str(key) for key, value in values.items() if isinstance(value, Tensor)} - _NUMBERS
+    tensors = {str(key) for key, value in values.items() if _holds_tensors(value)} - _NUMBERS
     if not tensors:
         return "it had not stepped yet"
     if tensors - {"max_exp_avg_sq"} == {"exp_avg", "exp_avg_sq"}:
@@ -434,7 +434,14 @@ def _read(entry: SavedEntry, target: _Target, notes: dict[Note, None]) -> _Conte
         return _read_sgd(entry, target)
     if tensors == {"momentum_buffer"}:
         return _read_muon(entry, target, "momentum_buffer", _average_scale(entry, target, notes))
-    return f"what was saved of it ({', '.join(sorted(tensors)[:4])}) is of no known optimizer"[:200]
+    known = recognise(frozenset(map(str, values)), frozenset(map(str, group)))
+    whose = "of no known optimizer" if known == "unknown" else f"{known}'s, which no optimizer here goes on from"
+    return f"what was saved of it ({', '.join(sorted(tensors)[:4])[:100]}) is {whose}"
+
+
+def _holds_tensors(value: object) -> bool:
+    """Whether an entry is a tensor, or holds something that may be: Shampoo keeps its factors in lists."""
+    return isinstance(value, Tensor) or (isinstance(value, list | tuple | Mapping) and len(value) > 0)
 
 
 # Our thresholds, each one number, under the names of LITE's published code.

@@ -403,7 +403,12 @@ def test_moonlights_sum_of_gradients_becomes_an_average() -> None:
     other = ours("muon", continued)
     restored = restore(other, [{"state": state, "param_groups": [group]}], continued, keep=MSIGN)
     assert restored.fresh == 0
-    assert codes(restored) == ["optimizer-order", "optimizer-momentum", "optimizer-hyperparameters-kept"]
+    assert codes(restored) == [
+        "optimizer-order",
+        "optimizer-momentum",
+        "optimizer-hyperparameters-kept",
+        "optimizer-departures",
+    ]
     assert "scaled by 0.05" in restored.notes[1].message
     assert "hidden matrices, then all but hidden matrices" in restored.notes[0].message
     run(optimizer, parameters, 5, 5)
@@ -638,8 +643,15 @@ SQUARES = {"GG": [torch.eye(16), torch.eye(8)], "Q": [torch.eye(16), torch.eye(8
     ("name", "states", "reason"),
     [
         ("adamw", [], "none was saved"),
-        ("adamw", single({"exp_avg": torch.ones(16, 8)}), "(exp_avg) is of no known optimizer"),
-        ("adamw", single({"state1": torch.ones(16, 8)}), "(state1) is of no known optimizer"),
+        ("adamw", single({"exp_avg": torch.ones(16, 8)}), "(exp_avg) is lion's, which no optimizer here goes on from"),
+        ("adamw", single({"square_avg": torch.ones(16, 8)}), "(square_avg) is of no known optimizer"),
+        (
+            "adamw",
+            single({key: torch.ones(16, 8) for key in ("state1", "state2", "qmap1", "absmax1")}),
+            "(absmax1, qmap1, state1, state2) is adamw-8bit's, which no optimizer here goes on from",
+        ),
+        ("soap", single({"step": 3, "preconditioners": [torch.eye(16), torch.eye(8)]}), "is shampoo's, which no"),
+        ("adamw", single(adam(), maximize=True), "it was trained with maximize, upwards"),
         ("adamw", single({"use_muon": True}), "it had not stepped yet"),
         ("adamw", single({key: v for key, v in adam().items() if key != "step"}), "without a step counter"),
         ("adamw", single(adam(**SQUARES)), "is SOAP's, not AdamW's"),
