@@ -34,6 +34,7 @@ from lite_probe.commands.replay_summary import (
     manner_table,
     outcome_table,
     progress_table,
+    start_table,
 )
 from lite_probe.commands.run_directory import measuring_into, run_directory
 from lite_probe.commands.task import (
@@ -110,14 +111,16 @@ class ReplayOptions(TaskOptions):
     metavar="RATE",
     default="sweep",
     show_default=True,
-    help="A number, sweep, or checkpoint; or NAME=RATE,… for some, the rest being swept.",
+    help="A number, sweep, or checkpoint (the peak of its schedule, where saved); or NAME=RATE,… for some, the rest "
+    "being swept.",
 )
 @click.option(
     "--state",
     type=Among(["auto", "checkpoint", "warm", "cold"]),
     default="auto",
     show_default=True,
-    help="What optimizers start from: the checkpoint's state, one warmed at fixed weights, or none.",
+    help="What optimizers start from: the checkpoint's state with its hyperparameters but for those of --set, one "
+    "warmed at fixed weights, or none.",
 )
 @click.option(
     "--warm-batches",
@@ -276,12 +279,13 @@ def measure(
 
 
 def tell(terminal: Terminal, found: "Replay") -> None:
-    """Show a replay in three tables, and what they say."""
+    """Show a replay in tables, and what they say."""
     from lite_probe.reports.replay_verdict import judge_replay
 
-    for table in (outcome_table(found), progress_table(found), manner_table(found)):
-        terminal.table(*table)
-        terminal.line()
+    for table in (start_table(found), outcome_table(found), progress_table(found), manner_table(found)):
+        if table is not None:
+            terminal.table(*table)
+            terminal.line()
     if found.num_seeds > 1:
         terminal.line(ERRORS_EXPLAINED, style="dim")
     verdict = judge_replay(found)
@@ -366,4 +370,4 @@ def saved_optimizer(opened: Opened, state: str) -> "SavedOptimizer | None":
     checkpoint = opened.checkpoint
     if checkpoint is None or checkpoint.optimizer is None or state not in ("auto", "checkpoint"):
         return None
-    return SavedOptimizer(states=checkpoint.optimizer_states(), step=checkpoint.step)
+    return SavedOptimizer(states=checkpoint.optimizer_states(), step=checkpoint.step, read_schedule=checkpoint.schedule)

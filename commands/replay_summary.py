@@ -25,6 +25,15 @@ def outcome_table(replay: "Replay") -> _Rows:
     return header, rows
 
 
+def start_table(replay: "Replay") -> _Rows | None:
+    """Return header and rows of the state each optimizer started from; None where all were warmed, which is the rule."""
+    states = {name: recipe.state for name, recipe in replay.recipes.items()}
+    if set(states.values()) == {"warm"}:
+        return None
+    words = {"checkpoint": "the checkpoint's", "warm": "warmed at fixed weights", "cold": "none"}
+    return ["start", "state"], [[name, words.get(state, state)] for name, state in states.items()]
+
+
 def progress_table(replay: "Replay") -> _Rows:
     """Return header and rows of where each optimizer changed the loss: along flat and along sharp directions.
 

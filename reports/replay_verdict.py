@@ -16,6 +16,11 @@ LR_SOURCES = {
     "checkpoint": "the checkpoint's",
     "sweep": "swept by factors of two for the lowest evaluation loss",
 }
+_STARTS = {
+    "checkpoint": "went on from the checkpoint's optimizer state",
+    "warm": "started from averages warmed at fixed weights",
+    "cold": "started without averages",
+}
 _ABLATED = {"dominant": "projected on the sharp subspace", "bulk": "projected off the sharp subspace"}
 
 
@@ -79,7 +84,7 @@ def judge_replay(replay: Replay) -> Verdict:
     points += _manner(replay, names)
     for name in names:
         points += _ablations(replay, name)
-    points += [_learning_rates(replay), _closure(replay, names)]
+    points += [*_starts(replay), _learning_rates(replay), _closure(replay, names)]
     return Verdict(lead=_lead(replay, names), points=tuple(points))
 
 
@@ -247,6 +252,19 @@ def _divergence(replay: Replay, name: str) -> list[Point]:
             for run in replay.diverged(name, ablation)
         ]
     return [Point(tone="caution", text=f"{'; '.join(texts)}.")] if texts else []
+
+
+def _starts(replay: Replay) -> list[Point]:
+    """Say what the optimizers' states were at the start, unless all were warmed or all cold."""
+    by_state: dict[str, list[str]] = {}
+    for name, recipe in replay.recipes.items():
+        by_state.setdefault(recipe.state, []).append(name)
+    if len(by_state) == 1 and "checkpoint" not in by_state:
+        return []
+    text = "; ".join(f"{_list(names)} {_STARTS.get(state, state)}" for state, names in by_state.items())
+    if len(by_state) == 1:
+        return [Point(tone="plain", text=f"{text}.")]
+    return [Point(tone="caution", text=f"{text}: part of a difference between them may be that of their starts.")]
 
 
 def _learning_rates(replay: Replay) -> Point:

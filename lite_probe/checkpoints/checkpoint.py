@@ -16,7 +16,15 @@ from transformers import PreTrainedModel
 from lite_probe.blocks import FAMILIES, block_map, block_sizes
 from lite_probe.checkpoints.json_files import as_json
 from lite_probe.checkpoints.models import Adapt, build_skeleton, leave_as_is, load_model, parse_config
-from lite_probe.checkpoints.optimizers import StateDict, StateReader, describe_optimizers, no_states
+from lite_probe.checkpoints.optimizers import (
+    SavedSchedule,
+    ScheduleReader,
+    StateDict,
+    StateReader,
+    describe_optimizers,
+    no_schedule,
+    no_states,
+)
 from lite_probe.checkpoints.weights import Weights
 from lite_probe.errors import InputError
 from lite_probe.files import open_regular
@@ -38,6 +46,7 @@ class Checkpoint:
         step: Completed updates.
         tokenizer_path: `tokenizer.json` or `tokenizer_config.json` beside the weights.
         read_states: Looks for optimizer state, when it is asked for.
+        read_schedule: Looks for the learning rates of its schedule, likewise.
         adapt: Last changes to the model that the config cannot express.
         notes: What a reader of any result from this checkpoint should know.
 
@@ -55,6 +64,7 @@ class Checkpoint:
         step: int | None = None,
         tokenizer_path: Path | None = None,
         read_states: StateReader = no_states,
+        read_schedule: ScheduleReader = no_schedule,
         adapt: Adapt = leave_as_is,
         notes: Sequence[Note] = (),
     ) -> None:
@@ -65,6 +75,7 @@ class Checkpoint:
         self.step = step
         self.tokenizer_path = tokenizer_path
         self._read_states = read_states
+        self._read_schedule = read_schedule
         self._adapt = adapt
         self._notes = tuple(notes)
         self._config = None
@@ -200,6 +211,15 @@ class Checkpoint:
         Cost: one pass over the file; a distributed checkpoint is read into memory.
         """
         return list(self._read_states(values=True))
+
+    def schedule(self) -> SavedSchedule | None:
+        """Return the learning rates that the schedule of the optimizer states peaks at, where they were saved apart.
+
+        Raises:
+            InputError: If their file is damaged.
+            UnsafePickleError: If it asks for a name outside the allow-list.
+        """
+        return self._read_schedule()
 
     def build_model(self, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
         """Build the model with its weights, ready to be differentiated twice.

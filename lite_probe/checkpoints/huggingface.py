@@ -9,7 +9,15 @@ from torch import Tensor
 
 from lite_probe.checkpoints.checkpoint import Checkpoint
 from lite_probe.checkpoints.json_files import read_json_object
-from lite_probe.checkpoints.optimizers import StateDict, StateReader, find_state_dicts, no_states
+from lite_probe.checkpoints.optimizers import (
+    ScheduleReader,
+    StateDict,
+    StateReader,
+    find_schedule,
+    find_state_dicts,
+    no_schedule,
+    no_states,
+)
 from lite_probe.checkpoints.pickles import read_torch_file, verify_torch_file
 from lite_probe.checkpoints.state_dicts import find_state_dict, find_step
 from lite_probe.checkpoints.weights import MappedWeights, RenamedWeights, SafetensorsWeights, Weights
@@ -22,6 +30,7 @@ INDEX_ENDING = ".index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 STEP_FILES = ("trainer_state.json", "training_state.json")
 OPTIMIZER_FILE = "optimizer.pt"
+SCHEDULER_FILE = "scheduler.pt"
 
 
 def has_weights(folder: Path) -> bool:
@@ -64,6 +73,7 @@ def read(folder: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | 
         step=folder_step(folder),
         tokenizer_path=find_tokenizer(folder),
         read_states=states_beside(folder, trust_pickle=trust_pickle),
+        read_schedule=schedule_beside(folder, SCHEDULER_FILE, trust_pickle=trust_pickle),
     )
 
 
@@ -177,3 +187,9 @@ def states_beside(folder: Path, *, trust_pickle: bool) -> StateReader:
         return find_state_dicts(read_torch_file(path, trust_pickle=trust_pickle))
 
     return read_states
+
+
+def schedule_beside(folder: Path, name: str, *, trust_pickle: bool) -> ScheduleReader:
+    """Return a reader of the schedule in a file of a folder."""
+    path = folder / name
+    return (lambda: find_schedule(read_torch_file(path, trust_pickle=trust_pickle))) if path.is_file() else no_schedule

@@ -14,6 +14,7 @@ from lite_probe.checkpoints.huggingface import (
     folder_step,
     has_weights,
     read_weights,
+    schedule_beside,
     states_beside,
 )
 from lite_probe.checkpoints.pickles import read_torch_file
@@ -57,6 +58,7 @@ def read(folder: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | 
         step=folder_step(folder),
         tokenizer_path=find_tokenizer(folder),
         read_states=states_beside(folder, trust_pickle=trust_pickle),
+        read_schedule=schedule_beside(folder, OPTIMIZER_FILE, trust_pickle=trust_pickle),
     )
 
 

@@ -17,7 +17,7 @@ from lite_probe.blocks import assign_blocks
 from lite_probe.checkpoints.checkpoint import Checkpoint
 from lite_probe.checkpoints.json_files import whole_number
 from lite_probe.checkpoints.models import leave_as_is
-from lite_probe.checkpoints.optimizers import StateDict, StateReader, own_optimizer, states_of
+from lite_probe.checkpoints.optimizers import StateDict, StateReader, find_schedule, own_optimizer, states_of
 from lite_probe.checkpoints.parameter_orders import ASSUMED_ORDER, assign_entries, saved_entries
 from lite_probe.checkpoints.state_dicts import find_state_dict, find_step
 from lite_probe.checkpoints.weights import MappedWeights
@@ -65,6 +65,7 @@ def read(path: Path, saved: Mapping[str, Any], *, model_config: Mapping[str, Any
         model_config=config,
         step=find_step(saved),
         read_states=_states_reader(path, saved, _parameter_shapes(tensors, config)),
+        read_schedule=lambda: find_schedule(saved),
         adapt=leave_as_is if has_bias else _remove_biases,
         notes=_notes(config, has_bias),
     )

@@ -1,14 +1,20 @@
 """Finding optimizer states in what was saved, and recognising them by their names; values are never touched."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
+import torch
 from torch import Tensor
 
 from lite_probe.checkpoints.pickles import tensors_in, verify_torch_file
-from lite_probe.checkpoints.state_dicts import OPTIMIZER_KEYS
+from lite_probe.checkpoints.state_dicts import OPTIMIZER_KEYS, as_mapping
 from lite_probe.results.checkpoint import OptimizerFound
+
+SCHEDULER_KEYS = ("scheduler", "lr_scheduler", "lr_schedulers", "schedulers", "scheduler_state_dict")
+RATE_KEYS = ("learning_rate", "lr", "max_lr")  # of a run's settings
 
 StateDict = Mapping[Any, Any]  # "state" by parameter, and usually "param_groups"
 
@@ -18,6 +24,8 @@ _SIGNATURES: tuple[tuple[str, frozenset[str], frozenset[str]], ...] = (
     ("soap", frozenset({"GG"}), frozenset()),
     ("soap", frozenset(), frozenset({"precondition_frequency"})),
     ("shampoo", frozenset({"preconditioners"}), frozenset()),
+    ("adamw-8bit", frozenset({"state1", "state2"}), frozenset()),  # of bitsandbytes
+    ("lion-8bit", frozenset({"state1"}), frozenset()),
     ("adafactor", frozenset({"exp_avg_sq_row"}), frozenset()),
     ("adafactor", frozenset({"row_var"}), frozenset()),
     ("muon", frozenset({"momentum_buffer"}), frozenset({"ns_steps"})),
@@ -27,6 +35,63 @@ _SIGNATURES: tuple[tuple[str, frozenset[str], frozenset[str]], ...] = (
     ("sgd", frozenset({"momentum_buffer"}), frozenset({"dampening"})),
     ("muon", frozenset({"momentum_buffer"}), frozenset()),
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedSchedule:
+    """Learning rates that were saved beside the optimizers: those at which a schedule peaks."""
+
+    rates: tuple[float, ...]  # one for each parameter group in order, or one for all
+    source: str  # where they were found, in words
+
+
+ScheduleReader = Callable[[], SavedSchedule | None]
+
+
+def no_schedule() -> SavedSchedule | None:
+    """Return nothing: a checkpoint without schedule."""
+    return None
+
+
+def find_schedule(saved: object) -> SavedSchedule | None:
+    """Find a schedule's learning rates in what was saved.
+
+    Args:
+        saved: The state dict of a scheduler of torch, or a dict that holds some, or a run's settings, under the usual
+            keys.
+
+    Returns:
+        The `base_lrs` of a scheduler, else the learning rate of the settings under "config"; None without either.
+    """
+    if not isinstance(saved, Mapping):
+        return None
+    for candidate in (saved, *(saved[key] for key in SCHEDULER_KEYS if key in saved)):
+        members = candidate if isinstance(candidate, list | tuple) else [candidate]
+        rates = [rate for member in members if isinstance(member, Mapping) for rate in _rates(member.get("base_lrs"))]
+        if rates:
+            return SavedSchedule(rates=tuple(rates), source="base_lrs of its scheduler")
+    settings = as_mapping(saved.get("config")) or {}
+    for key in RATE_KEYS:
+        rates = _rates([settings.get(key)])
+        if rates:
+            return SavedSchedule(rates=tuple(rates), source=f"{key} of its config")
+    return None
+
+
+def _rates(values: object) -> list[float]:
+    """Return learning rates; none where one of them is no positive number."""
+    numbers = [value.item() if _is_one_number(value) else value for value in values] if _is_list(values) else []
+    positive = [value for value in numbers if isinstance(value, int | float) and not isinstance(value, bool)]
+    rates = [float(value) for value in positive if 0.0 < value < math.inf]
+    return rates if len(rates) == len(numbers) else []
+
+
+def _is_list(values: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(values, list | tuple)
+
+
+def _is_one_number(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta and value.layout == torch.strided
 
 
 class StateReader(Protocol):
@@ -118,7 +183,7 @@ def describe_optimizers(state_dicts: Sequence[StateDict]) -> OptimizerFound:
             keys = {str(key) for key in state}
             state_names |= keys
             tensors += list(tensors_in(state))  # SOAP keeps lists of them
-            name = own or _recognise(frozenset(keys), group_names)
+            name = own or recognise(frozenset(keys), group_names)
             if name not in names:
                 names.append(name)
     return OptimizerFound(
@@ -145,7 +210,8 @@ def _groups(state_dict: StateDict) -> list[Mapping[Any, Any]]:
     return [group for group in members or () if isinstance(group, Mapping)]
 
 
-def _recognise(state: frozenset[str], group: frozenset[str]) -> str:
+def recognise(state: frozenset[str], group: frozenset[str]) -> str:
+    """Name the optimizer that keeps these entries for a parameter, and has these in its groups; else "unknown"."""
     for name, needed_state, needed_group in _SIGNATURES:
         if needed_state <= state and needed_group <= group:
             return name

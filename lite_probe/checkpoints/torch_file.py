@@ -8,7 +8,7 @@ from lite_probe.checkpoints import nanogpt
 from lite_probe.checkpoints.checkpoint import Checkpoint
 from lite_probe.checkpoints.json_files import as_json
 from lite_probe.checkpoints.models import build_skeleton, parse_config
-from lite_probe.checkpoints.optimizers import states_of
+from lite_probe.checkpoints.optimizers import find_schedule, states_of
 from lite_probe.checkpoints.pickles import read_torch_file
 from lite_probe.checkpoints.state_dicts import find_state_dict, find_step, model_prefix, unwrap
 from lite_probe.checkpoints.weights import MappedWeights, RenamedWeights, Weights
@@ -44,6 +44,7 @@ def read(path: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | No
         model_config=model_config,
         step=find_step(saved, whole),
         read_states=states_of(path, saved, whole),
+        read_schedule=lambda: find_schedule(saved),
         notes=notes,
     )
 

@@ -26,8 +26,8 @@ _NOTHING, _EVERYTHING = 1e-5, 1.0 - 1e-5  # sharp ratios below and above which t
 class Diagonal(Geometry):
     """m ← b₁m + (1−b₁)g, v ← b₂v + (1−b₂)g², F⁻¹x = x/(√v + ε), Q = 1 − p with the soft mask p of v.
 
-    ε is added to √v before the bias correction, as published with LITE; `torch.optim.AdamW` adds it afterwards. The
-    step differs by a relative (1 − √(1 − b₂ᵏ))·ε/√v.
+    ε is added to √v before the bias correction, as published with LITE; `torch.optim.AdamW` adds it afterwards, and so
+    does `eps_after_correction`. The step differs by a relative (1 − √(1 − b₂ᵏ))·ε/√v.
     """
 
     stacked_on_cpu = False
@@ -56,7 +56,7 @@ class Diagonal(Geometry):
         return Preconditioned(
             momentum=momentum,
             gradient=gradient if lite.damped and group["adamw_damping"] else None,
-            divisor=second.sqrt().add_(group["eps"]),
+            divisor=second.sqrt().add_(_uncorrected_eps(group, step + 1)),
             project=None if flat is None else flat.mul,
             step_size=group["lr"] * (1.0 - b2 ** (step + 1)) ** 0.5 / (1.0 - b1 ** (step + 1)),
         )
@@ -66,9 +66,15 @@ class Diagonal(Geometry):
         second = state["exp_avg_sq"]
         return Coordinates(
             proxy=second,
-            divisor=unbiased_root(second, group["adamw_beta2"], step, group["eps"]),
+            divisor=unbiased_root(second, group["adamw_beta2"], step, _uncorrected_eps(group, step)),
             flat=flat_weights(state, second, lite),
         )
+
+
+def _uncorrected_eps(group: Hyperparameters, count: int) -> float:
+    """Return what is added to √v before the bias correction: an ε that comes after it times √(1 − b₂ᵏ), k = count."""
+    correction = (1.0 - group["adamw_beta2"] ** max(count, 1)) ** 0.5 if group["eps_after_correction"] else 1.0
+    return float(group["eps"] * correction)
 
 
 def new_thresholds(shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:

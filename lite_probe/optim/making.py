@@ -11,14 +11,21 @@ from lite_probe.blocks import assign_blocks, infer_family, stored_transposed
 from lite_probe.errors import InputError, UsageError
 from lite_probe.optim.buckets import Piece, is_hidden_matrix
 from lite_probe.optim.lite import LiteOptimizer
-from lite_probe.optim.msign import COEFFICIENTS
+from lite_probe.optim.msign import COEFFICIENTS, LR_SCALES
 from lite_probe.optim.schedules import Schedule
 from lite_probe.results.blocks import BLOCK_NAMES, BlockPart
 
 OptimizerName = Literal["adamw", "adamw-lite", "muon", "muon-lite", "soap", "soap-lite", "sgd"]
 OPTIMIZERS: tuple[str, ...] = get_args(OptimizerName)
 
-_ADAMW = {"adamw_beta1": 0.9, "adamw_beta2": 0.99, "adamw_damping": False, "eps": 1e-8, "weight_decay": 0.1}
+_ADAMW = {
+    "adamw_beta1": 0.9,
+    "adamw_beta2": 0.99,
+    "adamw_damping": False,
+    "eps": 1e-8,
+    "eps_after_correction": False,  # where ε is added to √v: before the bias correction, or after it as torch does
+    "weight_decay": 0.1,
+}
 _BASE: Mapping[str, Mapping[str, Any]] = {
     "adamw": _ADAMW,
     "muon": {
@@ -27,6 +34,7 @@ _BASE: Mapping[str, Mapping[str, Any]] = {
         "ns_steps": 6,
         "ns_coefficients": "polar-express",
         "msign_dtype": None,
+        "lr_scale": "match-rms-adamw",
     },
     "soap": {
         "betas": (0.95, 0.95),
@@ -141,6 +149,10 @@ def _settings(name: str, lr: float, given: Mapping[str, Any]) -> dict[str, Any]:
         for value in _values({"lr": lr, **settings}.get(key)):
             if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
                 raise UsageError(f"expected {key} in {bounds}, got {value!r}")
+    if not isinstance(settings.get("eps_after_correction", False), bool):
+        raise UsageError(f"expected eps_after_correction true or false, got {settings['eps_after_correction']!r}")
+    if settings.get("lr_scale", "original") not in tuple(LR_SCALES):
+        raise UsageError(f"expected lr_scale among {', '.join(LR_SCALES)}, got {settings['lr_scale']!r}")
     if settings.get("ns_coefficients", "quintic") not in COEFFICIENTS:
         raise UsageError(
             f"expected ns_coefficients among {', '.join(COEFFICIENTS)}, got {settings['ns_coefficients']!r}"

@@ -6,7 +6,7 @@ second iteration, on M/(τ‖M‖) − msign(M), whose sign says on which side o
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +26,7 @@ from lite_probe.optim.geometry import (
 )
 
 NO_SHARP_DIRECTIONS = 1e-6  # a sharp ratio below which LITE is off
+_NO_MOMENTUM = 1e-8  # a momentum below which m + g(1−θ)/θ is g/θ to rounding
 # Of the iteration on a long matrix, as many as keep the accuracy of one by one; see `_iterate`.
 _STEPS_TOGETHER = {torch.float64: 3, torch.float32: 3, torch.bfloat16: 2}
 
@@ -141,7 +142,8 @@ class Orthogonal(Geometry):
 
     is the partial isometry of M's singular directions above τ‖M‖_F; τ follows by 5% a step so that about r of them
     are, r = min(⌊ρ·min(m, n)⌋ + 1, min(m, n) − 1). The step size is 0.2·η·√max(m, n), at which an update has AdamW's
-    root mean square. S is a partial isometry up to msign's accuracy only; damping is projected twice, as published.
+    root mean square, unless `lr_scale` names another rule. S is a partial isometry up to msign's accuracy only; damping
+    is projected twice, as published.
 
     Cost: one msign a step for Muon; LITE adds one of g for the damping and one for S, and products with S: one for the
     damping, one for update and decay together, Q being linear.
@@ -169,7 +171,7 @@ class Orthogonal(Geometry):
         """See `Geometry.precondition`."""
         theta = group["momentum"]
         average = state["momentum"].lerp_(gradient, gated(1.0 - theta, gate))
-        nesterov = average.add(gradient, alpha=(1.0 - theta) / theta) if theta else gradient
+        nesterov = average.add(gradient, alpha=(1.0 - theta) / theta) if theta > _NO_MOMENTUM else gradient
         rows, columns = gradient.shape[1:]
         direction, project = _sign(nesterov, group), None
         if lite.projected and lite.sharp_ratio > NO_SHARP_DIRECTIONS:
@@ -183,7 +185,7 @@ class Orthogonal(Geometry):
             momentum=direction,
             gradient=_sign(gradient, group) if lite.damped else None,
             project=project,
-            step_size=group["lr"] * step_scale(rows, columns),
+            step_size=group["lr"] * step_scale(rows, columns, group["lr_scale"]),
             projects_twice=True,
         )
 
@@ -206,7 +208,7 @@ class Orthogonal(Geometry):
         plan = COEFFICIENTS[group["ns_coefficients"]]
         gain = math.prod(plan.step(index)[0] for index in range(group["ns_steps"])) / plan.margin
         least = (frobenius_norm(average).squeeze(2) / gain).clamp(min=torch.finfo(average.dtype).tiny)
-        divisor = torch.maximum(values / reached, least) / step_scale(rows, columns)
+        divisor = torch.maximum(values / reached, least) / step_scale(rows, columns, group["lr_scale"])
         strength = torch.zeros(len(average), columns, dtype=average.dtype, device=average.device)
         strength[:, :count] = values.square()
         flat = None
@@ -225,9 +227,18 @@ class Orthogonal(Geometry):
         )
 
 
-def step_scale(rows: int, columns: int) -> float:
-    """Return 0.2·√max(m, n): times an orthogonal matrix it has the root mean square of an AdamW step, 0.2."""
-    return 0.2 * math.sqrt(max(rows, columns))
+# Rules for the step of an (m, n) matrix by their names in torch, written as ours are.
+LR_SCALES: Mapping[str, Callable[[int, int], float]] = {
+    # The root mean square of an AdamW step, 0.2; Moonlight, arXiv 2502.16982.
+    "match-rms-adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
+    # K. Jordan (2024), Muon.
+    "original": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),
+}
+
+
+def step_scale(rows: int, columns: int, rule: str) -> float:
+    """Return what an orthogonal (m, n) matrix and the learning rate are multiplied by, by a rule of `LR_SCALES`."""
+    return LR_SCALES[rule](rows, columns)
 
 
 def _sign(matrices: Tensor, group: Hyperparameters) -> Tensor:

@@ -1,18 +1,19 @@
 """Optimizer states of checkpoints, taken over by an optimizer of ours.
 
 A saved state belongs to one kind of optimizer, and goes on only where the same kind steps here: AdamW's moments say
-nothing that Muon could use. What is restored are averages of gradients; hyperparameters are the new optimizer's.
+nothing that Muon could use. With the averages of gradients come the hyperparameters that made them; the learning rate
+stays the new optimizer's.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lite_probe.checkpoints.optimizers import StateDict, own_optimizer
+from lite_probe.checkpoints.optimizers import StateDict, own_optimizer, recognise
 from lite_probe.checkpoints.parameter_orders import (
     ASSUMED_ORDER,
     Assignment,
@@ -20,9 +21,11 @@ from lite_probe.checkpoints.parameter_orders import (
     assign_entries,
     saved_entries,
 )
-from lite_probe.errors import InputError, UsageError
+from lite_probe.errors import UsageError
 from lite_probe.optim.buckets import MASTER, Piece, state_dtype
+from lite_probe.optim.geometry import is_lite
 from lite_probe.optim.lite import GEOMETRIES, LiteOptimizer
+from lite_probe.optim.saved_rules import MSIGN, SavedRules, read_rules, real, refused
 from lite_probe.results.provenance import Note
 
 _MAX_STEP = 2**53  # of a counter; floats count no further
@@ -63,6 +66,7 @@ class Restored:
 
     groups: tuple[RestoredGroup, ...]
     notes: tuple[Note, ...]
+    hyperparameters: Mapping[str, Mapping[str, tuple[Any, ...]]]  # taken over: name → block → values, each once
 
     @property
     def restored(self) -> int:
@@ -86,6 +90,7 @@ def restore_state(
     *,
     named_parameters: Iterable[tuple[str, nn.Parameter]] | None = None,
     step: int | None = None,
+    keep: Collection[str] = (),
 ) -> Restored:
     """Let an optimizer go on from the optimizer states of a checkpoint.
 
@@ -102,19 +107,25 @@ def restore_state(
     bases, factors and moments to SOAP's, those of `torch.optim.SGD` to `sgd`, our own to all of these. Everything else
     starts anew: whatever state the optimizer had is gone.
 
+    Hyperparameters that were saved with a state go with it, so that the next step is the one the saving optimizer would
+    have made; parameters that were saved in other groups, as those without weight decay are, get groups of their own.
+    Notes tell what changes, and what the saving optimizer did that this one cannot. LITE keeps its own msign, which its
+    projector is made of. Make learning-rate schedulers afterwards, since they hold on to groups.
+
     Args:
         optimizer: From `make_optimizer`.
         states: As `torch.optim.Optimizer.state_dict` returns them; those of several optimizers in any order.
         named_parameters: As given to `make_optimizer`: the model's order, for states without names. None leaves
             such states alone.
         step: Completed updates of the run, for states that do not count them: `torch.optim.Muon`'s.
+        keep: Hyperparameters that stay as they are whatever was saved; a note tells where they differ.
 
     Returns:
         What was restored and what starts anew, per parameter group, and why.
 
     Raises:
-        InputError: If a saved tensor is not finite or has a wrong shape, or the states are damaged. The optimizer is
-            then as it was.
+        InputError: If a saved tensor is not finite or has a wrong shape, a hyperparameter is none, or the states are
+            damaged. The optimizer is then as it was.
         UsageError: If `step` is no count, or `named_parameters` lack one of the optimizer's.
 
     Cost: one copy of the state.
@@ -130,9 +141,27 @@ def restore_state(
     counters = [read.step for read in contents.values() if isinstance(read, _Contents) and read.step is not None]
     counters += [_count(entry.group["step"], "a parameter group") for entry in entries if own_optimizer(entry.group)]
     run_step = max(counters, default=step or 0)
-    fates = [_fate(target, contents.get(target.name, _unassigned(target, assigned)), run_step) for target in targets]
+    rules = {
+        target.name: rules
+        for target in targets
+        if (rules := _rules(found.get(target.name), target, contents.get(target.name))) is not None
+    }
+    ruled = [_under(target, rules.get(target.name), keep) for target in targets]
+    fates = [_fate(target, contents.get(target.name, _unassigned(target, assigned)), run_step) for target in ruled]
+    changes = [
+        _Change(target, new, rules[target.name], found[target.name])
+        for target, new, fate in zip(targets, ruled, fates, strict=True)
+        if fate.state is not None and target.name in rules
+    ]
+    restored = Restored(
+        groups=_rows(targets, fates, run_step),
+        notes=(*_order_notes(states, assigned), *notes, *_rule_notes(changes)),
+        hyperparameters=_taken_over(changes),
+    )
+    # Only now, when nothing can be refused any more.
+    _divide_groups(optimizer, {change.after.parameter: change.after.group for change in changes})
     _write(optimizer, targets, fates, run_step)
-    return Restored(groups=_rows(targets, fates, run_step), notes=(*_order_notes(states, assigned), *notes))
+    return restored
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +271,129 @@ def _write(optimizer: LiteOptimizer, targets: Sequence[_Target], fates: Sequence
     optimizer._with_gradients = None
 
 
+# -- hyperparameters ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A restored parameter under the hyperparameters it had, and under those it goes on with."""
+
+    before: _Target
+    after: _Target
+    rules: SavedRules
+    entry: SavedEntry
+
+
+def _rules(entry: SavedEntry | None, target: _Target, contents: "_Contents | str | None") -> SavedRules | None:
+    """Read the hyperparameters that go with a state; None where it is of no use here."""
+    if entry is None or not isinstance(contents, _Contents):
+        return None
+    geometry = target.pieces[0].geometry
+    # What SOAP does not rotate runs plain Adam.
+    if contents.kind != _KIND_OF[geometry] and (contents.kind, geometry) != ("AdamW", "kronecker"):
+        return None
+    divided = len(target.pieces) > 1 or target.pieces[0].is_stack
+    return read_rules(entry, contents.kind, geometry, target.name, divided=divided, lite=is_lite(target.group))
+
+
+def _under(target: _Target, rules: SavedRules | None, keep: Collection[str]) -> _Target:
+    """Return a target with the saved hyperparameters in place of its group's."""
+    if rules is None:
+        return target
+    group = dict(target.group)
+    for name, value in rules.values.items():
+        own_msign = name in MSIGN and is_lite(group) and "beta1" not in rules.values
+        if name in group and name not in keep and not own_msign:
+            group[name] = {**group[name], **value} if isinstance(value, Mapping) else value
+    return replace(target, group=group)
+
+
+def _divide_groups(optimizer: LiteOptimizer, settings: Mapping[nn.Parameter, Mapping[str, Any]]) -> None:
+    """Give parameters their hyperparameters; those that differ from the rest of their group get one of their own."""
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        parts: list[tuple[dict[str, Any], list[tuple[str, nn.Parameter]]]] = []
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            wanted = {**group, **settings.get(parameter, {})}
+            plain = {key: value for key, value in wanted.items() if key not in ("params", "param_names")}
+            members = next((members for known, members in parts if known == plain), None)
+            if members is None:
+                parts.append((plain, [(name, parameter)]))
+            else:
+                members.append((name, parameter))
+        for index, (plain, members) in enumerate(parts):
+            one = group if index == 0 else {}
+            one |= {**plain, "params": [p for _, p in members], "param_names": [name for name, _ in members]}
+            groups.append(one)
+    optimizer.param_groups[:] = groups
+
+
+def _taken_over(changes: Sequence[_Change]) -> dict[str, dict[str, tuple[Any, ...]]]:
+    """Return the saved hyperparameters that are in use: name → block → values."""
+    taken: dict[str, dict[str, tuple[Any, ...]]] = {}
+    for change in changes:
+        group = change.after.group
+        for name, value in change.rules.values.items():
+            if name in group and (isinstance(value, Mapping) or _same(group[name], value)):
+                values = taken.setdefault(name, {}).setdefault(group["block"], ())
+                if group[name] not in values:
+                    taken[name][group["block"]] = (*values, group[name])
+    return taken
+
+
+def _rule_notes(changes: Sequence[_Change]) -> Iterator[Note]:
+    """Tell what the saved hyperparameters change, and what of the saving optimizer is not here."""
+    taken: dict[str, None] = {}
+    kept: dict[str, None] = {}
+    missing: dict[str, None] = {}
+    departures: dict[str, None] = {}
+    for change in changes:
+        before, after = change.before.group, change.after.group
+        for name, saved in change.rules.values.items():
+            if not _same(before.get(name), after.get(name)):
+                taken[f"{name} {_words(after[name])} instead of {_words(before[name])}"] = None
+            elif name in after and not isinstance(saved, Mapping) and not _same(after[name], saved):
+                kept[f"{name} {_words(after[name])}, saved {_words(saved)}"] = None
+        missing |= {f"{name} {_words(after[name])}": None for name in change.rules.missing if name in after}
+        departures |= dict.fromkeys(change.rules.departures)
+    if not changes:
+        return
+    optimizer = changes[0].before.group["optimizer"]
+    for code, start, found in (
+        ("optimizer-hyperparameters", f"{optimizer} goes on under the saved hyperparameters", taken),
+        ("optimizer-hyperparameters-kept", f"{optimizer} has hyperparameters of its own", kept),
+        ("optimizer-hyperparameters-unsaved", f"The saved state does not tell all; {optimizer}'s own are", missing),
+        ("optimizer-departures", f"What was saved was not stepped quite as {optimizer} steps", departures),
+    ):
+        if found:
+            yield Note(code=code, message=f"{start}: {'; '.join(found)}.")
+    rates = dict.fromkeys(_words(rate) for change in changes if (rate := _saved_rate(change.entry)) is not None)
+    if len(rates) > 1:
+        message = f"The saved groups had different learning rates ({', '.join(rates)}); here all parameters take one."
+        yield Note(code="optimizer-rates", message=message)
+
+
+def _saved_rate(entry: SavedEntry) -> float | None:
+    """Return the learning rate of a saved group; None where none was saved. A measurement sets its own."""
+    return real(entry.group["lr"], "lr", "a parameter group") if "lr" in entry.group else None
+
+
+def _same(one: Any, other: Any) -> bool:
+    pair = [tuple(value) if isinstance(value, list) else value for value in (one, other)]
+    return bool(pair[0] == pair[1])
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        by_value: dict[str, list[str]] = {}
+        for block, one in value.items():
+            by_value.setdefault(_words(one), []).append(block)
+        return ", ".join(f"{one} ({', '.join(blocks)})" for one, blocks in by_value.items())
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_words, value))})"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
 # -- what was saved ----------------------------------------------------------------------------------------------------
 
 
@@ -262,9 +414,11 @@ def _read(entry: SavedEntry, target: _Target, notes: dict[Note, None]) -> _Conte
     if own_optimizer(entry.group):
         return _read_own(entry, target)
     values, group = entry.values, entry.group
+    if group.get("maximize") is True:
+        return "it was trained with maximize, upwards"
     if "GG" in values:
         return _read_soap(entry, target, notes)
-    tensors = {str(key) for key, value in values.items() if isinstance(value, Tensor)} - _NUMBERS
+    tensors = {str(key) for key, value in values.items() if _holds_tensors(value)} - _NUMBERS
     if not tensors:
         return "it had not stepped yet"
     if tensors - {"max_exp_avg_sq"} == {"exp_avg", "exp_avg_sq"}:
@@ -280,7 +434,14 @@ def _read(entry: SavedEntry, target: _Target, notes: dict[Note, None]) -> _Conte
         return _read_sgd(entry, target)
     if tensors == {"momentum_buffer"}:
         return _read_muon(entry, target, "momentum_buffer", _average_scale(entry, target, notes))
-    return f"what was saved of it ({', '.join(sorted(tensors)[:4])}) is of no known optimizer"[:200]
+    known = recognise(frozenset(map(str, values)), frozenset(map(str, group)))
+    whose = "of no known optimizer" if known == "unknown" else f"{known}'s, which no optimizer here goes on from"
+    return f"what was saved of it ({', '.join(sorted(tensors)[:4])[:100]}) is {whose}"
+
+
+def _holds_tensors(value: object) -> bool:
+    """Whether an entry is a tensor, or holds something that may be: Shampoo keeps its factors in lists."""
+    return isinstance(value, Tensor) or (isinstance(value, list | tuple | Mapping) and len(value) > 0)
 
 
 # Our thresholds, each one number, under the names of LITE's published code.
@@ -364,7 +525,7 @@ def _average_scale(entry: SavedEntry, target: _Target, notes: dict[Note, None]) 
 
 def _read_sgd(entry: SavedEntry, target: _Target) -> _Contents | str:
     """Read m ← θm + (1−d)g, of which ours is (1−θ)/(1−d) times as much."""
-    dampening = _real(entry.group["dampening"], "dampening", target.name)
+    dampening = real(entry.group["dampening"], "dampening", target.name)
     if dampening >= 1.0:
         return "its momentum was damped away"
     momentum = _elementwise(entry, target, "momentum_buffer") * ((1.0 - _momentum(entry, target)) / (1.0 - dampening))
@@ -376,7 +537,7 @@ def _read_soap(entry: SavedEntry, target: _Target, notes: dict[Note, None]) -> _
     values, axes = entry.values, target.parameter.ndim
     factors, bases = values["GG"], values.get("Q")
     if not isinstance(factors, list | tuple) or not isinstance(bases, list | tuple | None):
-        raise _refused("lists of matrices", "GG and Q", target.name, type(factors).__name__)
+        raise refused("lists of matrices", "GG and Q", target.name, type(factors).__name__)
     if bases is None:
         return "its bases had not been built yet"
     if len(factors) != axes or len(bases) != axes or axes > 2:
@@ -509,19 +670,19 @@ def _elementwise(entry: SavedEntry, target: _Target, name: str) -> Tensor:
 def _checked(value: object, shape: torch.Size, target: _Target, name: str) -> Tensor:
     """Return a saved tensor on the parameter's device if it is one that can be gone on with."""
     if not isinstance(value, Tensor):
-        raise _refused("a tensor", name, target.name, type(value).__name__)
+        raise refused("a tensor", name, target.name, type(value).__name__)
     if value.shape != shape:
-        raise _refused(f"shape {tuple(shape)}", name, target.name, f"{tuple(value.shape)}")
+        raise refused(f"shape {tuple(shape)}", name, target.name, f"{tuple(value.shape)}")
     if value.layout != torch.strided or value.dtype not in _DTYPES or value.is_meta:
-        raise _refused("dense floating-point numbers", name, target.name, f"{value.dtype} on {value.device}")
+        raise refused("dense floating-point numbers", name, target.name, f"{value.dtype} on {value.device}")
     # A stride of zero makes any size out of one number.
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise _refused("a tensor that lies in the file whole", name, target.name, "one expanded from less")
+        raise refused("a tensor that lies in the file whole", name, target.name, "one expanded from less")
     value = value.detach().to(target.parameter.device)
     if value.numel():
         lowest, highest = (float(bound) for bound in torch.aminmax(value))
         if not (math.isfinite(lowest) and math.isfinite(highest)):
-            raise _refused("finite numbers", name, target.name, "NaN or infinity")
+            raise refused("finite numbers", name, target.name, "NaN or infinity")
         for extreme in (lowest, highest):
             _check_range(extreme, name, target)
     return value
@@ -542,7 +703,7 @@ def _check_range(number: float, name: str, target: _Target) -> None:
     elif _bare(name) in ("mask_low", "mask_high", _LITE_NUMBERS["mask_low"], _LITE_NUMBERS["mask_high"]):
         low, high = 0.0, 2.0 * max(target.parameter.numel(), 1)
     if not low <= number <= high:
-        raise _refused(f"numbers in [{low:.6g}, {high:.6g}]", name, target.name, f"{number:.6g}")
+        raise refused(f"numbers in [{low:.6g}, {high:.6g}]", name, target.name, f"{number:.6g}")
 
 
 def _lite_numbers(entry: SavedEntry, target: _Target) -> dict[str, float]:
@@ -550,41 +711,20 @@ def _lite_numbers(entry: SavedEntry, target: _Target) -> dict[str, float]:
     numbers = {}
     for name, saved in _LITE_NUMBERS.items():
         if saved in entry.values:
-            numbers[name] = _real(entry.values[saved], saved, target.name)
+            numbers[name] = real(entry.values[saved], saved, target.name)
             _check_range(numbers[name], saved, target)
     return numbers
 
 
 def _momentum(entry: SavedEntry, target: _Target) -> float:
-    theta = _real(entry.group.get("momentum"), "momentum", target.name)
+    theta = real(entry.group.get("momentum"), "momentum", target.name)
     if not 0.0 <= theta < 1.0:
-        raise _refused("a number in [0, 1)", "momentum", target.name, f"{theta}")
+        raise refused("a number in [0, 1)", "momentum", target.name, f"{theta}")
     return theta
 
 
 def _count(value: object, owner: str) -> int:
-    count = _real(value, "step", owner)
+    count = real(value, "step", owner)
     if not 0.0 <= count <= _MAX_STEP or count != int(count):
-        raise _refused("a count", "step", owner, f"{count}")
+        raise refused("a count", "step", owner, f"{count}")
     return int(count)
-
-
-def _real(value: object, name: str, owner: str) -> float:
-    if isinstance(value, Tensor) and value.layout == torch.strided and value.numel() == 1 and not value.is_meta:
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _refused("a number", name, owner, type(value).__name__)
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise _refused("a finite number", name, owner, f"{number}")
-    return number
-
-
-def _refused(expected: str, name: str, owner: str, got: str) -> InputError:
-    return InputError(
-        f"expected {expected} as {name} of {owner} in the saved optimizer state, got {got}",
-        "take the state of the same checkpoint, or start the optimizer anew",
-    )

@@ -23,6 +23,7 @@ from torch import nn
 from lite_probe.errors import UsageError
 from lite_probe.optim.buckets import is_hidden_matrix
 from lite_probe.optim.making import make_optimizer
+from lite_probe.optim.msign import step_scale
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +111,11 @@ def linear_recipes(name: str, shape: Sequence[int], *, block: str, lr: float, **
     The metric F is that of its geometry, held fixed: I for sgd, diag(√v + ε) for AdamW, the same in the eigenbasis for
     SOAP, once the bias corrections have died away.
 
-    For Muon F = (MMᵀ)^½ with M = m + g(1−θ)/θ, and η = 0.2·lr·√max(m, n). The Nesterov term is itself a damping of
-    (1−θ)/θ; LITE's adds β/θ, since its msign(g) has a metric of its own, which for a steady gradient, M = g/θ, is θF.
-    msign is not linear: the prediction holds for a small part of a steady gradient that turns singular directions of
-    like singular values. A part that only stretches singular values changes no update, and no update makes it smaller.
+    For Muon F = (MMᵀ)^½ with M = m + g(1−θ)/θ, and η = 0.2·lr·√max(m, n), or as `lr_scale` says. The Nesterov term is
+    itself a damping of (1−θ)/θ; LITE's adds β/θ, since its msign(g) has a metric of its own, which for a steady
+    gradient, M = g/θ, is θF. msign is not linear: the prediction holds for a small part of a steady gradient that turns
+    singular directions of like singular values. A part that only stretches singular values changes no update, and no
+    update makes it smaller.
 
     Args:
         name: One of `OPTIMIZERS`.
@@ -133,7 +135,7 @@ def linear_recipes(name: str, shape: Sequence[int], *, block: str, lr: float, **
     base = name.removesuffix("-lite")
     beta1, beta2, step_size = group.get("beta1", 0.0), group.get("beta2", 0.0), lr
     if base == "muon" and is_hidden_matrix(shape, block):
-        theta, step_size = group["momentum"], 0.2 * lr * math.sqrt(max(shape[-2:]))
+        theta, step_size = group["momentum"], lr * step_scale(*shape[-2:], group["lr_scale"])
         if theta:
             beta1, beta2 = (beta1 + 1.0 - theta) / theta, (beta2 + 1.0 - theta) / theta
     elif base in ("adamw", "muon"):

@@ -445,28 +445,28 @@ class _Session:
 
     def _choose(self, name: str, prepared: Prepared) -> "_FinishedRecipe":
         """Settle an optimizer's learning rate; predict what the linear theory says of it."""
-        asked, sweep = self.request.lr[name], None
+        asked, sweep, notes = self.request.lr[name], None, prepared.notes
         if asked == "sweep":
             sweep = self._sweep(name, prepared)
             lr, source = sweep.chosen, "sweep"
         elif asked == "checkpoint":
-            lr, source = saved_learning_rate(name, prepared.origin, self.saved), "checkpoint"
+            rate = saved_learning_rate(name, prepared.origin, self.saved)
+            lr, source, notes = rate.lr, "checkpoint", (*notes, rate.note(name))
         else:
             lr, source = float(asked), "given"
-        hyperparameters = self.request.hyperparameters.get(name, {})
         theory = None
         if prepared.origin != "cold":
-            theory = linear_theory(prepared.optimizer, name, lr, hyperparameters, self.layout, self.subspace)
+            theory = linear_theory(prepared.optimizer, name, lr, self.layout, self.subspace)
         recipe = results.Recipe(
             optimizer=name,
             lr=lr,
             lr_source=source,
-            hyperparameters=dict(hyperparameters),
+            hyperparameters=prepared.hyperparameters,
             state=prepared.origin,
             state_lines=prepared.lines,
         )
         known = _FinishedRecipe(
-            fingerprint=self.plan.fingerprint, recipe=recipe, sweep=sweep, theory=theory, notes=prepared.notes
+            fingerprint=self.plan.fingerprint, recipe=recipe, sweep=sweep, theory=theory, notes=notes
         )
         self._keep("recipe", name, known)
         return known

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
-
-from lite_probe.checkpoints.optimizers import StateDict
+from lite_probe.checkpoints.optimizers import ScheduleReader, StateDict, no_schedule
 from lite_probe.errors import InputError, UsageError
 from lite_probe.optim import OPTIMIZERS, LiteOptimizer, Restored, hyperparameters_of, restore_state
+from lite_probe.optim.saved_rules import average_factor, real
+from lite_probe.replays.sweep import LOWEST
 from lite_probe.results.provenance import Note
 from lite_probe.spectra.fingerprint import batches_digest
 from lite_probe.subspaces import optimizer_of, warm
@@ -27,6 +27,7 @@ class SavedOptimizer:
 
     states: Sequence[StateDict]
     step: int | None  # completed updates, for states that do not count them
+    read_schedule: ScheduleReader = no_schedule  # asked for the peak of a schedule that the states do not tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +37,29 @@ class Prepared:
     optimizer: LiteOptimizer
     state: Mapping[str, Any]
     origin: str  # "checkpoint", "warm" or "cold"
+    hyperparameters: Mapping[str, object]  # those not at their defaults; where they differ by block, block → values
     lines: tuple[str, ...]  # what became of the state, in words
     notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedRate:
+    """The learning rate that a checkpoint says its optimizer had."""
+
+    lr: float
+    source: str  # where it was found, in words; empty: it is where the optimizer stood
+    stood_at: tuple[float, ...]  # the rates of its groups, ascending
+
+    def note(self, name: str) -> Note:
+        """Say which of the checkpoint's rates an optimizer takes."""
+        stood = ", ".join(f"{rate:g}" for rate in self.stood_at)
+        if self.source:
+            message = f"{name} takes the checkpoint's learning rate at its peak, {self.lr:g} ({self.source})"
+            message += f"; its optimizer stood at {stood}."
+        else:
+            message = f"{name} takes the learning rate {self.lr:g}, where the checkpoint's optimizer stood; "
+            message += "no peak of a schedule was saved."
+        return Note(code="learning-rate", message=message)
 
 
 def learning_rates(optimizers: Sequence[str], lr: LearningRate | Mapping[str, LearningRate]) -> dict[str, LearningRate]:
@@ -122,7 +144,9 @@ def inherited(
     for name, rate in rates.items():
         optimizer, restored = _restored(task, name, hyperparameters.get(name, {}), state, saved)
         goes_on = _goes_on(restored, state)
-        own = saved_learning_rate(name, "checkpoint" if goes_on else "warm", saved) if rate == "checkpoint" else None
+        own = None
+        if rate == "checkpoint":
+            own = saved_learning_rate(name, "checkpoint" if goes_on else "warm", saved).lr
         if goes_on:
             found[name] = batches_digest([optimizer.state_dict(), own])
     return found
@@ -140,8 +164,9 @@ def prepare(
 ) -> Prepared:
     """Make an optimizer and bring its state to θ₀.
 
-    "checkpoint" takes over what was saved; "warm" feeds some batches at fixed θ₀, since a cold SOAP basis or momentum
-    would bias a short replay; "auto" is the first where all of the optimizer's state was saved, else the second.
+    "checkpoint" takes over what was saved, hyperparameters included but for those given here; "warm" feeds some batches
+    at fixed θ₀, since a cold SOAP basis or momentum would bias a short replay; "auto" is the first where all of the
+    optimizer's state was saved, else the second.
 
     Raises:
         InputError: If "checkpoint" is asked for and nothing of the saved state is this optimizer's.
@@ -157,6 +182,7 @@ def prepare(
                 optimizer=optimizer,
                 state=_snapshot(optimizer),
                 origin="checkpoint",
+                hyperparameters={**_uncommon(name, restored), **hyperparameters},
                 lines=restored.lines,
                 notes=restored.notes,
             )
@@ -169,7 +195,14 @@ def prepare(
     else:
         lines += ("cold: all averages start at zero",)
     origin = "cold" if state == "cold" else "warm"
-    return Prepared(optimizer=optimizer, state=_snapshot(optimizer), origin=origin, lines=lines, notes=())
+    return Prepared(
+        optimizer=optimizer,
+        state=_snapshot(optimizer),
+        origin=origin,
+        hyperparameters=dict(hyperparameters),
+        lines=lines,
+        notes=(),
+    )
 
 
 def _restored(
@@ -179,7 +212,11 @@ def _restored(
     optimizer, restored = optimizer_of(task, name, hyperparameters), None
     if state in ("auto", "checkpoint") and saved is not None and saved.states:
         restored = restore_state(
-            optimizer, saved.states, named_parameters=task.model.named_parameters(), step=saved.step
+            optimizer,
+            saved.states,
+            named_parameters=task.model.named_parameters(),
+            step=saved.step,
+            keep=tuple(hyperparameters),
         )
     if state == "checkpoint" and not (restored is not None and restored.restored):
         why = "; ".join(restored.lines) if restored is not None else "it brought no optimizer state"
@@ -196,29 +233,76 @@ def _goes_on(restored: Restored | None, state: str) -> bool:
     return state == "checkpoint" or not restored.fresh
 
 
-def saved_learning_rate(name: str, origin: str, saved: SavedOptimizer | None) -> float:
-    """Return the learning rate that the checkpoint's optimizer stood at.
+def _uncommon(name: str, restored: Restored) -> dict[str, object]:
+    """Return the hyperparameters that were taken over and are not the defaults."""
+    found: dict[str, object] = {}
+    for key, by_block in restored.hyperparameters.items():
+        values = {block: own[0] if len(own) == 1 else list(own) for block, own in by_block.items()}
+        first = next(iter(values.values()))
+        if any(value != first for value in values.values()):
+            found[key] = values
+        elif first != hyperparameters_of(name)[key]:
+            found[key] = first
+    return found
+
+
+def saved_learning_rate(name: str, origin: str, saved: SavedOptimizer | None) -> SavedRate:
+    """Return the learning rate that the checkpoint's optimizer had: at the peak of its schedule, where that was saved.
+
+    A schedule ends near zero, where nothing could be replayed. Its peak is `max_lr` or `initial_lr` of the parameter
+    groups, which schedulers of torch leave there, else what the checkpoint holds of the schedule; the rate that the
+    optimizer stood at is taken where it is higher, or nothing else is known.
+
+    Args:
+        name: Of the optimizer. The momentum of `sgd` is an average: the rate of torch's is (1−d)/(1−θ) times as large.
+        origin: Of its state, "checkpoint" where it goes on from the saved one.
+        saved: What the checkpoint brought along.
 
     Raises:
-        InputError: If the saved optimizer is not this one, or its groups do not agree on a rate.
+        InputError: If the saved optimizer is not this one, its groups do not agree on a rate, or it is below 2⁻²⁰, the
+            lowest that a sweep tries: steps of RMS-aligned optimizers are then so short that no replay shows anything.
     """
-    rates = set()
-    for state in saved.states if saved is not None else ():
-        groups = state.get("param_groups") or ()
-        members = groups.values() if isinstance(groups, Mapping) else groups
-        rates |= {float(group["lr"]) for group in members if isinstance(group, Mapping) and _is_rate(group.get("lr"))}
-    hint = f"give {name}'s rate, or use --lr sweep"
-    if origin != "checkpoint":
+    hint = f"give {name}'s rate as in --lr {name}=0.001, or use --lr sweep"
+    if origin != "checkpoint" or saved is None:
         raise InputError(f"expected the checkpoint to hold the state of {name} and its learning rate, got none", hint)
-    if len(rates) != 1 or not min(rates) > 0.0:
-        found = ", ".join(f"{rate:g}" for rate in sorted(rates)) or "none"
+    groups = [group for state in saved.states for group in _groups(state) if "lr" in group]
+    owner = "a parameter group"
+    stood = [real(group["lr"], "lr", owner) for group in groups]
+    peaks, source = _peaks(groups, saved)
+    chosen = [max(pair) for pair in zip(stood, peaks, strict=True)]
+    factors = [average_factor(group, owner) if "dampening" in group and name == "sgd" else 1.0 for group in groups]
+    rates = sorted({rate * factor for rate, factor in zip(chosen, factors, strict=True)})
+    if len(rates) != 1:
+        found = ", ".join(f"{rate:g}" for rate in rates) or "none"
         raise InputError(f"expected one positive learning rate in the checkpoint's optimizer, got {found}", hint)
-    return rates.pop()
+    lowest = 2.0**LOWEST
+    if rates[0] < lowest:
+        raise InputError(
+            f"expected a learning rate of at least {lowest:.2g} (the lowest that a sweep tries) in the checkpoint's "
+            f"optimizer, got {rates[0]:g}, the end of a schedule whose peak was not saved",
+            hint,
+        )
+    if set(factors) != {1.0}:
+        source = f"{source or 'where it stood'}, times {factors[0]:g}, since ours averages gradients"
+    return SavedRate(lr=rates[0], source=source, stood_at=tuple(sorted(set(stood))))
 
 
-def _is_rate(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number or (isinstance(value, torch.Tensor) and value.numel() == 1)
+def _peaks(groups: Sequence[Mapping[Any, Any]], saved: SavedOptimizer) -> tuple[list[float], str]:
+    """Return the rate at which each group's schedule peaks, 0 where that is not known, and where it was found."""
+    for key in ("max_lr", "initial_lr"):
+        if groups and all(key in group for group in groups):
+            return [real(group[key], key, "a parameter group") for group in groups], f"{key} of its parameter groups"
+    schedule = saved.read_schedule()
+    if schedule is not None and len(schedule.rates) in (1, len(groups)):
+        rates = list(schedule.rates) * (len(groups) if len(schedule.rates) == 1 else 1)
+        return rates, schedule.source
+    return [0.0] * len(groups), ""
+
+
+def _groups(state: StateDict) -> list[Mapping[Any, Any]]:
+    groups = state.get("param_groups") or ()
+    members = groups.values() if isinstance(groups, Mapping) else groups
+    return [group for group in members if isinstance(group, Mapping)]
 
 
 def _snapshot(optimizer: LiteOptimizer) -> Mapping[str, Any]:

@@ -6,7 +6,14 @@ from typing import Any
 import numpy as np
 
 from lite_probe.operators.layout import ParameterLayout
-from lite_probe.optim import Directions, LinearRecipe, LiteOptimizer, linear_recipes, predicted_rate
+from lite_probe.optim import (
+    Directions,
+    LinearRecipe,
+    LiteOptimizer,
+    hyperparameters_of,
+    linear_recipes,
+    predicted_rate,
+)
 from lite_probe.results.replay import LinearTheory
 from lite_probe.subspaces import Subspace
 
@@ -15,7 +22,6 @@ def linear_theory(
     optimizer: LiteOptimizer,
     name: str,
     lr: float,
-    hyperparameters: Mapping[str, Any],
     layout: ParameterLayout,
     subspace: Subspace,
 ) -> LinearTheory:
@@ -27,10 +33,9 @@ def linear_theory(
     other directions act: a component that is stirred up anew at every step decays more slowly than predicted.
 
     Args:
-        optimizer: With its state at θ₀.
+        optimizer: With its state at θ₀, and its hyperparameters.
         name: Its name.
         lr: The learning rate.
-        hyperparameters: Its own where they are not the defaults.
         layout: All parameters.
         subspace: k eigenvectors and their curvatures.
 
@@ -41,7 +46,8 @@ def linear_theory(
     """
     directions = optimizer.directions()
     index = {key: place for place, key in enumerate(layout.names)}
-    recipes = [_recipes(name, one, hyperparameters) for one in directions]
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    recipes = [_recipes(name, one, groups[one.piece.parameter]) for one in directions]
     rates, effective = np.empty(subspace.size), np.empty(subspace.size)
     for place in range(subspace.size):
         views = layout.views(subspace.vector(place))
@@ -61,11 +67,12 @@ def linear_theory(
     return LinearTheory(effective_lrs=effective, rates=rates)
 
 
-def _recipes(name: str, one: Directions, hyperparameters: Mapping[str, Any]) -> tuple[LinearRecipe, LinearRecipe]:
+def _recipes(name: str, one: Directions, group: Mapping[str, Any]) -> tuple[LinearRecipe, LinearRecipe]:
     """Return what the optimizer is to the sharp and the flat directions of a piece, in the metric of its divisor."""
     shape = one.piece.view(one.piece.parameter.detach()).shape
     if one.piece.geometry == "diagonal":
         shape = shape[1:]
+    hyperparameters = {key: group[key] for key in hyperparameters_of(name) if key in group}
     both = linear_recipes(name, shape, block=one.piece.block, lr=1.0, **hyperparameters)
     # Muon's F is that of M = g/θ, the divisor that of the average: θ times as much.
     scale = both.sharp.momentum if one.piece.geometry == "orthogonal" and both.sharp.momentum else 1.0

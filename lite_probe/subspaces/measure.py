@@ -559,10 +559,11 @@ class _Session:
         else:
             self._done += found.spectrum.num_hvps
         self.products[part] = found.spectrum.num_hvps
-        if found.bounded_share > 0.0:
+        size = found.spectrum.num_parameters
+        if bounded := round(found.bounded_share * size):
             message = (
-                f"In the metric of {name} {found.bounded_share:.1%} of the directions have a preconditioner below 1e-4 "
-                "of its mean, and were given that."
+                f"In the metric of {name} {bounded:,} of {size:,} directions have a preconditioner below 1e-4 of its "
+                "mean, and were given that."
             )
             self.notes.append(Note(code="metric-bounded", message=message))
         if not bool(found.spectrum.converged[:1].all()):

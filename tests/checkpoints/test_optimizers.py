@@ -1,5 +1,6 @@
 """Optimizers are recognised by what they really save."""
 
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from lite_probe.checkpoints import open_checkpoint
-from lite_probe.checkpoints.optimizers import find_optimizer
+from lite_probe.checkpoints.optimizers import SavedSchedule, find_optimizer, find_schedule
 from lite_probe.checkpoints.state_dicts import bare_name, find_step, model_prefix
 from lite_probe.errors import InputError
 from lite_probe.optim import OPTIMIZERS, make_optimizer
@@ -272,6 +273,48 @@ def test_nanogpt_states_in_no_known_order_are_left_as_they_are(tmp_path: Path) -
     saved["optimizer"]["param_groups"] = [{"params": [0]}]
     torch.save(saved, path)
     assert_same(open_checkpoint(path).optimizer_states()[0], saved["optimizer"])
+
+
+def test_the_schedule_of_each_format(tmp_path: Path) -> None:
+    writers.write_lite(tmp_path / "model_40")
+    assert open_checkpoint(tmp_path / "model_40").schedule() == SavedSchedule(
+        rates=(1e-3,), source="base_lrs of its scheduler"
+    )
+    writers.write_nanogpt(tmp_path / "ckpt.pt")
+    assert open_checkpoint(tmp_path / "ckpt.pt").schedule() == SavedSchedule(
+        rates=(1e-3,), source="learning_rate of its config"
+    )
+    folder = tmp_path / "trainer"
+    writers.write_huggingface(folder, optimizer=True)
+    assert open_checkpoint(folder).schedule() is None
+    torch.save({"base_lrs": [2e-3, 2e-3], "last_epoch": 9, "_last_lr": [0.0, 0.0]}, folder / "scheduler.pt")
+    assert open_checkpoint(folder).schedule() == SavedSchedule(rates=(2e-3, 2e-3), source="base_lrs of its scheduler")
+    (folder / "scheduler.pt").write_bytes(b"junk")
+    checkpoint = open_checkpoint(folder)  # nobody needs it until it is asked for
+    assert len(checkpoint.optimizer_states()) == 1
+    with pytest.raises(InputError, match=r"scheduler\.pt"):
+        checkpoint.schedule()
+    writers.write_lightning(tmp_path / "last.ckpt")
+    assert open_checkpoint(tmp_path / "last.ckpt", model_config=writers.CONFIGS["llama"]).schedule() is None
+
+
+@pytest.mark.parametrize(
+    ("saved", "rates"),
+    [
+        ({"lr_schedulers": [{"base_lrs": [0.1]}, {"base_lrs": (0.2, 0.3)}]}, (0.1, 0.2, 0.3)),
+        ({"scheduler": {"base_lrs": [torch.tensor(0.5)]}}, (0.5,)),
+        ({"config": {"lr": 0.25}}, (0.25,)),
+        ({"scheduler": {"base_lrs": [0.0]}, "config": Namespace(learning_rate=0.5)}, (0.5,)),
+        ({"scheduler": {"base_lrs": "0.1"}}, None),
+        ({"scheduler": {"base_lrs": [0.1, float("nan")]}}, None),
+        ({"config": {"lr": True}}, None),
+        ([0.1], None),
+        (None, None),
+    ],
+)
+def test_learning_rates_of_schedules(saved: object, rates: tuple[float, ...] | None) -> None:
+    found = find_schedule(saved)
+    assert (None if found is None else found.rates) == rates
 
 
 @pytest.mark.parametrize(

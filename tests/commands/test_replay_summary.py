@@ -6,7 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lite_probe.commands.replay_summary import json_object, manner_table, minus_base, outcome_table, progress_table
+from lite_probe.commands.replay_summary import (
+    json_object,
+    manner_table,
+    minus_base,
+    outcome_table,
+    progress_table,
+    start_table,
+)
 from lite_probe.results.replay import Replay
 from tests.commands.running import lines_on, on_screen
 from tests.reports.fixtures import make_replay
@@ -25,6 +32,15 @@ def test_the_outcome_has_a_row_per_optimizer_with_its_errors(found: Replay) -> N
     assert all("±" in row[3] for row in rows)
     # A base has none; its LITE variant's is paired by seed.
     assert [row[4] == "–" for row in rows] == [True, False, True, False]
+
+
+def test_what_each_started_from_is_told_where_not_all_were_warmed(found: Replay) -> None:
+    assert start_table(found) is None
+    recipes = {**found.recipes, "muon": replace(found.recipes["muon"], state="checkpoint")}
+    table = start_table(replace(found, recipes=recipes))
+    assert table is not None
+    assert table[0] == ["start", "state"]
+    assert [row[1] for row in table[1]] == ["the checkpoint's", *["warmed at fixed weights"] * 3]
 
 
 def test_minus_base_is_paired(found: Replay) -> None:

@@ -18,6 +18,7 @@ from lite_probe.checkpoints import open_checkpoint
 from lite_probe.checkpoints.models import quiet_transformers
 from lite_probe.errors import InputError, LiteProbeError, UsageError
 from lite_probe.optim import OPTIMIZERS, LiteOptimizer, Restored, Schedule, make_optimizer, restore_state
+from lite_probe.optim.saved_rules import MSIGN
 from tests.checkpoints import writers
 from tests.fuzz.test_mutated_checkpoints import FORMATS, mutate
 from tests.optim import transcriptions
@@ -204,7 +205,10 @@ def test_torchs_adamw_goes_on_as_torch_itself(shapes: dict[str, tuple[int, ...]]
     other = our_adamw(parameters)
     restored = restore(other, [optimizer.state_dict()], parameters)
     assert restored.fresh == 0
-    assert codes(restored) == ([] if named else ["optimizer-order"])
+    assert codes(restored) == [*([] if named else ["optimizer-order"]), "optimizer-hyperparameters"]
+    assert restored.notes[-1].message == (
+        "adamw goes on under the saved hyperparameters: eps_after_correction true instead of false."
+    )
     anew = our_adamw(fresh)
     for trained, by in ((theirs, optimizer), (parameters, other), (fresh, anew)):
         run(by, trained, 4, 5)
@@ -234,7 +238,7 @@ def test_amsgrads_maxima_are_left_out_with_a_note() -> None:
     parameters = copied(theirs)
     restored = restore(our_adamw(parameters), [optimizer.state_dict()], parameters)
     assert restored.fresh == 0
-    assert codes(restored) == ["optimizer-order", "optimizer-amsgrad"]
+    assert codes(restored) == ["optimizer-order", "optimizer-amsgrad", "optimizer-hyperparameters"]
 
 
 def hidden_and_rest(parameters: Parameters) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -364,7 +368,7 @@ def test_the_published_muon_lite_goes_on_thresholds_and_ramps_included() -> None
     restored = restore_state(optimizer, [published_muon_lite(slow, 8)])
     assert restored.fresh == 0
     assert all(not group.fresh_names for group in restored.groups)
-    assert restored.notes == ()
+    assert codes(restored) == ["optimizer-hyperparameters-unsaved"]
     for step in range(8, 16):
         step_slowly(step)
     run(optimizer, parameters, 8, 8)
@@ -385,12 +389,26 @@ def test_moonlights_sum_of_gradients_becomes_an_average() -> None:
         else:
             moments = {"moment1": own["exp_avg"].clone(), "moment2": own["exp_avg_sq"].clone()}
             state[index] = {"use_muon": False, "step": 5, **moments}
-    group = {"lr": 1e-3, "wd": 0.1, "momentum": theta, "adamw_betas": (0.9, 0.95), "params": list(range(len(state)))}
+    group = {
+        "lr": 1e-3,
+        "wd": 0.1,
+        "momentum": theta,
+        "nesterov": True,
+        "ns_steps": 5,
+        "adamw_betas": (0.9, 0.99),
+        "adamw_eps": 1e-8,
+        "params": list(range(len(state))),
+    }
     continued = copied(parameters)
     other = ours("muon", continued)
-    restored = restore(other, [{"state": state, "param_groups": [group]}], continued)
+    restored = restore(other, [{"state": state, "param_groups": [group]}], continued, keep=MSIGN)
     assert restored.fresh == 0
-    assert codes(restored) == ["optimizer-order", "optimizer-momentum"]
+    assert codes(restored) == [
+        "optimizer-order",
+        "optimizer-momentum",
+        "optimizer-hyperparameters-kept",
+        "optimizer-departures",
+    ]
     assert "scaled by 0.05" in restored.notes[1].message
     assert "hidden matrices, then all but hidden matrices" in restored.notes[0].message
     run(optimizer, parameters, 5, 5)
@@ -400,7 +418,7 @@ def test_moonlights_sum_of_gradients_becomes_an_average() -> None:
     # As a plain average it would be twenty times as large, and stay for as long as the momentum remembers.
     del group["adamw_betas"]
     restored = restore(other, [{"state": state, "param_groups": [group]}], continued)
-    assert "taken to be an average" in restored.notes[-1].message
+    assert "taken to be an average" in restored.notes[1].message
 
 
 def soap_state(slow: Any, *, rotated_moment: bool) -> dict[str, Any]:
@@ -481,7 +499,9 @@ def test_nanogpts_adamw_goes_on_in_gpt2s_layout(tmp_path: Path, bias: bool) -> N
     assert restored.fresh == 0
     assert [note.message for note in restored.notes] == [
         "The optimizer state has no parameter names; its order was taken to be: matrices, then vectors, in the "
-        "model's order."
+        "model's order.",
+        "adamw goes on under the saved hyperparameters: eps_after_correction true instead of false; weight_decay 0 "
+        "instead of 0.1.",
     ]
     fused = theirs["transformer.h.1.attn.c_attn.weight"]
     own = other.state[parameters["transformer.h.1.attn.c_attn.weight"]]
@@ -490,9 +510,7 @@ def test_nanogpts_adamw_goes_on_in_gpt2s_layout(tmp_path: Path, bias: bool) -> N
         assert torch.equal(own[f"exp_avg.{index}"], optimizer.state[fused]["exp_avg"][rows_of])
         assert torch.equal(own[f"exp_avg_sq.{index}"], optimizer.state[fused]["exp_avg_sq"][rows_of])
     assert own["step"] == 3
-    # The steps that follow, from the same weights with the same gradients: vectors undecayed by nanoGPT, so with 0.
-    for group in (*optimizer.param_groups, *other.param_groups):
-        group["weight_decay"] = 0.0
+    # The steps that follow, from the same weights with the same gradients.
     with torch.no_grad():
         for name, parameter in theirs.items():
             parameter.copy_(weights[name])
@@ -625,8 +643,15 @@ SQUARES = {"GG": [torch.eye(16), torch.eye(8)], "Q": [torch.eye(16), torch.eye(8
     ("name", "states", "reason"),
     [
         ("adamw", [], "none was saved"),
-        ("adamw", single({"exp_avg": torch.ones(16, 8)}), "(exp_avg) is of no known optimizer"),
-        ("adamw", single({"state1": torch.ones(16, 8)}), "(state1) is of no known optimizer"),
+        ("adamw", single({"exp_avg": torch.ones(16, 8)}), "(exp_avg) is lion's, which no optimizer here goes on from"),
+        ("adamw", single({"square_avg": torch.ones(16, 8)}), "(square_avg) is of no known optimizer"),
+        (
+            "adamw",
+            single({key: torch.ones(16, 8) for key in ("state1", "state2", "qmap1", "absmax1")}),
+            "(absmax1, qmap1, state1, state2) is adamw-8bit's, which no optimizer here goes on from",
+        ),
+        ("soap", single({"step": 3, "preconditioners": [torch.eye(16), torch.eye(8)]}), "is shampoo's, which no"),
+        ("adamw", single(adam(), maximize=True), "it was trained with maximize, upwards"),
         ("adamw", single({"use_muon": True}), "it had not stepped yet"),
         ("adamw", single({key: v for key, v in adam().items() if key != "step"}), "without a step counter"),
         ("adamw", single(adam(**SQUARES)), "is SOAP's, not AdamW's"),
@@ -690,7 +715,7 @@ def test_a_disputed_order_leaves_those_parameters_alone_and_says_so() -> None:
     restored = restore(our_adamw(parameters), [optimizer.state_dict()], parameters)
     assert (restored.restored, restored.fresh) == (6, 2)
     assert rows(restored)["out", "diagonal"].reason == "nothing tells which of several saved entries is its own"
-    assert codes(restored) == ["optimizer-order", "optimizer-order-ambiguous"]
+    assert codes(restored) == ["optimizer-order", "optimizer-order-ambiguous", "optimizer-hyperparameters"]
     assert "they leave lm_head.weight, model.embed_tokens.weight undecided" in restored.notes[1].message
 
 

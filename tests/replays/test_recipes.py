@@ -1,11 +1,13 @@
 """What an optimizer starts with: the checkpoint's state, a warmed one, or none; and where its learning rate is from."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from lite_probe.checkpoints.optimizers import SavedSchedule
 from lite_probe.errors import InputError
 from lite_probe.optim import LiteOptimizer
 from lite_probe.replays import SavedOptimizer, plan_replay, replay
@@ -64,7 +66,8 @@ def test_torchs_adamw_serves_too(task: Task) -> None:
     saved = trained(task, torch.optim.AdamW(task.model.parameters(), lr=0.02))
     found = prepared(task, "adamw", "auto", saved)
     assert found.origin == "checkpoint"
-    assert saved_learning_rate("adamw", found.origin, saved) == 0.02
+    assert saved_learning_rate("adamw", found.origin, saved).lr == 0.02
+    assert found.hyperparameters == {"adamw_beta2": 0.999, "eps_after_correction": True, "weight_decay": 0.01}
 
 
 def test_somebody_elses_state_is_left_alone_and_the_optimizer_warmed(task: Task) -> None:
@@ -194,6 +197,112 @@ def test_no_learning_rate_of_the_checkpoint(task: Task) -> None:
         saved_learning_rate("adamw", "checkpoint", apart)
     with pytest.raises(InputError, match=r"expected one positive learning rate .*, got none"):
         saved_learning_rate("adamw", "checkpoint", SavedOptimizer(states=[{"state": {}}], step=None))
+
+
+def scheduled(task: Task, *, lr: float, **group: Any) -> SavedOptimizer:
+    """The state of torch's AdamW where a schedule has left its rate at `lr`."""
+    (state,) = trained(task, torch.optim.AdamW(task.model.parameters(), lr=0.02)).states
+    groups = [{**one, "lr": lr, **group} for one in state["param_groups"]]
+    return SavedOptimizer(states=[{**state, "param_groups": groups}], step=3)
+
+
+@pytest.mark.parametrize(
+    ("lr", "group", "schedule", "expected"),
+    [
+        (3e-10, {"initial_lr": 0.001}, None, (0.001, "initial_lr of its parameter groups")),
+        (0.0, {"initial_lr": 0.001}, None, (0.001, "initial_lr of its parameter groups")),
+        # OneCycleLR starts at a 25th of its peak, and says so in the groups.
+        (1e-9, {"initial_lr": 4e-5, "max_lr": 0.001}, None, (0.001, "max_lr of its parameter groups")),
+        (torch.tensor(0.0), {"initial_lr": torch.tensor(0.5)}, None, (0.5, "initial_lr of its parameter groups")),
+        (0.0, {}, ((0.002,), "base_lrs of its scheduler"), (0.002, "base_lrs of its scheduler")),
+        (0.03, {}, None, (0.03, "")),
+        # A rate that somebody raised by hand is the one that was used.
+        (0.03, {"initial_lr": 0.001}, None, (0.03, "initial_lr of its parameter groups")),
+    ],
+)
+def test_the_peak_of_a_schedule_is_taken_where_it_is_saved(
+    task: Task, lr: Any, group: dict[str, Any], schedule: Any, expected: tuple[float, str]
+) -> None:
+    saved = scheduled(task, lr=lr, **group)
+    if schedule is not None:
+        found = SavedSchedule(rates=schedule[0], source=schedule[1])
+        saved = replace(saved, read_schedule=lambda: found)
+    rate = saved_learning_rate("adamw", "checkpoint", saved)
+    assert rate.lr == pytest.approx(expected[0], rel=1e-6)
+    assert rate.source == expected[1]
+    assert rate.stood_at == (pytest.approx(float(lr)),)
+
+
+def test_which_rate_of_the_checkpoint_was_taken_is_said(task: Task) -> None:
+    def message(saved: SavedOptimizer) -> str:
+        return saved_learning_rate("adamw", "checkpoint", saved).note("adamw").message
+
+    assert message(scheduled(task, lr=3e-10, initial_lr=0.001)) == (
+        "adamw takes the checkpoint's learning rate at its peak, 0.001 (initial_lr of its parameter groups); its "
+        "optimizer stood at 3e-10."
+    )
+    assert message(scheduled(task, lr=0.03)) == (
+        "adamw takes the learning rate 0.03, where the checkpoint's optimizer stood; no peak of a schedule was saved."
+    )
+
+
+@pytest.mark.parametrize("lr", [0.0, 3e-10, 9e-7])
+def test_a_rate_that_is_next_to_none_is_refused(task: Task, lr: float) -> None:
+    saved = scheduled(task, lr=lr)
+    with pytest.raises(InputError, match=r"expected a learning rate of at least 9.5e-07 .*, got .*, the end of a") as e:
+        saved_learning_rate("adamw", "checkpoint", saved)
+    assert e.value.hint == "give adamw's rate as in --lr adamw=0.001, or use --lr sweep"
+    spectrum = spectrum_of(task)
+    with pytest.raises(InputError, match="expected a learning rate of at least"):
+        plan_replay(task, ["adamw"], spectrum=spectrum, steps=2, seeds=1, warm_batches=2, lr="checkpoint", saved=saved)
+
+
+@pytest.mark.parametrize(
+    ("lr", "message"),
+    [
+        ("0.1", "expected a number as lr of a parameter group in the saved optimizer state, got str"),
+        (float("nan"), "expected a finite number as lr of a parameter group .*, got nan"),
+        (torch.ones(2), "expected a number as lr of a parameter group .*, got Tensor"),
+    ],
+)
+def test_a_rate_that_is_no_number_is_refused(task: Task, lr: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        saved_learning_rate("adamw", "checkpoint", scheduled(task, lr=lr))
+
+
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+def test_the_rate_of_torchs_sgd_is_that_of_a_sum_of_gradients(task: Task, dampening: float) -> None:
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.004, momentum=0.75, dampening=dampening)
+    saved = trained(task, optimizer)
+    rate = saved_learning_rate("sgd", "checkpoint", saved)
+    assert rate.lr == pytest.approx(0.004 * (1 - dampening) / 0.25)
+    assert rate.source == f"where it stood, times {(1 - dampening) / 0.25:g}, since ours averages gradients"
+    found = prepared(task, "sgd", "checkpoint", saved)
+    for group in found.optimizer.param_groups:
+        assert group["momentum"] == 0.75
+        group["lr"] = rate.lr
+    ours = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    for p in task.model.parameters():
+        p.grad = torch.ones_like(p)
+    found.optimizer.step()
+    stepped = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    with torch.no_grad():
+        for name, p in task.model.named_parameters():
+            p.copy_(ours[name])
+    optimizer.step()
+    for name, p in task.model.named_parameters():
+        # As above: four roundings of the weights and of a step that is no larger than they are.
+        assert float((stepped[name] - p).detach().abs().max()) <= 4 * 2.0**-23 * float(p.detach().abs().max())
+
+
+def test_the_linear_theory_is_that_of_the_saved_hyperparameters(task: Task) -> None:
+    saved = trained(task, torch.optim.AdamW(task.model.parameters(), lr=0.02, betas=(0.5, 0.999)))
+    asked: dict[str, Any] = {"spectrum": spectrum_of(task), "steps": 2, "seeds": 1, "warm_batches": 2, "lr": 0.01}
+    taken = replay(task, ["adamw"], **asked, saved=saved)
+    assert taken.recipes["adamw"].hyperparameters["adamw_beta1"] == 0.5
+    kept = replay(task, ["adamw"], **asked, saved=saved, hyperparameters={"adamw": {"adamw_beta1": 0.9}})
+    assert kept.recipes["adamw"].hyperparameters["adamw_beta1"] == 0.9
+    assert not (taken.theory["adamw"].rates == kept.theory["adamw"].rates).any()
 
 
 def test_a_task_with_blocks_of_its_own_keeps_them() -> None:

@@ -223,6 +223,20 @@ def test_learning_rates_say_how_they_were_chosen(found):
     assert text.endswith("muon diverged at every rate that was tried.")
 
 
+def test_starts_that_differ_are_said(found):
+    recipes = {**found.recipes, "muon": replace(found.recipes["muon"], state="checkpoint")}
+    tone, text = about(replace(found, recipes=recipes), "muon went on")
+    assert tone == "caution"
+    assert text == (
+        "muon went on from the checkpoint's optimizer state; muon-lite started from averages warmed at fixed weights: "
+        "part of a difference between them may be that of their starts."
+    )
+    alike = {name: replace(recipe, state="checkpoint") for name, recipe in found.recipes.items()}
+    tone, text = about(replace(found, recipes=alike), "muon and muon-lite went on")
+    assert (tone, text) == ("plain", "muon and muon-lite went on from the checkpoint's optimizer state.")
+    assert not [text for _, text in points(found) if "warmed" in text]
+
+
 def test_the_closure_error_is_always_stated(found):
     tone, text = about(found, "Allocations add up")
     assert tone == "good"

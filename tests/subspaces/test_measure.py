@@ -220,7 +220,11 @@ def test_batches_that_cannot_be_divided_are_noted() -> None:
 def test_a_bounded_metric_is_noted() -> None:
     """The last word of the vocabulary never occurs: its embedding saw no gradient."""
     bounded = [note for note in measured("gpt2").notes if note.code == "metric-bounded"]
-    assert any("adamw-lite" in note.message for note in bounded)
+    (message,) = [note.message for note in bounded if "adamw-lite" in note.message]
+    size = sum(parameter.numel() for parameter in trained("gpt2").model.parameters())
+    words = message.removeprefix("In the metric of adamw-lite ").split()
+    assert 0 < int(words[0].replace(",", "")) < size
+    assert words[1:4] == ["of", f"{size:,}", "directions"]
 
 
 # -- what it costs ---------------------------------------------------------------------------------------------------
