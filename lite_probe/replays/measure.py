@@ -38,7 +38,7 @@ from lite_probe.replays.segments import Dealt, deal_segments, require_disjoint
 from lite_probe.replays.sweep import sweep_learning_rates
 from lite_probe.replays.theory import linear_theory
 from lite_probe.results import replay as results
-from lite_probe.results.provenance import Note
+from lite_probe.results.provenance import Note, join_notes
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.store import find_result, register, save, write_atomically
 from lite_probe.spectra import require_same_task
@@ -293,7 +293,7 @@ def replay(
         runs=tuple(session.runs),
         config=_config(request, task),
         fingerprint=plan.fingerprint,
-        notes=(*dealt.notes, *session.notes),
+        notes=join_notes(dealt.notes, session.notes),
         provenance=provenance_of(
             task,
             split="evaluation",
