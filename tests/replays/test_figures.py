@@ -211,6 +211,28 @@ def test_differences_are_paired_by_seed() -> None:
     assert found.sharp_difference("muon", "soap") == found.flat_difference("muon", "soap")
 
 
+def test_progress_differs_by_part() -> None:
+    """Of muon 10 nats flat and −2 sharp on both seeds; of soap 3 and 1, and 2 and 2."""
+    sharp = ([[0.0, -1.0], [0.0, 0.0]], [[0.0, -1.0], [0.0, -1.0]])
+    runs = [run_of(seed=seed) for seed in (0, 1)]
+    runs += [
+        run_of(optimizer="soap", seed=seed, allocations=[-1.0, -3.0], sharp_allocations=sharp[seed]) for seed in (0, 1)
+    ]
+    found = replay_of(*runs)
+    flat, along = found.flat_difference("muon", "soap"), found.sharp_difference("muon", "soap")
+    assert flat is not None
+    assert along is not None
+    assert (flat.value, along.value) == (7.5, -3.5)
+    assert (flat.stderr, along.stderr) == (pytest.approx(0.5, rel=1e-15), pytest.approx(0.5, rel=1e-15))
+
+
+def test_a_run_without_steps_is_not_recorded() -> None:
+    run = run_of()
+    arrays = {key: value for key in run.__slots__ if isinstance(value := getattr(run, key), np.ndarray)}
+    empty = replace(run, **{key: value[:1] if key == "losses" else value[:0] for key, value in arrays.items()})
+    assert not empty.is_recorded
+
+
 def test_ablations_are_compared_with_whole_updates() -> None:
     runs = [losing("muon", seed, loss) for seed, loss in ((0, 3.0), (1, 7.0))]
     runs += [losing("muon", seed, loss, ablation="bulk") for seed, loss in ((0, 4.0), (1, 8.0))]
