@@ -243,6 +243,7 @@ def measure(
     """Return the replay asked for: the one saved where its fingerprint is the same, else a new one, saved."""
     from lite_probe.replays import discard_state
     from lite_probe.replays import replay as run_replay
+    from lite_probe.results.provenance import join_notes
     from lite_probe.results.store import save
 
     found: Replay | None = reusable(terminal, folder, "replay", plan.fingerprint, fresh=asked.fresh)
@@ -272,7 +273,7 @@ def measure(
                 on_step=on_step,
                 command=terminal.command_line,
             )
-        found = replace(found, notes=(*opened.notes, *found.notes))
+        found = replace(found, notes=join_notes(opened.notes, found.notes))
         save(found, folder)
     discard_state(folder)
     return found

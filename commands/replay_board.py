@@ -108,7 +108,8 @@ class ReplayBoard:
             step,
             number(row.loss),
             number(None if row.loss is None else row.loss - self._start_loss, 2),
-            "–" if row.flat_share is None else percent(row.flat_share),
+            # Where one part of a step raised the loss the other is no share of it.
+            percent(row.flat_share) if row.flat_share is not None and 0.0 <= row.flat_share <= 1.0 else "–",
             self._left(row),
         ]
 

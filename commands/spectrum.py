@@ -178,6 +178,7 @@ def measure(
     folder: Path,
 ) -> "Spectrum":
     """Return the spectrum asked for: the one saved where its fingerprint is the same, else a new one, saved."""
+    from lite_probe.results.provenance import join_notes
     from lite_probe.results.store import find_result, save
     from lite_probe.spectra import discard_state, measure_spectrum, verify_spectrum
 
@@ -200,7 +201,7 @@ def measure(
                 on_progress=on_progress,
                 command=terminal.command_line,
             )
-        spectrum = replace(spectrum, notes=(*notes, *spectrum.notes))
+        spectrum = replace(spectrum, notes=join_notes(notes, spectrum.notes))
     if asked.verify:
         with terminal.progress() as on_progress:
             spectrum = verify_spectrum(task, spectrum, on_progress=on_progress)

@@ -186,6 +186,7 @@ def measure(
     earlier: "Sequence[tuple[str, Spectrum]]",
 ) -> "SubspaceMeasurement":
     """Return what was asked: the result saved where its fingerprint is the same, else a new one, saved."""
+    from lite_probe.results.provenance import join_notes
     from lite_probe.results.store import save
     from lite_probe.subspaces import discard_state, measure_subspace
 
@@ -204,7 +205,7 @@ def measure(
                 on_progress=on_progress,
                 command=terminal.command_line,
             )
-        found = replace(found, notes=(*opened.notes, *found.notes))
+        found = replace(found, notes=join_notes(opened.notes, found.notes))
         save(found, folder)
     discard_state(folder)
     return found

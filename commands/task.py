@@ -118,14 +118,17 @@ def tell_task(terminal: Terminal, task: "Task", batches: Sequence[object]) -> No
     what = [info.checkpoint_format, info.architecture, f"{count(num_parameters)} parameters"]
     if info.checkpoint_step is not None:
         what.append(f"step {info.checkpoint_step:,}")
-    shape = f"{len(batches)} × {info.batch_size}"
-    shape += f" × {info.seq_len} tokens" if info.seq_len else " samples"
+    # A task of the user's own may tell neither the size of its batches nor where they come from.
+    shape = f"{len(batches)} batch{'' if len(batches) == 1 else 'es'}"
+    if info.batch_size:
+        shape = f"{len(batches)} × {info.batch_size}{f' × {info.seq_len} tokens' if info.seq_len else ' samples'}"
+    shape += f" of {info.data_name}" if info.data_name else ""
     precision = str(next(task.model.parameters()).dtype).removeprefix("torch.")
     threads = torch.get_num_threads()
     where = f"{threads} thread{'s' if threads > 1 else ''}" if task.device.type == "cpu" else str(task.device)
     terminal.sides(
         " · ".join(part for part in what if part),
-        f"{shape} of {info.data_name}, {precision}, {where}",
+        f"{shape}, {precision}, {where}",
     )
 
 

@@ -169,11 +169,12 @@ def _where(replay: Replay, name: str) -> Point:
     """Say along which directions one optimizer made its progress; as a share only of a change beyond its error."""
     flat, sharp = replay.flat_progress(name), replay.sharp_progress(name)
     change, share = replay.loss_change(name), replay.flat_share(name)
+    count = len(replay.eigenvalues)
     if flat is None or sharp is None or change is None or share is None:
         return Point(tone="plain", text=f"{name}: progress per direction was not recorded.")
     text = (
         f"{name}: {format_estimate(flat)} nats of progress along flat directions, {format_estimate(sharp)} along the "
-        f"{len(replay.eigenvalues)} sharp ones"
+        f"{f'{count} sharp ones' if count != 1 else 'sharp one'}"
     )
     if has_share(replay, name):
         text += f", {format_share(share.value, share.stderr)} of it flat"
@@ -181,7 +182,7 @@ def _where(replay: Replay, name: str) -> Point:
     if closure is not None and closure > _UNEXPLAINED:
         text += f", which do not account for its loss change of {format_estimate(change)}"
     elif is_certain(replay, sharp) and sharp.value < 0.0:
-        text += "; along the sharp ones it raised the loss"
+        text += f"; along the sharp one{'s' if count != 1 else ''} it raised the loss"
     return Point(tone="plain", text=f"{text}.")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from lite_probe.reports.numbers import (
     MISSING,
+    count_of,
     format_bounded,
     format_number,
     format_share,
@@ -193,7 +194,10 @@ def _quantities(spectrum: Spectrum) -> dict[tuple[str, str, str], Quantity]:
             rank, rank_error
         ),
         ("top pairs' share of trace", "", "Sum of the largest eigenvalues asked for, over the trace."): Quantity(
-            text=format_share(share, share_error), value=share, error=share_error
+            # Where negative eigenvalues cancel, the largest add up to more than the trace.
+            text=format_share(share, share_error) if share is not None and 0.0 <= share <= 1.0 else MISSING,
+            value=share,
+            error=share_error,
         ),
         ("median |λ|", CURVATURE, "Of all eigenvalues, by quadrature."): _median(whole),
         ("λ₁ / median |λ|", "", "How much sharper the sharpest direction is than a typical one."): ratio_to_median(
@@ -324,7 +328,7 @@ def _density_summary(labels: Sequence[str], wholes: Sequence[OperatorSpectrum]) 
     """Describe the densities in words."""
     sentences = []
     for label, whole in zip(labels, wholes, strict=True):
-        tail = f"{len(whole.atoms)} converged eigenvalues" if len(whole.atoms) else "no converged eigenvalues"
+        tail = count_of(len(whole.atoms), "converged eigenvalue") if len(whole.atoms) else "no converged eigenvalues"
         if len(whole.atoms):
             tail += f" from {format_number(float(whole.atoms.min()))} to {format_number(float(whole.atoms.max()))}"
         spread = whole.quantile_abs(0.9)

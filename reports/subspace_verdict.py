@@ -37,16 +37,18 @@ def judge_subspace(found: SubspaceMeasurement) -> Verdict:
 def _gradient(found: SubspaceMeasurement) -> str:
     """Say whether the gradient lies in the sharp subspace, against k/N and against random ones."""
     batch = found.batch_gradient_share
+    sharpest = "sharpest" if found.size == 1 else f"{found.size} sharpest"
     text = (
-        f"{format_share(found.gradient_share)} of the gradient's energy lies in the {found.size} sharpest of "
+        f"{format_share(found.gradient_share)} of the gradient's energy lies in the {sharpest} of "
         f"{format_count(found.num_parameters)} directions"
     )
     times = found.gradient_share / found.expected_share
+    random = "a random one" if found.size == 1 else f"{found.size} random ones"
     # A share scatters over random subspaces by √(2k)/N; their own interval says by how much here.
     if found.gradient_share <= found.random_share.high:
-        text += f", no more than in {found.size} random ones"
+        text += f", no more than in {random}"
     elif times >= _CONCENTRATED:
-        text += f", {format_number(times, 2)} times as much as in {found.size} random ones"
+        text += f", {format_number(times, 2)} times as much as in {random}"
     else:
         text += f", {format_number(times, 2)} times k/N: not concentrated there"
     return f"{text}; in the gradients of single training batches it is {format_share(batch.value, batch.stderr)}."

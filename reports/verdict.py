@@ -111,7 +111,8 @@ def _describe_mass(spectrum: OperatorSpectrum) -> str:
     rank = format_uncertain(spectrum.effective_rank, spectrum.effective_rank_stderr)
     sentence = f"The effective rank is {rank} of {format_count(spectrum.num_parameters)} directions"
     share = spectrum.top_share_of_trace
-    if share is None or not len(spectrum.eigenvalues):
+    # The largest eigenvalues of all may be negative.
+    if share is None or share < 0.0 or not len(spectrum.eigenvalues):
         return f"{sentence}; the {trace}."
     error = share * spectrum.trace.stderr / spectrum.trace.value
     count = len(spectrum.eigenvalues)
@@ -144,7 +145,12 @@ def _negative_curvature(spectrum: Spectrum) -> Point | None:
         return Point(tone="plain", text=f"No negative curvature was found: the smallest eigenvalue found is {value}.")
     size = ""
     if len(whole.eigenvalues) and whole.eigenvalues[0] > 0:
-        size = f", {format_share(-lowest / float(whole.eigenvalues[0]))} of λ₁ in size"
+        ratio = -lowest / float(whole.eigenvalues[0])
+        size = (
+            f", {format_share(ratio)} of λ₁ in size"
+            if ratio <= 1.0
+            else f", {format_number(ratio, 3)} times λ₁ in size"
+        )
     if spectrum.operator == "ggn":
         text = f"The most negative eigenvalue, {value}{size}, is rounding: a Gauss–Newton matrix has none."
         return Point(tone="caution", text=text)
@@ -166,10 +172,11 @@ def _convergence(spectrum: OperatorSpectrum) -> Point | None:
         return None
     tolerance = f"a relative residual of {format_number(spectrum.tolerance, 1)}"
     if converged == count == asked and lower_converged == lower:
-        return Point(tone="good", text=f"All {count + lower} pairs converged to {tolerance}.")
+        subject = "The pair asked for" if count + lower == 1 else f"All {count + lower} pairs"
+        return Point(tone="good", text=f"{subject} converged to {tolerance}.")
     parts = [f"{converged} of the {asked} largest pairs asked for converged to {tolerance}"]
     if count < asked:
-        parts.append(f"only {count} were found (stopped: {spectrum.stop_reason})")
+        parts.append(f"only {count} {'was' if count == 1 else 'were'} found (stopped: {spectrum.stop_reason})")
     if lower_converged < lower:
         parts.append(f"{lower_converged} of {lower} at the lower end")
     return Point(tone="caution", text="; ".join(parts) + ". The others are marked and carry their residuals.")

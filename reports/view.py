@@ -8,13 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from lite_probe.reports.numbers import MISSING, format_bytes, format_count, format_duration
+from lite_probe.reports.numbers import MISSING, count_of, format_bytes, format_count, format_duration
 from lite_probe.reports.replay_view import ReplayView, make_replay_view
 from lite_probe.reports.runs import Result, Run
 from lite_probe.reports.spectrum_view import SpectrumView, make_spectrum_view
 from lite_probe.reports.subspace_view import SubspaceView, make_subspace_view
 from lite_probe.reports.table import Cell, Column, Raw, Table, make_table
 from lite_probe.reports.verdict import OPERATOR_NAMES, Point
+from lite_probe.results.provenance import Provenance
 from lite_probe.results.spectrum import Spectrum
 
 KINDS = {"spectrum": "Spectrum", "subspace": "Sharp and flat", "replay": "Replay"}
@@ -163,12 +164,18 @@ def _subtitle(runs: Sequence[Run]) -> str:
     parts.append(f"{format_count(first.num_parameters)} parameters")
     if len(runs) == 1 and origin.checkpoint_step is not None:
         parts.append(f"step {origin.checkpoint_step:,}")
-    shape = f"{origin.num_batches} batch{'es' if origin.num_batches != 1 else ''} of {origin.batch_size}"
-    if origin.seq_len is not None:
-        shape += f" × {origin.seq_len} tokens"
-    parts.append(f"{shape} of {origin.data_name} ({origin.data_split})")
+    parts.append(_batches(origin))
     parts.append(f"{origin.precision} on {origin.device}")
     return " · ".join(part for part in parts if part)
+
+
+def _batches(origin: Provenance) -> str:
+    """Say how many batches of what size; a task of the user's own may tell neither size nor source."""
+    text = count_of(origin.num_batches, "batch", "batches")
+    if origin.batch_size:
+        text += f" of {origin.batch_size}"
+        text += f" × {origin.seq_len} tokens" if origin.seq_len is not None else ""
+    return f"{text}{f' of {origin.data_name}' if origin.data_name else ''} ({origin.data_split})"
 
 
 def _leads(
@@ -192,14 +199,16 @@ def _of(heading: str, label: str) -> str:
 
 def _notes(labelled: Sequence[tuple[str, Run]]) -> tuple[NoteView, ...]:
     """Collect notes, each once, with the runs that carry it."""
-    carriers: dict[tuple[str, str], dict[str, None]] = {}
+    codes: dict[str, str] = {}
+    carriers: dict[str, dict[str, None]] = {}
     for label, run in labelled:
         for result in run.results.values():
             for note in result.notes:
-                carriers.setdefault((note.code, note.message), {})[label] = None
+                codes.setdefault(note.message, note.code)
+                carriers.setdefault(note.message, {})[label] = None
     return tuple(
-        NoteView(code=code, message=message, labels=", ".join(names) if len(labelled) > 1 else "")
-        for (code, message), names in carriers.items()
+        NoteView(code=codes[message], message=message, labels=", ".join(names) if len(labelled) > 1 else "")
+        for message, names in carriers.items()
     )
 
 
@@ -242,6 +251,7 @@ def _facts(result: Result) -> dict[str, Cell]:
         "wall_seconds": format_duration(origin.wall_seconds),
         "peak_memory_bytes": format_bytes(origin.peak_memory_bytes),
         "num_tokens": f"{origin.num_tokens:,}",
+        "batch_size": str(origin.batch_size or MISSING),
     }
     facts = {"operator": Cell(text=result.operator, raw=result.operator)} if isinstance(result, Spectrum) else {}
     for field in fields(origin):

@@ -36,7 +36,7 @@ from lite_probe.replays.segments import Dealt, deal_segments, require_disjoint
 from lite_probe.replays.sweep import sweep_learning_rates
 from lite_probe.replays.theory import linear_theory
 from lite_probe.results import replay as results
-from lite_probe.results.provenance import Note
+from lite_probe.results.provenance import Note, join_notes
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.state_folder import StateFolder, remove
 from lite_probe.results.store import register
@@ -292,7 +292,7 @@ def replay(
         runs=tuple(session.runs),
         config=_config(request, task),
         fingerprint=plan.fingerprint,
-        notes=(*dealt.notes, *session.notes, *session.state.notes),
+        notes=join_notes(dealt.notes, session.notes, session.state.notes),
         provenance=provenance_of(
             task,
             split="evaluation",

@@ -1,6 +1,6 @@
 """Where a result comes from, and what happened on the way."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -13,6 +13,11 @@ class Note:
 
     code: str  # short, stable, kebab-case: "unused-parameters"
     message: str  # one sentence for people
+
+
+def join_notes(*groups: Iterable[Note]) -> tuple[Note, ...]:
+    """Join the notes of several parts of a result, each once, where it comes first."""
+    return tuple(dict.fromkeys(note for group in groups for note in group))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

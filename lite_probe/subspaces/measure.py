@@ -19,7 +19,7 @@ from lite_probe.operators.layout import ParameterLayout
 from lite_probe.operators.reductions import norm
 from lite_probe.optim import OPTIMIZERS, Directions
 from lite_probe.results.estimate import Estimate
-from lite_probe.results.provenance import Note
+from lite_probe.results.provenance import Note, join_notes
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.results.state_folder import StateFolder, remove
 from lite_probe.results.store import register
@@ -343,7 +343,7 @@ def measure_subspace(
         hvps_by_part=session.products,
         config=_config(request, task),
         fingerprint=plan.fingerprint,
-        notes=(*session.notes, *session.state.notes),
+        notes=join_notes(session.notes, session.state.notes),
         provenance=provenance_of(
             task,
             split="evaluation",

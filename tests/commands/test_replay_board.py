@@ -47,6 +47,11 @@ def row(made: ReplayBoard, optimizer: str) -> list[str]:
     return next(cells for cells in made.rows() if cells[0] == optimizer)
 
 
+@pytest.mark.parametrize(("share", "shown"), [(0.964, "96.4%"), (0.0, "0%"), (3.35, "–"), (-0.2, "–"), (None, "–")])
+def test_what_is_no_share_is_not_shown_as_one(share: float | None, shown: str) -> None:
+    assert row(board(event("replay", "muon", 1, flat_share=share)), "muon")[6] == shown
+
+
 def phases(made: ReplayBoard) -> list[str]:
     return [cells[1] for cells in made.rows()]
 

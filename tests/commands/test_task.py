@@ -12,10 +12,31 @@ from click.testing import Result
 
 from lite_probe.commands import spectrum as spectra
 from lite_probe.commands.console import Terminal
-from lite_probe.commands.task import TaskOptions, find_spectrum, open_task, reusable
+from lite_probe.commands.task import TaskOptions, find_spectrum, open_task, reusable, tell_task
 from lite_probe.errors import InputError
+from tests import models
 
 Ask = Callable[..., TaskOptions]
+
+
+@pytest.mark.parametrize(
+    ("changes", "batches", "expected"),
+    [
+        ({}, 2, "2 × 4 × 16 tokens of text.txt, float64"),
+        ({"seq_len": None}, 2, "2 × 4 samples of text.txt, float64"),
+        ({"seq_len": None, "batch_size": 0, "data_name": ""}, 2, "2 batches, float64"),
+        ({"seq_len": None, "batch_size": 0}, 1, "1 batch of text.txt, float64"),
+    ],
+)
+def test_what_a_task_does_not_tell_is_not_said(
+    changes: dict[str, Any], batches: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Terminal, "sides", lambda self, left, right: told.append(right))
+    task = models.make_task("mlp")
+    task.info = replace(task.info, **({"batch_size": 4, "seq_len": 16, "data_name": "text.txt"} | changes))
+    tell_task(Terminal("lite-probe spectrum"), task, [None] * batches)
+    assert told[0].startswith(expected)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from lite_probe.results.replay import Bands, Replay, ReplayRun
 from tests.reports.fixtures import make_replay
@@ -46,6 +47,11 @@ def run_of(**changes: Any) -> ReplayRun:
     return ReplayRun(**{key: np.array(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
+def with_energies(energies: NDArray[np.float64]) -> ReplayRun:
+    """A run of which only the energies matter."""
+    return replace(make_replay(seeds=1, steps=len(energies)).runs[0], band_energies=energies)
+
+
 def replay_of(*runs: ReplayRun, eigenvalues: tuple[float, ...] = (4.0, 1.0)) -> Replay:
     return replace(make_replay(seeds=0), runs=runs, eigenvalues=np.array(eigenvalues), bands=BANDS)
 
@@ -82,6 +88,60 @@ def test_isotropy() -> None:
     assert even.isotropy_entropy(DIMENSIONS) == 1.0
     # One direction of four carries it all.
     assert run_of(band_energies=[[1.0, 0.0]] * 2).isotropy_entropy(DIMENSIONS) == pytest.approx(0.25, rel=1e-15)
+
+
+def perplexity(energies: NDArray[np.float64], dimensions: NDArray[np.int64]) -> float:
+    """The definition, direction by direction: e^entropy of the energy over all of them, against their number."""
+    each = np.repeat(energies / dimensions, dimensions)
+    each = each[each > 0.0] / each.sum()
+    return float(np.exp(-np.sum(each * np.log(each)))) / int(dimensions.sum())
+
+
+@pytest.mark.parametrize(
+    ("energies", "dimensions", "expected"),
+    [
+        ([[5.0, 20.0, 75.0]], [5, 20, 75], 1.0),  # even
+        ([[7.0, 0.0, 0.0]], [5, 20, 75], 0.05),  # even within 5 of 100
+        ([[0.0, 0.0, 7.0]], [5, 20, 75], 0.75),
+        ([[3.0, 3.0, 0.0]], [10, 10, 20], 0.5),
+        # ½ in 2 of 8 directions, ½ in 6: entropy ½ log 4 + ½ log 12.
+        ([[1.0, 1.0], [2.0, 2.0]], [2, 6], 48.0**0.5 / 8.0),
+        # Steps are added up: shares ⅕ and ⅘ of 1 and 4 directions are even, though no step is.
+        ([[1.0, 0.0], [0.0, 4.0]], [1, 4], 1.0),
+        # ¼ in 1 of 8, ¾ in 7: entropy ¼ log 4 + ¾ log 28/3.
+        ([[1.0, 3.0]], [1, 7], 4.0**0.25 * (28.0 / 3.0) ** 0.75 / 8.0),
+    ],
+)
+def test_isotropy_is_the_share_of_directions_that_carry_the_update(
+    energies: list[list[float]], dimensions: list[int], expected: float
+) -> None:
+    counts = np.array(dimensions)
+    run = with_energies(np.array(energies))
+    assert run.isotropy_entropy(counts) == pytest.approx(expected, rel=1e-14)
+    assert perplexity(np.array(energies).sum(axis=0), counts) == pytest.approx(expected, rel=1e-14)
+    shares = np.array(energies).sum(axis=0) / np.sum(energies)
+    np.testing.assert_allclose(run.band_isotropy(counts) * counts, shares * counts.sum(), rtol=1e-14)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_isotropy_of_any_spread_is_its_perplexity(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    dimensions = rng.integers(1, 40, size=6)
+    energies = rng.exponential(size=(3, 6)) ** 3
+    found = with_energies(energies).isotropy_entropy(dimensions)
+    # Six logarithms of order one in either sum.
+    assert found == pytest.approx(perplexity(energies.sum(axis=0), dimensions), rel=1e-13)
+    assert 0.0 < found < 1.0
+
+
+def test_isotropy_is_a_mean_over_seeds() -> None:
+    even, narrow = [[1.0, 3.0]] * 2, [[1.0, 0.0]] * 2
+    found = replay_of(run_of(band_energies=even), run_of(seed=1, band_energies=narrow)).isotropy_entropy("muon")
+    assert found is not None
+    assert (found.value, found.num_samples) == (pytest.approx(0.625, rel=1e-15), 2)  # 1 and ¼
+    bands = replay_of(run_of(band_energies=even), run_of(seed=1, band_energies=narrow)).band_isotropy("muon")
+    assert bands is not None
+    np.testing.assert_allclose(bands[0], [2.5, 0.5], rtol=1e-15)  # 1 and 4; 1 and 0
 
 
 def test_decay_rates_want_three_steps() -> None:
@@ -149,6 +209,28 @@ def test_differences_are_paired_by_seed() -> None:
     assert other_way.value == 1.5
     assert found.flat_difference("muon", "soap") == replace(difference, value=0.0, stderr=0.0, low=0.0, high=0.0)
     assert found.sharp_difference("muon", "soap") == found.flat_difference("muon", "soap")
+
+
+def test_progress_differs_by_part() -> None:
+    """Of muon 10 nats flat and −2 sharp on both seeds; of soap 3 and 1, and 2 and 2."""
+    sharp = ([[0.0, -1.0], [0.0, 0.0]], [[0.0, -1.0], [0.0, -1.0]])
+    runs = [run_of(seed=seed) for seed in (0, 1)]
+    runs += [
+        run_of(optimizer="soap", seed=seed, allocations=[-1.0, -3.0], sharp_allocations=sharp[seed]) for seed in (0, 1)
+    ]
+    found = replay_of(*runs)
+    flat, along = found.flat_difference("muon", "soap"), found.sharp_difference("muon", "soap")
+    assert flat is not None
+    assert along is not None
+    assert (flat.value, along.value) == (7.5, -3.5)
+    assert (flat.stderr, along.stderr) == (pytest.approx(0.5, rel=1e-15), pytest.approx(0.5, rel=1e-15))
+
+
+def test_a_run_without_steps_is_not_recorded() -> None:
+    run = run_of()
+    arrays = {key: value for key in run.__slots__ if isinstance(value := getattr(run, key), np.ndarray)}
+    empty = replace(run, **{key: value[:1] if key == "losses" else value[:0] for key, value in arrays.items()})
+    assert not empty.is_recorded
 
 
 def test_ablations_are_compared_with_whole_updates() -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -552,6 +552,7 @@ def test_the_plan_of_a_sweep(task: Task, spectrum: Spectrum) -> None:
     assert swept.num_gradients == given.num_gradients + 4 * STEPS
     assert swept.fingerprint != given.fingerprint
     assert "2 seeds, learning rates of 1 swept: ~" in swept.summary()
+    assert replace(swept, swept=(), num_runs=1, steps=1, num_seeds=1).summary().startswith("1 run of 1 step, 1 seed: ~")
 
 
 def test_it_survives_the_disk(task: Task, spectrum: Spectrum, tmp_path: Path) -> None:
