@@ -67,7 +67,7 @@ class OperatorSpectrum:
         for group in pairs:
             if len({array.shape for array in group}) != 1 or group[0].ndim != 1:
                 raise ValueError(f"expected 1-D arrays of equal length, got {[a.shape for a in group]}")
-        numbers = {
+        numbers: dict[str, FloatArray | tuple[float, ...]] = {
             "eigenvalues": self.eigenvalues,
             "residual norms": self.residual_norms,
             "lower eigenvalues": self.lower_eigenvalues,
