@@ -378,6 +378,8 @@ def test_damaged_parts_are_replayed_anew(
         folder = tmp_path / str(index)
         shutil.copytree(kept, folder)
         path = folder / file
+        if "sweep" in file.name:
+            shutil.rmtree(folder / "replay.state" / "recipe-muon-lite")  # once it is there nobody asks for the trials
         if file.suffix == ".json":
             head, mark, content = path.read_text().partition('"value"' if "sweep" in file.name else '"result"')
             path.write_text(head + mark + re.sub(r"(?<=:)( ?)\d", r"\g<1>7", content, count=1))
