@@ -40,6 +40,7 @@ from lite_probe.commands.summary import (
 from lite_probe.commands.task import TaskOptions, open_task, tell_task, write_page
 
 if TYPE_CHECKING:
+    from lite_probe.errors import InputError
     from lite_probe.results.provenance import Note
     from lite_probe.results.spectrum import Spectrum
     from lite_probe.spectra import SpectrumPlan
@@ -182,13 +183,17 @@ def measure(
     from lite_probe.results.store import find_result, save
     from lite_probe.spectra import discard_state, measure_spectrum, verify_spectrum
 
-    found: Spectrum | None = None if asked.fresh else find_result(folder, "spectrum", plan.fingerprint)
+    damage: list[InputError] = []
+    found: Spectrum | None = None
+    if not asked.fresh:
+        found = find_result(folder, "spectrum", plan.fingerprint, on_damaged=damage.append)
     if found is not None and (found.verification is not None or not asked.verify):
         terminal.line(f"already measured: {folder / 'spectrum.json'}; --fresh measures again")
         discard_state(folder)  # a kill may have come between saving and this
         return found
     if found is None and not asked.fresh and (folder / "spectrum.json").exists():
-        terminal.line(f"replacing {folder / 'spectrum.json'}: it is of another checkpoint, other batches or options")
+        why = damage[0].message if damage else "it is of another checkpoint, other batches or options"
+        terminal.line(f"replacing {folder / 'spectrum.json'}: {why}")
     terminal.resumable = True
     spectrum = found
     if spectrum is None:

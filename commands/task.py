@@ -187,12 +187,14 @@ def reusable(terminal: Terminal, folder: Path, kind: str, fingerprint: str, *, f
     """Return the saved result with this fingerprint, None where it has to be measured; say which it is."""
     from lite_probe.results.store import find_result
 
-    found = None if fresh else find_result(folder, kind, fingerprint)
+    damage: list[InputError] = []
+    found = None if fresh else find_result(folder, kind, fingerprint, on_damaged=damage.append)
     path = folder / f"{kind}.json"
     if found is not None:
         terminal.line(f"already measured: {path}; --fresh measures again")
     elif not fresh and path.exists():
-        terminal.line(f"replacing {path}: it is of another checkpoint, other batches or options")
+        why = damage[0].message if damage else "it is of another checkpoint, other batches or options"
+        terminal.line(f"replacing {path}: {why}")
     return found
 
 

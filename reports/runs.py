@@ -59,8 +59,9 @@ def load_run(path: str | Path) -> Run:
     """
     folder = Path(path)
     if folder.is_file():
-        load(folder)  # a file that is no result is an error of its own
+        load(folder, thorough=False)  # a file that is no result is an error of its own
         folder = folder.parent
     present = [kind for kind in ("spectrum", "subspace", "replay") if (folder / f"{kind}.json").is_file()]
     # Without any, the spectrum's error says what was expected.
-    return Run(**{kind: load(folder, kind) for kind in present or ["spectrum"]})
+    # A page shows nothing of the arrays that are large: eigenvectors.
+    return Run(**{kind: load(folder, kind, thorough=False) for kind in present or ["spectrum"]})

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lite_probe.errors import InputError
-from lite_probe.files import open_regular, read_bounded
+from lite_probe.files import create_anew, open_regular, read_bounded
 
 
 def test_a_file_and_a_link_to_one_are_read(tmp_path: Path) -> None:
@@ -42,3 +42,19 @@ def test_a_file_that_says_it_is_empty_has_its_bound_too() -> None:
     assert b"cpu" in read_bounded(Path("/proc/stat"), "statistics", max_bytes=2**20)
     with pytest.raises(InputError, match="of at most 2 bytes"):
         read_bounded(Path("/proc/stat"), "statistics", max_bytes=2)
+
+
+def test_a_file_is_created_in_place_of_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_bytes(b"precious")
+    (tmp_path / "link").symlink_to("mine")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe", "new"):
+        with create_anew(tmp_path / name) as file:
+            file.write(b"abc")
+            file.seek(1)
+            assert file.read() == b"bc"
+        assert (tmp_path / name).read_bytes() == b"abc"
+    assert (tmp_path / "mine").read_bytes() == b"precious"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        create_anew(tmp_path / "folder")

@@ -154,7 +154,7 @@ def _decode(hint: Any, value: Any, place: str, arrays: ArraySource | None, used:
     if hint is float and type(value) is int:
         return float(value)
     if isinstance(hint, type) and type(value) is hint:
-        if hint is int:
+        if isinstance(value, int):
             float(value)  # one that no float64 holds would break whatever is computed from it: OverflowError
         return value
     raise ValueError(f"{shown(value)} instead of {getattr(hint, '__name__', hint)} in {place}")

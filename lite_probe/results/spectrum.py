@@ -5,11 +5,12 @@ is the whole, its blocks, and what was run. Quadrature nodes and weights are sto
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lite_probe.errors import NumericsError
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note, Provenance
 
@@ -56,7 +57,12 @@ class OperatorSpectrum:
     num_hvps: int  # Hessian products spent on this operator
 
     def __post_init__(self) -> None:
-        """Check shapes, order and finiteness; freeze the arrays."""
+        """Check shapes, order and finiteness; freeze the arrays.
+
+        Raises:
+            ValueError: If the arrays do not belong together.
+            NumericsError: If a number is NaN or infinite.
+        """
         pairs = [
             (self.eigenvalues, self.residual_norms, self.converged),
             (self.lower_eigenvalues, self.lower_residual_norms, self.lower_converged),
@@ -65,15 +71,22 @@ class OperatorSpectrum:
         for group in pairs:
             if len({array.shape for array in group}) != 1 or group[0].ndim != 1:
                 raise ValueError(f"expected 1-D arrays of equal length, got {[a.shape for a in group]}")
-        for array in (
-            self.eigenvalues,
-            self.residual_norms,
-            self.lower_eigenvalues,
-            self.nodes,
-            self.weights,
-        ):
-            if not np.all(np.isfinite(array)):
-                raise ValueError("expected finite numbers in a spectrum")
+        numbers: dict[str, FloatArray | tuple[float, ...]] = {
+            "eigenvalues": self.eigenvalues,
+            "residual norms": self.residual_norms,
+            "lower eigenvalues": self.lower_eigenvalues,
+            "lower residual norms": self.lower_residual_norms,
+            "nodes": self.nodes,
+            "weights": self.weights,
+            "trace of H": astuple(self.trace),
+            "trace of H²": astuple(self.trace_h2),
+        }
+        for name, values in numbers.items():
+            if not np.all(np.isfinite(values)):
+                raise NumericsError(
+                    f"expected finite {name} in a spectrum, got NaN or infinity",
+                    "Hessian products overflowed; check the checkpoint, or measure with --precision float64",
+                )
         if np.any(np.diff(self.eigenvalues) > 0) or np.any(np.diff(self.lower_eigenvalues) < 0):
             raise ValueError("expected eigenvalues descending and lower eigenvalues ascending")
         if np.any(self.weights < 0):

@@ -338,7 +338,7 @@ def _read_head(path: Path) -> Mapping[str, Any]:
 def _is_whole(head: Mapping[str, Any]) -> bool:
     """Whether everything but the digest has the digest."""
     try:
-        return digest_of({key: value for key, value in head.items() if key != "head_digest"}) == head["head_digest"]
+        return bool(head["head_digest"] == digest_of({k: value for k, value in head.items() if k != "head_digest"}))
     except (KeyError, RecursionError):
         return False
 

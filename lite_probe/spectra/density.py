@@ -114,7 +114,12 @@ def _step(run: Lanczos, num_deflated: int, probes: Probes, living: list[int]) ->
     images = run.operator.matmat(vectors.to(run.operator.device).T).T.contiguous().to(run.basis.device)
     del vectors
     if not probes.diagonals[first]:
-        _sample_traces(run, probes, images)
+        try:
+            _sample_traces(run, probes, images)
+        except OverflowError as error:
+            raise NumericsError(
+                "expected Hessian products whose squares a float64 holds, got larger ones", "check the checkpoint"
+            ) from error
     run.basis.remove(images, num_deflated)
     for image, row, index in zip(images, rows, living, strict=True):
         before = probes.offdiagonals[index][-1] if probes.offdiagonals[index] else 0.0

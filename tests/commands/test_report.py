@@ -59,7 +59,7 @@ def test_neither_torch_nor_transformers_is_imported(runs: list[Path]) -> None:
     ("arguments", "code", "said"),
     [
         (["nothing"], 3, "expected a result or a run directory, found nothing at nothing"),
-        (["file"], 3, "expected the JSON head of a result in file, got"),
+        (["file"], 3, "expected the JSON head of a result at file, got"),
         (["empty"], 3, "expected .*got|found"),
         (["early", "--out", "folder"], 6, "expected a file's name, got the folder"),
         (["early", "--out", "file/page.html"], 6, "expected .*got"),

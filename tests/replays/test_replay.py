@@ -378,10 +378,13 @@ def test_damaged_parts_are_replayed_anew(
         folder = tmp_path / str(index)
         shutil.copytree(kept, folder)
         path = folder / file
+        if "sweep" in file.name:
+            shutil.rmtree(folder / "replay.state" / "recipe-muon-lite")  # once it is there nobody asks for the trials
         if file.suffix == ".json":
-            path.write_text(re.sub(r"0\.[1-9]", "0.0", path.read_text(), count=1))
+            head, mark, content = path.read_text().partition('"value"' if "sweep" in file.name else '"result"')
+            path.write_text(head + mark + re.sub(r"(?<=:)( ?)\d", r"\g<1>7", content, count=1))
         else:
-            path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+            path.write_bytes(path.read_bytes()[:-1] + b"\7")
         found = replay(task, **_asked(spectrum), state_directory=folder)
         assert dict(numbers(found)) == dict(numbers(in_one_go)), file
         assert [note.code for note in found.notes].count("damaged-state") == 1, file

@@ -487,7 +487,7 @@ def test_a_large_content_comes_back_to_its_owner_only(tmp_path):
     assert read_sealed(path, "theirs", "a state") is None
     for position in range(64, len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        with pytest.raises(InputError, match="expected a state with its own digest at .*sealed, got another"):
+        with pytest.raises(InputError, match=r"expected a state with its own digest at .*sealed, got another"):
             read_sealed(path, "mine", "a state")
     for content in (b"", whole[:100], whole[:-1], whole + b"d"):
         path.write_bytes(content)

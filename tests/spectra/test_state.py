@@ -436,22 +436,32 @@ def test_whatever_happens_to_a_saved_file_the_numbers_are_the_same(what: str, tm
         assert_same_bits(undamaged(spectrum), undisturbed)
 
 
-@pytest.mark.parametrize("where", ["", "whole", "whole/running", "whole/basis.bin", "layout.json"])
+@pytest.mark.parametrize(
+    "where", ["", "layout.json", "whole", "whole/basis.bin", "whole/running", "whole/running/head.json"]
+)
 def test_nothing_is_written_or_removed_through_a_link(where: str, tmp_path: Path) -> None:
     """A run directory may have come with a checkpoint, its links leading anywhere."""
-    mine, run = tmp_path / "mine", tmp_path / "run"
-    mine.mkdir()
-    for name in ("layout.json", "head.json", "basis-0.bin", "vectors-1.bin", "operator.json", "basis.bin"):
-        (mine / name).write_text("precious")
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    task = mlp()
+    plan = replace(plan_spectrum(task, **ASKED), basis_placement="disk")
+    with pytest.raises(_KilledError):
+        measure_spectrum(task, **ASKED, plan=plan, state_directory=run, on_progress=killed_at(8))
     link = run / "spectrum.state" / where
-    link.parent.mkdir(parents=True)
-    link.symlink_to(mine / link.name if "." in link.name and where else mine)
-    plan = replace(plan_spectrum(mlp(), **ASKED), basis_placement="disk")
-    measure_spectrum(mlp(), **ASKED, plan=plan, state_directory=run)
-    assert {path.read_text() for path in mine.iterdir()} == {"precious"}
-    assert len(list(mine.iterdir())) == 6
+    link.rename(mine)
+    link.symlink_to(mine)
+    before = contents(mine)
+    spectrum = measure_spectrum(task, **ASKED, plan=plan, state_directory=run)
+    assert contents(mine) == before
+    assert_same_bits(undamaged(spectrum), measure_spectrum(task, **ASKED, plan=replace(plan, basis_placement="cpu")))
     discard_state(run)
     assert list(run.iterdir()) == []
+    assert contents(mine) == before
+
+
+def contents(path: Path) -> dict[Path, bytes]:
+    """Every file there, or the file itself."""
+    files = [path, *path.rglob("*")]
+    return {file: file.read_bytes() for file in files if file.is_file()}
 
 
 def test_a_saved_basis_that_is_a_link_is_not_appended_to(tmp_path: Path) -> None:
