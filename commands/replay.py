@@ -354,6 +354,8 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
             raise UsageError(f"expected --set NAME.KEY=VALUE, got {text!r}", "such as --set muon-lite.flat_lr_ratio=3")
         try:
             found.setdefault(name, {})[key] = json.loads(value)
+        except RecursionError:
+            raise UsageError(f"expected a value in --set {target}, got one nested too deeply") from None
         except ValueError:
             found.setdefault(name, {})[key] = value.strip()
     return found

@@ -9,7 +9,14 @@ import torch
 
 from lite_probe.checkpoints.optimizers import StateDict
 from lite_probe.errors import InputError, UsageError
-from lite_probe.optim import OPTIMIZERS, LiteOptimizer, Restored, hyperparameters_of, restore_state
+from lite_probe.optim import (
+    OPTIMIZERS,
+    LiteOptimizer,
+    Restored,
+    hyperparameters_of,
+    require_hyperparameters,
+    restore_state,
+)
 from lite_probe.results.provenance import Note
 from lite_probe.spectra.fingerprint import batches_digest
 from lite_probe.subspaces import optimizer_of, warm
@@ -69,7 +76,7 @@ def require_optimizers(names: Sequence[str], hyperparameters: Mapping[str, Mappi
     """Refuse names and hyperparameters that do not exist, before anything is computed.
 
     Raises:
-        UsageError: It lists the known.
+        UsageError: It lists the known; or what a value can be.
     """
     if not names:
         raise UsageError(f"expected optimizers among {', '.join(OPTIMIZERS)}, got none")
@@ -78,6 +85,7 @@ def require_optimizers(names: Sequence[str], hyperparameters: Mapping[str, Mappi
         unknown = sorted(set(hyperparameters.get(name, {})) - set(known))
         if unknown:
             raise UsageError(f"expected hyperparameters of {name} among {', '.join(known)}, got {', '.join(unknown)}")
+        require_hyperparameters(name, hyperparameters.get(name, {}))
     if len(set(names)) < len(names):
         raise UsageError(f"expected every optimizer once, got {', '.join(names)}")
     strangers = sorted(set(hyperparameters) - set(names))

@@ -87,7 +87,8 @@ def save(result: Any, run_directory: str | Path) -> Path:
     head["arrays_digest"] = ArraysFile(waiting_path).digest() if arrays else None
     head["result"] = fields
     text = json.dumps(head, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(head_path, lambda file: file.write(text.encode()))
+    # A file's name that is no UTF-8 has lone surrogates in it: as JSON's own escapes they come back as they were.
+    write_atomically(head_path, lambda file: file.write(text.encode(errors="backslashreplace")))
     _put_in_place(waiting_path, arrays_path, wanted=bool(arrays))
     return head_path
 
