@@ -105,8 +105,8 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
     """Measure the sharp subspace of a checkpoint, and LITE's proxies of it.
 
     How much of the gradient lies in it, whether it is the data's or the batch's, the true curvature of what AdamW,
-    Muon and SOAP call sharp and flat, and how far each evens it out. Several checkpoints are compared with the first.
-    Starts from the spectrum in the run directory, or measures it.
+    Muon and SOAP call sharp and flat, and how far each evens it out. Of several checkpoints each is compared with those
+    before it. Starts from the spectrum in the run directory, or measures it.
     """
     asked = [SubspaceOptions(checkpoint=checkpoint, **options) for checkpoint in checkpoints or (None,)]
     require_different_names(asked)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lite_probe.commands.console import Terminal
-from lite_probe.commands.wording import count
+from lite_probe.commands.wording import count, plural
 from lite_probe.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -118,11 +118,17 @@ def tell_task(terminal: Terminal, task: "Task", batches: Sequence[object]) -> No
     what = [info.checkpoint_format, info.architecture, f"{count(num_parameters)} parameters"]
     if info.checkpoint_step is not None:
         what.append(f"step {info.checkpoint_step:,}")
-    shape = f"{len(batches)} × {info.batch_size}"
-    shape += f" × {info.seq_len} tokens" if info.seq_len else " samples"
+    shape = plural(len(batches), "batch")  # a task of the user's own need not say more
+    if info.batch_size:
+        shape = f"{len(batches)} × {info.batch_size}"
+        shape += (
+            f" × {plural(info.seq_len, 'token')}"
+            if info.seq_len
+            else f" {'sample' if info.batch_size == 1 else 'samples'}"
+        )
     precision = str(next(task.model.parameters()).dtype).removeprefix("torch.")
     threads = torch.get_num_threads()
-    where = f"{threads} thread{'s' if threads > 1 else ''}" if task.device.type == "cpu" else str(task.device)
+    where = plural(threads, "thread") if task.device.type == "cpu" else str(task.device)
     terminal.sides(
         " · ".join(part for part in what if part),
         f"{shape} of {info.data_name}, {precision}, {where}",

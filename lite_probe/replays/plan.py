@@ -38,8 +38,10 @@ class ReplayPlan:
     def summary(self) -> str:
         """Return the plan as one line for people."""
         sweep = f", learning rates of {len(self.swept)} swept" if self.swept else ""
+        counts = ((self.num_runs, "run"), (self.steps, "step"), (self.num_seeds, "seed"))
+        runs, steps, seeds = (f"{number:,} {thing}{'' if number == 1 else 's'}" for number, thing in counts)
         return (
-            f"{self.num_runs} runs of {self.steps} steps, {self.num_seeds} seed{'s' if self.num_seeds > 1 else ''}"
+            f"{runs} of {steps}, {seeds}"
             f"{sweep}: ~{self.num_gradients:,} gradients, ~{_duration(self.seconds)}, "
             f"{self.memory_bytes / 2**30:.1f} GiB"
         )

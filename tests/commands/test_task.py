@@ -12,8 +12,9 @@ from click.testing import Result
 
 from lite_probe.commands import spectrum as spectra
 from lite_probe.commands.console import Terminal
-from lite_probe.commands.task import TaskOptions, find_spectrum, open_task, reusable
+from lite_probe.commands.task import TaskOptions, find_spectrum, open_task, reusable, tell_task
 from lite_probe.errors import InputError
+from lite_probe.task import Task, TaskInfo
 
 Ask = Callable[..., TaskOptions]
 
@@ -150,3 +151,26 @@ def test_a_result_is_reused_by_its_fingerprint(
     shutil.rmtree(run_folder)
     assert reusable(terminal, run_folder, "subspace", fingerprint, fresh=False) is None
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "seq_len", "said"),
+    [
+        (0, None, "2 batches of x"),
+        (3, None, "2 × 3 samples of x"),
+        (1, 1, "2 × 1 × 1 token of x"),
+        (4, 8, "2 × 4 × 8 tokens"),
+    ],
+)
+def test_what_is_measured_on_is_said_as_far_as_it_is_known(
+    batch_size: int, seq_len: int | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = Task(
+        model=torch.nn.Linear(2, 1),
+        predict=lambda model, batch: model(batch),
+        criterion=lambda outputs, batch: (outputs.sum(), 1),
+        evaluation=[torch.ones(3, 2)] * 2,
+        info=TaskInfo(data_name="x", batch_size=batch_size, seq_len=seq_len),
+    )
+    tell_task(Terminal(""), task, task.evaluation)
+    assert said in capsys.readouterr().err
