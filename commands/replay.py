@@ -223,7 +223,8 @@ def plan_and_tell(
     """Plan the replay; say what it costs."""
     from lite_probe.replays import plan_replay
 
-    plan = plan_replay(opened.task, **asked.measurement, spectrum=spectrum, saved=saved)
+    with terminal.progress() as on_progress:
+        plan = plan_replay(opened.task, **asked.measurement, spectrum=spectrum, saved=saved, on_progress=on_progress)
     terminal.line(f"plan: {plan.summary()}", style="bold")
     return plan
 

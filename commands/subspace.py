@@ -171,7 +171,8 @@ def plan_and_tell(
     """Plan the measurement; say what it costs."""
     from lite_probe.subspaces import plan_subspace
 
-    plan = plan_subspace(opened.task, spectrum, **asked.measurement, others=earlier)
+    with terminal.progress() as on_progress:
+        plan = plan_subspace(opened.task, spectrum, **asked.measurement, others=earlier, on_progress=on_progress)
     terminal.line(f"plan: {plan.summary()}", style="bold")
     return plan
 

@@ -106,7 +106,8 @@ def open_task(asked: TaskOptions, *, train_batches: int = 0) -> Opened:
         on_note=notes.append,
     )
     summary = checkpoint.summary()
-    return Opened(task=task, checkpoint=checkpoint, summary=summary, notes=(*summary.notes, *notes))
+    noted = tuple(dict.fromkeys((*summary.notes, *notes)))
+    return Opened(task=task, checkpoint=checkpoint, summary=summary, notes=noted)
 
 
 def tell_task(terminal: Terminal, task: "Task", batches: Sequence[object]) -> None:

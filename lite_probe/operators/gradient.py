@@ -69,7 +69,9 @@ def loss_and_gradient(
     return LossAndGradient(total / count, gradient, count, unused)
 
 
-def require_deterministic(task: Task, layout: ParameterLayout, split: Split) -> LossAndGradient:
+def require_deterministic(
+    task: Task, layout: ParameterLayout, split: Split, on_batch: Callable[[int], None] | None = None
+) -> LossAndGradient:
     """Return loss and gradient after two passes gave the same, up to rounding.
 
     A Lanczos run on a loss that changes between products converges to nothing; dropout or shuffling is
@@ -80,8 +82,8 @@ def require_deterministic(task: Task, layout: ParameterLayout, split: Split) -> 
 
     Cost: two gradients.
     """
-    first = loss_and_gradient(task, layout, split)
-    second = loss_and_gradient(task, layout, split)
+    first = loss_and_gradient(task, layout, split, on_batch)
+    second = loss_and_gradient(task, layout, split, on_batch)
     scale = norm(first.gradient)
     if scale != scale or scale == float("inf"):
         raise NumericsError("expected a finite gradient, got NaN or infinity", "check the weights")

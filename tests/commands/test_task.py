@@ -174,3 +174,26 @@ def test_what_is_measured_on_is_said_as_far_as_it_is_known(
     )
     tell_task(Terminal(""), task, task.evaluation)
     assert said in capsys.readouterr().err
+
+
+def test_planning_says_how_far_it_is(ask: Ask, run_folder: Path) -> None:
+    from lite_probe.replays import plan_replay
+    from lite_probe.results.store import load
+    from lite_probe.spectra import plan_spectrum
+    from lite_probe.subspaces import plan_subspace
+
+    task = open_task(ask(), train_batches=20).task
+    found = load(run_folder, "spectrum")
+    told: list[tuple[int, int, str]] = []
+
+    def on_progress(done: int, total: int, label: str) -> None:
+        told.append((done, total, label))
+
+    plan_spectrum(task, top=1, on_progress=on_progress)
+    assert told == [(1, 3, "planning"), (2, 3, "planning")]
+    told.clear()
+    plan_subspace(task, found, warm_batches=4, on_progress=on_progress)
+    assert told == [(1, 3, "planning"), (2, 3, "planning")]
+    told.clear()
+    plan_replay(task, ["sgd"], spectrum=found, steps=2, warm_batches=4, lr=0.1, on_progress=on_progress)
+    assert told == [(1, 4, "planning"), (2, 4, "planning"), (3, 4, "planning · sgd"), (4, 4, "planning · soap")]
