@@ -69,8 +69,8 @@ def _moved(batch: Any, device: torch.device | None, dtype: torch.dtype | None) -
     if isinstance(batch, list | tuple):
         return type(batch)(map(moved, batch))
     if is_dataclass(batch) and not isinstance(batch, type):
-        own = copy(batch)
+        same: Any = copy(batch)
         for field in fields(batch):
-            object.__setattr__(own, field.name, moved(getattr(batch, field.name)))  # frozen ones too
-        return own
+            object.__setattr__(same, field.name, moved(getattr(batch, field.name)))  # frozen ones too
+        return same
     return batch

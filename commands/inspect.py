@@ -112,7 +112,7 @@ def _operations_per_second(width: int = 512, seconds: float = 0.3) -> float:
     import torch
 
     matrix = torch.ones(width, width)
-    taken = []
+    taken: list[float] = []
     began = time.perf_counter()
     while len(taken) < 5 or time.perf_counter() - began < seconds:
         started = time.perf_counter()
