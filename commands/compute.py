@@ -1,6 +1,8 @@
 """Where a command computes. Imports torch; commands import this when they run, not when they are listed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from copy import copy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -38,17 +40,37 @@ def move_task(task: Task, device: str, precision: str | None) -> None:
     """Move a user's task, model and batches, to where the options say; `auto` and None leave it as it is."""
     place = None if device == "auto" else choose_device(device)
     dtype = None if precision is None else choose_dtype(precision)
+    if place is None and dtype is None:
+        return
     task.model.to(device=place, dtype=dtype)
     task.evaluation = [_moved(batch, place, dtype) for batch in task.evaluation]
     task.train = [_moved(batch, place, dtype) for batch in task.train]
 
 
 def _moved(batch: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
-    """Return a batch with its tensors moved, and its floating ones converted, whatever holds them."""
+    """Return a batch with its tensors moved, and its floating ones converted, in holders of the same types.
+
+    Holders are mappings (transformers' `BatchEncoding` too), lists, tuples (named ones too) and dataclasses.
+    """
+
+    def moved(part: Any) -> Any:
+        return _moved(part, device, dtype)
+
     if isinstance(batch, Tensor):
         return batch.to(device=device, dtype=dtype if batch.is_floating_point() else None)
+    if isinstance(batch, MutableMapping):
+        own = copy(batch)
+        own.update({name: moved(part) for name, part in batch.items()})
+        return own
     if isinstance(batch, Mapping):
-        return {name: _moved(part, device, dtype) for name, part in batch.items()}
-    if type(batch) in (list, tuple):
-        return type(batch)(_moved(part, device, dtype) for part in batch)
+        return {name: moved(part) for name, part in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_make"):
+        return batch._make(map(moved, batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(map(moved, batch))
+    if is_dataclass(batch) and not isinstance(batch, type):
+        same: Any = copy(batch)
+        for field in fields(batch):
+            object.__setattr__(same, field.name, moved(getattr(batch, field.name)))  # frozen ones too
+        return same
     return batch

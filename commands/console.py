@@ -147,8 +147,8 @@ class Terminal:
             self._console.print(_table(header, rows))
 
     def notes(self, messages: Sequence[str]) -> None:
-        """Write what the reader of a result should know."""
-        for message in messages:
+        """Write what the reader of a result should know, each thing once."""
+        for message in dict.fromkeys(messages):
             self.line(f"note: {message}", style="yellow")
 
     def error(self, message: str, hint: str = "") -> None:

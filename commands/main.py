@@ -80,7 +80,7 @@ def _signals_raise() -> Iterator[None]:
 
     A signal that is ignored, as `nohup` does, stays ignored.
     """
-    raised = []
+    raised: list[int] = []
 
     def end(number: int, frame: object) -> None:
         if not raised:

@@ -1,5 +1,6 @@
 """The options that commands share, their types, and the configuration file that supplies their defaults."""
 
+import os
 import re
 import shlex
 import tomllib
@@ -24,6 +25,8 @@ _NOT_CONFIGURABLE = {
     *("config_file", "fresh", "as_json", "dry_run", "quiet", "verbose"),
 }
 _MOST_CONFIG_BYTES = 2**20
+# More than a few for each processor only wait for each other; a million end the process.
+_MOST_THREADS = 4 * max(os.cpu_count() or 1, 16)
 _PATH_OPTIONS = {"data_path", "tokenizer", "model_config"}
 _NOT_PATHS = re.compile(r"builtin:|bytes$")
 _TOML_EXAMPLE = "write lines such as top = 10"
@@ -32,19 +35,24 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
 class Whole(click.ParamType[int]):
-    """A whole number with a lower bound."""
+    """A whole number between bounds."""
 
     name = "integer"
 
-    def __init__(self, minimum: int) -> None:
+    def __init__(self, minimum: int, maximum: int = 10**9) -> None:
         self.minimum = minimum
+        self.maximum = maximum
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number, or fail with what was expected."""
         text = str(value)
-        if not re.fullmatch(r"-?[0-9]+", text) or int(text) < self.minimum:
-            self.fail(f"expected a whole number ≥ {self.minimum}, got {text}", param, ctx)
-        return int(text)
+        # Python reads no number of thousands of digits.
+        number = int(text) if re.fullmatch(r"-?[0-9]{1,20}", text) else None
+        if number is None or number < self.minimum:
+            self.fail(f"expected a whole number ≥ {self.minimum}, got {_short(text)}", param, ctx)
+        if number > self.maximum:
+            self.fail(f"expected a whole number ≤ {self.maximum:,}, got {number:,}", param, ctx)
+        return number
 
 
 class Positive(click.ParamType[float]):
@@ -62,7 +70,7 @@ class Positive(click.ParamType[float]):
         except (TypeError, ValueError):
             number = 0.0
         if not 0.0 < number < self.below:
-            self.fail(f"expected a number above 0 and below {self.below:g}, got {value}", param, ctx)
+            self.fail(f"expected a number above 0 and below {self.below:g}, got {_short(value)}", param, ctx)
         return number
 
 
@@ -71,13 +79,14 @@ class Among(click.Choice[str]):
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         """Say what was expected and what came."""
-        return f"expected one of {', '.join(self.choices)}, got {value}"
+        return f"expected one of {', '.join(self.choices)}, got {_short(value)}"
 
 
 class MemorySize(click.ParamType[int]):
     """A number of bytes with its unit: 8GiB, 500MB."""
 
     name = "size"
+    MOST: ClassVar = 2**53  # bytes; 8 PiB
     UNITS: ClassVar = {
         "b": 1,
         **{f"{prefix}b": 1000 ** (power + 1) for power, prefix in enumerate("kmgt")},
@@ -88,10 +97,18 @@ class MemorySize(click.ParamType[int]):
         """Return the number of bytes, or fail with what was expected."""
         match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)", str(value).strip())
         factor = self.UNITS.get(match[2].lower()) if match else None
-        size = int(float(match[1]) * factor) if match and factor else 0
-        if size <= 0:
-            self.fail(f"expected a size with its unit, such as 8GiB or 500MB, got {value}", param, ctx)
-        return size
+        size = float(match[1]) * factor if match and factor else 0.0
+        if size < 1.0:
+            self.fail(f"expected a size with its unit, such as 8GiB or 500MB, got {_short(value)}", param, ctx)
+        if size > self.MOST:
+            self.fail(f"expected a size of at most {self.MOST // 2**40:,}TiB, got {_short(value)}", param, ctx)
+        return int(size)
+
+
+def _short(value: object, most: int = 60) -> str:
+    """Return what was given, cut where nobody would read on."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
 class ConfiguredCommand(click.Command):
@@ -257,7 +274,9 @@ dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Say what would be measured and what that costs, and stop."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-seed_option = click.option("--seed", type=Whole(0), default=0, show_default=True, help="Draws batches and probes.")
+seed_option = click.option(
+    "--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True, help="Draws batches and probes."
+)
 
 
 def _set_verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -298,7 +317,9 @@ compute_options = _bundle(
         type=Among(["float32", "float64"]),
         help="Of parameters and products; by default float32, and a --task keeps its own.",
     ),
-    click.option("--threads", type=Whole(1), metavar="N", help="CPU threads; by default torch's own choice."),
+    click.option(
+        "--threads", type=Whole(1, _MOST_THREADS), metavar="N", help="CPU threads; by default torch's own choice."
+    ),
 )
 batch_options = _bundle(
     click.option(

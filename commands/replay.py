@@ -226,7 +226,8 @@ def plan_and_tell(
     """Plan the replay; say what it costs."""
     from lite_probe.replays import plan_replay
 
-    plan = plan_replay(opened.task, **asked.measurement, spectrum=spectrum, saved=saved)
+    with terminal.progress() as on_progress:
+        plan = plan_replay(opened.task, **asked.measurement, spectrum=spectrum, saved=saved, on_progress=on_progress)
     terminal.line(f"plan: {plan.summary()}", style="bold")
     return plan
 
@@ -359,6 +360,8 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
             raise UsageError(f"expected --set NAME.KEY=VALUE, got {text!r}", "such as --set muon-lite.flat_lr_ratio=3")
         try:
             found.setdefault(name, {})[key] = json.loads(value)
+        except RecursionError:
+            raise UsageError(f"expected a value in --set {target}, got one nested too deeply") from None
         except ValueError:
             found.setdefault(name, {})[key] = value.strip()
     return found

@@ -7,6 +7,7 @@ import click
 
 from lite_probe.commands.console import Terminal, emit
 from lite_probe.commands.options import console_options, example, json_option
+from lite_probe.commands.wording import plural
 
 
 @click.command("report", epilog=example("report probe/early probe/late --out both.html"))
@@ -25,5 +26,5 @@ def command(terminal: Terminal, runs: tuple[str, ...], out: str | None, as_json:
     first = Path(runs[0])
     page = Path(out) if out is not None else (first if first.is_dir() else first.parent) / "report.html"
     write_report(runs, page)
-    terminal.line(f"wrote the report on {len(runs)} run{'s' if len(runs) > 1 else ''}")
+    terminal.line(f"wrote the report on {plural(len(runs), 'run')}")
     emit(json.dumps({"report": str(page)}) if as_json else str(page))

@@ -69,8 +69,8 @@ def own_folder(terminal: Terminal, folder: Path, info: "TaskInfo") -> Path:
     own = _numbered(folder, chosen)
     if chosen > 1:
         holders = checkpoints_in(folder)
-        why = f"{folder} has {_whose(holders)}: " if holders else ""
-        terminal.line(f"{why}those of this one go to {own}")
+        taken = f"{folder} has {_whose(holders)}: those of this one" if holders else "results of this checkpoint"
+        terminal.line(f"{taken} go to {own}")
     return own
 
 

@@ -165,7 +165,8 @@ def plan_and_tell(terminal: Terminal, task: "Task", asked: SpectrumOptions) -> "
     """Plan the measurement; say what it costs."""
     from lite_probe.spectra import plan_spectrum
 
-    plan = plan_spectrum(task, **asked.measurement)
+    with terminal.progress() as on_progress:
+        plan = plan_spectrum(task, **asked.measurement, on_progress=on_progress)
     terminal.line(f"plan: {plan.summary()}", style="bold")
     return plan
 

@@ -105,8 +105,8 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
     """Measure the sharp subspace of a checkpoint, and LITE's proxies of it.
 
     How much of the gradient lies in it, whether it is the data's or the batch's, the true curvature of what AdamW,
-    Muon and SOAP call sharp and flat, and how far each evens it out. Several checkpoints are compared with the first.
-    Starts from the spectrum in the run directory, or measures it.
+    Muon and SOAP call sharp and flat, and how far each evens it out. Of several checkpoints each is compared with those
+    before it. Starts from the spectrum in the run directory, or measures it.
     """
     asked = [SubspaceOptions(checkpoint=checkpoint, **options) for checkpoint in checkpoints or (None,)]
     require_different_names(asked)
@@ -171,7 +171,8 @@ def plan_and_tell(
     """Plan the measurement; say what it costs."""
     from lite_probe.subspaces import plan_subspace
 
-    plan = plan_subspace(opened.task, spectrum, **asked.measurement, others=earlier)
+    with terminal.progress() as on_progress:
+        plan = plan_subspace(opened.task, spectrum, **asked.measurement, others=earlier, on_progress=on_progress)
     terminal.line(f"plan: {plan.summary()}", style="bold")
     return plan
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lite_probe.commands.console import Terminal
-from lite_probe.commands.wording import count
+from lite_probe.commands.wording import count, plural
 from lite_probe.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def open_task(asked: TaskOptions, *, train_batches: int = 0) -> Opened:
         on_note=notes.append,
     )
     summary = checkpoint.summary()
-    return Opened(task=task, checkpoint=checkpoint, summary=summary, notes=(*summary.notes, *notes))
+    noted = tuple(dict.fromkeys((*summary.notes, *notes)))
+    return Opened(task=task, checkpoint=checkpoint, summary=summary, notes=noted)
 
 
 def tell_task(terminal: Terminal, task: "Task", batches: Sequence[object]) -> None:
@@ -119,13 +120,18 @@ def tell_task(terminal: Terminal, task: "Task", batches: Sequence[object]) -> No
     if info.checkpoint_step is not None:
         what.append(f"step {info.checkpoint_step:,}")
     # A task of the user's own may tell neither the size of its batches nor where they come from.
-    shape = f"{len(batches)} batch{'' if len(batches) == 1 else 'es'}"
+    shape = plural(len(batches), "batch")
     if info.batch_size:
-        shape = f"{len(batches)} × {info.batch_size}{f' × {info.seq_len} tokens' if info.seq_len else ' samples'}"
+        shape = f"{len(batches)} × {info.batch_size}"
+        shape += (
+            f" × {plural(info.seq_len, 'token')}"
+            if info.seq_len
+            else f" {'sample' if info.batch_size == 1 else 'samples'}"
+        )
     shape += f" of {info.data_name}" if info.data_name else ""
     precision = str(next(task.model.parameters()).dtype).removeprefix("torch.")
     threads = torch.get_num_threads()
-    where = f"{threads} thread{'s' if threads > 1 else ''}" if task.device.type == "cpu" else str(task.device)
+    where = plural(threads, "thread") if task.device.type == "cpu" else str(task.device)
     terminal.sides(
         " · ".join(part for part in what if part),
         f"{shape}, {precision}, {where}",

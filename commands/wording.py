@@ -54,6 +54,13 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def plural(number: int, thing: str) -> str:
+    """Write how many there are of a thing: `1 run`, `3 runs`, `2 batches`."""
+    if number == 1:
+        return f"1 {thing}"
+    return f"{number:,} {thing}{'es' if thing.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+
+
 def size(num_bytes: float) -> str:
     """Write a number of bytes in binary units: `512 B`, `2.1 GiB`."""
     for unit in ("B", "KiB", "MiB"):

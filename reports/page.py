@@ -53,7 +53,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
         OutputError: If the page cannot be written.
     """
     text = render_page([load_run(run) for run in runs])
-    write_atomically(out, lambda file: file.write(text.encode()))
+    write_atomically(out, lambda file: file.write(text.encode(errors="backslashreplace")))
     return Path(out)
 
 
@@ -112,4 +112,4 @@ def script_json(value: object) -> Markup:
 
 def csv_link(text: str) -> str:
     """Return a link that holds a CSV file; it works without a network and without scripts."""
-    return "data:text/csv;charset=utf-8," + quote(text)
+    return "data:text/csv;charset=utf-8," + quote(text, errors="backslashreplace")

@@ -84,7 +84,9 @@ def _gradients(loss: Tensor, layout: ParameterLayout) -> Sequence[Tensor | None]
         raise explained from error
 
 
-def require_deterministic(task: Task, layout: ParameterLayout, split: Split) -> LossAndGradient:
+def require_deterministic(
+    task: Task, layout: ParameterLayout, split: Split, on_batch: Callable[[int], None] | None = None
+) -> LossAndGradient:
     """Return loss and gradient after two passes gave the same, up to rounding, and gradients reach what they should.
 
     A Lanczos run on a loss that changes between products converges to nothing; dropout or shuffling is
@@ -96,8 +98,8 @@ def require_deterministic(task: Task, layout: ParameterLayout, split: Split) -> 
 
     Cost: two gradients; where parameters have no gradient, a forward pass more.
     """
-    first = loss_and_gradient(task, layout, split)
-    second = loss_and_gradient(task, layout, split)
+    first = loss_and_gradient(task, layout, split, on_batch)
+    second = loss_and_gradient(task, layout, split, on_batch)
     _require_connected(task, layout, split, first)
     scale = norm(first.gradient)
     if scale != scale or scale == float("inf"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lite_probe.optim.directions import Directions
 from lite_probe.optim.lite import LiteOptimizer
-from lite_probe.optim.making import OPTIMIZERS, hyperparameters_of, make_optimizer
+from lite_probe.optim.making import OPTIMIZERS, hyperparameters_of, make_optimizer, require_hyperparameters
 from lite_probe.optim.msign import msign
 from lite_probe.optim.schedules import Schedule
 from lite_probe.optim.theory import LinearRecipe, LinearRecipes, linear_recipes, predicted_rate, stability_limit
@@ -31,6 +31,7 @@ __all__ = [
     "make_optimizer",
     "msign",
     "predicted_rate",
+    "require_hyperparameters",
     "restore_state",
     "stability_limit",
 ]

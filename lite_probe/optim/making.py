@@ -1,6 +1,7 @@
 """From a name and named parameters to an optimizer."""
 
 import math
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -133,6 +134,15 @@ def hyperparameters_of(name: str) -> dict[str, Any]:
     return {**known, **_LITE, **ramps}
 
 
+def require_hyperparameters(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse hyperparameters that `make_optimizer` would refuse.
+
+    Raises:
+        UsageError: If one is unknown, of the wrong kind or out of range.
+    """
+    _settings(name, 0.0, given)
+
+
 def _settings(name: str, lr: float, given: Mapping[str, Any]) -> dict[str, Any]:
     known = hyperparameters_of(name)
     unknown = sorted(set(given) - set(known))
@@ -149,8 +159,8 @@ def _settings(name: str, lr: float, given: Mapping[str, Any]) -> dict[str, Any]:
         for value in _values({"lr": lr, **settings}.get(key)):
             if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
                 raise UsageError(f"expected {key} in {bounds}, got {value!r}")
-    if not isinstance(settings.get("eps_after_correction", False), bool):
-        raise UsageError(f"expected eps_after_correction true or false, got {settings['eps_after_correction']!r}")
+    for key, value in given.items():
+        _require_kind(key, value, known[key])
     if settings.get("lr_scale", "original") not in tuple(LR_SCALES):
         raise UsageError(f"expected lr_scale among {', '.join(LR_SCALES)}, got {settings['lr_scale']!r}")
     if settings.get("ns_coefficients", "quintic") not in COEFFICIENTS:
@@ -160,6 +170,36 @@ def _settings(name: str, lr: float, given: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("msign_dtype") not in (None, "float32", "bfloat16"):
         raise UsageError(f"expected msign_dtype float32, bfloat16 or None, got {settings['msign_dtype']!r}")
     return settings
+
+
+def _require_kind(key: str, value: Any, default: Any) -> None:
+    """Refuse a value of another kind than the default's.
+
+    Raises:
+        UsageError: If it is one.
+    """
+
+    def is_number(one: object) -> bool:
+        return isinstance(one, int | float) and not isinstance(one, bool)
+
+    if default is None:
+        kind, is_right = "a number, a name or None", value is None or isinstance(value, str) or is_number(value)
+    elif isinstance(default, bool):
+        kind, is_right = "True or False", isinstance(value, bool)
+    elif isinstance(default, int):
+        kind, is_right = "a whole number", isinstance(value, int) and not isinstance(value, bool)
+    elif isinstance(default, str):
+        kind, is_right = "a name", isinstance(value, str)
+    elif isinstance(default, tuple):
+        kind = f"{len(default)} numbers"
+        is_right = isinstance(value, tuple | list) and len(value) == len(default) and all(map(is_number, value))
+    elif isinstance(default, Mapping):
+        kind = "a number, or one for each block"
+        is_right = all(map(is_number, value.values())) if isinstance(value, Mapping) else is_number(value)
+    else:
+        kind, is_right = "a number", is_number(value)
+    if not is_right:
+        raise UsageError(f"expected {key} to be {kind}, got {reprlib.repr(value)}")
 
 
 _BELOW_ONE = (0.0, math.nextafter(1.0, 0.0), "[0, 1)")

@@ -131,6 +131,7 @@ def plan_replay(
     saved: SavedOptimizer | None = None,
     seed: int = 0,
     memory: int | None = None,
+    on_progress: OnProgress | None = None,
 ) -> ReplayPlan:
     """Say what `replay` with the same arguments will do, and what it costs.
 
@@ -153,7 +154,7 @@ def plan_replay(
             name: lambda name=name: optimizer_of(task, name, request.hyperparameters.get(name, {}))  # type: ignore[misc]
             for name in dict.fromkeys((*request.optimizers, request.bands))
         }
-        costs, start = planning.measure_costs(task, layout, dealt, makers)
+        costs, start = planning.measure_costs(task, layout, dealt, makers, on_progress)
     require_same_task(spectrum, task, loss=start.loss)
     swept = tuple(name for name, rate in request.lr.items() if rate == "sweep")
     ablated = len(_ABLATIONS) if request.ablations else 0

@@ -39,7 +39,7 @@ class ReplayPlan:
         """Return the plan as one line for people."""
         sweep = f", learning rates of {len(self.swept)} swept" if self.swept else ""
         counts = ((self.num_runs, "run"), (self.steps, "step"), (self.num_seeds, "seed"))
-        runs, steps, seeds = (f"{number} {noun}{'' if number == 1 else 's'}" for number, noun in counts)
+        runs, steps, seeds = (f"{number:,} {thing}{'' if number == 1 else 's'}" for number, thing in counts)
         return (
             f"{runs} of {steps}, {seeds}"
             f"{sweep}: ~{self.num_gradients:,} gradients, ~{_duration(self.seconds)}, "
@@ -59,22 +59,36 @@ class Costs:
 
 
 def measure_costs(
-    task: Task, layout: ParameterLayout, batches: Dealt, makers: Mapping[str, Callable[[], LiteOptimizer]]
+    task: Task,
+    layout: ParameterLayout,
+    batches: Dealt,
+    makers: Mapping[str, Callable[[], LiteOptimizer]],
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Costs, Point]:
     """Time a gradient of each kind and a step of each optimizer, at θ₀.
+
+    `on_progress` is told of `(done, total, label)` after each.
 
     Cost: two evaluation gradients, three training gradients per optimizer and as many steps.
     """
     batch = batches.warm[0]
+    total = 2 + len(makers)
+
+    def tell(done: int, label: str) -> None:
+        if on_progress is not None:
+            on_progress(done, total, label)
+
     evaluate(task, layout)  # the first pass pays for the allocator
+    tell(1, "planning")
     points: list[Point] = []
     evaluation: list[float] = []
     peak = peak_during(
         task.device, lambda: evaluation.append(_timed(task, lambda: points.append(evaluate(task, layout))))
     )
+    tell(2, "planning")
     steps, states = {}, {}
     train = 0.0
-    for name, maker in makers.items():
+    for done, (name, maker) in enumerate(makers.items(), start=3):
         optimizer = maker()
         # The first step sets up, SOAP's builds its bases; both are seconds once, not per step.
         warm(task, [optimizer], [batch, batch])
@@ -82,6 +96,7 @@ def measure_costs(
         train = _timed(task, lambda: set_gradients(task, layout.parameters, batch, "warm-up batch 0"))
         steps[name] = max(both - train, 0.0)
         states[name] = _state_bytes(optimizer)
+        tell(done, f"planning · {name}")
     costs = Costs(
         train_seconds=train,
         evaluation_seconds=evaluation[0],

@@ -7,7 +7,14 @@ from typing import Any, Literal, get_args
 
 from lite_probe.checkpoints.optimizers import ScheduleReader, StateDict, no_schedule
 from lite_probe.errors import InputError, UsageError
-from lite_probe.optim import OPTIMIZERS, LiteOptimizer, Restored, hyperparameters_of, restore_state
+from lite_probe.optim import (
+    OPTIMIZERS,
+    LiteOptimizer,
+    Restored,
+    hyperparameters_of,
+    require_hyperparameters,
+    restore_state,
+)
 from lite_probe.optim.saved_rules import average_factor, real
 from lite_probe.replays.sweep import LOWEST
 from lite_probe.results.provenance import Note
@@ -91,7 +98,7 @@ def require_optimizers(names: Sequence[str], hyperparameters: Mapping[str, Mappi
     """Refuse names and hyperparameters that do not exist, before anything is computed.
 
     Raises:
-        UsageError: It lists the known.
+        UsageError: It lists the known; or what a value can be.
     """
     if not names:
         raise UsageError(f"expected optimizers among {', '.join(OPTIMIZERS)}, got none")
@@ -100,6 +107,7 @@ def require_optimizers(names: Sequence[str], hyperparameters: Mapping[str, Mappi
         unknown = sorted(set(hyperparameters.get(name, {})) - set(known))
         if unknown:
             raise UsageError(f"expected hyperparameters of {name} among {', '.join(known)}, got {', '.join(unknown)}")
+        require_hyperparameters(name, hyperparameters.get(name, {}))
     if len(set(names)) < len(names):
         raise UsageError(f"expected every optimizer once, got {', '.join(names)}")
     strangers = sorted(set(hyperparameters) - set(names))

@@ -64,6 +64,7 @@ def plan_spectrum(
     seed: int = 0,
     memory: int | None = None,
     max_products: int | None = None,
+    on_progress: OnProgress | None = None,
 ) -> SpectrumPlan:
     """Say what `measure_spectrum` with the same arguments will do, and what it costs.
 
@@ -89,6 +90,7 @@ def plan_spectrum(
             block_requests=[_block_request(request, name) for name in _blocks(task)] if per_block else [],
             split=split,
             memory=memory,
+            on_progress=on_progress,
             fingerprint_of=lambda loss: task_fingerprint(task, split, {**config, **landscape(task, loss, per_block)}),
         )
     return replace(plan, checkpointing_off=conduct.checkpoints > 0)

@@ -22,7 +22,7 @@ from lite_probe.operators.reductions import norm
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.lanczos import random_vector
 from lite_probe.spectra.memory import free_memory, memory_in_use, peak_during
-from lite_probe.spectra.operator import SpectrumRequest
+from lite_probe.spectra.operator import OnProgress, SpectrumRequest
 from lite_probe.task import Task
 
 CurvatureName = Literal["hessian", "ggn"]
@@ -173,6 +173,7 @@ def plan_spectrum(
     split: Split,
     memory: int | None,
     fingerprint_of: Callable[[float], str],
+    on_progress: OnProgress | None = None,
 ) -> SpectrumPlan:
     """Decide how to measure; see `lite_probe.spectra.plan_spectrum` for the arguments.
 
@@ -185,8 +186,17 @@ def plan_spectrum(
     Cost: two gradients, one graph and two products of one batch.
     """
     layout = ParameterLayout(list(task.model.named_parameters()))
+    num_batches = len(task.batches(split))
+    done = 0
+
+    def on_batch(index: int) -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, 2 * num_batches + 1, "planning")  # two gradients, and the graph of one batch
+
     started = time.perf_counter()
-    evaluated = require_deterministic(task, layout, split)
+    evaluated = require_deterministic(task, layout, split, on_batch)
     gradient_seconds = (time.perf_counter() - started) / 2.0
     gradient_norm = float(evaluated.gradient.double().square().sum().sqrt())
     # N numbers that are no longer needed; a slice would keep them.
@@ -195,7 +205,6 @@ def plan_spectrum(
     costs = probe_costs(task, layout, evaluated, split, kind)
     if memory is None:
         memory = memory_in_use(task.device) + int(_SHARE_OF_FREE_MEMORY * free_memory(task.device))
-    num_batches = len(task.batches(split))
     kept, columns, placement = lay_out(request, costs, num_batches, memory, layout.size)
     rebuilt = num_batches - kept
     per_pass = _vectors_per_pass(costs, rebuilt)

@@ -167,6 +167,7 @@ def plan_subspace(
     others: Sequence[tuple[str, Spectrum]] = (),
     seed: int = 0,
     memory: int | None = None,
+    on_progress: OnProgress | None = None,
 ) -> SubspacePlan:
     """Say what `measure_subspace` with the same arguments will do, and what it costs.
 
@@ -188,6 +189,7 @@ def plan_subspace(
         probe_steps=2,
         seed=seed,
         memory=_allowed(task, memory) - max(held.values()),
+        on_progress=on_progress,
     )
     require_same_task(spectrum, task, loss=curvature.loss)
     per_product = curvature.seconds / curvature.num_hvps

@@ -6,6 +6,8 @@ import pickle
 import re
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from lite_probe.commands.main import cli
+from lite_probe.results.store import load
 from tests.commands.running import BATCH, run
 
 SMALL = [
@@ -254,3 +257,34 @@ def test_no_space_left_while_saving(
     assert "expected space" in found.stderr
     assert not list(tmp_path.rglob("*.json"))
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_names_that_are_no_text_leave_as_they_are_on_disk(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    shutil.copy(text, tmp_path / f"{name}.txt")
+    line = [sys.executable, "-c", "from lite_probe.commands.main import main; main()", "spectrum", str(tiny_llama)]
+    line += ["--data", str(tmp_path / f"{name}.txt"), "--out", str(tmp_path / name), *SMALL]
+    found = subprocess.run(line, capture_output=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines() == [
+        os.fsencode(tmp_path) + b"/caf\xe9/" + b for b in (b"report.html", b"spectrum.json")
+    ]
+    assert b"of caf\\udce9.txt" in found.stderr
+    spectrum = load(tmp_path / name, "spectrum")
+    assert spectrum.provenance.data_name == f"{name}.txt"
+    assert "caf\\udce9" in spectrum.provenance.command
+    assert r"caf\udce9.txt" in (tmp_path / name / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("inspect", "x" * 5000), "expected a Hugging Face folder.*File name too long|expected .*got"),
+        (("spectrum", "--task", "x" * 5000 + ".py:f"), "expected to reach xxx.*, got: File name too long"),
+        (("report", "x" * 5000), "expected to reach xxx.*, got: File name too long|expected a result"),
+    ],
+)
+def test_names_that_are_too_long(arguments: tuple[str, ...], said: str) -> None:
+    found = run(*arguments)
+    assert found.exit_code == 3, found.stderr
+    assert re.search(said, found.stderr)

@@ -112,3 +112,8 @@ def test_data_goes_to_stdout_alone(capsys: pytest.CaptureFixture[str]) -> None:
     console.emit('{"a": 1}')
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ('{"a": 1}\n', "")
+
+
+def test_a_note_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal("lite-probe").notes(["one", "two", "one"])
+    assert capsys.readouterr().err == "note: one\nnote: two\n"

@@ -49,6 +49,7 @@ def test_one_page_has_spectra_subspaces_and_the_replay(tmp_path: Path) -> None:
     for text in (page, own):
         assert "soap-lite minus soap" in text
     again = run("demo", "--out", tmp_path / "demo", "--threads", 1)
+    assert again.exit_code == 0, again.stderr
     assert again.stdout == f"{told['report']}\n"
     assert "already trained" in again.stderr
     assert again.stderr.count("already measured") == 5

@@ -1,9 +1,13 @@
 import json
+import time
 from pathlib import Path
 
+import pytest
+import torch
 from click.testing import CliRunner
 
-from lite_probe.commands.inspect import estimate_needs
+from lite_probe.commands import inspect
+from lite_probe.commands.inspect import estimate_needs, looked_up_parameters
 from lite_probe.commands.main import cli
 
 
@@ -30,5 +34,29 @@ def test_facts_for_programs(tiny_llama: Path) -> None:
 def test_the_estimate_grows_with_the_model_and_the_batches() -> None:
     needs = estimate_needs(1_000_000, 4096)
     assert needs.weights_bytes == 3 * 4 * 1_000_000
-    # 60 products of 12 operations per parameter and token.
-    assert needs.seconds * needs.operations_per_second == 60 * 12 * 1e6 * 4096
+    # Ten pairs, three at the bottom and four probes of ten steps are expected to take 85 products, each of 12
+    # operations per parameter and token at 0.6 of the speed of a matrix product.
+    assert needs.num_hvps == 85
+    assert needs.seconds * 0.6 * needs.operations_per_second == pytest.approx(85 * 12 * 1e6 * 4096)
+    less = estimate_needs(1_000_000, 4096, looked_up=900_000)
+    assert less.seconds * less.operations_per_second == pytest.approx(0.1 * needs.seconds * needs.operations_per_second)
+    assert less.basis_bytes == needs.basis_bytes
+
+
+def test_embeddings_are_looked_up_unless_the_head_shares_them() -> None:
+    assert looked_up_parameters({"emb": 300, "ffn": 40, "out": 300}) == 300
+    assert looked_up_parameters({"emb": 300, "ffn": 40}) == 0
+    assert looked_up_parameters({}) == 0
+
+
+def test_the_speed_is_that_of_products_that_had_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first are cold, and others share the processor."""
+    taken = iter([1.0, 0.5, 0.25, 0.004, 0.5, 0.25, 0.5])
+    now = [0.0]
+
+    def mm(*matrices: torch.Tensor) -> None:
+        now[0] += next(taken)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    assert inspect._operations_per_second(width=100) == pytest.approx(2 * 100**3 / 0.004)

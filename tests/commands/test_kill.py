@@ -2,8 +2,10 @@
 
 import json
 import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,45 @@ def test_ten_kills_change_no_bit(tiny_llama: Path, text: Path, tmp_path: Path) -
     assert spectrum.whole.converged.all()
     left = {path.name for path in disturbed.iterdir()}
     assert left == {path.name for path in (tmp_path / "undisturbed").iterdir()}
+
+
+def started(tiny_llama: Path, text: Path, out: Path, *more: str) -> "subprocess.Popen[str]":
+    options = "--tokenizer bytes --seq-len 32 --batch-size 8 --batches 2 --threads 1"
+    script = "from lite_probe.commands.main import main; main()"
+    arguments = ["spectrum", str(tiny_llama), "--data", str(text), "--out", str(out), *options.split(), *more]
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_measurement_goes_on_when_nobody_reads_what_it_says(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
+    with started(tiny_llama, text, tmp_path / "out", "--top", "2", "--probes", "2") as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        assert "10,800 parameters" in process.stderr.readline()
+        process.stderr.close()  # as `2>&1 | head -1` does
+        printed = process.stdout.read()
+    assert process.returncode == 0
+    assert printed.split() == [str(tmp_path / "out" / name) for name in ("report.html", "spectrum.json")]
+    assert load(tmp_path / "out", "spectrum").whole.converged.all()
+
+
+def test_what_a_signal_says_of_the_same_command_is_true(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
+    out, more = tmp_path / "out", ("--top", "12", "--probes", "12")
+    with started(tiny_llama, text, out, *more) as process:
+        while not list(out.glob("spectrum.state/*/running/head.json")):
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    assert said.endswith("error: ended by SIGTERM; the same command continues from what it saved last\n")
+    saved = json.loads((out / "spectrum.state" / "layout.json").read_text())
+    assert saved["fingerprint"]
+    # The folder is its checkpoint's until the measurement is finished, which takes up what was saved.
+    assert (out / ".lite-probe.lock").is_file()
+    with started(tiny_llama, text, out, *more) as process:
+        said = process.communicate(timeout=250)[1]
+    assert process.returncode == 0, said
+    assert load(out, "spectrum").fingerprint == saved["fingerprint"]
+    assert not (out / ".lite-probe.lock").exists()

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from lite_probe.commands.console import Terminal
 from lite_probe.commands.main import cli
-from lite_probe.commands.options import MemorySize, Positive, Whole, read_config
+from lite_probe.commands.options import Among, MemorySize, Positive, Whole, read_config
 from lite_probe.commands.spectrum import SpectrumOptions, command
 from lite_probe.errors import InputError, UsageError
 
@@ -22,7 +22,7 @@ def test_memory_sizes(text: str, num_bytes: int) -> None:
     assert MemorySize().convert(text, None, None) == num_bytes
 
 
-@pytest.mark.parametrize("text", ["8", "GiB", "8 apples", "-1GB", "0GB", "1e3GB", ""])
+@pytest.mark.parametrize("text", ["8", "GiB", "8 apples", "-1GB", "0GB", "1e3GB", "1e400GiB", "0.5B", ""])
 def test_a_size_without_a_unit_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match="expected a size with its unit, such as 8GiB"):
         MemorySize().convert(text, None, None)
@@ -32,6 +32,38 @@ def test_a_size_without_a_unit_is_refused(text: str) -> None:
 def test_counts_are_whole_and_not_below_their_bound(value: Any) -> None:
     with pytest.raises(click.BadParameter, match="expected a whole number ≥ 1, got"):
         Whole(1).convert(value, None, None)
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "-" + "9" * 5000, "0" * 5000 + "1"])
+def test_a_number_of_thousands_of_digits_is_refused_and_not_repeated(value: str) -> None:
+    with pytest.raises(click.BadParameter, match=r"expected a whole number ≥ 1, got .{60}… ") as error:
+        Whole(1).convert(value, None, None)
+    assert len(error.value.message) < 150
+    with pytest.raises(click.BadParameter, match=r"expected a number above 0 and below 1, got 9{60}… "):
+        Positive(below=1.0).convert("9" * 5000, None, None)
+    with pytest.raises(click.BadParameter, match=r"expected one of a, b, got 9{60}… "):
+        Among(["a", "b"]).convert("9" * 5000, None, None)
+
+
+def test_counts_have_an_upper_bound_too() -> None:
+    assert Whole(1).convert("1000000000", None, None) == 10**9
+    with pytest.raises(click.BadParameter, match="expected a whole number ≤ 1,000,000,000, got 1,000,000,001"):
+        Whole(1).convert("1000000001", None, None)
+    with pytest.raises(click.BadParameter, match="expected a whole number ≤ 9,223,372,036,854,775,807"):
+        parse("ckpt.pt", "--data", "x", "--seed", str(2**63))
+
+
+@pytest.mark.parametrize("threads", ["1000000", "1000000000000", "9" * 5000])
+def test_more_threads_than_a_process_can_have_are_refused(threads: str) -> None:
+    """Asked for, torch would end the process."""
+    with pytest.raises(click.BadParameter, match="expected a whole number"):
+        parse("ckpt.pt", "--data", "x", "--threads", threads)
+
+
+@pytest.mark.parametrize("size", ["99999999999999GiB", "9" * 400 + "B", "8193TiB"])
+def test_more_memory_than_there_is_is_refused(size: str) -> None:
+    with pytest.raises(click.BadParameter, match="expected a size of at most 8,192TiB, got"):
+        MemorySize().convert(size, None, None)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1", "nan", "inf", "x", [1]])

@@ -95,6 +95,24 @@ def test_a_setting_of_no_form_is_refused(text: str) -> None:
         (["--set", "muon"], "expected --set NAME.KEY=VALUE, got 'muon'"),
         (["--set", "muon.nope=1"], "expected hyperparameters of muon among .*momentum.*, got nope"),
         (["--set", "muon.lr=1"], "expected hyperparameters of muon among .*, got lr"),
+        (["--set", "muon.momentum=null"], "expected momentum to be a number, got None"),
+        (["--set", "muon.momentum=true"], r"expected momentum in \[0, 1\), got True"),
+        (["--set", "muon.momentum=[0.5]"], r"expected momentum to be a number, got \[0\.5\]"),
+        (["--set", "muon.momentum=NaN"], r"expected momentum in \[0, 1\), got nan"),
+        (["--set", "muon.momentum=" + "[" * 300 + "]" * 300], r"expected momentum in \[0, 1\), got \[\["),
+        (
+            ["--set", "muon.momentum=" + "[" * 50_000],
+            "expected a value in --set muon.momentum, got one nested too deep",
+        ),
+        (["--set", "muon.ns_steps=2.5"], "expected ns_steps to be a whole number, got 2.5"),
+        (["--set", "muon.ns_coefficients=[1]"], r"expected ns_coefficients to be a name, got \[1\]"),
+        (["--set", "muon.msign_dtype=[1]"], "expected msign_dtype to be a number, a name or None, got"),
+        (["--set", "soap.betas=0.9"], "expected betas to be 2 numbers, got 0.9"),
+        (["--set", "muon-lite.adamw_damping=1"], "expected adamw_damping to be True or False, got 1"),
+        (
+            ["--set", 'soap-lite.sharp_ratio={"emb": null}'],
+            r"expected sharp_ratio in \[0, 1\], got None",
+        ),
         (["--set", "adamw.eps=1"], "expected hyperparameters of muon, .*, got some of adamw"),
         (["--state", "hot"], "expected one of auto, checkpoint, warm, cold, got hot"),
         (["--bands", "sgd"], "expected one of adamw, muon, soap, got sgd"),
@@ -210,11 +228,12 @@ def test_a_foreign_spectrum_is_refused_before_anything_is_replayed(
     run_folder: Path, other_llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lite_probe.replays.plan_replay", lambda *a, **k: pytest.fail("planned"))
-    found = replay(other_llama, text, run_folder)
-    assert found.exit_code == 3
-    assert "those of other, got one of others, those of tiny" in found.stderr
-    assert "or choose its run directory with --out; --fresh replaces it" in found.stderr
-    assert found.stdout == ""
+    for more in ((), ("--fresh",)):
+        found = replay(other_llama, text, run_folder, *more)
+        assert found.exit_code == 6
+        assert "expected a run directory of other" in found.stderr
+        assert "got one with results of another checkpoint, tiny" in found.stderr
+        assert found.stdout == ""
 
 
 def test_a_text_too_short_to_train_on_is_refused_before_a_spectrum_is_measured(

@@ -78,7 +78,9 @@ def test_anothers_results_are_left_alone_and_ones_own_are_found_again(
     assert run_directory(TERMINAL, None, info(fingerprint="another")) == Path("probe/ckpt")
     # Also when the first has gone since, and where something else has the next name.
     shutil.rmtree("probe/ckpt")
+    capsys.readouterr()
     assert run_directory(TERMINAL, None, info()) == Path("probe/ckpt-2")
+    assert capsys.readouterr().err == "results of this checkpoint go to probe/ckpt-2\n"
     assert run_directory(TERMINAL, None, info(fingerprint="third")) == Path("probe/ckpt")
     save(result_of(make_spectrum, "another"), "probe/ckpt")
     Path("probe/ckpt-3").touch()

@@ -14,6 +14,7 @@ from lite_probe.commands import spectrum as spectra
 from lite_probe.commands.console import Terminal
 from lite_probe.commands.task import TaskOptions, find_spectrum, open_task, reusable, tell_task
 from lite_probe.errors import InputError
+from lite_probe.task import Task, TaskInfo
 from tests import models
 
 Ask = Callable[..., TaskOptions]
@@ -171,3 +172,49 @@ def test_a_result_is_reused_by_its_fingerprint(
     shutil.rmtree(run_folder)
     assert reusable(terminal, run_folder, "subspace", fingerprint, fresh=False) is None
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "seq_len", "said"),
+    [
+        (0, None, "2 batches of x"),
+        (3, None, "2 × 3 samples of x"),
+        (1, 1, "2 × 1 × 1 token of x"),
+        (4, 8, "2 × 4 × 8 tokens"),
+    ],
+)
+def test_what_is_measured_on_is_said_as_far_as_it_is_known(
+    batch_size: int, seq_len: int | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = Task(
+        model=torch.nn.Linear(2, 1),
+        predict=lambda model, batch: model(batch),
+        criterion=lambda outputs, batch: (outputs.sum(), 1),
+        evaluation=[torch.ones(3, 2)] * 2,
+        info=TaskInfo(data_name="x", batch_size=batch_size, seq_len=seq_len),
+    )
+    tell_task(Terminal(""), task, task.evaluation)
+    assert said in capsys.readouterr().err
+
+
+def test_planning_says_how_far_it_is(ask: Ask, run_folder: Path) -> None:
+    from lite_probe.replays import plan_replay
+    from lite_probe.results.store import load
+    from lite_probe.spectra import plan_spectrum
+    from lite_probe.subspaces import plan_subspace
+
+    task = open_task(ask(), train_batches=20).task
+    found = load(run_folder, "spectrum")
+    told: list[tuple[int, int, str]] = []
+
+    def on_progress(done: int, total: int, label: str) -> None:
+        told.append((done, total, label))
+
+    plan_spectrum(task, top=1, on_progress=on_progress)
+    assert told == [(1, 3, "planning"), (2, 3, "planning")]
+    told.clear()
+    plan_subspace(task, found, warm_batches=4, on_progress=on_progress)
+    assert told == [(1, 3, "planning"), (2, 3, "planning")]
+    told.clear()
+    plan_replay(task, ["sgd"], spectrum=found, steps=2, warm_batches=4, lr=0.1, on_progress=on_progress)
+    assert told == [(1, 4, "planning"), (2, 4, "planning"), (3, 4, "planning · sgd"), (4, 4, "planning · soap")]

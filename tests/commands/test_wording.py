@@ -1,6 +1,6 @@
 import pytest
 
-from lite_probe.commands.wording import count, duration, number, plain, size, with_error
+from lite_probe.commands.wording import count, duration, number, plain, plural, size, with_error
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,8 @@ def test_counts_sizes_and_durations() -> None:
 
 def test_plain_escapes_what_would_steer_a_terminal() -> None:
     assert plain("a\x1b[31mb\rc\nλ") == "a\\x1b[31mb\\rc\nλ"
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    assert [plural(n, "run") for n in (0, 1, 2, 1000)] == ["0 runs", "1 run", "2 runs", "1,000 runs"]
+    assert [plural(n, "batch") for n in (1, 2)] == ["1 batch", "2 batches"]
