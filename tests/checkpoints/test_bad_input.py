@@ -175,7 +175,7 @@ def test_json_that_is_none(folder: Path, content: bytes, message: str) -> None:
 def test_huge_json_is_not_read(folder: Path) -> None:
     with (folder / "config.json").open("r+b") as stream:
         stream.truncate(2**40)  # sparse: takes no room on disk
-    with pytest.raises(InputError, match=r"expected a JSON object of at most 67,108,864 bytes in config\.json, got"):
+    with pytest.raises(InputError, match=r"expected a JSON object of at most 67,108,864 bytes at .*config\.json, got"):
         open_checkpoint(folder)
 
 
