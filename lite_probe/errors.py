@@ -64,7 +64,7 @@ def shown(value: object, limit: int = 80) -> str:
     """Return a value out of a file as a message can show it: on one line, and short however large it is.
 
     Args:
-        value: A number, a text, or a list or tuple of these; of anything else its type is told.
+        value: A number, a text, or a list or tuple of these; of anything else hardly more than its type is told.
         limit: Characters of a text.
     """
     if isinstance(value, str | bytes):
@@ -76,7 +76,10 @@ def shown(value: object, limit: int = 80) -> str:
     if isinstance(value, list | tuple):
         members = ["…" if isinstance(member, list | tuple) else shown(member, limit) for member in value[:6]]
         members += ["…"] if len(value) > 6 else []
-        return f"[{', '.join(members)}]" if isinstance(value, list) else f"({', '.join(members)})"
+        inner = ", ".join(members)
+        return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' if len(members) == 1 else ''})"
+    if isinstance(value, dict):
+        return "{…}" if value else "{}"
     return f"a {type(value).__name__}"
 
 

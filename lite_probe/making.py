@@ -151,7 +151,13 @@ def load_task_file(spec: str) -> Task:
     if not file_name or not function_name.isidentifier():
         raise UsageError(f"expected FILE.py:FUNCTION, got {spec!r}")
     path = Path(file_name)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # no permission, or a name too long
+        raise InputError(
+            f"expected a Python file, got {error.strerror}: {file_name[:200]!r}", "check --task FILE.py:FUNCTION"
+        ) from error
+    if not is_file:
         raise InputError(f"expected a Python file, got no such path: {file_name!r}", "check --task FILE.py:FUNCTION")
     with _importable(path.resolve().parent):
         module = _run_file(path)

@@ -9,7 +9,7 @@ counted in the object once it is there (`check_unfolded`), so that whoever walks
 import pickletools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -196,7 +196,7 @@ def _text(machine: Machine, argument: Any, _: int) -> None:
 
 
 def _name(machine: Machine, argument: Any, _: int) -> None:
-    module, _, qualified = str(argument).partition(" ")
+    module, qualified = str(argument).split(" ", 1)
     machine.push(Made("name", 8, text=f"{RENAMED.get(module, module)}.{qualified}"))
 
 
@@ -427,5 +427,5 @@ def opcodes(stream: IO[bytes]) -> Iterator[tuple[str, Any, int]]:
         BoundsError: If it has more than 2²⁷ bytes.
         ValueError: If it is damaged.
     """
-    for opcode, argument, position in pickletools.genops(Bounded(stream)):
+    for opcode, argument, position in pickletools.genops(cast("IO[bytes]", Bounded(stream))):
         yield opcode.name, argument, position or 0

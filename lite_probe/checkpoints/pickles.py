@@ -8,7 +8,6 @@ reconstructors can be driven to corrupt memory by a forged dtype state, so they 
 
 import argparse
 import io
-import os
 import pickle
 import types
 import warnings
@@ -233,11 +232,7 @@ def read_torch_file(path: Path, *, trust_pickle: bool) -> Any:
         # torch goes by the ending, and would read no archive that is called so.
         if not legacy and path.name.endswith(".safetensors"):
             return _load_stream(stream, path.name, trust_pickle=trust_pickle)
-        num_bytes = os.fstat(stream.fileno()).st_size
-    found = _load(path, path.name, mmap=not legacy, trust_pickle=trust_pickle)
-    if legacy:
-        _check_stored(found, path.name, num_bytes)
-    return found
+    return _load(path, path.name, mmap=not legacy, trust_pickle=trust_pickle)
 
 
 def read_torch_bytes(content: bytes, name: str) -> Any:
@@ -263,18 +258,11 @@ def _load_stream(stream: IO[bytes], name: str, *, trust_pickle: bool) -> Any:
     stored = sum(entry.file_size for entry in entries if "/data/" in entry.filename)
     stream.seek(0)
     found = _load(stream, name, mmap=False, trust_pickle=trust_pickle)
-    _check_stored(found, name, stored)
-    return found
-
-
-def _check_stored(found: object, name: str, num_bytes: int) -> None:
-    """Refuse tensors that are larger than what is stored of them: what torch reads into memory, it lets grow."""
     dense = [tensor for tensor in tensors_in(found) if tensor.layout is torch.strided and not tensor.is_meta]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in dense}
-    if sum(storage.nbytes() for storage in storages.values()) > num_bytes:
-        raise damaged(
-            name, "a file written by torch.save", f"its tensors are larger than its {num_bytes:,} bytes of them"
-        )
+    if sum(storage.nbytes() for storage in storages.values()) > stored:
+        raise damaged(name, "a file written by torch.save", f"its tensors are larger than its {stored:,} bytes of them")
+    return found
 
 
 def tensors_in(value: object, depth: int = 8) -> Iterator[Tensor]:

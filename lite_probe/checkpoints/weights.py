@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lite_probe.checkpoints.pickles import damaged, verify_torch_file
 from lite_probe.errors import InputError, shown, shown_name
+from lite_probe.files import open_regular
 
 Shape = tuple[int, ...]
 
@@ -136,6 +137,7 @@ class SafetensorsWeights(Weights):
 def _safetensors_metas(path: Path) -> dict[str, Tensor]:
     """Return what the header says; the library checks offsets, sizes and the header's length."""
     metas = {}
+    open_regular(path, "a safetensors file").close()  # the library takes what it may not read for damage
     try:
         with safe_open(path, framework="pt", device="cpu") as shard:
             for name in shard.keys():  # noqa: SIM118  # a shard is not a mapping

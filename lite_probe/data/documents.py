@@ -29,9 +29,8 @@ _MAX_EXPANSION = 256
 _ALWAYS_EXPANDED = 1 << 26  # bytes; a short text may well be a repetition
 
 MAX_LINE_BYTES = 1 << 24  # as JSON a line takes up to 24 times its room
-MAX_DOCUMENTS = (
-    1 << 20
-)  # and lines, also of those that hold no text: a text is capped by its length, and they have none
+MAX_DOCUMENTS = 1 << 20
+MAX_EMPTY = 1 << 18  # lines and documents without text: what caps a text is its length
 _PARQUET_ROWS = 16  # read at once
 
 
@@ -51,12 +50,12 @@ def read_documents(path: Path, *, text_field: str, max_bytes: int) -> Iterator[s
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".parquet"]:
-        yield from _parquet_documents(path, text_field)
+        yield from _counted(_parquet_documents(path, text_field), path.name)
         return
     compressed = suffixes[-1:] == [".zst"]
     pieces = _zstd_pieces(path) if compressed else _file_pieces(path, _FILE_STEP)
     if (suffixes[:-1] if compressed else suffixes)[-1:] == [".jsonl"]:
-        yield from _json_documents(pieces, path.name, text_field)
+        yield from _counted(_json_documents(pieces, path.name, text_field), path.name)
     else:
         yield _decode(pieces, path.name, max_bytes)
 
@@ -149,12 +148,19 @@ def _check_expansion(num_bytes: int, compressed_bytes: int, name: str) -> None:
         )
 
 
-def _check_count(number: int, name: str) -> None:
-    if number > MAX_DOCUMENTS:
-        raise InputError(
-            f"expected at most {MAX_DOCUMENTS:,} documents before the text is long enough, got more in {name}",
-            "join the short ones",
-        )
+def _counted(documents: Iterable[str | None], name: str) -> Iterator[str]:
+    """Yield documents, None left out, as long as they are not many and short: a small file can hold billions."""
+    empty = 0
+    for number, document in enumerate(documents, start=1):
+        empty += not document
+        if empty > MAX_EMPTY or number - empty > MAX_DOCUMENTS:
+            raise InputError(
+                f"expected at most {MAX_DOCUMENTS:,} documents and {MAX_EMPTY:,} empty ones before the text is long "
+                f"enough, got more in {name}",
+                "join the short ones",
+            )
+        if document is not None:
+            yield document
 
 
 def _decode(pieces: Iterable[bytes], name: str, max_bytes: int) -> str:
@@ -186,10 +192,10 @@ def _decode_piece(
         ) from error
 
 
-def _json_documents(pieces: Iterable[bytes], name: str, text_field: str) -> Iterator[str]:
+def _json_documents(pieces: Iterable[bytes], name: str, text_field: str) -> Iterator[str | None]:
     for number, line in enumerate(_lines(pieces, name), start=1):
-        _check_count(number, name)
         if not line.strip():
+            yield None
             continue
         where = f"line {number:,} of {name}"
         try:
@@ -236,7 +242,7 @@ def _lines(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
             size += len(part)
             if size > MAX_LINE_BYTES:
                 raise InputError(
-                    f"expected lines of at most {MAX_LINE_BYTES:,} bytes, got a longer one in line {number:,} of {name}",
+                    f"expected lines of at most {MAX_LINE_BYTES:,} bytes, got more in line {number:,} of {name}",
                     "divide the document",
                 )
             begun.append(part)
@@ -247,47 +253,50 @@ def _lines(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
     yield b"".join(begun)
 
 
-def _check_chunks(metadata: Any, text_field: str, name: str) -> None:
-    """Refuse a column that expands like no text does, before a page of it is decompressed."""
+def _check_chunks(metadata: Any, text_field: str, name: str) -> bool:
+    """Refuse a column that expands like no text does, before a page of it is decompressed.
+
+    Returns:
+        Whether texts may be stored as what they do not share with the one before.
+    """
+    prefixed = False
     for group in range(metadata.num_row_groups):
         for index in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(index)
             if chunk.path_in_schema == text_field:
                 _check_expansion(chunk.total_uncompressed_size, chunk.total_compressed_size, name)
+                prefixed |= "DELTA_BYTE_ARRAY" in chunk.encodings
+    return prefixed
 
 
-def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
+def _parquet_documents(path: Path, text_field: str) -> Iterator[str | None]:
     import pyarrow as pa  # costs start-up time that only parquet corpora should pay
     from pyarrow import parquet
 
     try:
-        # A text is decoded once however often it is met, and pages are read one by one.
-        with (
-            open_regular(path, "a parquet file") as stream,
-            parquet.ParquetFile(stream, read_dictionary=[text_field], buffer_size=_FILE_STEP) as file,
-        ):
-            schema = file.schema_arrow
+        with open_regular(path, "a parquet file") as stream:
+            schema = parquet.read_schema(stream)
             if text_field not in schema.names:
                 raise InputError(
                     f"expected a column {text_field!r}, got {shown(sorted(schema.names))} in {path.name}",
                     "name the column that holds the text with --text-field",
                 )
             kind = schema.field(text_field).type
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise InputError(
                     f"expected text in column {text_field!r}, got {kind} in {path.name}",
                     "name the column that holds the text with --text-field",
                 )
-            _check_chunks(file.metadata, text_field, path.name)
-            number = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
-                for scalar in batch.column(0):
-                    number += 1
-                    _check_count(number, path.name)
-                    text = scalar.as_py()
-                    if text is not None:
-                        yield text
+            stream.seek(0)
+            prefixed = _check_chunks(parquet.read_metadata(stream), text_field, path.name)
+            stream.seek(0)
+            # Pages are read one by one. A text is decoded once however often it is met: by arrow's dictionary, or,
+            # where one may repeat most of another, by reading one at a time.
+            file = parquet.ParquetFile(
+                stream, read_dictionary=None if prefixed else [text_field], buffer_size=_FILE_STEP
+            )
+            for batch in file.iter_batches(batch_size=1 if prefixed else _PARQUET_ROWS, columns=[text_field]):
+                yield from (scalar.as_py() for scalar in batch.column(0))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(

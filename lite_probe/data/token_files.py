@@ -52,7 +52,7 @@ def open_bin(path: Path, *, token_dtype: TokenDtype | None, on_note: Callable[[N
         size = os.fstat(file.fileno()).st_size
         head = file.read(4 * _PROBE_WORDS)
     offset, dtype = 0, token_dtype
-    header = np.frombuffer(head[:8], dtype="<i4") if len(head) >= 8 else ()
+    header = np.frombuffer(head[:8] if len(head) >= 8 else b"", dtype="<i4")
     known = _HEADERS.get((int(header[0]), int(header[1]))) if len(header) else None
     if known is not None:
         offset, dtype = 4 * _HEADER_WORDS, known

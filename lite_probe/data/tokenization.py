@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as RustTokenizer
 
-from lite_probe.errors import InputError, shown_name
+from lite_probe.errors import InputError, shown, shown_name
 from lite_probe.files import read_bounded
 
 # An encoding costs some hundred bytes per token while it is made; pieces keep that small. A cut falls after a
@@ -123,11 +123,17 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     path = Path(source)
     if str(source) == "bytes":
         return ByteTokenizer()
-    if path.is_dir():
-        path = path / "tokenizer.json"
-    elif path.name == "tokenizer_config.json":
-        path = path.with_name("tokenizer.json")
-    if not path.is_file():
+    try:
+        if path.is_dir():
+            path = path / "tokenizer.json"
+        elif path.name == "tokenizer_config.json":
+            path = path.with_name("tokenizer.json")
+        found = path.exists()
+    except (OSError, ValueError) as error:  # no permission, a name too long, or a NUL in it
+        raise InputError(
+            f"expected a tokenizer at {shown(str(source))}, got {_first_line(error)}", "check the path"
+        ) from error
+    if not found:
         raise InputError(
             f"expected 'bytes', a tokenizer.json, or a folder that holds one, got {str(source)!r}",
             "a folder with tokenizer.model or vocab.json only becomes one by "

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import struct
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lite_probe.checkpoints import open_checkpoint, pickles
+from lite_probe.checkpoints import open_checkpoint, pickle_bounds, pickles
 from lite_probe.checkpoints.json_files import as_json
+from lite_probe.checkpoints.models import parse_config
+from lite_probe.data import load_tokenizer, open_tokens
 from lite_probe.errors import InputError, NumericsError, UnsafePickleError
+from lite_probe.making import load_task_file
 from tests.checkpoints import writers
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
@@ -175,7 +179,7 @@ def test_json_that_is_none(folder: Path, content: bytes, message: str) -> None:
 def test_huge_json_is_not_read(folder: Path) -> None:
     with (folder / "config.json").open("r+b") as stream:
         stream.truncate(2**40)  # sparse: takes no room on disk
-    with pytest.raises(InputError, match=r"expected a JSON object of at most 67,108,864 bytes in config\.json, got"):
+    with pytest.raises(InputError, match=r"expected a JSON object of at most 67,108,864 bytes at .*config\.json, got"):
         open_checkpoint(folder)
 
 
@@ -517,3 +521,129 @@ def test_an_optimizer_file_that_cannot_be_read_becomes_a_note(folder: Path) -> N
     assert checkpoint.optimizer is None
     assert [note.code for note in checkpoint.notes] == ["optimizer-unreadable"]
     assert "posix.system" in checkpoint.notes[0].message
+
+
+def test_a_pickle_of_too_many_opcodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"w": torch.ones(2)}, tmp_path / "a.pt")
+    monkeypatch.setattr(pickle_bounds, "MAX_OPCODES", 10)
+    with pytest.raises(InputError, match=r"a\.pt, whose pickle is out of bounds: it has more than 10 opcodes"):
+        open_checkpoint(tmp_path / "a.pt")
+    monkeypatch.setattr(pickle_bounds, "MAX_OPCODES", 1000)
+    monkeypatch.setattr(pickles, "MAX_PICKLE_BYTES", 10)
+    with pytest.raises(InputError, match="it has more than 10 bytes"):
+        open_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("opcodes", "message"),
+    [
+        (b"\x80\x02K\x01r\xff\xff\xff\xff.", "its memo index 4,294,967,295 is beyond its 4 bytes"),
+        (b"\x80\x02K\x01)R.", "it calls what is no name"),
+        (b"\x80\x02)K\x01a.", "it appends to a tuple"),
+        (b"\x80\x02ctorch\nSize\n}b.", "it sets the state of a name"),
+        (b"\x80\x02ccollections\nOrderedDict\n)R]b.", "the state of its collections.OrderedDict is no dict"),
+        (b"\x80\x02ccollections\nOrderedDict\n]K\x01\x86R.", "has arguments that are no list and no dict"),
+        (b"\x80\x02cpathlib\nPath\nK\x01\x85R.", "has arguments that are no text"),
+    ],
+)
+def test_programs_that_no_checkpoint_is(opcodes: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pickles.scan(io.BytesIO(opcodes), "a.pt", trust_pickle=False)
+
+
+def test_an_older_file_may_not_outgrow_itself(tmp_path: Path) -> None:
+    """torch resizes what the older format reads into memory to the sizes that its pickle names."""
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.ones(2, 3)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert content.count(b"K\x02K\x03\x86") == 1
+    path.write_bytes(content.replace(b"K\x02K\x03\x86", b"J\xff\xff\xff\x00K\x03\x86"))
+    with pytest.raises(InputError, match=r"which is damaged: storage has wrong byte size"):
+        open_checkpoint(path)
+
+
+def test_nanogpt_tensors_expanded_from_one_number(tmp_path: Path) -> None:
+    """They are refused before head and embedding are compared number by number."""
+    path = tmp_path / "ckpt.pt"
+    writers.write_nanogpt(path)
+    saved = torch.load(path)
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        saved["model"][f"_orig_mod.{name}"] = torch.zeros(1).expand(2**38)
+    torch.save(saved, path)
+    with pytest.raises(InputError, match=r"to lie in the file whole, got \(274877906944,\) expanded from less"):
+        open_checkpoint(path)
+
+
+def test_names_in_messages_are_short_and_printable(tmp_path: Path) -> None:
+    torch.save({"model": {"\x1b[2J" + "n" * 10_000: torch.eye(3).to_sparse()}}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"got \\x1b\[2Jn{196}… with") as caught:
+        open_checkpoint(tmp_path / "a.pt")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("BertForMaskedLM", {}, "expected the architecture of a causal language model, got BertForMaskedLM"),
+        ("GPT2ForSequenceClassification", {}, "of a causal language model, got GPT2ForSequenceClassification"),
+        ("BartForConditionalGeneration", {}, "of a causal language model, got BartForConditionalGeneration"),
+        ("T5ForConditionalGeneration", {}, "expected a causal language model, got model_type 't5'"),
+        (None, {"model_type": "bart"}, "expected a causal language model, got a bart with encoder and decoder"),
+        ("BertLMHeadModel", {}, r"got a bert that looks ahead \(is_decoder is false\)"),
+        (None, {"model_type": "xlm"}, "got a xlm that looks ahead"),
+    ],
+)
+def test_models_that_are_not_causal(folder: Path, name: str | None, values: dict[str, Any], message: str) -> None:
+    family = {"Bert": "bert", "GPT2": "gpt2", "Bart": "bart", "T5Fo": "t5"}.get((name or "")[:4])
+    config = {"model_type": family, "architectures": name and [name], **values}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=rf"{message}.*; pass --task FILE\.py:FUNCTION for any other model and loss"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("names", [["BertLMHeadModel"], None])
+def test_an_encoder_that_decodes_is_causal(names: list[str] | None) -> None:
+    parse_config({"model_type": "bert", "is_decoder": True, "architectures": names}, num_tensors=100)
+
+
+def test_a_folder_without_permission() -> None:
+    """As somebody else than root, who may read everything."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be somebody else")
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o755)
+    model = place / "model"
+    writers.write_huggingface(model, optimizer=True)
+    (place / "text.txt").write_text("text")
+
+    def refused(path: Path, mode: int, act: Callable[[], object], message: str) -> None:
+        path.chmod(mode)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(InputError, match=message):
+                act()
+        finally:
+            os.seteuid(0)
+            path.chmod(0o755)
+
+    try:
+        for mode in (0o700, 0o600):
+            refused(model, mode, lambda: open_checkpoint(model), "expected a Hugging Face folder.*Permission denied")
+            refused(model, mode, lambda: load_tokenizer(model), "expected a tokenizer at .*Permission denied")
+            refused(model, mode, lambda: load_task_file(f"{model}/a.py:f"), "expected a Python file, got Permission")
+            refused(model, mode, lambda: open_tokens(model / "a.txt", tokenizer=None), "Permission denied")
+        weights = model / "model.safetensors"
+        refused(weights, 0o600, lambda: open_checkpoint(model), r"a safetensors file at .*, got Permission denied")
+        refused(model / "config.json", 0o600, lambda: open_checkpoint(model), "a JSON object at .*, got Permission")
+        checkpoint = open_checkpoint(model)
+        refused(weights, 0o600, lambda: checkpoint.fingerprint, "a file of the checkpoint at .*, got Permission denied")
+        (model / "optimizer.pt").chmod(0o600)
+        os.seteuid(65534)
+        try:
+            summary = open_checkpoint(model).summary()
+        finally:
+            os.seteuid(0)
+        assert [note.code for note in summary.notes] == ["optimizer-unreadable"]
+        assert "Permission denied" in summary.notes[0].message
+    finally:
+        shutil.rmtree(place)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -348,3 +349,23 @@ def test_opening_leaves_transformers_settings_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         open_checkpoint(tmp_path)
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+
+
+@pytest.mark.parametrize("python_writes", [True, False])
+def test_a_config_with_infinity_in_it(tmp_path: Path, python_writes: bool) -> None:
+    """Of Mamba-2, whose time steps have no upper limit; transformers writes an object, Python a word."""
+    values = {"hidden_size": 16, "num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 1, "num_hidden_layers": 1}
+    config = transformers.Mamba2Config(**values, vocab_size=32)
+    with quiet_transformers():
+        transformers.Mamba2ForCausalLM(config).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    if python_writes:
+        path.write_text(json.dumps({**written, "time_step_limit": [0.0, float("inf")]}))
+    checkpoint = open_checkpoint(tmp_path)
+    model = checkpoint.build_model()
+    assert tuple(model.config.time_step_limit) == (0.0, float("inf"))
+    stored = checkpoint.summary().model_config
+    assert stored is not None
+    assert stored["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    json.dumps(stored, allow_nan=False)

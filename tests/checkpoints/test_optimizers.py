@@ -354,3 +354,47 @@ def test_the_prefix_is_the_one_most_names_share() -> None:
     both = [f"student.{name}" for name in expected] + ["teacher.lm_head.weight"]
     assert model_prefix(both, expected) == "student."
     assert model_prefix(["something.else"], expected) == ""
+
+
+def test_what_lies_below_one_more_key_is_found(tmp_path: Path) -> None:
+    """The layout of torch's recipe for distributed checkpoints."""
+    model = writers.make_model("llama")
+    optimizer = writers.trained_optimizer(model)
+    saved = {"app": {"model": model.state_dict(), "optim": optimizer.state_dict(), "step": 7}, "epoch": 1}
+    torch.save(saved, tmp_path / "app.pt")
+    with pytest.warns(UserWarning, match="single process"):
+        dcp.save(saved, checkpoint_id=tmp_path / "app", no_dist=True)
+    for name in ("app.pt", "app"):
+        checkpoint = open_checkpoint(tmp_path / name, model_config=writers.CONFIGS["llama"])
+        assert torch.equal(writers.logits(checkpoint.build_model()), writers.logits(model))
+        assert checkpoint.step == 7
+        assert checkpoint.optimizer is not None
+        assert checkpoint.optimizer.name == "adamw"
+        (state,) = checkpoint.optimizer_states()
+        for index, values in optimizer.state_dict()["state"].items():
+            assert_same({key: state["state"][index][key] for key in values}, values)
+
+
+def test_a_step_and_an_optimizer_may_lie_above(tmp_path: Path) -> None:
+    model = writers.make_model("llama")
+    saved = {"app": {"model": model.state_dict()}, "optim": writers.trained_optimizer(model).state_dict(), "step": 9}
+    torch.save(saved, tmp_path / "app.pt")
+    with pytest.warns(UserWarning, match="single process"):
+        dcp.save(saved, checkpoint_id=tmp_path / "app", no_dist=True)
+    for name in ("app.pt", "app"):
+        checkpoint = open_checkpoint(tmp_path / name)
+        assert checkpoint.step == 9
+        assert checkpoint.optimizer is not None
+
+
+def test_several_models_below_other_keys_are_named(tmp_path: Path) -> None:
+    weights = {"w": torch.ones(2)}
+    saved = {"student": {"model": weights}, "teacher": {"ema": {"state_dict": {"w": torch.ones(2)}}}}
+    torch.save(saved, tmp_path / "two.pt")
+    with pytest.raises(InputError, match=r"one state dict in two\.pt, got several, below student, teacher\.ema"):
+        open_checkpoint(tmp_path / "two.pt")
+    torch.save({"a": {"model": weights}, "b": {"metrics": {"loss": torch.ones(1)}}}, tmp_path / "one.pt")
+    assert open_checkpoint(tmp_path / "one.pt").num_parameters == 2
+    torch.save({"b": {"metrics": {"loss": torch.ones(1)}}}, tmp_path / "none.pt")
+    with pytest.raises(InputError, match="expected a state dict at the top level"):
+        open_checkpoint(tmp_path / "none.pt")

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lite_probe.data import ByteTokenizer, TokenStream, open_tokens
+from lite_probe.data import ByteTokenizer, TokenStream, documents, open_tokens
 from lite_probe.data.documents import _ZSTD_STEP
 from lite_probe.errors import InputError, LiteProbeError, UsageError
 from lite_probe.results.provenance import Note
@@ -312,6 +312,35 @@ def test_a_missing_source_is_refused(tmp_path: Path) -> None:
         open_tokens(tmp_path / "a.txt", tokenizer=ByteTokenizer())
     with pytest.raises(InputError, match=r"expected to read 'x+', got File name too long"):
         open_tokens("x" * 5000, tokenizer=ByteTokenizer())
+
+
+def test_a_small_file_of_countless_documents_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MAX_EMPTY", 10)
+    monkeypatch.setattr(documents, "MAX_DOCUMENTS", 20)
+    contents = {
+        "blank.jsonl": b"\n" * 12,
+        "empty.jsonl": b'{"text": ""}\n' * 11,
+        "null.parquet": parquet_bytes([None] * 11),
+        "short.jsonl": b'{"text": "a"}\n' * 21,
+    }
+    for name, content in contents.items():
+        with pytest.raises(InputError, match="at most 20 documents and 10 empty ones .* got more in " + name):
+            open_file(tmp_path, name, content)
+    assert len(open_file(tmp_path, "a.jsonl", b'{"text": "a"}\n' * 20)) == 39
+
+
+def test_a_text_that_expands_like_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "_ALWAYS_EXPANDED", 1000)
+    with pytest.raises(InputError, match=r"at most 256 times as long .*, got [\d,]+ bytes out of \d+ in a\.txt\.zst"):
+        open_file(tmp_path, "a.txt.zst", zstd(b"x" * 10**6))
+
+
+def test_texts_of_parquet_that_repeat_are_decoded_one_by_one(tmp_path: Path) -> None:
+    texts = ["x" * 1000 + str(number) for number in range(40)]
+    for name, options in {"a.parquet": {}, "b.parquet": {"column_encoding": {"text": "DELTA_BYTE_ARRAY"}}}.items():
+        table = pa.table({"text": texts})
+        parquet.write_table(table, tmp_path / name, use_dictionary=name == "a.parquet", **options)
+        assert text_of(open_tokens(tmp_path / name, tokenizer=ByteTokenizer())) == "\n".join(texts)
 
 
 VALID = {

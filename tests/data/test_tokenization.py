@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lite_probe.data import ByteTokenizer, load_tokenizer
 from lite_probe.errors import InputError
@@ -100,3 +100,36 @@ def test_a_mutated_tokenizer_loads_or_is_refused(folder: Path, position: float, 
     except InputError as error:
         refusal = str(error)
     assert refusal is None or "mutated.json" in refusal
+
+
+def test_a_regular_expression_that_backtracks_for_ever_is_refused(tmp_path: Path) -> None:
+    """The library's Rust code panics over it, which is no Exception in Python."""
+    tokenizer = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(a+)+\z"), "isolated")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.encode("ab").tolist() == [0, 1]
+    with pytest.raises(InputError, match=r"expected tokenizer\.json to encode the text, got PanicException: .*retry"):
+        loaded.encode("a" * 5000 + "b")
+
+
+def test_what_nobody_may_catch_is_not_caught(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lite_probe.data.tokenization.RustTokenizer.from_str", interrupt, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        load_tokenizer(folder)
+
+
+def test_a_tokenizer_is_read_to_a_bound(tmp_path: Path) -> None:
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(InputError, match=r"expected a tokenizer\.json of at most 67,108,864 bytes at .*, got 1,099,"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "a\0b"])
+def test_a_path_that_is_none_is_refused(source: str) -> None:
+    with pytest.raises(InputError, match=r"expected (a tokenizer at|'bytes', a tokenizer.json)"):
+        load_tokenizer(source)
