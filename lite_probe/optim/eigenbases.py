@@ -1,8 +1,8 @@
 """Orthonormal bases of a whole space from what is known of part of it, such that rounding moves them by rounding.
 
 A gradient of m × n numbers has at most min(m, n) singular directions, and a batch with few tokens fewer: of the
-remaining ones an eigensolver returns whatever basis its rounding leads to, another one for a gradient times 1 + 1e-7, on
-another machine or number of threads. An optimizer that treats coordinates one by one then makes another step. Here
+remaining ones an eigensolver returns whatever basis its rounding leads to, another one for a gradient times 1 + 1e-7,
+on another machine or number of threads. An optimizer that treats coordinates one by one then makes another step. Here
 directions that no rounding can tell from null are completed by the orthonormal vectors nearest to given ones, which
 depend on the known directions' span alone, and continuously.
 """
