@@ -78,7 +78,7 @@ def test_it_is_repeatable_bitwise(name: str) -> None:
         ("muon", 1e-2),
         ("muon-lite", 1e-2),
         ("soap", 1e-2),
-        ("soap-lite", 1e-2),
+        ("soap-lite", 3e-3),  # its first steps are tens of rates long, since β₂ = 1 from the second on
     ],
 )
 def test_it_learns_a_small_real_task(name: str, lr: float) -> None:

@@ -35,7 +35,6 @@ def test_damping_rises_once_the_warm_up_is_over() -> None:
     assert COSINE.damping(15, 0.0, 1.0) == pytest.approx((15 - 6) / 27)
     assert [WSD.damping(k, 0.0, 2.0) for k in (5, 14)] == [0.0, 2.0]
     assert WSD.damping(8, 0.0, 2.0) == pytest.approx(2.0 * 3 / 9)
-    assert Schedule().damping(0, 0.0, 2.0) == 2.0
     no_warm_up = Schedule(name="wsd", total_steps=10)
     assert [no_warm_up.damping(k, 0.0, 2.0) for k in (0, 1)] == [0.0, 2.0]
 
