@@ -60,6 +60,7 @@ def renewed_basis(factor: Tensor, basis: Tensor) -> Tensor:
     """
     frame = basis.double()
     image = factor.double() @ frame
+    found: Tensor
     found, triangle = torch.linalg.qr(image)
     sizes = triangle.diagonal().abs()
     noise = sizes <= resolution(len(factor), factor.dtype) * sizes.amax()
