@@ -28,6 +28,12 @@ class Rule:
     axis: int | None = None
 
 
+BLOCKS_HINT = (
+    'say which block each belongs to, as in blocks={"fc1.weight": "ffn", r"h\\.\\d+\\.q\\.weight": "qk"}; '
+    f"blocks are {', '.join(BLOCK_NAMES)}"
+)
+
+
 def _whole(block: str, *patterns: str) -> tuple[Rule, ...]:
     return tuple(Rule(pattern, (block,)) for pattern in patterns)
 
@@ -110,8 +116,8 @@ def block_map(
     Args:
         names_and_shapes: Parameter name → shape, tied weights once.
         family: A key of `FAMILIES`; None leaves everything to the overrides.
-        overrides: Regular expression for the end of a name → block, or the parts of the parameter; tried
-            before the family's own patterns, in order.
+        overrides: Name, or regular expression for the end of one, → block, or the parts of the parameter; tried
+            before the family's own patterns, whole names first, then in order.
 
     Returns:
         Name → parts that partition the parameter.
@@ -158,6 +164,32 @@ def assign_blocks(
     return parts, unknown
 
 
+def named_blocks(
+    names_and_shapes: Mapping[str, Shape], given: Mapping[str, str | Sequence[BlockPart]]
+) -> dict[str, tuple[BlockPart, ...]]:
+    """Assign each parameter to the block that somebody gave it, to that of its family, or, a vector, to `other`.
+
+    Args:
+        names_and_shapes: Parameter name → shape, tied weights once.
+        given: Name, or regular expression for the end of one, → block, or the parts of the parameter.
+
+    Returns:
+        Name → parts that partition the parameter.
+
+    Raises:
+        InputError: If a matrix matches nothing, or what is given is no partition.
+    """
+    parts, unknown = assign_blocks(names_and_shapes, infer_family(names_and_shapes), overrides=given)
+    matrices = [name for name in unknown if len(names_and_shapes[name]) >= 2]
+    if matrices:
+        raise InputError(
+            f"expected a block for every matrix, got none for {', '.join(matrices[:6])}"
+            + (f" and {len(matrices) - 6:,} more" if len(matrices) > 6 else ""),
+            BLOCKS_HINT,
+        )
+    return {name: parts.get(name, (BlockPart("other"),)) for name in names_and_shapes}
+
+
 def _matches(pattern: str, name: str) -> bool:
     return re.fullmatch(rf"(?:.*\.)?(?:{pattern})", name) is not None
 
@@ -184,21 +216,30 @@ def _divide(name: str, shape: Shape, rule: Rule) -> tuple[BlockPart, ...]:
 def _overridden(
     name: str, shape: Shape, overrides: Mapping[str, str | Sequence[BlockPart]]
 ) -> tuple[BlockPart, ...] | None:
-    for pattern, chosen in overrides.items():
-        try:
-            matched = _matches(pattern, name)
-        except re.error as error:
-            raise InputError(
-                f"expected a regular expression as block override, got {pattern!r}: {error}", "correct it"
-            ) from error
-        if matched:
-            parts = (BlockPart(chosen),) if isinstance(chosen, str) else tuple(chosen)
-            _check_partition(name, shape, parts)
-            return parts
-    return None
+    pattern = name if name in overrides else next((one for one in overrides if _matches_override(one, name)), None)
+    if pattern is None:
+        return None
+    chosen = overrides[pattern]
+    parts = (BlockPart(chosen),) if isinstance(chosen, str) else tuple(chosen)
+    _check_partition(name, shape, parts)
+    return parts
+
+
+def _matches_override(pattern: str, name: str) -> bool:
+    try:
+        return _matches(pattern, name)
+    except re.error as error:
+        raise InputError(
+            f"expected a regular expression as block override, got {pattern!r}: {error}", "correct it"
+        ) from error
 
 
 def _check_partition(name: str, shape: Shape, parts: Sequence[BlockPart]) -> None:
+    if not all(isinstance(part, BlockPart) for part in parts):
+        raise InputError(
+            f"expected a block, or parts of one parameter, for {name}, got {list(parts)!r}"[:200],
+            'write "ffn", or [BlockPart("qk", 0, 0, 8), BlockPart("vo", 0, 8)] of lite_probe.results.blocks',
+        )
     for part in parts:
         if part.block not in BLOCK_NAMES:
             raise InputError(

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from lite_probe.blocks import named_blocks
 from lite_probe.results.blocks import BlockMap
 
 Batch = Any  # a tensor, tuple, dict, or whatever `predict` and `criterion` take
@@ -52,7 +53,9 @@ class Task:
             `lite_probe.criteria` have analytic Gauss–Newton products; any other goes through autograd.
         evaluation: Batches that spectra and replay's loss are measured on.
         train: Batches that a replay trains on; none of their samples are in `evaluation`.
-        blocks: Parameter name → its parts; None where the blocks are not known.
+        blocks: Parameter name → its parts, or what `make_optimizer` takes: names, or regular expressions for the ends
+            of names, → block or parts, for what no known family has; afterwards name → parts. None where the blocks are
+            not known.
         info: For provenance.
     """
 
@@ -63,6 +66,20 @@ class Task:
     train: Sequence[Batch] = ()
     blocks: BlockMap | None = None
     info: TaskInfo = field(default_factory=TaskInfo)
+
+    def __post_init__(self) -> None:
+        """Find the parts of every parameter.
+
+        Raises:
+            InputError: If a matrix is in no block, or its parts are no partition.
+        """
+        if self.blocks is not None:
+            shapes = {
+                name: tuple(parameter.shape)
+                for name, parameter in self.model.named_parameters()
+                if parameter.requires_grad or name in self.blocks
+            }
+            self.blocks = named_blocks(shapes, self.blocks)
 
     def batches(self, split: Literal["evaluation", "train"]) -> Sequence[Batch]:
         """Return the batches of one split."""

@@ -112,6 +112,14 @@ def is_hidden_matrix(shape: Sequence[int], block: str) -> bool:
     return len(shape) >= 2 and min(shape[-2:]) > 1 and block not in ("emb", "out")
 
 
+def stays_with_base(shape: Sequence[int], block: str) -> bool:
+    """Return whether a parameter is left to the base optimizer whatever LITE's settings are.
+
+    In the published runs biases of hidden matrices are, and what has one row or column, as a shared expert's gate.
+    """
+    return block not in ("emb", "norm", "out") and not is_hidden_matrix(shape, block)
+
+
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the precision of the state and of all arithmetic: float32 for anything below it."""
     return torch.float32 if dtype in _LOW_PRECISION else dtype

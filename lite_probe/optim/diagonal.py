@@ -20,7 +20,7 @@ from lite_probe.optim.geometry import (
     replace_,
 )
 
-_NOTHING, _EVERYTHING = 1e-5, 1.0 - 1e-5  # sharp ratios below and above which there is nothing to tell apart
+NOTHING, EVERYTHING = 1e-5, 1.0 - 1e-5  # sharp ratios below and above which there is nothing to tell apart
 
 
 class Diagonal(Geometry):
@@ -106,9 +106,9 @@ def flat_weights(state: State, second: Tensor, lite: LiteSettings) -> Tensor | N
     Returns:
         (stack, …), or None where Q = 0.
     """
-    if not lite.projected or lite.sharp_ratio > _EVERYTHING:
+    if not lite.projected or lite.sharp_ratio > EVERYTHING:
         return None
-    if lite.sharp_ratio < _NOTHING:
+    if lite.sharp_ratio < NOTHING:
         return torch.ones_like(second)
     low, high = _thresholds(state, second)
     return _outside(second, low, high, second >= high)
@@ -117,7 +117,7 @@ def flat_weights(state: State, second: Tensor, lite: LiteSettings) -> Tensor | N
 def flat_mask(state: State, second: Tensor, lite: LiteSettings, gate: Tensor | None) -> Tensor | None:
     """Return `flat_weights`, and move the thresholds for the next step; `gate` is as for `Geometry.precondition`."""
     rho = lite.sharp_ratio
-    if not lite.projected or not _NOTHING <= rho <= _EVERYTHING:
+    if not lite.projected or not NOTHING <= rho <= EVERYTHING:
         return flat_weights(state, second, lite)
     low, high = _thresholds(state, second)
     above_high = second >= high

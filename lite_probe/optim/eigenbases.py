@@ -1,8 +1,8 @@
 """Orthonormal bases of a whole space from what is known of part of it, such that rounding moves them by rounding.
 
 A gradient of m × n numbers has at most min(m, n) singular directions, and a batch with few tokens fewer: of the
-remaining ones an eigensolver returns whatever basis its rounding leads to, another one for a gradient times 1 + 1e-7, on
-another machine or number of threads. An optimizer that treats coordinates one by one then makes another step. Here
+remaining ones an eigensolver returns whatever basis its rounding leads to, another one for a gradient times 1 + 1e-7,
+on another machine or number of threads. An optimizer that treats coordinates one by one then makes another step. Here
 directions that no rounding can tell from null are completed by the orthonormal vectors nearest to given ones, which
 depend on the known directions' span alone, and continuously.
 """
@@ -60,6 +60,7 @@ def renewed_basis(factor: Tensor, basis: Tensor) -> Tensor:
     """
     frame = basis.double()
     image = factor.double() @ frame
+    found: Tensor
     found, triangle = torch.linalg.qr(image)
     sizes = triangle.diagonal().abs()
     noise = sizes <= resolution(len(factor), factor.dtype) * sizes.amax()

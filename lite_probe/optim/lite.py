@@ -14,18 +14,19 @@ Reference: LITE, arXiv 2602.22681.
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from lite_probe.errors import InputError, NumericsError, UsageError
-from lite_probe.optim.buckets import Bucket, Piece, build_buckets, state_dtype
-from lite_probe.optim.diagonal import Diagonal
+from lite_probe.optim.buckets import MASTER, Bucket, Piece, build_buckets, state_dtype, stays_with_base
+from lite_probe.optim.diagonal import EVERYTHING, Diagonal
 from lite_probe.optim.directions import Directions
 from lite_probe.optim.euclidean import Euclidean
-from lite_probe.optim.geometry import Geometry, LiteSettings, Preconditioned, is_lite
+from lite_probe.optim.geometry import Geometry, Hyperparameters, LiteSettings, Preconditioned, is_lite
 from lite_probe.optim.kronecker import Kronecker
 from lite_probe.optim.msign import Orthogonal
 from lite_probe.optim.schedules import Schedule
@@ -36,6 +37,7 @@ GEOMETRIES: Mapping[str, Geometry] = {
     "diagonal": Diagonal(),
     "euclidean": Euclidean(),
 }
+NO_SHARP_DIRECTIONS = 1e-6  # a sharp ratio up to which Muon-LITE is Muon
 
 
 def descend(bucket: Bucket, terms: Preconditioned, lite: LiteSettings, gate: Tensor | None) -> None:
@@ -96,6 +98,36 @@ def _stretch(x: Tensor, terms: Preconditioned, lite: LiteSettings) -> Tensor:
 
 def _as_it_is(x: Tensor) -> Tensor:
     return x
+
+
+def lite_settings(group: Hyperparameters, shape: Sequence[int], *, block: str, geometry: str) -> LiteSettings:
+    """Return what LITE's hyperparameters come to for one parameter, or matrix fused into it, at the end of its ramps.
+
+    As published, a parameter stays with its base optimizer, undamped, where it is a vector of a hidden block or none of
+    Muon's directions is sharp (ρ ≤ 1e-6). Where all are (ρ > 1 − 1e-5) there is nothing flat: β₂ and χ have no say.
+
+    Args:
+        group: Hyperparameters.
+        shape: (stack, …), as the geometry sees it.
+        block: Of the parameter.
+        geometry: By name.
+    """
+    if not is_lite(group) or stays_with_base(shape, block):
+        return LiteSettings()
+    rho, beta1, beta2, chi = group["sharp_ratio"][block], group["beta1"], group["beta2"], group["flat_lr_ratio"][block]
+    if geometry == "orthogonal" and rho <= NO_SHARP_DIRECTIONS:
+        return LiteSettings()
+    if rho > EVERYTHING:
+        beta2, chi = beta1, 1.0
+    return LiteSettings(
+        beta1=beta1,
+        beta2=beta2,
+        flat_lr_ratio=chi,
+        sharp_ratio=rho,
+        smooth_ratio=group["smooth_ratio"],
+        damped=beta1 != 0.0 or beta2 != 0.0,
+        projected=chi != 1.0 or beta1 != beta2,
+    )
 
 
 class LiteOptimizer(torch.optim.Optimizer):
@@ -233,19 +265,15 @@ class LiteOptimizer(torch.optim.Optimizer):
     def _lite(self, bucket: Bucket) -> LiteSettings:
         """Return LITE's hyperparameters of a bucket at this step."""
         group, piece, schedule = bucket.group, bucket.pieces[0], self.schedule
-        if not is_lite(group):
-            return LiteSettings()
-        chi, beta1, beta2 = group["flat_lr_ratio"][piece.block], group["beta1"], group["beta2"]
-        return LiteSettings(
-            beta1=beta1,
-            beta2=schedule.damping(group["step"], beta1, beta2),
+        shape = piece.view(piece.parameter.detach()).shape
+        lite = lite_settings(group, shape, block=piece.block, geometry=piece.geometry)
+        chi = lite.flat_lr_ratio
+        return replace(
+            lite,
+            beta2=schedule.damping(group["step"], lite.beta1, lite.beta2),
             flat_lr_ratio=1.0
             if chi == 1.0
             else schedule.flat_lr_ratio(group["step"], chi, hidden_matrix=piece.is_hidden_matrix),
-            sharp_ratio=group["sharp_ratio"][piece.block],
-            smooth_ratio=group["smooth_ratio"],
-            damped=beta1 != 0.0 or beta2 != 0.0,
-            projected=chi != 1.0 or beta1 != beta2,
         )
 
     def _check_gradients(self) -> Tensor | None:
@@ -282,15 +310,26 @@ class LiteOptimizer(torch.optim.Optimizer):
         """Take over a state dict that this optimizer saved, precision included.
 
         Raises:
-            InputError: If it belongs to other parameters.
+            InputError: If it belongs to other parameters, another optimizer, or other blocks. The optimizer is then as
+                it was.
         """
         groups, saved = self.param_groups, state_dict["param_groups"]
-        if [group["param_names"] for group in groups] != [group.get("param_names") for group in saved]:
+        hint = "load it into an optimizer made with the same name, model and blocks; restore_state takes what fits"
+        name, other = ({str(group.get("optimizer", "another")) for group in part} for part in (groups, saved))
+        if name != other:
+            raise InputError(f"expected the state of {', '.join(name)}, got that of {', '.join(sorted(other))}", hint)
+        if [(group["block"], group["param_names"]) for group in groups] != [
+            (group.get("block"), group.get("param_names")) for group in saved
+        ]:
             raise InputError(
                 f"expected the state of {sum(len(g['params']) for g in groups)} parameters in {len(groups)} groups "
-                f"with the names of this optimizer's, got {sum(len(g['params']) for g in saved)} in {len(saved)}",
-                "load it into an optimizer made with the same name, model and blocks; restore_state takes what fits",
+                f"with the names and blocks of this optimizer's, got {sum(len(g['params']) for g in saved)} "
+                f"in {len(saved)}",
+                hint,
             )
+        for group, entry in zip(groups, saved, strict=True):
+            for parameter, index in zip(group["params"], entry["params"], strict=True):
+                self._check_state(parameter, {**group, **entry}, state_dict["state"].get(index, {}), hint)
         for group, entry in zip(groups, saved, strict=True):
             group.update({key: copy.deepcopy(value) for key, value in entry.items() if key != "params"})
             for parameter, index in zip(group["params"], entry["params"], strict=True):
@@ -301,10 +340,33 @@ class LiteOptimizer(torch.optim.Optimizer):
                     self.state[parameter] = {name: _moved(value, parameter.device) for name, value in own.items()}
         self._with_gradients = None
 
+    def _check_state(self, parameter: Tensor, group: Hyperparameters, state: Mapping[str, Any], hint: str) -> None:
+        """Refuse the saved state of a parameter that was divided, or seen, in another way; an empty one is fine."""
+        pieces = self._pieces[parameter]  # type: ignore[index]
+        expected: dict[str, tuple[int, ...]] = {}
+        for piece in pieces:
+            view, dtype = piece.view(parameter.detach()), state_dtype(parameter.dtype)
+            made = GEOMETRIES[piece.geometry].new_state(view.shape, group, dtype, torch.device("meta"))
+            if dtype != parameter.dtype:
+                made[MASTER] = view
+            for name, tensor in made.items():
+                expected[name + piece.suffix] = tuple(tensor.shape if piece.is_stack else tensor.shape[1:])
+        found = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+        if found and found != expected:
+            wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+            raise InputError(
+                f"expected a state of {pieces[0].name} with {_shapes(expected, wrong)}, got {_shapes(found, wrong)}",
+                hint,
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is arranged anew: buckets hold the state a second time."""
         left_out: dict[str, Any] = {"_buckets": [], "_with_gradients": None, "_pending": None}
         return {**super().__getstate__(), "schedule": self.schedule, "_pieces": self._pieces, **left_out}
+
+
+def _shapes(found: Mapping[str, tuple[int, ...]], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {found.get(name, 'missing')}" for name in names[:3])
 
 
 def _part(stacked: Tensor, own: slice) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lite_probe.blocks import assign_blocks, infer_family, stored_transposed
+from lite_probe.blocks import BLOCKS_HINT, assign_blocks, infer_family, stored_transposed
 from lite_probe.errors import InputError, UsageError
 from lite_probe.optim.buckets import Piece, is_hidden_matrix
 from lite_probe.optim.lite import LiteOptimizer
@@ -47,13 +47,13 @@ _BASE: Mapping[str, Mapping[str, Any]] = {
     },
     "sgd": {"momentum": 0.0, "weight_decay": 0.0},
 }
-# What LITE adds. The ratios by block are those of the published runs: the head is left alone, embeddings and norms go
-# further than hidden matrices.
+# What LITE adds. The ratios by block are those of the published runs: head and routers are left alone, embeddings and
+# norms go further than hidden matrices.
 _LITE: Mapping[str, Any] = {
     "beta1": 0.0,
     "beta2": 1.0,
-    "flat_lr_ratio": {**dict.fromkeys(BLOCK_NAMES, 2.0), "emb": 4.0, "norm": 4.0, "out": 1.0},
-    "sharp_ratio": {**dict.fromkeys(BLOCK_NAMES, 0.1), "out": 1.0},
+    "flat_lr_ratio": {**dict.fromkeys(BLOCK_NAMES, 2.0), "emb": 4.0, "norm": 4.0, "out": 1.0, "router": 1.0},
+    "sharp_ratio": {**dict.fromkeys(BLOCK_NAMES, 0.1), "out": 1.0, "router": 1.0},
     "smooth_ratio": 0.1,
 }
 _PER_BLOCK = ("flat_lr_ratio", "sharp_ratio")
@@ -81,11 +81,14 @@ def make_optimizer(
         named_parameters: As `model.named_parameters()` yields them; those without gradients are left out.
         lr: The learning rate η, per step: of the group, to be scheduled from outside. Muon's is RMS-aligned, so that
             AdamW's values serve.
-        blocks: Regular expression for the end of a name → block, or its parts, for names that the families of
+        blocks: Name, or regular expression for the end of one, → block, or its parts, for names that the families of
             `lite_probe.blocks` do not know.
         **hyperparameters: See `hyperparameters_of(name)` for those of each optimizer with their defaults. For LITE
             `flat_lr_ratio` (χ) and `sharp_ratio` (ρ) are a float or a dict by block, whose missing blocks keep their
             defaults; `schedule`, `total_steps`, `warmup_steps`, `min_lr_ratio` and `stable_ratio` shape its ramps.
+            As in the published runs head and routers have χ = 1 and ρ = 1, nothing flat, by default; vectors of hidden
+            blocks (biases of q, k and v, a shared expert's gate) stay with the base optimizer whatever is given; and
+            Muon-LITE with ρ ≤ 1e-6 is Muon, undamped.
 
     Returns:
         The optimizer; one parameter group per block, or set of blocks where they are fused.
@@ -156,19 +159,23 @@ def _settings(name: str, lr: float, given: Mapping[str, Any]) -> dict[str, Any]:
         if key in settings:
             settings[key] = _per_block(key, settings[key])
     for key, (low, high, bounds) in _RANGES.items():
-        for value in _values({"lr": lr, **settings}.get(key)):
-            if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-                raise UsageError(f"expected {key} in {bounds}, got {value!r}")
+        given_or_default = {"lr": lr, **settings}
+        if key not in given_or_default or (key in known and given_or_default[key] is None is known[key]):
+            continue
+        kind = int if key in _COUNTS else int | float
+        for value in _values(given_or_default[key]):
+            if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+                raise UsageError(f"expected {_described(key, known)} in {bounds}, got {_shown(value)}")
     for key, value in given.items():
         _require_kind(key, value, known[key])
-    if settings.get("lr_scale", "original") not in tuple(LR_SCALES):
-        raise UsageError(f"expected lr_scale among {', '.join(LR_SCALES)}, got {settings['lr_scale']!r}")
-    if settings.get("ns_coefficients", "quintic") not in COEFFICIENTS:
+    if settings.get("lr_scale", "original") not in list(LR_SCALES):
+        raise UsageError(f"expected lr_scale among {', '.join(LR_SCALES)}, got {_shown(settings['lr_scale'])}")
+    if settings.get("ns_coefficients", "quintic") not in list(COEFFICIENTS):
         raise UsageError(
-            f"expected ns_coefficients among {', '.join(COEFFICIENTS)}, got {settings['ns_coefficients']!r}"
+            f"expected ns_coefficients among {', '.join(COEFFICIENTS)}, got {_shown(settings['ns_coefficients'])}"
         )
-    if settings.get("msign_dtype") not in (None, "float32", "bfloat16"):
-        raise UsageError(f"expected msign_dtype float32, bfloat16 or None, got {settings['msign_dtype']!r}")
+    if settings.get("msign_dtype") not in [None, "float32", "bfloat16"]:
+        raise UsageError(f"expected msign_dtype float32, bfloat16 or None, got {_shown(settings['msign_dtype'])}")
     return settings
 
 
@@ -224,9 +231,24 @@ _RANGES: Mapping[str, tuple[float, float, str]] = {
 }
 
 
+_COUNTS = ("ns_steps", "precondition_frequency", "max_precond_dim")
+
+
+def _described(key: str, known: Mapping[str, Any]) -> str:
+    return f"{key} None or" if key in known and known[key] is None else key
+
+
+def _shown(value: Any) -> str:
+    """Return a value as a message can show it: of a huge or nested one the beginning."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list deeper than Python goes
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _values(value: Any) -> list[Any]:
-    if value is None:
-        return []
+    """Return the numbers of one hyperparameter: several by block, two betas."""
     if isinstance(value, Mapping):
         return list(value.values())
     return list(value) if isinstance(value, tuple | list) else [value]
@@ -260,8 +282,7 @@ def _pieces(
         raise InputError(
             f"expected every matrix to match a block pattern, got none for {', '.join(needed[:6])}"
             + (f" and {len(needed) - 6:,} more" if len(needed) > 6 else ""),
-            'say which block each belongs to, as in blocks={"fc1.weight": "ffn", r"h\\.\\d+\\.q\\.weight": "qk"}; '
-            f"blocks are {', '.join(BLOCK_NAMES)}",
+            BLOCKS_HINT,
         )
     transposed = stored_transposed(shapes)
     result = []
@@ -304,7 +325,8 @@ def _geometry(name: str, key: str, shape: torch.Size, block: str) -> str:
     if len(shape) > 3:
         raise InputError(
             f"expected vectors, matrices or stacks of matrices under {name}, got {key} with shape {tuple(shape)}",
-            "give it another optimizer, such as adamw",
+            f"adamw, adamw-lite and sgd take any shape: name one of them instead of {name}, "
+            f"or freeze {key} by requires_grad_(False)",
         )
     if base == "soap":
         return "kronecker"

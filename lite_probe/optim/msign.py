@@ -25,8 +25,8 @@ from lite_probe.optim.geometry import (
     replace_,
 )
 
-NO_SHARP_DIRECTIONS = 1e-6  # a sharp ratio below which LITE is off
 _NO_MOMENTUM = 1e-8  # a momentum below which m + g(1−θ)/θ is g/θ to rounding
+_MSIGN_ROUNDING = 32.0  # units of rounding by which ‖S‖_F is uncertain
 # Of the iteration on a long matrix, as many as keep the accuracy of one by one; see `_iterate`.
 _STEPS_TOGETHER = {torch.float64: 3, torch.float32: 3, torch.bfloat16: 2}
 
@@ -174,11 +174,12 @@ class Orthogonal(Geometry):
         nesterov = average.add(gradient, alpha=(1.0 - theta) / theta) if theta > _NO_MOMENTUM else gradient
         rows, columns = gradient.shape[1:]
         direction, project = _sign(nesterov, group), None
-        if lite.projected and lite.sharp_ratio > NO_SHARP_DIRECTIONS:
+        if lite.projected:
             threshold = state["threshold"]
             sharp = _above_threshold(nesterov, direction, threshold, group)
             rank = min(math.floor(lite.sharp_ratio * min(rows, columns)) + 1, min(rows, columns) - 1)
-            too_many = frobenius_norm(sharp) > math.sqrt(rank)
+            # Where exactly r directions are sharp, ‖S‖ is √r but for the rounding of msign: that is not too many.
+            too_many = frobenius_norm(sharp) > math.sqrt(rank) * (1.0 + _MSIGN_ROUNDING * torch.finfo(sharp.dtype).eps)
             replace_(threshold, follow(threshold, too_many).clamp(max=1.0), gate)
             project = FlatProjector(sharp, _dtype(gradient, group))
         return Preconditioned(
@@ -212,11 +213,9 @@ class Orthogonal(Geometry):
         strength = torch.zeros(len(average), columns, dtype=average.dtype, device=average.device)
         strength[:, :count] = values.square()
         flat = None
-        if lite.projected and lite.sharp_ratio > NO_SHARP_DIRECTIONS:
+        if lite.projected:
             sharp = torch.bmm(_above_threshold(average, direction, state["threshold"], group), right)
             flat = (1.0 - sharp.square().sum(dim=1, keepdim=True)).clamp(0.0, 1.0)
-        elif lite.projected:
-            flat = torch.ones((), dtype=average.dtype, device=average.device)
         wide = rows < columns
         return Coordinates(
             left=left if wide else None,

@@ -71,12 +71,14 @@ class Schedule:
     def damping(self, step: int, beta1: float, beta2: float) -> float:
         """Return β₂ at step k: β₁ until W, linear from β₁ to β₂ until T_β = ⌊T_f(T − W)⌋ + W, then β₂.
 
-        T_f is 0.5 for a cosine schedule and 2W/T for any other. Without `total_steps` it is β₂ throughout.
+        T_f is 0.5 for a cosine schedule and 2W/T for any other: without a warm-up the first step has β₁, and all others
+        β₂, as published. Without `total_steps` T is taken to be infinite, and T_β = 3W.
         """
-        if self.total_steps is None:
-            return beta2
         start = self.warmup_steps
-        end = math.floor(self._ramp_share * (self.total_steps - start)) + start
+        if self.total_steps is None:
+            end = 3 * start
+        else:
+            end = math.floor(self._ramp_share * (self.total_steps - start)) + start
         if step <= start:
             return beta1
         if step >= end:

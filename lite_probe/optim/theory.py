@@ -22,6 +22,7 @@ from torch import nn
 
 from lite_probe.errors import UsageError
 from lite_probe.optim.buckets import is_hidden_matrix
+from lite_probe.optim.lite import lite_settings
 from lite_probe.optim.making import make_optimizer
 from lite_probe.optim.msign import step_scale
 
@@ -133,8 +134,10 @@ def linear_recipes(name: str, shape: Sequence[int], *, block: str, lr: float, **
         name, [("weight", weight)], lr=lr, blocks={"weight": block}, **hyperparameters
     ).param_groups
     base = name.removesuffix("-lite")
-    beta1, beta2, step_size = group.get("beta1", 0.0), group.get("beta2", 0.0), lr
-    if base == "muon" and is_hidden_matrix(shape, block):
+    orthogonal = base == "muon" and is_hidden_matrix(shape, block)
+    lite = lite_settings(group, shape, block=block, geometry="orthogonal" if orthogonal else "diagonal")
+    beta1, beta2, step_size = lite.beta1, lite.beta2, lr
+    if orthogonal:
         theta, step_size = group["momentum"], lr * step_scale(*shape[-2:], group["lr_scale"])
         if theta:
             beta1, beta2 = (beta1 + 1.0 - theta) / theta, (beta2 + 1.0 - theta) / theta
@@ -144,8 +147,7 @@ def linear_recipes(name: str, shape: Sequence[int], *, block: str, lr: float, **
             beta1 = beta2 = 0.0
     else:
         theta = group["betas"][0] if base == "soap" else group["momentum"]
-    chi = group["flat_lr_ratio"][block] if name != base else 1.0
     return LinearRecipes(
         sharp=LinearRecipe(lr=step_size, momentum=theta, damping=beta1),
-        flat=LinearRecipe(lr=step_size, momentum=theta, damping=beta2, lr_ratio=chi),
+        flat=LinearRecipe(lr=step_size, momentum=theta, damping=beta2, lr_ratio=lite.flat_lr_ratio),
     )

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from lite_probe.criteria import classification_cross_entropy
 from lite_probe.errors import InputError, UsageError
 from lite_probe.optim import OPTIMIZERS, hyperparameters_of, make_optimizer
 from lite_probe.results.blocks import BLOCK_NAMES, BlockPart
+from lite_probe.task import Task
+from tests import models
 from tests.checkpoints import writers
 
 
@@ -206,6 +209,22 @@ def test_where_blocks_change_nothing_none_are_needed(name: str) -> None:
             {"sharp_ratio": {"attention": 0.1}},
             "expected sharp_ratio for blocks among emb, .*got attention",
         ),
+        ("muon", {"momentum": None}, r"expected momentum in \[0, 1\), got None"),
+        ("muon", {"momentum": True}, r"expected momentum in \[0, 1\), got True"),
+        ("muon", {"momentum": [[0.9]]}, r"expected momentum in \[0, 1\), got \[0\.9\]"),
+        ("muon", {"ns_steps": 10**5000}, r"expected ns_steps in \[1, 100\], got a int too large to show"),
+        ("muon", {"ns_steps": 2.5}, r"expected ns_steps in \[1, 100\], got 2\.5"),
+        ("muon", {"ns_coefficients": ["quintic"]}, r"expected ns_coefficients among .*got \['quintic'\]"),
+        ("muon", {"msign_dtype": {"a": 1}}, r"expected msign_dtype float32, bfloat16 or None, got \{'a': 1\}"),
+        ("muon", {"weight_decay": None}, r"expected weight_decay in \[0, 1e6\], got None"),
+        ("adamw", {"lr": None}, r"expected lr in \[0, 1e6\], got None"),
+        ("adamw", {"eps": "x" * 99}, r"expected eps in \[0, 1e12\], got 'x{56}\.\.\.$"),
+        ("adamw-lite", {"adamw_damping": 2}, "expected adamw_damping to be True or False, got 2"),
+        ("soap", {"betas": None}, r"expected betas in \[0, 1\), got None"),
+        ("soap", {"betas": 0.9}, r"expected betas to be 2 numbers, got 0\.9"),
+        ("soap", {"betas": (0.9,)}, r"expected betas to be 2 numbers, got \(0\.9,\)"),
+        ("soap", {"shampoo_beta": 1.0}, r"expected shampoo_beta None or in \[0, 1\), got 1\.0"),
+        ("muon-lite", {"sharp_ratio": None}, r"expected sharp_ratio in \[0, 1\], got None"),
         ("soap-lite", {"schedule": "cosine"}, "expected total_steps with a cosine schedule, got None"),
     ],
 )
@@ -225,7 +244,75 @@ def test_no_parameters_and_tensors_of_four_dimensions_are_refused() -> None:
         InputError, match=r"expected vectors, matrices or stacks .*got mlp.up_proj.weight with shape \(2, 2, 3, 3\)"
     ):
         make_optimizer("muon", filters, lr=1e-3)
-    make_optimizer("adamw", filters, lr=1e-3)
+    with pytest.raises(InputError, match=r"name one of them instead of soap, or freeze mlp\.up_proj\.weight by"):
+        make_optimizer("soap", filters, lr=1e-3)
+    for name in ("adamw", "adamw-lite", "sgd"):  # as the hint says
+        make_optimizer(name, filters, lr=1e-3)
+    others = [("mlp.down_proj.weight", nn.Parameter(torch.zeros(2, 2)))]
+    filters[0][1].requires_grad_(False)
+    make_optimizer("soap", [*filters, *others], lr=1e-3)
+
+
+def test_the_hint_on_blocks_is_followed() -> None:
+    """By the optimizer, and by a task; names go before patterns."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    with pytest.raises(InputError, match=r'blocks=\{"fc1.weight": "ffn", r"h'):
+        make_optimizer("muon", model.named_parameters(), lr=1e-3)
+    with pytest.raises(InputError, match=r"expected a block for every matrix, got none for 1\.weight; say which block"):
+        task_with(model, {"0.weight": "ffn"})
+    given = {r"\d\.weight": "ffn", "1.weight": "out"}
+    make_optimizer("muon", model.named_parameters(), lr=1e-3, blocks=given)
+    task = task_with(model, given)
+    assert task.blocks == {
+        "0.weight": (BlockPart("ffn"),),
+        "0.bias": (BlockPart("other"),),
+        "1.weight": (BlockPart("out"),),
+        "1.bias": (BlockPart("other"),),
+    }
+    assert task_with(model, task.blocks).blocks == task.blocks
+    with pytest.raises(
+        InputError, match=r"expected a block, or parts of one parameter, for 0\.weight, got \[1, 2\]; write"
+    ):
+        task_with(model, {**given, "0.weight": (1, 2)})
+
+
+def task_with(model: nn.Module, blocks: Any) -> Task:
+    return Task(
+        model=model,
+        predict=models.predict_first,
+        criterion=classification_cross_entropy,
+        evaluation=[(torch.ones(2, 3), torch.zeros(2, dtype=torch.long))],
+        blocks=blocks,
+    )
+
+
+def test_routers_and_vectors_of_hidden_blocks_stay_with_the_base() -> None:
+    """As in the published runs: they move as under Muon while the rest moves as LITE's, in the first steps."""
+    ends = []
+    for name in ("muon", "muon-lite"):
+        model = writers.make_model("qwen2_moe")
+        optimizer = make_optimizer(name, model.named_parameters(), lr=1e-2)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        ends.append({key: parameter.detach() for key, parameter in model.named_parameters()})
+    same = {key for key, value in ends[0].items() if torch.equal(value, ends[1][key])}
+    assert same == {key for key in ends[0] if key.endswith(("gate.weight", "_proj.bias", "lm_head.weight"))}
+
+
+def test_muon_lite_without_sharp_directions_is_muon() -> None:
+    ends = []
+    for name, hyper in (("muon", {}), ("muon-lite", {"sharp_ratio": 0.0, "beta1": -0.2, "flat_lr_ratio": 3.0})):
+        weight = nn.Parameter(torch.ones(6, 4))
+        optimizer = make_optimizer(name, [("mlp.up_proj.weight", weight)], lr=1e-2, **hyper)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            weight.grad = torch.randn(6, 4, generator=generator)
+            optimizer.step()
+        ends.append(weight.detach())
+    assert torch.equal(*ends)
 
 
 def test_hyperparameters_are_told() -> None:

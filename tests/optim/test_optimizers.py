@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lite_probe.errors import InputError, NumericsError, UsageError
-from lite_probe.optim import OPTIMIZERS, LiteOptimizer, make_optimizer
+from lite_probe.optim import OPTIMIZERS, LiteOptimizer, make_optimizer, restore_state
 from lite_probe.optim.diagonal import Diagonal
 from lite_probe.optim.lite import _FiniteCheck
+from lite_probe.results.blocks import BlockPart
 from tests import models
 from tests.checkpoints import writers
 
@@ -77,7 +78,7 @@ def test_it_is_repeatable_bitwise(name: str) -> None:
         ("muon", 1e-2),
         ("muon-lite", 1e-2),
         ("soap", 1e-2),
-        ("soap-lite", 1e-2),
+        ("soap-lite", 3e-3),  # its first steps are tens of rates long, since β₂ = 1 from the second on
     ],
 )
 def test_it_learns_a_small_real_task(name: str, lr: float) -> None:
@@ -427,6 +428,45 @@ def test_state_of_other_parameters_is_refused() -> None:
         optimizer.load_state_dict(make("muon", named[:2]).state_dict())
 
 
+@pytest.mark.parametrize(("saved", "name"), [("soap", "muon"), ("muon-lite", "muon"), ("soap", "soap-lite")])
+def test_the_state_of_another_optimizer_is_refused_by_name(saved: str, name: str) -> None:
+    model = writers.make_model("llama")
+    other, optimizer = make(saved, model.named_parameters()), make(name, model.named_parameters())
+    train(model, other, range(2))
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(InputError, match=rf"expected the state of {name}, got that of {saved}; .*restore_state takes"):
+        optimizer.load_state_dict(other.state_dict())
+    assert same_states(optimizer.state_dict(), before)
+    with pytest.raises(InputError, match="got that of another"):
+        optimizer.load_state_dict(torch.optim.AdamW(model.parameters()).state_dict())
+    restore_state(optimizer, [other.state_dict()], named_parameters=model.named_parameters())  # the hint's other way
+
+
+def test_the_state_of_other_blocks_is_refused() -> None:
+    named = [("w.weight", nn.Parameter(torch.ones(8, 4)))]
+    whole = make("muon", named, blocks={"w.weight": "ffn"})
+    halves = make("muon", named, blocks={"w.weight": [BlockPart("ffn", 0, 0, 4), BlockPart("ffn", 0, 4)]})
+    for optimizer in (whole, halves):
+        give(named, torch.ones_like)
+        optimizer.step()
+    message = (
+        r"expected a state of w\.weight with momentum missing, momentum\.0 \(4, 4\), momentum\.1 \(4, 4\), "
+        r"got momentum \(8, 4\), momentum\.0 missing, momentum\.1 missing; load it into"
+    )
+    with pytest.raises(InputError, match=message):
+        halves.load_state_dict(whole.state_dict())
+    with pytest.raises(InputError, match="with the names and blocks of this optimizer's, got 1 in 1"):
+        make("muon", named, blocks={"w.weight": "qk"}).load_state_dict(whole.state_dict())
+
+
+def test_what_schedulers_add_to_a_state_is_kept() -> None:
+    named = two_matrices()
+    optimizer, again = make("muon-lite", named), make("muon-lite", named)
+    torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    again.load_state_dict(optimizer.state_dict())
+    assert all(group["initial_lr"] == 1e-2 for group in again.param_groups)
+
+
 def test_parameters_cannot_join_later() -> None:
     optimizer = make("muon", two_matrices())
     with pytest.raises(UsageError, match="expected the parameters this optimizer was made with, got a group of others"):
@@ -494,35 +534,6 @@ def test_state_dicts_are_plain() -> None:
     optimizer.step()
     json.dumps(optimizer.state_dict()["param_groups"])
     assert isinstance(optimizer.state[named[0][1]]["step"], int)
-
-
-@pytest.mark.parametrize("silently", [False, True])
-def test_an_eigensolver_that_gives_up_is_asked_in_float64(monkeypatch: pytest.MonkeyPatch, silently: bool) -> None:
-    """LAPACK's divide and conquer has been seen not to converge in float32 on a factor that was mostly zeros.
-
-    Or to return NaN, and say nothing.
-    """
-    plain, stubborn = two_matrices(), two_matrices()
-    eigh = torch.linalg.eigh
-
-    def give_up(matrix: Tensor) -> Any:
-        if matrix.dtype == torch.float32:
-            if silently:
-                return matrix[..., 0], torch.full_like(matrix, math.nan)
-            raise torch.linalg.LinAlgError("failed to converge")
-        return eigh(matrix)
-
-    for named in (plain, stubborn):
-        if named is stubborn:
-            monkeypatch.setattr(torch.linalg, "eigh", give_up)
-        optimizer = make("soap", named)
-        for _ in range(3):
-            give(named, lambda p: torch.arange(p.numel()).reshape(p.shape).sin())
-            optimizer.step()
-    assert all(torch.isfinite(parameter).all() for _, parameter in stubborn)
-    # The vector, which has no bases, moves as before; matrices move, in bases of their own null spaces.
-    assert torch.equal(plain[2][1], stubborn[2][1])
-    assert not torch.equal(stubborn[0][1], two_matrices()[0][1])
 
 
 def test_the_mask_is_per_tensor_of_a_stack() -> None:

@@ -35,9 +35,20 @@ def test_damping_rises_once_the_warm_up_is_over() -> None:
     assert COSINE.damping(15, 0.0, 1.0) == pytest.approx((15 - 6) / 27)
     assert [WSD.damping(k, 0.0, 2.0) for k in (5, 14)] == [0.0, 2.0]
     assert WSD.damping(8, 0.0, 2.0) == pytest.approx(2.0 * 3 / 9)
-    assert Schedule().damping(0, 0.0, 2.0) == 2.0
     no_warm_up = Schedule(name="wsd", total_steps=10)
     assert [no_warm_up.damping(k, 0.0, 2.0) for k in (0, 1)] == [0.0, 2.0]
+
+
+def test_damping_where_the_end_is_not_known() -> None:
+    """T_β = ⌊(2W/T)(T − W)⌋ + W, of which 3W is left as T grows; without a warm-up the first step alone has β₁."""
+    endless = Schedule(warmup_steps=5)
+    long = Schedule(warmup_steps=5, total_steps=10**9)
+    found = [endless.damping(k, -0.5, 2.0) for k in range(20)]
+    # The floor of 10 − 5e-8 is 9: one step less.
+    assert found[:6] == [-0.5] * 6
+    assert found[15:] == [2.0] * 5
+    assert found == pytest.approx([long.damping(k, -0.5, 2.0) for k in range(20)], abs=0.3)
+    assert [Schedule().damping(k, -0.5, 2.0) for k in (0, 1, 2)] == [-0.5, 2.0, 2.0]
 
 
 def test_the_flat_ratio_ends_at_one_under_cosine() -> None:

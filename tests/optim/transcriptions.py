@@ -138,7 +138,7 @@ class SlowSoapLite:
 
 
 class SlowMuonLite:
-    """2.3; ρ ≤ 1e-6 gives Muon with damping."""
+    """2.3; ρ ≤ 1e-6 gives Muon."""
 
     def __init__(self, w: Tensor, hyper: dict[str, Any]) -> None:
         self.w, self.h = w.clone(), hyper
@@ -153,8 +153,11 @@ class SlowMuonLite:
         s = 0.5 * (o + slow_msign(full / (self.tau * full.norm() + 1e-9) - o))
         self.tau = min(1.0, self.tau * 1.05) if float(s.norm()) > math.sqrt(r) else min(1.0, self.tau * 0.95)
         q = torch.eye(g.shape[1], dtype=g.dtype) - s.T @ s
-        u = o + beta1 * d + (beta2 - beta1) * d @ q
-        u = u + (chi - 1) * u @ q
+        if h["sharp_ratio"] > 1e-6:
+            u = o + beta1 * d + (beta2 - beta1) * d @ q
+            u = u + (chi - 1) * u @ q
+        else:
+            u, chi = o, 1.0
         eta, lam = h["lr"], h["weight_decay"]
         scale = 0.2 * eta * math.sqrt(max(g.shape))
         self.w = (1 - eta * lam) * self.w - eta * lam * (chi - 1) * self.w @ q - scale * u
