@@ -17,7 +17,7 @@ CONFIG_NAME = "lite-probe.toml"
 COMMANDS = ("inspect", "spectrum", "subspace", "replay", "report", "demo")
 
 # Not worth a default in a file: what is measured is named by hand, and these say how one call behaves.
-_NOT_CONFIGURABLE = {"checkpoint", "runs", "config_file", "fresh", "as_json", "dry_run", "quiet", "verbose"}
+_NOT_CONFIGURABLE = {"checkpoint", "runs", "config_file", "fresh", "as_json", "dry_run", "quiet", "verbose", "scratch"}
 _PATH_OPTIONS = {"data_path", "tokenizer", "model_config", "task_file", "out"}
 _NOT_PATHS = re.compile(r"builtin:|bytes$")
 
@@ -186,6 +186,9 @@ task_option = click.option(
     "--task", "task_file", metavar="FILE.py:FUNCTION", help="A function that returns a Task, in place of CKPT."
 )
 memory_option = click.option("--memory", type=MemorySize(), metavar="SIZE", help="Stay below this much, such as 8GiB.")
+scratch_option = click.option(
+    "--scratch", metavar="DIR", help="For working files, on a disk with room; by default the run directory."
+)
 out_option = click.option("--out", metavar="DIR", help="The run directory; by default probe/NAME.")
 fresh_option = click.option("--fresh", is_flag=True, help="Measure again what is already there.")
 dry_run_option = click.option(

@@ -23,6 +23,7 @@ from lite_probe.commands.options import (
     json_option,
     memory_option,
     out_option,
+    scratch_option,
     seed_option,
     task_option,
 )
@@ -35,6 +36,7 @@ from lite_probe.commands.replay_summary import (
     progress_table,
 )
 from lite_probe.commands.run_directory import made, run_directory
+from lite_probe.commands.scratch import leave, working_directory
 from lite_probe.commands.task import (
     Opened,
     TaskOptions,
@@ -154,6 +156,7 @@ class ReplayOptions(TaskOptions):
 @compute_options
 @seed_option
 @out_option
+@scratch_option
 @fresh_option
 @dry_run_option
 @json_option
@@ -185,7 +188,7 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     if spectrum is None:
         require_batches(opened, asked)
     if spectrum is None and asked.dry_run:
-        found = spectrum_plan_object(terminal, opened, asked)
+        found = spectrum_plan_object(terminal, opened, asked, folder)
         if asked.as_json:
             emit(json.dumps(found))
         return
@@ -241,6 +244,7 @@ def measure(
     from lite_probe.replays import replay as run_replay
     from lite_probe.results.store import save
 
+    working = working_directory(asked.scratch, folder)
     found: Replay | None = reusable(terminal, folder, "replay", plan.fingerprint, fresh=asked.fresh)
     if found is None:
         terminal.resumable = True
@@ -263,14 +267,15 @@ def measure(
                 spectrum=spectrum,
                 saved=saved,
                 plan=plan,
-                state_directory=folder,
+                state_directory=working,
                 on_progress=on_progress,
                 on_step=on_step,
                 command=terminal.command_line,
             )
         found = replace(found, notes=(*opened.notes, *found.notes))
         save(found, folder)
-    discard_state(folder)
+    discard_state(working)
+    leave(working, folder)
     return found
 
 
