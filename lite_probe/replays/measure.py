@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lite_probe.errors import UsageError
-from lite_probe.operators.conduct import undisturbed
+from lite_probe.operators.conduct import require_precision, undisturbed
 from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import LiteOptimizer
 from lite_probe.replays import plan as planning
@@ -660,6 +660,7 @@ def _request(
 
 def _check(task: Task, request: _Request, spectrum: Spectrum) -> Dealt:
     """Refuse what cannot be replayed, before any compute; return the batches of each part."""
+    require_precision(task.model)
     dealt = deal_segments(
         task, steps=request.steps, seeds=request.seeds, warm_batches=request.warm_batches, seed=request.seed
     )

@@ -140,5 +140,5 @@ def _leaves(batch: Any) -> Iterator[Any]:
 
 def _content(part: Any) -> bytes:
     if isinstance(part, Tensor):
-        return f"{tuple(part.shape)}:{part.dtype}".encode() + part.detach().cpu().contiguous().numpy().tobytes()
+        return f"{tuple(part.shape)}:{part.dtype}".encode() + part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return repr(part).encode()
