@@ -135,7 +135,7 @@ def _measure_spectrum(terminal: Terminal, asked: TaskOptions, run: Path) -> "Spe
     options = spectra.SpectrumOptions(**asked.task_options, **own)
     opened = open_task(options)
     tell_task(terminal, opened.task, opened.task.evaluation)
-    plan = spectra.plan_and_tell(terminal, opened.task, options)
+    plan = spectra.plan_and_tell(terminal, opened.task, options, run)
     with made(run):
         found = spectra.measure(terminal, opened.task, opened.notes, plan, options, run)
         write_page(opened, run, "spectrum")

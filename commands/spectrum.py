@@ -236,7 +236,9 @@ def tell(terminal: Terminal, spectrum: "Spectrum") -> None:
 
 def plan_object(plan: "SpectrumPlan", asked: SpectrumOptions, folder: Path) -> dict[str, Any]:
     """Return what `--dry-run --json` prints."""
-    names = ("num_parameters", "num_hvps", "seconds", "memory_bytes", "graph_mode", "kept_graphs", "vectors_per_pass")
-    names += ("basis_placement", "basis_columns", "scratch_bytes", "result_bytes", "fingerprint")
+    names = (
+        *("num_parameters", "num_hvps", "seconds", "memory_bytes", "graph_mode", "kept_graphs", "vectors_per_pass"),
+        *("basis_placement", "basis_columns", "scratch_bytes", "result_bytes", "fingerprint"),
+    )
     places = {"scratch": str(working_directory(asked.scratch, folder)), "directory": str(folder)}
     return {**{name: getattr(plan, name) for name in names}, **places}
