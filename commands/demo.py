@@ -143,7 +143,7 @@ def _measure_spectrum(terminal: Terminal, asked: TaskOptions, folder: Path) -> "
     run = own_folder(terminal, folder / opened.task.info.name, opened.task.info)
     with measuring_into(terminal, run, opened.task.info):
         tell_task(terminal, opened.task, opened.task.evaluation)
-        plan = spectra.plan_and_tell(terminal, opened.task, options)
+        plan = spectra.plan_and_tell(terminal, opened.task, options, run)
         found = spectra.measure(terminal, opened.task, opened.notes, plan, options, run)
         write_page(opened, run, "spectrum")
     spectra.tell(terminal, found)

@@ -21,7 +21,7 @@ COMMANDS = ("inspect", "spectrum", "subspace", "replay", "report", "demo")
 
 # Not for a file: what runs code, what says where to write, and how one call behaves.
 _NOT_CONFIGURABLE = {
-    *("trust_pickle", "task_file", "out"),
+    *("trust_pickle", "task_file", "out", "scratch"),
     *("config_file", "fresh", "as_json", "dry_run", "quiet", "verbose"),
 }
 _MOST_CONFIG_BYTES = 2**20
@@ -268,6 +268,9 @@ task_option = click.option(
     "--task", "task_file", metavar="FILE.py:FUNCTION", help="A function that returns a Task, in place of CKPT."
 )
 memory_option = click.option("--memory", type=MemorySize(), metavar="SIZE", help="Stay below this much, such as 8GiB.")
+scratch_option = click.option(
+    "--scratch", metavar="DIR", help="For working files, on a disk with room; by default the run directory."
+)
 out_option = click.option("--out", metavar="DIR", help="The run directory; by default probe/NAME.")
 fresh_option = click.option("--fresh", is_flag=True, help="Measure again what is already there.")
 dry_run_option = click.option(

@@ -24,6 +24,7 @@ from lite_probe.commands.options import (
     json_option,
     memory_option,
     out_option,
+    scratch_option,
     seed_option,
     task_option,
 )
@@ -37,6 +38,7 @@ from lite_probe.commands.replay_summary import (
     start_table,
 )
 from lite_probe.commands.run_directory import measuring_into, run_directory
+from lite_probe.commands.scratch import leave, working_directory
 from lite_probe.commands.task import (
     Opened,
     TaskOptions,
@@ -158,6 +160,7 @@ class ReplayOptions(TaskOptions):
 @compute_options
 @seed_option
 @out_option
+@scratch_option
 @fresh_option
 @dry_run_option
 @json_option
@@ -190,7 +193,7 @@ def command(terminal: Terminal, /, **options: Any) -> None:
         if spectrum is None:
             require_batches(opened, asked)
         if spectrum is None and asked.dry_run:
-            found = spectrum_plan_object(terminal, opened, asked)
+            found = spectrum_plan_object(terminal, opened, asked, folder)
             if asked.as_json:
                 emit(json.dumps(found))
             return
@@ -247,6 +250,7 @@ def measure(
     from lite_probe.results.provenance import join_notes
     from lite_probe.results.store import save
 
+    working = working_directory(asked.scratch, folder)
     found: Replay | None = reusable(terminal, folder, "replay", plan.fingerprint, fresh=asked.fresh)
     if found is None:
         terminal.resumable = True
@@ -269,14 +273,15 @@ def measure(
                 spectrum=spectrum,
                 saved=saved,
                 plan=plan,
-                state_directory=folder,
+                state_directory=working,
                 on_progress=on_progress,
                 on_step=on_step,
                 command=terminal.command_line,
             )
         found = replace(found, notes=join_notes(opened.notes, found.notes))
         save(found, folder)
-    discard_state(folder)
+    discard_state(working)
+    leave(working, folder)
     return found
 
 

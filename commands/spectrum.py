@@ -26,10 +26,12 @@ from lite_probe.commands.options import (
     json_option,
     memory_option,
     out_option,
+    scratch_option,
     seed_option,
     task_option,
 )
 from lite_probe.commands.run_directory import measuring_into, run_directory
+from lite_probe.commands.scratch import leave, working_directory
 from lite_probe.commands.summary import (
     ERRORS_EXPLAINED,
     block_table,
@@ -126,6 +128,7 @@ class SpectrumOptions(TaskOptions):
 @compute_options
 @seed_option
 @out_option
+@scratch_option
 @fresh_option
 @dry_run_option
 @json_option
@@ -144,10 +147,10 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     folder = run_directory(terminal, asked.out, task.info)
     with nullcontext() if asked.dry_run else measuring_into(terminal, folder, task.info):
         tell_task(terminal, task, task.batches(asked.split))
-        plan = plan_and_tell(terminal, task, asked)
+        plan = plan_and_tell(terminal, task, asked, folder)
         if asked.dry_run:
             if asked.as_json:
-                emit(json.dumps(plan_object(plan)))
+                emit(json.dumps(plan_object(plan, asked, folder)))
             return
         spectrum = measure(terminal, task, opened.notes, plan, asked, folder)
         paths = write_page(opened, folder, "spectrum")
@@ -161,13 +164,20 @@ def defaults() -> dict[str, Any]:
     return {str(param.name): param.get_default(click.Context(command)) for param in command.params if param.name in own}
 
 
-def plan_and_tell(terminal: Terminal, task: "Task", asked: SpectrumOptions) -> "SpectrumPlan":
-    """Plan the measurement; say what it costs."""
+def plan_and_tell(terminal: Terminal, task: "Task", asked: SpectrumOptions, folder: Path) -> "SpectrumPlan":
+    """Plan the measurement; say what it costs, and what it puts on which disk."""
     from lite_probe.spectra import plan_spectrum
+    from lite_probe.spectra.disk import disk_size
 
     with terminal.progress() as on_progress:
         plan = plan_spectrum(task, **asked.measurement, on_progress=on_progress)
     terminal.line(f"plan: {plan.summary()}", style="bold")
+    working = working_directory(asked.scratch, folder)
+    terminal.line(
+        f"disk: up to {disk_size(plan.scratch_bytes)} in {working} while it runs, "
+        f"{disk_size(plan.result_bytes)} stay in {folder}",
+        style="dim",
+    )
     return plan
 
 
@@ -183,14 +193,17 @@ def measure(
     from lite_probe.results.provenance import join_notes
     from lite_probe.results.store import find_result, save
     from lite_probe.spectra import discard_state, measure_spectrum, verify_spectrum
+    from lite_probe.spectra.disk import require_room
 
+    working = working_directory(asked.scratch, folder)
     damage: list[InputError] = []
     found: Spectrum | None = None
     if not asked.fresh:
         found = find_result(folder, "spectrum", plan.fingerprint, on_damaged=damage.append)
     if found is not None and (found.verification is not None or not asked.verify):
         terminal.line(f"already measured: {folder / 'spectrum.json'}; --fresh measures again")
-        discard_state(folder)  # a kill may have come between saving and this
+        discard_state(working)  # a kill may have come between saving and this
+        leave(working, folder)
         return found
     if found is None and not asked.fresh and (folder / "spectrum.json").exists():
         why = damage[0].message if damage else "it is of another checkpoint, other batches or options"
@@ -198,12 +211,13 @@ def measure(
     terminal.resumable = True
     spectrum = found
     if spectrum is None:
+        require_room([(working, plan.scratch_bytes), (folder, plan.result_bytes)])
         with terminal.progress() as on_progress:
             spectrum = measure_spectrum(
                 task,
                 **asked.measurement,
                 plan=plan,
-                state_directory=folder,
+                state_directory=working,
                 on_progress=on_progress,
                 command=terminal.command_line,
             )
@@ -212,7 +226,8 @@ def measure(
         with terminal.progress() as on_progress:
             spectrum = verify_spectrum(task, spectrum, on_progress=on_progress)
     save(spectrum, folder)
-    discard_state(folder)
+    discard_state(working)
+    leave(working, folder)
     return spectrum
 
 
@@ -227,7 +242,11 @@ def tell(terminal: Terminal, spectrum: "Spectrum") -> None:
     terminal.notes([note.message for note in spectrum.notes])
 
 
-def plan_object(plan: "SpectrumPlan") -> dict[str, Any]:
+def plan_object(plan: "SpectrumPlan", asked: SpectrumOptions, folder: Path) -> dict[str, Any]:
     """Return what `--dry-run --json` prints."""
-    names = ("num_parameters", "num_hvps", "seconds", "memory_bytes", "graph_mode", "kept_graphs", "vectors_per_pass")
-    return {name: getattr(plan, name) for name in (*names, "basis_placement", "basis_columns", "fingerprint")}
+    names = (
+        *("num_parameters", "num_hvps", "seconds", "memory_bytes", "graph_mode", "kept_graphs", "vectors_per_pass"),
+        *("basis_placement", "basis_columns", "scratch_bytes", "result_bytes", "fingerprint"),
+    )
+    places = {"scratch": str(working_directory(asked.scratch, folder)), "directory": str(folder)}
+    return {**{name: getattr(plan, name) for name in names}, **places}

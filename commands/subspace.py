@@ -24,10 +24,12 @@ from lite_probe.commands.options import (
     json_option,
     memory_option,
     out_option,
+    scratch_option,
     seed_option,
     task_option,
 )
 from lite_probe.commands.run_directory import measuring_into, run_directory
+from lite_probe.commands.scratch import leave, working_directory
 from lite_probe.commands.subspace_summary import (
     ERRORS_EXPLAINED,
     calibration_table,
@@ -95,6 +97,7 @@ class SubspaceOptions(TaskOptions):
 @compute_options
 @seed_option
 @out_option
+@scratch_option
 @fresh_option
 @dry_run_option
 @json_option
@@ -120,7 +123,7 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
             tell_task(terminal, opened.task, opened.task.evaluation)
             spectrum = find_spectrum(terminal, opened, one, folder)
             if spectrum is None and one.dry_run:
-                objects.append(spectrum_plan_object(terminal, opened, one))
+                objects.append(spectrum_plan_object(terminal, opened, one, folder))
                 continue
             spectrum = spectrum or measure_spectrum_first(terminal, opened, one, folder)
             plan = plan_and_tell(terminal, opened, spectrum, one, earlier)
@@ -191,6 +194,7 @@ def measure(
     from lite_probe.results.store import save
     from lite_probe.subspaces import discard_state, measure_subspace
 
+    working = working_directory(asked.scratch, folder)
     found: SubspaceMeasurement | None = reusable(terminal, folder, "subspace", plan.fingerprint, fresh=asked.fresh)
     if found is None:
         terminal.resumable = True
@@ -202,13 +206,14 @@ def measure(
                 others=earlier,
                 label=opened.task.info.name,
                 plan=plan,
-                state_directory=folder,
+                state_directory=working,
                 on_progress=on_progress,
                 command=terminal.command_line,
             )
         found = replace(found, notes=join_notes(opened.notes, found.notes))
         save(found, folder)
-    discard_state(folder)
+    discard_state(working)
+    leave(working, folder)
     return found
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lite_probe.commands.wording import count, number, with_error
+from lite_probe.commands.wording import count, number, percent, with_error
 
 if TYPE_CHECKING:
     from lite_probe.results.estimate import Estimate
@@ -82,9 +82,7 @@ def _reaches(verification: "Verification") -> str:
     parts = []
     for what, agrees in verification.verdicts.items():
         reach = verification.reach(what)
-        said = (
-            f"{names[what]} off by {number(100 * reach, 2)}%" if reach < float("inf") else f"no error of {names[what]}"
-        )
+        said = f"{names[what]} off by {percent(reach)}" if reach < float("inf") else f"no error of {names[what]}"
         parts.append(f"{said} (not checked)" if agrees is None else said)
     return ", ".join(parts)
 

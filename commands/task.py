@@ -42,6 +42,7 @@ class TaskOptions:
     fresh: bool
     as_json: bool
     dry_run: bool
+    scratch: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -163,30 +164,30 @@ def find_spectrum(terminal: Terminal, opened: Opened, asked: TaskOptions, folder
 
 
 def plan_spectrum_first(
-    terminal: Terminal, opened: Opened, asked: TaskOptions
+    terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path
 ) -> "tuple[SpectrumPlan, SpectrumOptions]":
     """Plan the spectrum that another command starts from; say what it costs."""
     from lite_probe.commands import spectrum as command
 
     own = command.SpectrumOptions(**asked.task_options, **command.defaults())
-    return command.plan_and_tell(terminal, opened.task, own), own
+    return command.plan_and_tell(terminal, opened.task, own, folder), own
 
 
 def measure_spectrum_first(terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path) -> "Spectrum":
     """Measure and save the spectrum that another command starts from."""
     from lite_probe.commands import spectrum as command
 
-    plan, own = plan_spectrum_first(terminal, opened, asked)
+    plan, own = plan_spectrum_first(terminal, opened, asked, folder)
     return command.measure(terminal, opened.task, opened.notes, plan, own, folder)
 
 
-def spectrum_plan_object(terminal: Terminal, opened: Opened, asked: TaskOptions) -> dict[str, Any]:
+def spectrum_plan_object(terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path) -> dict[str, Any]:
     """Return what `--dry-run --json` prints where the spectrum is not there yet: all that can be planned by then."""
     from lite_probe.commands import spectrum as command
 
-    plan, _ = plan_spectrum_first(terminal, opened, asked)
+    plan, own = plan_spectrum_first(terminal, opened, asked, folder)
     terminal.line("what follows can be planned once the spectrum is there")
-    return {"spectrum": command.plan_object(plan)}
+    return {"spectrum": command.plan_object(plan, own, folder)}
 
 
 def reusable(terminal: Terminal, folder: Path, kind: str, fingerprint: str, *, fresh: bool) -> Any | None:

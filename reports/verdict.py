@@ -194,7 +194,7 @@ def _verification(spectrum: Spectrum) -> Point | None:
     }
     agreed, refused, blind = (by_verdict[verdict] for verdict in (True, False, None))
     seen = ", ".join(
-        f"{names[what]} off by {100 * opinion.reach(what):.2g}%" for what, agrees in opinion.verdicts.items() if agrees
+        f"{names[what]} off by {100 * opinion.reach(what):.3g}%" for what, agrees in opinion.verdicts.items() if agrees
     )
     missed = f" It could not check the {blind}." if blind else ""
     if refused:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lite_probe.errors import NumericsError
+from lite_probe.errors import InputError, NumericsError
 
 # Autograd nodes of attention kernels that have no double backward.
 _FUSED = ("flash", "efficient", "cudnn", "fused")
@@ -43,9 +43,14 @@ def undisturbed(model: nn.Module) -> Iterator[Conduct]:
     cuda_states = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
     try:
         model.eval()
-        with torch.inference_mode(False), torch.enable_grad(), full_float32(), sdpa_kernel(SDPBackend.MATH):
-            with _without_reentrant_checkpointing() as conduct:
-                yield conduct
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            full_float32(),
+            sdpa_kernel(SDPBackend.MATH),
+            _without_reentrant_checkpointing() as conduct,
+        ):
+            yield conduct
     finally:
         for module, training in modes:
             module.training = training
@@ -119,6 +124,23 @@ def _allows_tf32(backend: Any) -> bool | None:
 def _cuda_in_use() -> bool:
     """Whether this process has touched CUDA; asking must not be the first touch."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def require_precision(model: nn.Module) -> None:
+    """Refuse parameters that products and residuals cannot be certified in.
+
+    Raises:
+        InputError: If trainable parameters are neither all float32 nor all float64.
+    """
+    first = {
+        parameter.dtype: name for name, parameter in reversed([*model.named_parameters()]) if parameter.requires_grad
+    }
+    if len(first) > 1 or not set(first) <= {torch.float32, torch.float64}:
+        found = " and ".join(f"{str(dtype).removeprefix('torch.')} ({name})" for dtype, name in first.items())
+        raise InputError(
+            f"expected parameters all in float32, or all in float64, got {found}",
+            "pass --precision float32, or convert model and batches with .float()",
+        )
 
 
 def require_double_backward(loss: Tensor) -> set[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lite_probe.errors import UsageError
-from lite_probe.operators.conduct import undisturbed
+from lite_probe.operators.conduct import require_precision, undisturbed
 from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import LiteOptimizer
 from lite_probe.replays import plan as planning
@@ -42,6 +42,7 @@ from lite_probe.results.state_folder import StateFolder, remove
 from lite_probe.results.store import register
 from lite_probe.spectra import require_same_task
 from lite_probe.spectra.fingerprint import batches_digest, task_fingerprint
+from lite_probe.spectra.memory import memory_allowed, require_memory
 from lite_probe.spectra.provenance import provenance_of
 from lite_probe.subspaces import Bands, Subspace, cut_bands, optimizer_of, own_gradients, warm
 from lite_probe.task import Task
@@ -136,7 +137,7 @@ def plan_replay(
     """Say what `replay` with the same arguments will do, and what it costs.
 
     Raises:
-        UsageError: An unknown optimizer or hyperparameter, a number out of range.
+        UsageError: An unknown optimizer or hyperparameter, a number out of range, too little memory.
         InputError: Too few training batches, evaluation samples that are trained on, a spectrum of something else, a
             state or learning rate that the checkpoint does not have.
         NumericsError: A loss or gradient at θ₀ that is not finite.
@@ -168,12 +169,18 @@ def plan_replay(
         "swept": swept,
         "ablations": ablated,
     }
-    basis = Subspace.of_spectrum(spectrum, task, memory=memory)
+    needed = planning.expected_memory(costs, layout, bands=bands)
+    allowed = memory_allowed(task.device, memory)
+    require_memory(needed, allowed, "a step and the states of its optimizers", "lower --batch-size or --seq-len")
+    # Unasked, the subspace takes a quarter of what is free; asked, what the rest leaves, and else it stays in its file.
+    vectors = None if memory is None else allowed - needed
+    basis = Subspace.of_spectrum(spectrum, task, memory=vectors)
     return ReplayPlan(
         num_parameters=layout.size,
         num_gradients=planning.count_gradients(request.optimizers, **common),  # type: ignore[arg-type]
         seconds=planning.expected_seconds(costs, request.optimizers, bands=bands, **common),  # type: ignore[arg-type]
-        memory_bytes=planning.expected_memory(costs, layout, bands=bands, basis_bytes=basis.num_bytes),
+        memory_bytes=needed + basis.num_bytes,
+        vector_memory=vectors,
         num_runs=len(request.optimizers) * seeds * (1 + ablated),
         steps=steps,
         num_seeds=seeds,
@@ -230,7 +237,7 @@ def replay(
         hyperparameters: By optimizer, where they are not the defaults.
         saved: What the checkpoint brought along.
         seed: Deals the batches.
-        memory: Bytes that the sharp subspace may take in memory.
+        memory: Bytes that the process (on an accelerator: its allocations) should stay below.
         plan: From `plan_replay` with the same arguments, to save making it again.
         state_directory: Finished runs, and the one in progress, are kept there; the same call continues after a kill
             with the same numbers, bitwise on a CPU. `discard_state` removes it once the result is saved.
@@ -274,7 +281,7 @@ def replay(
         )
     layout = ParameterLayout(list(task.model.named_parameters()))
     with undisturbed(task.model), own_gradients(layout.parameters), _put_back(layout) as start:
-        session = _Session(task, layout, start, request, dealt, spectrum, plan, saved, memory, state_directory)
+        session = _Session(task, layout, start, request, dealt, spectrum, plan, saved, state_directory)
         session.on_progress, session.on_step = on_progress, on_step
         session.run()
     return results.Replay(
@@ -330,7 +337,6 @@ class _Session:
         spectrum: Spectrum,
         plan: ReplayPlan,
         saved: SavedOptimizer | None,
-        memory: int | None,
         state_directory: Path | None,
     ) -> None:
         self.task = task
@@ -342,7 +348,7 @@ class _Session:
         self.saved = saved
         folder = _state_folder(state_directory) if state_directory is not None else None
         self.state = StateFolder(folder, plan.fingerprint)
-        self.subspace = Subspace.of_spectrum(spectrum, task, memory=memory)
+        self.subspace = Subspace.of_spectrum(spectrum, task, memory=plan.vector_memory)
         self.on_progress: OnProgress | None = None
         self.on_step: Callable[[ReplayStep], None] | None = None
         self.recipes: dict[str, results.Recipe] = {}
@@ -647,6 +653,7 @@ def _request(
 
 def _check(task: Task, request: _Request, spectrum: Spectrum) -> Dealt:
     """Refuse what cannot be replayed, before any compute; return the batches of each part."""
+    require_precision(task.model)
     dealt = deal_segments(
         task, steps=request.steps, seeds=request.seeds, warm_batches=request.warm_batches, seed=request.seed
     )

@@ -28,6 +28,7 @@ class ReplayPlan:
     num_gradients: int  # expected, all runs together
     seconds: float  # expected
     memory_bytes: int  # expected peak of the process (CPU) or of the device's allocations
+    vector_memory: int | None  # bytes that the sharp subspace may take; None leaves it to what is free
     num_runs: int
     steps: int
     num_seeds: int
@@ -158,14 +159,16 @@ def expected_seconds(
     return seconds
 
 
-def expected_memory(costs: Costs, layout: ParameterLayout, *, bands: str, basis_bytes: int) -> int:
+def expected_memory(costs: Costs, layout: ParameterLayout, *, bands: str) -> int:
     """Return the bytes in use at the worst moment: a watched step of the optimizer with the largest state.
+
+    The sharp subspace comes on top of them, where it is in memory.
 
     Its state is there twice, since every run starts from a copy; the bases of the bands are part of another one's.
     """
     vector = layout.size * layout.parameters[0].element_size()
     own = 2 * max(costs.state_bytes.values())
-    return costs.peak_bytes + _VECTORS * vector + own + costs.state_bytes[bands] // 2 + basis_bytes
+    return costs.peak_bytes + _VECTORS * vector + own + costs.state_bytes[bands] // 2
 
 
 def _state_bytes(optimizer: LiteOptimizer) -> int:

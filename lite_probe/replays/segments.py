@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lite_probe.errors import InputError
@@ -140,5 +141,8 @@ def _leaves(batch: Any) -> Iterator[Any]:
 
 def _content(part: Any) -> bytes:
     if isinstance(part, Tensor):
-        return f"{tuple(part.shape)}:{part.dtype}".encode() + part.detach().cpu().contiguous().numpy().tobytes()
+        return (
+            f"{tuple(part.shape)}:{part.dtype}".encode()
+            + part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return repr(part).encode()

@@ -179,5 +179,5 @@ def _reserve(file: Path, size: int) -> mmap.mmap:
         file.unlink(missing_ok=True)
         raise OutputError(
             f"expected {size / 2**30:.1f} GiB of disk for a basis in {file.parent}, got: {error.strerror}",
-            "free some space, choose another --out, or allow more --memory",
+            "free some space, choose another --scratch, or allow more --memory",
         ) from error

@@ -1,6 +1,7 @@
 """Whether a saved spectrum is the one of a task: its eigenvectors mean nothing to another θ₀ or other batches."""
 
 from lite_probe.errors import InputError
+from lite_probe.operators.conduct import require_precision
 from lite_probe.operators.layout import ParameterLayout
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.spectra.fingerprint import batches_digest, task_fingerprint
@@ -24,11 +25,13 @@ def require_same_task(spectrum: Spectrum, task: Task, *, loss: float | None = No
         loss: The task's evaluation loss, once it is known: another criterion on the same weights and batches.
 
     Raises:
-        InputError: If it holds no eigenvectors, or is of another operator, number of parameters, split, precision,
-            other batches or other weights; the message says which.
+        InputError: If the task's parameters are in half precision, or the spectrum holds no eigenvectors, or is of
+            another operator, number of parameters, split, precision, other batches or other weights; the message says
+            which.
 
     Cost: one hash of weights and evaluation batches.
     """
+    require_precision(task.model)
     origin, info, size = spectrum.provenance, task.info, ParameterLayout(list(task.model.named_parameters())).size
     if spectrum.operator != "hessian":
         raise InputError(

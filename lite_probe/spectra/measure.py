@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from lite_probe.errors import OutputError, UsageError
-from lite_probe.operators.conduct import undisturbed
+from lite_probe.operators.conduct import require_precision, undisturbed
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator
 from lite_probe.operators.gradient import Split
 from lite_probe.operators.hessian import GraphStore
@@ -23,6 +23,7 @@ from lite_probe.results.store import register
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import plan as planning
 from lite_probe.spectra.basis import KrylovBasis
+from lite_probe.spectra.disk import require_room
 from lite_probe.spectra.fingerprint import task_fingerprint
 from lite_probe.spectra.operator import OnProgress, OperatorMeasurement, SpectrumRequest
 from lite_probe.spectra.plan import CurvatureName, MethodName, SpectrumPlan
@@ -74,6 +75,7 @@ def plan_spectrum(
     Raises:
         UsageError: A number out of range, more pairs than parameters, blocks of a task that has none, or too
             little memory.
+        InputError: Parameters in half precision.
         NumericsError: Loss or gradient not finite or not deterministic.
 
     Cost: two gradients, and one graph and two products of one batch.
@@ -134,8 +136,9 @@ def measure_spectrum(
         memory: Bytes that the process (on an accelerator: its allocations) should stay below.
         max_products: Products that the pairs of one operator may take.
         plan: From `plan_spectrum` with the same arguments, to save making it again.
-        state_directory: Progress is kept there; the same call continues after a kill, with the same numbers
-            bitwise on a CPU. `discard_state` removes it once the result is saved.
+        state_directory: Working files lie there, `plan.scratch_bytes` of them: progress, and the basis where memory
+            does not hold it. The same call continues after a kill, with the same numbers bitwise on a CPU.
+            `discard_state` removes them once the result is saved.
         on_progress: `(done, expected, label)`, in Hessian products.
         command: For provenance.
 
@@ -143,7 +146,8 @@ def measure_spectrum(
         The spectrum, its eigenvectors as float32 columns.
 
     Raises:
-        UsageError: As `plan_spectrum`.
+        UsageError, InputError: As `plan_spectrum`.
+        OutputError: If the state directory's disk has no room for the working files.
         NumericsError: Loss or products not finite, a loss that is not deterministic, a model that cannot be
             differentiated twice.
 
@@ -170,6 +174,8 @@ def measure_spectrum(
             max_products=max_products,
         )
     kind = "finite-differences" if method == "finite-differences" else operator
+    if state_directory is not None:
+        require_room([(Path(state_directory), plan.scratch_bytes)])
     session = _Session(task, plan, request, kind, split, state_directory, on_progress)
     with undisturbed(task.model):
         finished = session.run(per_block)
@@ -372,6 +378,7 @@ def _check(task: Task, request: SpectrumRequest, operator: str, method: str, per
     size = ParameterLayout(list(task.model.named_parameters())).size
     if size == 0:
         raise UsageError("expected a model with trainable parameters, got none")
+    require_precision(task.model)
     if request.top + request.bottom > size:
         raise UsageError(
             f"expected --top plus --bottom of at most {size:,}, the number of parameters, "

@@ -8,8 +8,50 @@ from pathlib import Path
 
 import torch
 
+from lite_probe.errors import UsageError
+
+_SHARE_OF_FREE = 0.8  # of what is free, where nothing was asked; the rest is left to others
 _STATUS = Path("/proc/self/status")
 _RESET_PEAK = "5"  # what Linux takes, written to clear_refs, to begin a new VmHWM
+
+
+def memory_allowed(device: torch.device, memory: int | None) -> int:
+    """Return the bytes that a measurement may hold, what it already holds included; see `memory_in_use`.
+
+    Args:
+        device: Where it computes: on a CPU the process's resident memory counts, on an accelerator its allocations.
+        memory: What was asked, `--memory`; None allows most of what is free.
+    """
+    if memory is not None:
+        return memory
+    return memory_in_use(device) + int(_SHARE_OF_FREE * free_memory(device))
+
+
+def require_memory(least: int, allowed: int, purpose: str, remedy: str = "") -> None:
+    """Refuse a measurement whose leanest layout does not fit into what is allowed.
+
+    Args:
+        least: Bytes of that layout.
+        allowed: From `memory_allowed`.
+        purpose: What they are for.
+        remedy: What helps, beside allowing more.
+
+    Raises:
+        UsageError: If it does not.
+    """
+    if least > allowed:
+        raise UsageError(
+            f"expected at least {_size(least)} of memory for {purpose}, got {_size(allowed)}",
+            "allow more with --memory" + (f", or {remedy}" if remedy else ""),
+        )
+
+
+def _size(size: int) -> str:
+    """Return bytes to four digits, so that what is asked for and what came do not read the same."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 2**power:
+            return f"{size / 2**power:.4g} {unit}"
+    return f"{size} bytes"
 
 
 def memory_in_use(device: torch.device) -> int:

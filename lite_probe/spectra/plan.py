@@ -5,14 +5,15 @@ the bytes it holds counted, and two products through it, timed, with the memory 
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from lite_probe.errors import NumericsError, UsageError
+from lite_probe.errors import NumericsError
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator
 from lite_probe.operators.gradient import LossAndGradient, Split, require_deterministic
@@ -21,7 +22,7 @@ from lite_probe.operators.layout import ParameterLayout
 from lite_probe.operators.reductions import norm
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.lanczos import random_vector
-from lite_probe.spectra.memory import free_memory, memory_in_use, peak_during
+from lite_probe.spectra.memory import memory_allowed, peak_during, require_memory
 from lite_probe.spectra.operator import OnProgress, SpectrumRequest
 from lite_probe.task import Task
 
@@ -30,7 +31,6 @@ MethodName = Literal["autograd", "finite-differences"]
 Placement = Literal["device", "cpu", "disk"]
 
 _BLOCK_PRODUCT_SHARE = 0.6  # a block's product over a whole one: the backward pass is the same, the rest is less
-_SHARE_OF_FREE_MEMORY = 0.8  # without --memory; the rest is left to others
 _AGREEMENT = 0.05  # relative, between a product and the differences of the gradient: more is a part that is missing
 _DIFFERENCE_ERRORS = 5.0  # or so many of the differences' own estimated errors
 _SHARING = 4  # vectors through one rebuilt graph: building it costs 1.4 products, which more than four hardly lower
@@ -54,6 +54,8 @@ class SpectrumPlan:
     gradient_norm: float
     count: int  # tokens or samples behind the loss
     unused: tuple[str, ...]  # parameters without influence on the loss
+    scratch_bytes: int  # on disk at the worst moment: saved state, a basis that is there, what is finished so far
+    result_bytes: int  # of the saved spectrum, its eigenvectors almost all of it
     checkpointing_off: bool = False  # the model checkpoints activations reentrantly, which a measurement leaves out
 
     def summary(self) -> str:
@@ -150,9 +152,7 @@ def _require_agreement(task: Task, layout: ParameterLayout, operator: HessianOpe
     Cost: one product and a dozen gradients of one batch.
     """
     differences = FiniteDifferenceOperator(task, layout)
-    vector = random_vector(
-        layout.size, seed=derive_seed(0, "agreement"), dtype=operator.dtype, device=operator.device
-    )
+    vector = random_vector(layout.size, seed=derive_seed(0, "agreement"), dtype=operator.dtype, device=operator.device)
     expected = differences.matvec(vector) * (task.loss(task.evaluation[0])[1] / operator.count)
     apart = norm(operator.matvec(vector) - expected) / max(norm(expected), 1e-300)
     if apart > max(_AGREEMENT, _DIFFERENCE_ERRORS * (differences.relative_error or 0.0)):
@@ -203,9 +203,8 @@ def plan_spectrum(
     evaluated = replace(evaluated, gradient=evaluated.gradient.new_empty(0))
     kind = "finite-differences" if method == "finite-differences" else operator
     costs = probe_costs(task, layout, evaluated, split, kind)
-    if memory is None:
-        memory = memory_in_use(task.device) + int(_SHARE_OF_FREE_MEMORY * free_memory(task.device))
-    kept, columns, placement = lay_out(request, costs, num_batches, memory, layout.size)
+    allowed = memory_allowed(task.device, memory)
+    kept, columns, placement = lay_out(request, costs, num_batches, allowed, layout.size)
     rebuilt = num_batches - kept
     per_pass = _vectors_per_pass(costs, rebuilt)
     rebuild_seconds = costs.build_seconds * rebuilt / num_batches
@@ -237,6 +236,8 @@ def plan_spectrum(
         gradient_norm=gradient_norm,
         count=evaluated.count,
         unused=evaluated.unused,
+        scratch_bytes=_scratch_bytes(request, costs.vector_bytes, columns, placement, per_pass),
+        result_bytes=_result_bytes(request, layout.size),
     )
 
 
@@ -258,20 +259,34 @@ def lay_out(
     pairs = request.top + request.bottom
     longest, shortest, on_disk = (min(size, n) for n in (3 * pairs + 30, pairs + max(8, pairs // 2), 2 * pairs + 10))
     most = 0 if costs.graph_bytes == 0 else num_batches
+    least = min(_peak(costs, num_batches, kept, 0) for kept in range(most + 1))
+    require_memory(least, budget, "one batch's graph", "lower --batch-size or --seq-len")
     for columns in range(longest, shortest - 1, -1):
         if _peak(costs, num_batches, most, columns) <= budget:
             return most, columns, "device"
     for kept in range(most - 1, -1, -1):
         if _peak(costs, num_batches, kept, shortest) <= budget:
             return kept, shortest, "device"
-    for kept in range(most, -1, -1):
-        if _peak(costs, num_batches, kept, 0) <= budget:
-            return kept, on_disk, "disk"
-    least = _peak(costs, num_batches, 0, 0)
-    raise UsageError(
-        f"expected at least {least / 2**30:.1f} GiB of memory for one batch's graph, got {budget / 2**30:.1f} GiB",
-        "allow more with --memory, or lower --batch-size or --seq-len",
-    )
+    kept = max(kept for kept in range(most + 1) if _peak(costs, num_batches, kept, 0) <= budget)
+    return kept, on_disk, "disk"
+
+
+def _scratch_bytes(request: SpectrumRequest, vector: int, columns: int, placement: Placement, per_pass: int) -> int:
+    """Return the bytes of working files at the worst moment: the first save after the basis was rotated.
+
+    The basis that was saved before lies there until the rotated one does too; so do two sets of the vectors between
+    steps, the pending one and two per probe. A basis on disk has its room taken at once. Blocks come after the whole,
+    whose eigenvectors wait beside theirs: they are smaller.
+    """
+    rows = min(columns, request.expected_pair_products)
+    saved = 2 * rows + 2 * (1 + 2 * per_pass)
+    waiting = request.top + request.bottom
+    return vector * (max(saved, waiting) + (columns if placement == "disk" else 0))
+
+
+def _result_bytes(request: SpectrumRequest, size: int) -> int:
+    """Return the bytes of the saved spectrum; eigenvectors are kept in float32."""
+    return 4 * size * (request.top + request.bottom)
 
 
 def _vectors_per_pass(costs: Costs, rebuilt: int) -> int:
@@ -313,14 +328,18 @@ def _graph_operator(kind: str) -> type[HessianOperator] | type[GaussNewtonOperat
 
 
 def _entries(batch: Any) -> int:
-    """Return a measure of a batch's size: entries of all tensors in it."""
+    """Return a measure of a batch's size: entries of all tensors and arrays in it, whatever holds them."""
+    size = getattr(batch, "size", None)
     if isinstance(batch, Tensor):
         return batch.numel()
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):  # a `BatchEncoding` too, which pytree does not open
         return sum(_entries(value) for value in batch.values())
-    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
-        return sum(_entries(value) for value in batch)
-    return 1
+    if isinstance(size, int):
+        return size
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return sum(_entries(getattr(batch, field.name)) for field in fields(batch))
+    leaves = tree_leaves(batch)
+    return 1 if len(leaves) == 1 and leaves[0] is batch else sum(_entries(leaf) for leaf in leaves)
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -86,7 +86,7 @@ class SavedState:
         except OSError as error:
             raise OutputError(
                 f"expected to save the measurement's state in {self.directory}, got {error.strerror}",
-                "free some space or choose another --out",
+                "free some space or choose another --scratch",
             ) from error
         content = seal(
             {

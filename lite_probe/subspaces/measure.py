@@ -30,7 +30,7 @@ from lite_probe.spectra.basis import KrylovBasis
 from lite_probe.spectra.fingerprint import batches_digest, task_fingerprint
 from lite_probe.spectra.lanczos import random_vector
 from lite_probe.spectra.measure import landscape
-from lite_probe.spectra.memory import free_memory, memory_in_use
+from lite_probe.spectra.memory import free_memory, memory_allowed, memory_in_use, require_memory
 from lite_probe.spectra.operator import OperatorMeasurement
 from lite_probe.spectra.plan import Placement
 from lite_probe.spectra.provenance import provenance_of
@@ -58,7 +58,6 @@ _PROBES_PER_TAIL_PROBE = 4  # a tail probe is so much quieter that a quarter of 
 # The spectrum in a metric: λ₁, and few probes for tr H² and the quantiles.
 _METRIC = SpectrumRequest(top=1, bottom=0, probes=2, probe_steps=10, tolerance=1e-2)
 _LEAST_SPARE = 6  # basis vectors beside the wanted pairs, without which a restart gets nowhere
-_SHARE_OF_FREE_MEMORY = 0.8  # without --memory, as for a spectrum
 _SHARE_FOR_VECTORS = 4  # one part in so many of --memory is for the spectrum's eigenvectors
 # Bytes per parameter: an optimizer's state while it is warmed, and what its directions and bands hold afterwards.
 # SOAP's factors and bases are those of matrices up to four times as long as they are wide.
@@ -188,7 +187,7 @@ def plan_subspace(
         probes=2,
         probe_steps=2,
         seed=seed,
-        memory=_allowed(task, memory) - max(held.values()),
+        memory=memory_allowed(task.device, memory) - max(held.values()),
         on_progress=on_progress,
     )
     require_same_task(spectrum, task, loss=curvature.loss)
@@ -213,13 +212,6 @@ def plan_subspace(
     )
 
 
-def _allowed(task: Task, memory: int | None) -> int:
-    """Return the bytes that the process, or its allocations on a device, should stay below."""
-    if memory is not None:
-        return memory
-    return memory_in_use(task.device) + int(_SHARE_OF_FREE_MEMORY * free_memory(task.device))
-
-
 def _for_vectors(memory: int | None) -> int | None:
     """Return the bytes that the spectrum's eigenvectors may take; None leaves it to `Subspace`."""
     return None if memory is None else memory // _SHARE_FOR_VECTORS
@@ -242,13 +234,10 @@ def _held(request: _Request, spectrum: Spectrum, task: Task, memory: int | None)
         "directions": vectors + size * sum(_DIRECTION_BYTES[name] for name in names),
         "overlaps": vectors + (2 * 4 * size * request.size if request.overlaps else 0),
     }
-    total = _allowed(task, memory)
-    if max(held.values()) >= total:
-        raise UsageError(
-            f"expected more than {max(held.values()) / 2**30:.1f} GiB of memory, which the states of "
-            f"{', '.join(request.optimizers)} and the eigenvectors take, got {total / 2**30:.1f} GiB",
-            "allow more with --memory, or calibrate fewer optimizers at a time",
-        )
+    purpose = f"the states of {', '.join(request.optimizers)} and the eigenvectors"
+    # What is held already is the model and what has been loaded of it.
+    least = memory_in_use(task.device) + max(held.values())
+    require_memory(least, memory_allowed(task.device, memory), purpose, "calibrate fewer optimizers, from Python")
     return held
 
 

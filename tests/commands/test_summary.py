@@ -51,6 +51,25 @@ def test_the_second_opinion_is_told_either_way(make_spectrum: MakeSpectrum, veri
     assert "205.0 ± 5.0 here 200" in line
 
 
+def test_the_second_opinion_says_what_it_would_have_seen(make_spectrum: MakeSpectrum) -> None:
+    verification = make_spectrum(verified=True).verification
+    assert verification is not None
+    lowest = replace(
+        verification, lower_eigenvalue=-1.02, lower_error=0.05, our_lower_eigenvalue=-1.0, lower_agrees=True
+    )
+    line = verification_line(lowest)
+    assert "λmin −1.020 ± 0.050 here −1" in line
+    assert "; it would have seen λ₁ off by " in line
+    assert "λmin off by 5%" in line
+    assert "not checked" not in line
+    blind = replace(lowest, lower_error=2.0)
+    assert "λmin off by 200% (not checked)" in verification_line(blind)
+    assert blind.verdicts["lower"] is None
+    assert verification_line(replace(lowest, lower_agrees=False)).startswith(f"{lowest.library} DISAGREES")
+    unseen = replace(lowest, eigenvalue_errors=2 * np.abs(lowest.our_eigenvalues))
+    assert verification_line(unseen).startswith(f"{lowest.library} CANNOT TELL")
+
+
 def test_the_json_object_holds_what_the_readme_promises(make_spectrum: MakeSpectrum) -> None:
     found = json.loads(json.dumps(json_object(make_spectrum(blocks=True, verified=True)), allow_nan=False))
     per_operator = {

@@ -132,7 +132,18 @@ def test_pairs_that_are_missing_or_unconverged_are_named(spectrum):
 
 
 def test_the_second_opinion_counts_either_way(spectrum):
-    assert points(spectrum)[2] == ("good", "PyHessian 0.1 agrees within both errors on eigenvalues and trace.")
+    tone, text = points(spectrum)[2]
+    assert tone == "good"
+    assert text.startswith("PyHessian 0.1 agrees within both errors on eigenvalues and trace; it would have seen ")
+    assert "eigenvalues off by 0.4%, trace off by" in text
+    vague = replace(spectrum.verification, trace=replace(spectrum.verification.trace, stderr=spectrum.trace.value))
+    text = points(replace(spectrum, verification=vague))[2][1]
+    assert text.endswith("It could not check the trace.")
+    assert "on eigenvalues; it would" in text
+    blind = replace(vague, eigenvalue_errors=vague.our_eigenvalues)
+    tone, text = points(replace(spectrum, verification=blind))[2]
+    assert tone == "caution"
+    assert text == "PyHessian 0.1 could not check the eigenvalues and trace: its errors are too large."
     tone, text = points(make_spectrum(verified=False))[2]
     assert tone == "caution"
     assert text == "PyHessian 0.1 disagrees beyond both errors on the eigenvalues, though it agrees on the trace."

@@ -372,8 +372,8 @@ def test_a_pair_at_zero_is_not_chased() -> None:
     assert not result.spectrum.lower_converged.any()
     (note,) = result.notes
     assert note.code == "near-zero"
-    # The promise of a tenth of the tolerance beside ‖H‖ = 5.
-    assert abs(result.spectrum.lower_eigenvalues[0]) + result.spectrum.lower_residual_norms[0] <= 2e-4 * 5.0
+    # The promise of the tolerance beside ‖H‖ = 5.
+    assert abs(result.spectrum.lower_eigenvalues[0]) + result.spectrum.lower_residual_norms[0] <= 1e-3 * 5.0
 
 
 def test_more_pairs_than_dimensions_are_refused() -> None:

@@ -476,7 +476,9 @@ def test_a_rebuilt_graph_comes_on_top_of_kept_ones() -> None:
 
 
 def test_too_little_memory_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"expected at least 0\.0 GiB of memory for one batch's graph, got 0\.0 GiB"):
+    with pytest.raises(
+        UsageError, match=r"expected at least 1\.108 KiB of memory for one batch's graph, got 1000 bytes"
+    ):
         lay_out(_REQUEST, _COSTS, 3, 1000, 1000)
     task = models.make_task("mlp")
     with pytest.raises(UsageError, match="allow more with --memory, or lower --batch-size"):

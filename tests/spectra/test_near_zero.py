@@ -38,7 +38,7 @@ def test_the_lower_end_of_a_positive_spectrum_costs_like_the_upper(name: str, bo
 
 @pytest.mark.parametrize("name", list(POSITIVE))
 def test_what_is_said_of_it_holds(name: str) -> None:
-    """Each is within the tolerance of zero, beside ‖H‖, and probes do not take the rest of the edge for missed pairs."""
+    """Each is within the tolerance of zero, beside ‖H‖, and probes take nothing of the edge for missed pairs."""
     request = SpectrumRequest(top=5, bottom=2)
     result = measure_operator(MatrixOperator(oracles.matrix_with(POSITIVE[name]).float()), request)
     spectrum = result.spectrum

@@ -30,10 +30,8 @@ class _Checkpointed(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         for index, layer in enumerate(self.layers):
-            if index in self.which:
-                inputs = checkpoint(layer, inputs, use_reentrant=self.reentrant)
-            else:
-                inputs = layer(inputs)
+            kept = index not in self.which
+            inputs = layer(inputs) if kept else checkpoint(layer, inputs, use_reentrant=self.reentrant)
         return inputs
 
 
@@ -233,7 +231,9 @@ def task_through(function: Any, dtype: torch.dtype) -> Task:
 def test_a_product_that_lacks_a_part_is_refused(function: Any, dtype: torch.dtype) -> None:
     task = task_through(function, dtype)
     before = oracles.flat_parameters(task).clone()
-    expected = rf"expected products that agree with differences of the gradient, got \d+% apart through {function.__name__}"
+    expected = (
+        rf"expected products that agree with differences of the gradient, got \d+% apart through {function.__name__}"
+    )
     with pytest.raises(NumericsError, match=expected) as caught:
         plan_spectrum(task, **_ASKED)
     assert "finite-differences" in caught.value.hint

@@ -1,0 +1,46 @@
+"""What a measurement puts on disk, and whether there is room for it where it goes."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from lite_probe.errors import OutputError
+
+
+def require_room(needs: Iterable[tuple[Path, int]]) -> None:
+    """Refuse what would fill a file system before it is half done.
+
+    Folders of one file system share its room; what a folder holds already counts towards its need, as after a kill.
+
+    Args:
+        needs: (folder, bytes) pairs; a folder need not exist yet.
+
+    Raises:
+        OutputError: If a file system has less room than its folders need.
+    """
+    by_system: dict[int, list[tuple[Path, int]]] = {}
+    for folder, size in needs:
+        existing = _existing(folder)
+        by_system.setdefault(existing.stat().st_dev, []).append((folder, max(size - _held(folder), 0)))
+    for shared in by_system.values():
+        needed = sum(size for _, size in shared)
+        free = shutil.disk_usage(_existing(shared[0][0])).free
+        if needed > free:
+            places = " and ".join(dict.fromkeys(str(folder) for folder, size in shared if size))
+            raise OutputError(
+                f"expected {disk_size(needed)} of free disk in {places}, got {disk_size(free)}",
+                "free some space, or put the working files on another disk with --scratch DIR",
+            )
+
+
+def disk_size(size: int) -> str:
+    """Return bytes for people, in the unit that disks are sold in."""
+    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def _held(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())

@@ -1,0 +1,84 @@
+"""What goes to disk is planned, its room is checked, and it is as large as was said."""
+
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lite_probe.errors import OutputError
+from lite_probe.results.store import save
+from lite_probe.spectra import discard_state, measure_spectrum, plan_spectrum
+from lite_probe.spectra import state as saving
+from lite_probe.spectra.disk import disk_size, require_room
+from tests import models
+
+_Usage = namedtuple("_Usage", "total used free")
+_ASKED: dict[str, Any] = {"top": 10, "bottom": 3, "probes": 2}
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How much room disks have."""
+    room = {"bytes": 10**6}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(10**9, 0, room["bytes"]))
+    return room
+
+
+def held(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("placement", ["device", "disk"])
+def test_the_plan_says_how_much_goes_to_disk(placement: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved after every step, nothing that lies there exceeds what was planned, nor falls far below."""
+    monkeypatch.setattr(saving, "_LONGEST_INTERVAL", 0.0)
+    task = models.make_task("gpt2", torch.float32)
+    plan = replace(plan_spectrum(task, **_ASKED), basis_placement=placement)
+    vector = 4 * plan.num_parameters
+    if placement == "disk":
+        plan = replace(plan, scratch_bytes=plan.scratch_bytes + plan.basis_columns * vector)
+    seen = []
+    spectrum = measure_spectrum(
+        task, **_ASKED, plan=plan, state_directory=tmp_path, on_progress=lambda *now: seen.append(held(tmp_path))
+    )
+    small = 2**16  # heads
+    assert 0.3 * plan.scratch_bytes <= max(seen) <= plan.scratch_bytes + small
+    discard_state(tmp_path)
+    save(spectrum, tmp_path)
+    assert plan.result_bytes <= held(tmp_path) <= plan.result_bytes + small
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_measured(free: dict[str, int], tmp_path: Path) -> None:
+    task = models.make_task("mlp", torch.float32)
+    plan = plan_spectrum(task, **_ASKED)
+    free["bytes"] = plan.scratch_bytes - 1
+    told: list[Any] = []
+    with pytest.raises(OutputError, match=rf"expected 0\.\d MB of free disk in {tmp_path}, got 0\.\d MB") as caught:
+        measure_spectrum(task, **_ASKED, plan=plan, state_directory=tmp_path, on_progress=lambda *now: told.append(now))
+    assert "--scratch DIR" in caught.value.hint
+    assert told == []
+    assert list(tmp_path.iterdir()) == []
+    free["bytes"] = plan.scratch_bytes
+    measure_spectrum(task, **_ASKED, plan=plan, state_directory=tmp_path)
+
+
+def test_folders_of_one_file_system_share_its_room(free: dict[str, int], tmp_path: Path) -> None:
+    require_room([(tmp_path / "a" / "b", 600_000), (tmp_path, 400_000)])
+    with pytest.raises(OutputError, match=r"expected 1\.0 MB of free disk in .*/a/b and .*, got 1\.0 MB"):
+        require_room([(tmp_path / "a" / "b", 600_000), (tmp_path, 400_001)])
+
+
+def test_what_lies_there_already_needs_no_room(free: dict[str, int], tmp_path: Path) -> None:
+    (tmp_path / "basis").write_bytes(bytes(500_000))
+    require_room([(tmp_path, 1_500_000)])
+    with pytest.raises(OutputError, match="of free disk"):
+        require_room([(tmp_path, 1_500_001)])
+
+
+def test_sizes_are_those_of_disks() -> None:
+    assert disk_size(32_000_000_000) == "32.0 GB"
+    assert disk_size(1_500_000) == "1.5 MB"
