@@ -135,7 +135,7 @@ def linear_recipes(name: str, shape: Sequence[int], *, block: str, lr: float, **
     base = name.removesuffix("-lite")
     beta1, beta2, step_size = group.get("beta1", 0.0), group.get("beta2", 0.0), lr
     if base == "muon" and is_hidden_matrix(shape, block):
-        theta, step_size = group["momentum"], lr * step_scale(*shape[-2:], group["lr_scale"])
+        theta, step_size = group["momentum"], lr * step_scale(shape[-2], shape[-1], group["lr_scale"])
         if theta:
             beta1, beta2 = (beta1 + 1.0 - theta) / theta, (beta2 + 1.0 - theta) / theta
     elif base in ("adamw", "muon"):
