@@ -26,7 +26,7 @@ def outcome_table(replay: "Replay") -> _Rows:
 
 
 def start_table(replay: "Replay") -> _Rows | None:
-    """Return header and rows of the state each optimizer started from; None where all were warmed, which is the rule."""
+    """Return header and rows of the state each optimizer started from; None where all were warmed, as is the rule."""
     states = {name: recipe.state for name, recipe in replay.recipes.items()}
     if set(states.values()) == {"warm"}:
         return None

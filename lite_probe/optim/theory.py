@@ -138,7 +138,7 @@ def linear_recipes(name: str, shape: Sequence[int], *, block: str, lr: float, **
     lite = lite_settings(group, shape, block=block, geometry="orthogonal" if orthogonal else "diagonal")
     beta1, beta2, step_size = lite.beta1, lite.beta2, lr
     if orthogonal:
-        theta, step_size = group["momentum"], lr * step_scale(*shape[-2:], group["lr_scale"])
+        theta, step_size = group["momentum"], lr * step_scale(shape[-2], shape[-1], group["lr_scale"])
         if theta:
             beta1, beta2 = (beta1 + 1.0 - theta) / theta, (beta2 + 1.0 - theta) / theta
     elif base in ("adamw", "muon"):
