@@ -291,7 +291,12 @@ def make_subspace(
             sharpest=sharpest.get(optimizer, 9.0), bulk=3e-3, top=3, bottom=1, seed=seed + 5
         )
         calibrations[optimizer] = ProxyCalibration(
-            optimizer=optimizer, blocks=blocks, preconditioned=metric if preconditioned else None
+            optimizer=optimizer,
+            blocks=blocks,
+            preconditioned=metric if preconditioned else None,
+            left_out_conditions=(root_mean_square_condition(metric) or 0.0) * np.array([0.98, 1.01, 1.02, 0.99])
+            if preconditioned
+            else None,
         )
     expected = size / spectrum.num_parameters
     return SubspaceMeasurement(
