@@ -210,7 +210,8 @@ def plan_subspace(
     )
     require_same_task(spectrum, task, loss=curvature.loss)
     per_product = curvature.seconds / curvature.num_hvps
-    gradients = len(_warm_batches(task, request)) * (_GROUPS if request.preconditioned else 1) + 1
+    warmed = len(_warm_batches(task, request))
+    gradients = warmed * (min(_GROUPS, warmed) if request.preconditioned else 1) + 1
     return SubspacePlan(
         size=request.size,
         num_parameters=curvature.num_parameters,

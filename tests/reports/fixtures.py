@@ -13,7 +13,13 @@ from lite_probe.results.estimate import Estimate, Ratio
 from lite_probe.results.provenance import Note, Provenance
 from lite_probe.results.replay import Bands, LinearTheory, Recipe, Replay, ReplayRun, Sweep
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum, Verification
-from lite_probe.results.subspace import BlockCalibration, Overlap, ProxyCalibration, SubspaceMeasurement
+from lite_probe.results.subspace import (
+    BlockCalibration,
+    Overlap,
+    ProxyCalibration,
+    SubspaceMeasurement,
+    root_mean_square_condition,
+)
 
 BLOCKS = {  # size, λ₁, width of the bulk
     "emb": (2_359_296, 21.4, 2e-4),
