@@ -107,6 +107,8 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
     Muon and SOAP call sharp and flat, and how far each evens it out. Several checkpoints are compared with the first.
     Starts from the spectrum in the run directory, or measures it.
     """
+    from lite_probe.subspaces import require_measurable
+
     asked = [SubspaceOptions(checkpoint=checkpoint, **options) for checkpoint in checkpoints or (None,)]
     require_different_names(asked)
     earlier: list[tuple[str, Spectrum]] = []
@@ -116,6 +118,7 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
         name = opened.task.info.name
         folder = run_directory(one.out, name, is_one_of_several=len(asked) > 1)
         tell_task(terminal, opened.task, opened.task.evaluation)
+        require_measurable(opened.task)
         spectrum = find_spectrum(terminal, opened, one, folder)
         if spectrum is None and one.dry_run:
             objects.append(spectrum_plan_object(terminal, opened, one))

@@ -52,7 +52,7 @@ from lite_probe.subspaces.overlap import (
 )
 from lite_probe.subspaces.preconditioned import PreconditionedOperator
 from lite_probe.subspaces.subspace import Subspace
-from lite_probe.subspaces.warming import optimizer_of, warm
+from lite_probe.subspaces.warming import can_take, optimizer_of, warm
 from lite_probe.task import Batch, Task
 from lite_probe.version import __version__
 
@@ -180,7 +180,7 @@ def plan_subspace(
     size: int | None = None,
     probes: int = 16,
     warm_batches: int = 50,
-    optimizers: Sequence[str] = DEFAULT_PROXIES,
+    optimizers: Sequence[str] | None = None,
     overlaps: bool = True,
     preconditioned: bool = True,
     others: Sequence[tuple[str, Spectrum]] = (),
@@ -265,7 +265,7 @@ def _held(request: _Request, spectrum: Spectrum, task: Task, memory: int | None)
         raise UsageError(
             f"expected more than {max(held.values()) / 2**30:.1f} GiB of memory, which the states of "
             f"{', '.join(request.optimizers)} and the eigenvectors take, got {total / 2**30:.1f} GiB",
-            "allow more with --memory, or calibrate fewer optimizers at a time",
+            "allow more with --memory; from Python, measure_subspace(optimizers=…) can take one at a time",
         )
     return held
 
@@ -286,7 +286,7 @@ def measure_subspace(
     size: int | None = None,
     probes: int = 16,
     warm_batches: int = 50,
-    optimizers: Sequence[str] = DEFAULT_PROXIES,
+    optimizers: Sequence[str] | None = None,
     overlaps: bool = True,
     preconditioned: bool = True,
     others: Sequence[tuple[str, Spectrum]] = (),
@@ -306,7 +306,8 @@ def measure_subspace(
         size: k, sharp directions; None takes all converged top pairs of positive curvature.
         probes: Random probes of the calibration, at least 2; each costs one product, whatever is calibrated.
         warm_batches: W, at fixed θ₀.
-        optimizers: LITE variants whose proxies are calibrated; a base optimizer has a proxy but no projector.
+        optimizers: LITE variants whose proxies are calibrated; a base optimizer has a proxy but no projector. None
+            takes AdamW's, Muon's and SOAP's, as far as they can take the model.
         overlaps: Also compare the subspace with that of halves of the batches, and with the Gauss–Newton matrix's.
         preconditioned: Also measure the spectrum in each optimizer's metric.
         others: (name, spectrum) of other checkpoints of the same model, to compare with.
@@ -345,6 +346,10 @@ def measure_subspace(
         )
     folder = _state_folder(state_directory) if state_directory is not None else None
     session = _Session(task, spectrum, request, plan, memory, folder, on_progress)
+    left_out = [name for name in DEFAULT_PROXIES if optimizers is None and name not in request.optimizers]
+    if left_out:
+        message = f"{' and '.join(left_out)} cannot take parameters of more than three dimensions, and were left out."
+        session.notes.append(Note(code="optimizers-left-out", message=message))
     with undisturbed(task.model):
         session.run(others, label)
     return SubspaceMeasurement(
@@ -811,13 +816,41 @@ def _state_folder(state_directory: Path) -> Path:
     return Path(state_directory) / "subspace.state"
 
 
+def require_measurable(task: Task, optimizers: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Refuse a task whose proxies cannot be calibrated, before any compute; return the optimizers that can be.
+
+    Args:
+        task: Its parameters' shapes and blocks, and how many training batches it has, are looked at.
+        optimizers: As for `measure_subspace`.
+
+    Raises:
+        UsageError: If an optimizer is unknown.
+        InputError: If there are no training batches, or an optimizer cannot take the model: any that was asked for,
+            else AdamW's.
+    """
+    if optimizers is not None and (
+        any(name not in OPTIMIZERS for name in optimizers) or not optimizers or len({*optimizers}) < len(optimizers)
+    ):
+        raise UsageError(f"expected optimizers among {', '.join(OPTIMIZERS)}, each once, got {', '.join(optimizers)}")
+    if len(task.train) < 2:
+        raise InputError(
+            f"expected at least 2 training batches to warm optimizer states on, got {len(task.train)}",
+            "give the task training batches: make_task(train_batches=50)",
+        )
+    for name in optimizers if optimizers is not None else DEFAULT_PROXIES[:1]:
+        optimizer_of(task, name)
+    if optimizers is not None:
+        return tuple(optimizers)
+    return tuple(name for name in DEFAULT_PROXIES if can_take(name, task))
+
+
 def _request(
     task: Task,
     spectrum: Spectrum,
     size: int | None,
     probes: int,
     warm_batches: int,
-    optimizers: Sequence[str],
+    optimizers: Sequence[str] | None,
     overlaps: bool,
     preconditioned: bool,
     others: Sequence[tuple[str, Spectrum]],
@@ -827,14 +860,7 @@ def _request(
     for what, value, least in (("probes", probes, 2), ("warm_batches", warm_batches, 2)):
         if value < least:
             raise UsageError(f"expected {what} of at least {least}, got {value}")
-    unknown = [name for name in optimizers if name not in OPTIMIZERS]
-    if unknown or not optimizers or len(set(optimizers)) < len(optimizers):
-        raise UsageError(f"expected optimizers among {', '.join(OPTIMIZERS)}, each once, got {', '.join(optimizers)}")
-    if len(task.train) < 2:
-        raise InputError(
-            f"expected at least 2 training batches to warm optimizer states on, got {len(task.train)}",
-            "give the task training batches: make_task(train_batches=50)",
-        )
+    optimizers = require_measurable(task, optimizers)
     require_same_task(spectrum, task)
     for name, other in others:
         if other.whole.num_parameters != spectrum.whole.num_parameters:
