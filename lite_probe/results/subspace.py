@@ -4,6 +4,7 @@ LITE never sees the Hessian: it takes from its preconditioner which directions a
 directions of a block by that proxy, cuts them into bands, and holds the true mean curvature of each band beside it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -148,8 +149,8 @@ def evenness(plain: OperatorSpectrum, calibration: ProxyCalibration) -> Ratio | 
     squares = [one.trace_h2 for one in (plain, measured)]
     probes = [0.5 * one.stderr / one.value for one in squares]
     reaches = [0.25 * (one.high - one.low) / one.value for one in squares]
-    reach = float(np.exp(np.hypot(np.hypot(*reaches), float(stats.t.ppf(0.975, count - 1)) * state)))
-    stderr = factor * float(np.hypot(np.hypot(*probes), state))
+    reach = float(np.exp(math.hypot(*reaches, float(stats.t.ppf(0.975, count - 1)) * state)))
+    stderr = factor * math.hypot(*probes, state)
     return Ratio(value=factor, stderr=stderr, low=factor / reach, high=factor * reach, num_samples=count)
 
 

@@ -65,6 +65,7 @@ _PROBES_PER_TAIL_PROBE = 4  # a tail probe is so much quieter that a quarter of 
 _METRIC = SpectrumRequest(top=1, bottom=0, probes=5, probe_steps=4, tolerance=1e-2)
 # The same without a group of the warm-up batches. λ₁ is known to the square of its residual.
 _LEFT_OUT = SpectrumRequest(top=1, bottom=0, probes=2, probe_steps=1, tolerance=0.1)
+_LEFT_OUT_PRODUCTS = 10  # that it takes, on trained language models
 _GROUPS = 4
 _LEAST_SPARE = 6  # basis vectors beside the wanted pairs, without which a restart gets nowhere
 _SHARE_OF_FREE_MEMORY = 0.8  # without --memory, as for a spectrum
@@ -325,7 +326,7 @@ def measure_subspace(
 
     Cost: `probes` products for all calibrations together and a quarter as many for each; 2k + 10 for the sharp subspace
         of each half of the batches, at half the price, and of the Gauss–Newton matrix; about 35 per metric, and
-        about 15 for each of four groups of the warm-up batches that are left out, which take 3W gradients more.
+        about 10 for each of four groups of the warm-up batches that are left out, which take 3W gradients more.
     """
     started = time.perf_counter()
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -795,7 +796,7 @@ def _products(request: _Request) -> dict[str, int]:
     products = {"calibration": request.probes + len(request.optimizers) * _tail_probes(request)}
     if request.preconditioned:
         products |= {f"preconditioned {name}": _METRIC.expected_products for name in request.optimizers}
-        left_out = len(request.optimizers) * _LEFT_OUT.expected_products
+        left_out = len(request.optimizers) * _LEFT_OUT_PRODUCTS
         products["metrics without some batches"] = min(_GROUPS, request.warm_batches) * left_out
     if request.overlaps:
         own = expected_products(request.size)
