@@ -50,7 +50,7 @@ from lite_probe.commands.task import (
     tell_task,
     write_page,
 )
-from lite_probe.errors import ReplayError, UsageError
+from lite_probe.errors import InputError, ReplayError, UsageError
 
 if TYPE_CHECKING:
     from lite_probe.replays import ReplayPlan, ReplayStep, SavedOptimizer
@@ -68,7 +68,7 @@ class ReplayOptions(TaskOptions):
     lr: str
     state: str
     warm_batches: int
-    bands: str
+    bands: str | None  # None: the first that can take the model
     rule: str
     ablations: bool
     settings: tuple[str, ...]
@@ -134,9 +134,7 @@ class ReplayOptions(TaskOptions):
 @click.option(
     "--bands",
     type=Among(["adamw", "muon", "soap"]),
-    default="soap",
-    show_default=True,
-    help="Whose proxy orders the directions of each block.",
+    help="Whose proxy orders the directions of each block; by default soap, or adamw where soap cannot take the model.",
 )
 @click.option(
     "--rule",
@@ -186,6 +184,8 @@ def command(terminal: Terminal, /, **options: Any) -> None:
         )
     needed = required_train_batches(steps=asked.steps, seeds=asked.seeds, warm_batches=asked.warm_batches)
     opened = open_task(asked, train_batches=needed)
+    opened, asked = with_bands(opened, asked)
+    require_made(opened, asked)
     folder = run_directory(terminal, asked.out, opened.task.info)
     with nullcontext() if asked.dry_run else measuring_into(terminal, folder, opened.task.info):
         tell_task(terminal, opened.task, opened.task.evaluation)
@@ -209,6 +209,39 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     tell(terminal, result)
     emit(json.dumps(json_object(result)) if asked.as_json else "\n".join(map(str, paths)))
     require_some_finished(result)
+
+
+def with_bands(opened: Opened, asked: ReplayOptions) -> tuple[Opened, ReplayOptions]:
+    """Choose whose proxy orders the directions, where nobody was asked for; note where it is not SOAP's."""
+    from lite_probe.results.provenance import Note
+    from lite_probe.subspaces import can_take
+
+    if asked.bands is not None:
+        return opened, asked
+    if can_take("soap", opened.task) or not can_take("adamw", opened.task):
+        return opened, replace(asked, bands="soap")
+    message = "Directions are ordered by the proxy of adamw: soap cannot take this model."
+    return replace(opened, notes=(*opened.notes, Note(code="bands", message=message))), replace(asked, bands="adamw")
+
+
+def require_made(opened: Opened, asked: ReplayOptions) -> None:
+    """Refuse optimizers that cannot take the model, before anything is measured for them.
+
+    Raises:
+        UsageError: If a hyperparameter is out of range.
+        InputError: If an optimizer, or that of the bands, cannot take a parameter.
+    """
+    from lite_probe.subspaces import optimizer_of
+
+    for name in asked.names:
+        try:
+            optimizer_of(opened.task, name, asked.measurement["hyperparameters"].get(name, {}))
+        except InputError as error:
+            raise InputError(error.message, f"{error.hint} (--optimizers)".strip()) from error
+    try:
+        optimizer_of(opened.task, str(asked.bands))
+    except InputError as error:
+        raise InputError(error.message, f"leave out --bands {asked.bands}, or use --bands adamw") from error
 
 
 def require_batches(opened: Opened, asked: ReplayOptions) -> None:

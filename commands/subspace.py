@@ -111,6 +111,8 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
     Muon and SOAP call sharp and flat, and how far each evens it out. Of several checkpoints each is compared with those
     before it. Starts from the spectrum in the run directory, or measures it.
     """
+    from lite_probe.subspaces import require_measurable
+
     asked = [SubspaceOptions(checkpoint=checkpoint, **options) for checkpoint in checkpoints or (None,)]
     require_different_names(asked)
     earlier: list[tuple[str, Spectrum]] = []
@@ -118,6 +120,7 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
     for one in asked:
         opened = open_task(one, train_batches=one.warm_batches)
         name = opened.task.info.name
+        require_measurable(opened.task)
         folder = run_directory(terminal, one.out, opened.task.info, is_one_of_several=len(asked) > 1)
         with nullcontext() if one.dry_run else measuring_into(terminal, folder, opened.task.info):
             tell_task(terminal, opened.task, opened.task.evaluation)

@@ -1,9 +1,8 @@
 """What a subspace measurement allows one to say. An interval that holds "no difference" is never a claim."""
 
-import math
 from collections.abc import Sequence
 
-from lite_probe.reports.numbers import format_count, format_number, format_share, format_uncertain
+from lite_probe.reports.numbers import format_count, format_number, format_share
 from lite_probe.reports.verdict import Point, Verdict
 from lite_probe.results.estimate import Ratio
 from lite_probe.results.spectrum import OperatorSpectrum
@@ -12,6 +11,7 @@ from lite_probe.results.subspace import (
     Overlap,
     ProxyCalibration,
     SubspaceMeasurement,
+    evenness,
     root_mean_square_condition,
 )
 
@@ -27,7 +27,7 @@ def judge_subspace(found: SubspaceMeasurement) -> Verdict:
     points = [_overlap(one) for one in found.overlaps]
     points += [_assumption(calibration) for calibration in found.calibrations.values()]
     points += [
-        _metric(found.spectrum, name, calibration.preconditioned)
+        _metric(found.spectrum, name, calibration, calibration.preconditioned)
         for name, calibration in found.calibrations.items()
         if calibration.preconditioned is not None
     ]
@@ -132,31 +132,35 @@ def contrast_text(contrast: Ratio | None) -> str:
     return f"×{format_number(contrast.value, 2)}, {format_number(contrast.low, 2)} to {format_number(contrast.high, 2)}"
 
 
-def _metric(plain: OperatorSpectrum, name: str, measured: OperatorSpectrum) -> Point:
+def _metric(plain: OperatorSpectrum, name: str, calibration: ProxyCalibration, measured: OperatorSpectrum) -> Point:
     """Say how far a geometry evens the curvature out: λ₁ over the root mean square λ, with and without it."""
     geometry = name.removesuffix("-lite")
-    conditions = [root_mean_square_condition(one) for one in (plain, measured)]
-    before, after = conditions
-    if before is None or after is None or min(before, after) <= 0.0:
+    before, after = (root_mean_square_condition(one) for one in (plain, measured))
+    change = evenness(plain, calibration)
+    if change is None or change.value is None or before is None or after is None:
         return Point(tone="plain", text=f"In the metric of {geometry} λ₁ over the root mean square λ is not known.")
+    is_open = f"How far the metric of {geometry} evens the curvature out is open: "
     if not (plain.converged[0] and measured.converged[0]):
-        text = f"How far the metric of {geometry} evens the curvature out is open: λ₁ has not converged."
-        return Point(tone="caution", text=text)
-    factor = before / after
-    stderr = factor * math.hypot(*(0.5 * one.trace_h2.stderr / one.trace_h2.value for one in (plain, measured)))
-    reach = factor * math.hypot(
-        *(0.25 * (one.trace_h2.high - one.trace_h2.low) / one.trace_h2.value for one in (plain, measured))
-    )
-    change = f"λ₁ over the root mean square λ {{}} from {format_number(before, 3)} to {format_number(after, 3)}"
-    if abs(factor - 1.0) <= reach:
-        text = f"In the metric of {geometry} {change.format('does not change beyond its error,')}."
-    elif factor > 1.0:
-        size = format_uncertain(factor, stderr)
-        text = f"The metric of {geometry} evens the curvature out: {change.format('falls')} (÷{size})."
+        return Point(tone="caution", text=f"{is_open}λ₁ has not converged.")
+    if change.low is None or change.high is None:
+        return Point(tone="caution", text=f"{is_open}how much its state depends on the batches was not measured.")
+    words = f"λ₁ over the root mean square λ {{}} from {format_number(before, 3)} to {format_number(after, 3)}"
+    covered = "over probes and warm-up batches"
+    if change.low > 1.0:
+        size = f"÷{_interval(change.value, change.low, change.high)} {covered}"
+        text = f"The metric of {geometry} evens the curvature out: {words.format('falls')} ({size})."
+    elif change.high < 1.0:
+        size = f"×{_interval(1.0 / change.value, 1.0 / change.high, 1.0 / change.low)} {covered}"
+        text = f"The metric of {geometry} makes the curvature less even: {words.format('rises')} ({size})."
     else:
-        size = format_uncertain(1.0 / factor, stderr / factor**2)
-        text = f"The metric of {geometry} makes the curvature less even: {change.format('rises')} (×{size})."
+        size = f"÷{_interval(change.value, change.low, change.high)} {covered}"
+        text = f"In the metric of {geometry} {words.format('does not change beyond its error,')} ({size})."
     return Point(tone="plain", text=text)
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    """Write a factor with its 95% interval."""
+    return f"{format_number(value, 2)}, {format_number(low, 2)} to {format_number(high, 2)}"
 
 
 def _list(names: Sequence[str]) -> str:

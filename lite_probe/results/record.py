@@ -122,6 +122,8 @@ def _decode_fields(record: type, encoded: Any, path: str, arrays: ArraySource | 
     if not isinstance(encoded, dict):
         raise ValueError(f"{type(encoded).__name__} instead of the fields of {place}")
     names = {field.name for field in fields(record)}
+    # What may be None by default is not in files from before it was measured.
+    encoded = {field.name: None for field in fields(record) if field.default is None} | encoded
     if missing := sorted(names - encoded.keys()):
         raise ValueError(f"no {', '.join(missing)} in {place}")
     if unknown := sorted(encoded.keys() - names):

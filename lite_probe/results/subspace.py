@@ -4,11 +4,13 @@ LITE never sees the Hessian: it takes from its preconditioner which directions a
 directions of a block by that proxy, cuts them into bands, and holds the true mean curvature of each band beside it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from lite_probe.results.estimate import Estimate, Ratio
 from lite_probe.results.provenance import Note, Provenance
@@ -90,6 +92,8 @@ class ProxyCalibration:
     optimizer: str  # "adamw-lite", "muon-lite" or "soap-lite"
     blocks: Mapping[str, BlockCalibration]
     preconditioned: OperatorSpectrum | None  # of F^(-1/2) H F^(-1/2); None where it was not asked for
+    # (g,) λ₁/√(tr H²/N) in the metric, F without one of g groups of the warm-up batches; None where not measured
+    left_out_conditions: FloatArray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +123,35 @@ class SubspaceMeasurement:
     def expected_share(self) -> float:
         """Share of a random vector's energy in the subspace, k/N."""
         return self.size / self.num_parameters
+
+
+def evenness(plain: OperatorSpectrum, calibration: ProxyCalibration) -> Ratio | None:
+    """Return by how much a metric evens the curvature out: λ₁/√(tr H²/N) without it over the same with it.
+
+    The error is one of the logarithm, d. Two parts of it are independent, each with a Student's t of its own: that over
+    the probes of either tr H², and the jackknife over groups of the batches that F was averaged over,
+    s² = (g − 1)/g Σ(dᵢ − d̄)². Evaluation batches are those that were measured on, and no part of it.
+
+    Returns:
+        None where either side is not positive, or the metric's was not measured; open to both sides where no group
+        was left out: other batches may then bring any other number.
+    """
+    measured = calibration.preconditioned
+    before = root_mean_square_condition(plain)
+    after = None if measured is None else root_mean_square_condition(measured)
+    if measured is None or before is None or after is None or min(before, after) <= 0.0:
+        return None
+    factor, left_out = before / after, calibration.left_out_conditions
+    if left_out is None:
+        return Ratio(value=factor, stderr=None, low=None, high=None, num_samples=0)
+    logs, count = np.log(left_out), len(left_out)
+    state = float(np.sqrt((count - 1) * np.var(logs)))
+    squares = [one.trace_h2 for one in (plain, measured)]
+    probes = [0.5 * one.stderr / one.value for one in squares]
+    reaches = [0.25 * (one.high - one.low) / one.value for one in squares]
+    reach = float(np.exp(math.hypot(*reaches, float(stats.t.ppf(0.975, count - 1)) * state)))
+    stderr = factor * math.hypot(*probes, state)
+    return Ratio(value=factor, stderr=stderr, low=factor / reach, high=factor * reach, num_samples=count)
 
 
 def root_mean_square_condition(spectrum: OperatorSpectrum) -> float | None:

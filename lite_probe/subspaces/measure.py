@@ -23,7 +23,12 @@ from lite_probe.results.provenance import Note, join_notes
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.results.state_folder import StateFolder, remove
 from lite_probe.results.store import register
-from lite_probe.results.subspace import Overlap, ProxyCalibration, SubspaceMeasurement
+from lite_probe.results.subspace import (
+    Overlap,
+    ProxyCalibration,
+    SubspaceMeasurement,
+    root_mean_square_condition,
+)
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import SpectrumPlan, SpectrumRequest, plan_spectrum, require_same_task
 from lite_probe.spectra.basis import KrylovBasis
@@ -46,7 +51,7 @@ from lite_probe.subspaces.overlap import (
 )
 from lite_probe.subspaces.preconditioned import PreconditionedOperator
 from lite_probe.subspaces.subspace import Subspace
-from lite_probe.subspaces.warming import optimizer_of, warm
+from lite_probe.subspaces.warming import can_take, optimizer_of, warm
 from lite_probe.task import Batch, Task
 from lite_probe.version import __version__
 
@@ -55,8 +60,12 @@ OnProgress = Callable[[int, int, str], None]
 DEFAULT_PROXIES = ("adamw-lite", "muon-lite", "soap-lite")
 _RANDOM_FRAMES = 4  # random subspaces that the gradient's share is compared with
 _PROBES_PER_TAIL_PROBE = 4  # a tail probe is so much quieter that a quarter of them will do
-# The spectrum in a metric: λ₁, and few probes for tr H² and the quantiles.
-_METRIC = SpectrumRequest(top=1, bottom=0, probes=2, probe_steps=10, tolerance=1e-2)
+# The spectrum in a metric: λ₁, and few steps of some probes for tr H² and the quantiles; two have no error to speak of.
+_METRIC = SpectrumRequest(top=1, bottom=0, probes=5, probe_steps=4, tolerance=1e-2)
+# The same without a group of the warm-up batches. λ₁ is known to the square of its residual.
+_LEFT_OUT = SpectrumRequest(top=1, bottom=0, probes=2, probe_steps=1, tolerance=0.1)
+_LEFT_OUT_PRODUCTS = 10  # that it takes, on trained language models
+_GROUPS = 4
 _LEAST_SPARE = 6  # basis vectors beside the wanted pairs, without which a restart gets nowhere
 _SHARE_FOR_VECTORS = 4  # one part in so many of --memory is for the spectrum's eigenvectors
 # Bytes per parameter: an optimizer's state while it is warmed, and what its directions and bands hold afterwards.
@@ -147,10 +156,20 @@ class _FinishedMetric:
     bounded_share: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedGroup:
+    """λ₁ over the root mean square λ in each metric, without a group of the warm-up batches."""
+
+    fingerprint: str
+    conditions: Mapping[str, float]
+    num_hvps: int
+
+
 register("subspace-probes", _Probes, schema_version=1)
 register("subspace-half", _FinishedHalf, schema_version=1)
 register("subspace-overlap", _FinishedOverlap, schema_version=1)
 register("subspace-metric", _FinishedMetric, schema_version=1)
+register("subspace-group", _FinishedGroup, schema_version=1)
 
 
 def plan_subspace(
@@ -160,7 +179,7 @@ def plan_subspace(
     size: int | None = None,
     probes: int = 16,
     warm_batches: int = 50,
-    optimizers: Sequence[str] = DEFAULT_PROXIES,
+    optimizers: Sequence[str] | None = None,
     overlaps: bool = True,
     preconditioned: bool = True,
     others: Sequence[tuple[str, Spectrum]] = (),
@@ -192,7 +211,8 @@ def plan_subspace(
     )
     require_same_task(spectrum, task, loss=curvature.loss)
     per_product = curvature.seconds / curvature.num_hvps
-    gradients = len(_warm_batches(task, request)) + 1
+    warmed = len(_warm_batches(task, request))
+    gradients = warmed * (min(_GROUPS, warmed) if request.preconditioned else 1) + 1
     return SubspacePlan(
         size=request.size,
         num_parameters=curvature.num_parameters,
@@ -237,7 +257,8 @@ def _held(request: _Request, spectrum: Spectrum, task: Task, memory: int | None)
     purpose = f"the states of {', '.join(request.optimizers)} and the eigenvectors"
     # What is held already is the model and what has been loaded of it.
     least = memory_in_use(task.device) + max(held.values())
-    require_memory(least, memory_allowed(task.device, memory), purpose, "calibrate fewer optimizers, from Python")
+    hint = "from Python, measure_subspace(optimizers=…) can take one at a time"
+    require_memory(least, memory_allowed(task.device, memory), purpose, hint)
     return held
 
 
@@ -257,7 +278,7 @@ def measure_subspace(
     size: int | None = None,
     probes: int = 16,
     warm_batches: int = 50,
-    optimizers: Sequence[str] = DEFAULT_PROXIES,
+    optimizers: Sequence[str] | None = None,
     overlaps: bool = True,
     preconditioned: bool = True,
     others: Sequence[tuple[str, Spectrum]] = (),
@@ -277,7 +298,8 @@ def measure_subspace(
         size: k, sharp directions; None takes all converged top pairs of positive curvature.
         probes: Random probes of the calibration, at least 2; each costs one product, whatever is calibrated.
         warm_batches: W, at fixed θ₀.
-        optimizers: LITE variants whose proxies are calibrated; a base optimizer has a proxy but no projector.
+        optimizers: LITE variants whose proxies are calibrated; a base optimizer has a proxy but no projector. None
+            takes AdamW's, Muon's and SOAP's, as far as they can take the model.
         overlaps: Also compare the subspace with that of halves of the batches, and with the Gauss–Newton matrix's.
         preconditioned: Also measure the spectrum in each optimizer's metric.
         others: (name, spectrum) of other checkpoints of the same model, to compare with.
@@ -294,7 +316,8 @@ def measure_subspace(
         UsageError, InputError, NumericsError: As `plan_subspace`.
 
     Cost: `probes` products for all calibrations together and a quarter as many for each; 2k + 10 for the sharp subspace
-        of each half of the batches, at half the price, and of the Gauss–Newton matrix; about 45 per metric.
+        of each half of the batches, at half the price, and of the Gauss–Newton matrix; about 35 per metric, and
+        about 10 for each of four groups of the warm-up batches that are left out, which take 3W gradients more.
     """
     started = time.perf_counter()
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -315,6 +338,10 @@ def measure_subspace(
         )
     folder = _state_folder(state_directory) if state_directory is not None else None
     session = _Session(task, spectrum, request, plan, memory, folder, on_progress)
+    left_out = [name for name in DEFAULT_PROXIES if optimizers is None and name not in request.optimizers]
+    if left_out:
+        message = f"{' and '.join(left_out)} cannot take parameters of more than three dimensions, and were left out."
+        session.notes.append(Note(code="optimizers-left-out", message=message))
     with undisturbed(task.model):
         session.run(others, label)
     return SubspaceMeasurement(
@@ -400,6 +427,8 @@ class _Session:
             self.calibrations[name] = ProxyCalibration(optimizer=name, blocks=calibrated[name], preconditioned=metric)
         directions.clear()
         graphs.clear()
+        if self.request.preconditioned:
+            self._leave_batches_out()
         if self.request.overlaps:
             self._compare_halves()
             self._compare_operators()
@@ -526,8 +555,8 @@ class _Session:
         part = f"preconditioned {name}"
         found = self.state.find(f"metric-{name}", "subspace-metric")
         if not isinstance(found, _FinishedMetric):
-            operator = PreconditionedOperator(hessian, self.layout, directions)
-            asked = _metric_request(operator.size, derive_seed(self.request.seed, "metric", name))
+            operator = PreconditionedOperator(hessian, self.layout, directions, num_batches=len(self.warm))
+            asked = _metric_request(_METRIC, operator.size, derive_seed(self.request.seed, "metric", name))
             state = SavedState(self.state.folder(f"metric-{name}", "running"), self.plan.fingerprint)
             before = self._done
 
@@ -553,14 +582,50 @@ class _Session:
         size = found.spectrum.num_parameters
         if bounded := round(found.bounded_share * size):
             message = (
-                f"In the metric of {name} {bounded:,} of {size:,} directions have a preconditioner below 1e-4 of its "
-                "mean, and were given that."
+                f"In the metric of {name} the preconditioner of {bounded:,} of {size:,} directions is less than "
+                f"{len(self.warm)} batches can tell, and was bounded by what one of them brings."
             )
             self.notes.append(Note(code="metric-bounded", message=message))
         if not bool(found.spectrum.converged[:1].all()):
             message = f"λ₁ in the metric of {name} did not converge within {found.spectrum.num_hvps} products."
             self.notes.append(Note(code="metric-not-converged", message=message))
         return found.spectrum
+
+    def _leave_batches_out(self) -> None:
+        """Measure each metric again without one group of the warm-up batches after another: what its error rests on."""
+        part = "metrics without some batches"
+        found = [self._without_group(group) for group in range(min(_GROUPS, len(self.warm)))]
+        self.products[part] = sum(one.num_hvps for one in found)
+        for name, calibration in self.calibrations.items():
+            conditions = np.array([one.conditions[name] for one in found])
+            if np.all(conditions > 0.0):
+                self.calibrations[name] = replace(calibration, left_out_conditions=conditions)
+
+    def _without_group(self, group: int) -> _FinishedGroup:
+        """Return λ₁ over the root mean square λ in each metric, every g-th batch left out."""
+        found = self.state.find(f"group-{group}", "subspace-group")
+        if isinstance(found, _FinishedGroup):
+            self._done += found.num_hvps
+            return found
+        batches = [batch for index, batch in enumerate(self.warm) if index % _GROUPS != group]
+        made = {name: optimizer_of(self.task, name) for name in self.request.optimizers}
+        warm(self.task, list(made.values()), batches, on_batch=lambda index, gradient: self._tell(0, "warming again"))
+        directions = {name: optimizer.directions() for name, optimizer in made.items()}
+        made.clear()  # their states are large
+        graphs = GraphStore(self.plan.kept_graphs, self.layout.parameters)
+        hessian = self._hessian(self.task, graphs, self.plan.count)
+        conditions = {}
+        for name, one in directions.items():
+            operator = PreconditionedOperator(hessian, self.layout, one, num_batches=len(batches))
+            # The seed is the metric's: what the probes miss is then missed by all groups alike.
+            asked = _metric_request(_LEFT_OUT, operator.size, derive_seed(self.request.seed, "metric", name))
+            measured = OperatorMeasurement(operator, asked, basis=self._basis(asked.top)).measure()
+            conditions[name] = root_mean_square_condition(measured.spectrum) or 0.0
+            self._tell(operator.num_products, f"metric of {name} without group {group + 1} of the batches")
+        graphs.clear()
+        kept = _FinishedGroup(fingerprint=self.plan.fingerprint, conditions=conditions, num_hvps=hessian.num_products)
+        self.state.keep(f"group-{group}", kept)
+        return kept
 
     # -- overlaps ------------------------------------------------------------------------------------------------
 
@@ -686,10 +751,10 @@ def _tail_probes(request: _Request) -> int:
     return max(2, request.probes // _PROBES_PER_TAIL_PROBE)
 
 
-def _metric_request(size: int, seed: int) -> SpectrumRequest:
+def _metric_request(asked: SpectrumRequest, size: int, seed: int) -> SpectrumRequest:
     """Ask for no more pairs than there are parameters."""
-    bottom = min(_METRIC.bottom, size - 1)
-    return replace(_METRIC, top=min(_METRIC.top, size - bottom), bottom=bottom, seed=seed)
+    bottom = min(asked.bottom, size - 1)
+    return replace(asked, top=min(asked.top, size - bottom), bottom=bottom, seed=seed)
 
 
 def _products(request: _Request) -> dict[str, int]:
@@ -697,6 +762,8 @@ def _products(request: _Request) -> dict[str, int]:
     products = {"calibration": request.probes + len(request.optimizers) * _tail_probes(request)}
     if request.preconditioned:
         products |= {f"preconditioned {name}": _METRIC.expected_products for name in request.optimizers}
+        left_out = len(request.optimizers) * _LEFT_OUT_PRODUCTS
+        products["metrics without some batches"] = min(_GROUPS, request.warm_batches) * left_out
     if request.overlaps:
         own = expected_products(request.size)
         products |= {"overlap of halves": 2 * own, "overlap with Gauss–Newton": own}
@@ -716,13 +783,41 @@ def _state_folder(state_directory: Path) -> Path:
     return Path(state_directory) / "subspace.state"
 
 
+def require_measurable(task: Task, optimizers: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Refuse a task whose proxies cannot be calibrated, before any compute; return the optimizers that can be.
+
+    Args:
+        task: Its parameters' shapes and blocks, and how many training batches it has, are looked at.
+        optimizers: As for `measure_subspace`.
+
+    Raises:
+        UsageError: If an optimizer is unknown.
+        InputError: If there are no training batches, or an optimizer cannot take the model: any that was asked for,
+            else AdamW's.
+    """
+    if optimizers is not None and (
+        any(name not in OPTIMIZERS for name in optimizers) or not optimizers or len({*optimizers}) < len(optimizers)
+    ):
+        raise UsageError(f"expected optimizers among {', '.join(OPTIMIZERS)}, each once, got {', '.join(optimizers)}")
+    if len(task.train) < 2:
+        raise InputError(
+            f"expected at least 2 training batches to warm optimizer states on, got {len(task.train)}",
+            "give the task training batches: make_task(train_batches=50)",
+        )
+    for name in optimizers if optimizers is not None else DEFAULT_PROXIES[:1]:
+        optimizer_of(task, name)
+    if optimizers is not None:
+        return tuple(optimizers)
+    return tuple(name for name in DEFAULT_PROXIES if can_take(name, task))
+
+
 def _request(
     task: Task,
     spectrum: Spectrum,
     size: int | None,
     probes: int,
     warm_batches: int,
-    optimizers: Sequence[str],
+    optimizers: Sequence[str] | None,
     overlaps: bool,
     preconditioned: bool,
     others: Sequence[tuple[str, Spectrum]],
@@ -732,14 +827,7 @@ def _request(
     for what, value, least in (("probes", probes, 2), ("warm_batches", warm_batches, 2)):
         if value < least:
             raise UsageError(f"expected {what} of at least {least}, got {value}")
-    unknown = [name for name in optimizers if name not in OPTIMIZERS]
-    if unknown or not optimizers or len(set(optimizers)) < len(optimizers):
-        raise UsageError(f"expected optimizers among {', '.join(OPTIMIZERS)}, each once, got {', '.join(optimizers)}")
-    if len(task.train) < 2:
-        raise InputError(
-            f"expected at least 2 training batches to warm optimizer states on, got {len(task.train)}",
-            "give the task training batches: make_task(train_batches=50)",
-        )
+    optimizers = require_measurable(task, optimizers)
     require_same_task(spectrum, task)
     for name, other in others:
         if other.whole.num_parameters != spectrum.whole.num_parameters:

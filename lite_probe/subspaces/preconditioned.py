@@ -9,41 +9,51 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import Directions
 
-# Of a piece's mean: F is not taken to be smaller, since 1/√F of a direction that never saw a gradient is no curvature.
-_LEAST_DIVISOR = 1e-4
-
 
 class PreconditionedOperator(SymmetricOperator):
     """F^(-1/2) A F^(-1/2) for a symmetric A and an F that is diagonal in each piece's directions.
 
-    F is bounded from below by 1e-4 of its mean over the piece: where an average of squared gradients is zero, its
-    inverse says nothing.
+    F² is bounded from below by its mean over the piece, divided by the number of batches it was averaged over: an
+    average cannot tell less from what the next batch alone would bring. Without the bound one rare token, which other
+    batches happen to hold, is all there is to λ₁: where they do not, its row of the embedding is divided by next to
+    nothing.
 
     Args:
         operator: A, on all parameters.
         layout: Of its vectors.
         directions: F in their coordinates; they partition the parameters.
+        num_batches: Behind F, W.
 
     Cost of a product: one of A, and four rotations.
     """
 
-    def __init__(self, operator: SymmetricOperator, layout: ParameterLayout, directions: Sequence[Directions]) -> None:
+    def __init__(
+        self,
+        operator: SymmetricOperator,
+        layout: ParameterLayout,
+        directions: Sequence[Directions],
+        *,
+        num_batches: int,
+    ) -> None:
         super().__init__(operator.size, device=operator.device, dtype=operator.dtype)
         self.vectors_per_pass = operator.vectors_per_pass
         self.operator = operator
         self._layout = layout
         self._directions = directions
         self._index = {name: place for place, name in enumerate(layout.names)}
-        self._scales = [_inverse_root(one.divisor) for one in directions]
+        self._least = [_least_divisor(one.divisor, num_batches) for one in directions]
+        self._scales = [
+            one.divisor.clamp(min=least).rsqrt() for one, least in zip(directions, self._least, strict=True)
+        ]
 
     @property
     def bounded_share(self) -> float:
         """Share of the parameters whose F had to be bounded."""
         bounded = total = 0.0
-        for one in self._directions:
+        for one, least in zip(self._directions, self._least, strict=True):
             size = one.piece.view(one.piece.parameter.detach()).numel()
             total += size
-            bounded += size * float((one.divisor < _LEAST_DIVISOR * one.divisor.mean()).double().mean())
+            bounded += size * float((one.divisor < least).double().mean())
         return bounded / total
 
     def _products(self, rows: Tensor) -> Tensor:
@@ -61,5 +71,5 @@ class PreconditionedOperator(SymmetricOperator):
         return result
 
 
-def _inverse_root(divisor: Tensor) -> Tensor:
-    return divisor.clamp(min=float(_LEAST_DIVISOR * divisor.mean())).rsqrt()
+def _least_divisor(divisor: Tensor, num_batches: int) -> float:
+    return float((divisor.double().square().mean() / num_batches).sqrt())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lite_probe.blocks import assign_blocks, infer_family
-from lite_probe.errors import NumericsError
+from lite_probe.errors import InputError, NumericsError
 from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import LiteOptimizer, make_optimizer
 from lite_probe.task import Batch, Task
@@ -29,6 +29,15 @@ def optimizer_of(task: Task, name: str, hyperparameters: Mapping[str, Any] = {})
         if task.blocks is not None and key in task.blocks and tuple(task.blocks[key]) != tuple(inferred.get(key, ()))
     }
     return make_optimizer(name, task.model.named_parameters(), lr=1.0, blocks=own, **hyperparameters)
+
+
+def can_take(name: str, task: Task) -> bool:
+    """Return whether an optimizer can be made of a task's parameters; a convolution's are no matrices."""
+    try:
+        optimizer_of(task, name)
+    except InputError:
+        return False
+    return True
 
 
 def warm(

@@ -13,7 +13,13 @@ from lite_probe.results.estimate import Estimate, Ratio
 from lite_probe.results.provenance import Note, Provenance
 from lite_probe.results.replay import Bands, LinearTheory, Recipe, Replay, ReplayRun, Sweep
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum, Verification
-from lite_probe.results.subspace import BlockCalibration, Overlap, ProxyCalibration, SubspaceMeasurement
+from lite_probe.results.subspace import (
+    BlockCalibration,
+    Overlap,
+    ProxyCalibration,
+    SubspaceMeasurement,
+    root_mean_square_condition,
+)
 
 BLOCKS = {  # size, λ₁, width of the bulk
     "emb": (2_359_296, 21.4, 2e-4),
@@ -291,7 +297,12 @@ def make_subspace(
             sharpest=sharpest.get(optimizer, 9.0), bulk=3e-3, top=3, bottom=1, seed=seed + 5
         )
         calibrations[optimizer] = ProxyCalibration(
-            optimizer=optimizer, blocks=blocks, preconditioned=metric if preconditioned else None
+            optimizer=optimizer,
+            blocks=blocks,
+            preconditioned=metric if preconditioned else None,
+            left_out_conditions=(root_mean_square_condition(metric) or 0.0) * np.array([0.98, 1.01, 1.02, 0.99])
+            if preconditioned
+            else None,
         )
     expected = size / spectrum.num_parameters
     return SubspaceMeasurement(

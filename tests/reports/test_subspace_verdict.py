@@ -1,12 +1,14 @@
 """What is said of sharp and flat directions follows from the numbers and their errors."""
 
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from lite_probe.reports.subspace_verdict import contrast_text, judge_subspace
 from lite_probe.results.estimate import Estimate, Ratio
-from lite_probe.results.subspace import SubspaceMeasurement
+from lite_probe.results.subspace import SubspaceMeasurement, evenness
 from tests.reports.fixtures import make_operator_spectrum, make_overlap, make_subspace
 
 
@@ -158,7 +160,7 @@ def test_metrics_even_the_curvature_out_or_do_not(subspace):
         "The metric of adamw makes the curvature less even: λ₁ over the root mean square λ rises"
     )
     assert texts[2].startswith("The metric of soap evens the curvature out: λ₁ over the root mean square λ falls from")
-    assert "÷1.808 ± " in texts[2]
+    assert re.search(r"\(÷1\.8, [0-9.]+ to [0-9.]+ over probes and warm-up batches\)\.$", texts[2])
     assert not [text for _, text in points(make_subspace(preconditioned=False)) if "metric" in text]
 
 
@@ -169,3 +171,29 @@ def test_a_metric_within_its_error_or_without_convergence_claims_nothing(subspac
     unconverged = make_operator_spectrum(top=3, unconverged=3)
     assert "is open: λ₁ has not converged" in metric(subspace, converged=unconverged.converged)
     assert metric(subspace, trace_h2=Estimate.certain(0.0)).endswith("is not known.")
+
+
+def with_left_out(found: SubspaceMeasurement, conditions: np.ndarray | None) -> SubspaceMeasurement:
+    changed = replace(found.calibrations["soap-lite"], left_out_conditions=conditions)
+    return replace(found, overlaps=(), calibrations={"soap-lite": changed})
+
+
+def test_a_metric_that_hangs_on_a_group_of_batches_claims_nothing(subspace):
+    """Its λ₁ over rms is steady to a percent but for one group, without which it is the plain one's."""
+    soap = subspace.calibrations["soap-lite"]
+    after = float(soap.left_out_conditions.mean())
+    steady = with_left_out(subspace, after * np.array([1.0, 1.01, 0.99, 1.0]))
+    assert "evens the curvature out: " in points(steady)[1][1]
+    shaken = with_left_out(subspace, after * np.array([1.0, 1.01, 0.99, 1.8]))
+    assert "does not change beyond its error" in points(shaken)[1][1]
+    change = evenness(shaken.spectrum, shaken.calibrations["soap-lite"])
+    assert change.low < 1.0 < change.value < change.high
+
+
+def test_a_metric_of_an_older_measurement_is_open(subspace):
+    found = with_left_out(subspace, None)
+    assert points(found)[1] == (
+        "caution",
+        "How far the metric of soap evens the curvature out is open: how much its state depends on the batches was "
+        "not measured.",
+    )
