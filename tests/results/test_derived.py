@@ -8,6 +8,7 @@ import pytest
 
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.spectrum import OperatorSpectrum
+from lite_probe.results.subspace import root_mean_square_condition
 from tests.reports.fixtures import make_operator_spectrum
 
 
@@ -55,6 +56,7 @@ def test_what_the_top_says() -> None:
     assert found.top_share_of_trace == 1.0
     assert found.effective_rank == 1.5
     assert found.effective_rank_stderr == pytest.approx(1.5 * np.hypot(0.1, 0.1), rel=1e-15)
+    assert root_mean_square_condition(found) == pytest.approx(4.0 / 3.0**0.5, rel=1e-15)  # tr H²/N = 24/8
     assert found.power_law_slope is None
     top = 12.0 / np.arange(1, 5) ** 1.5
     four = {"residual_norms": np.zeros(4), "converged": np.ones(4, dtype=bool)}
