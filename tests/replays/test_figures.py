@@ -226,6 +226,30 @@ def test_progress_differs_by_part() -> None:
     assert (flat.stderr, along.stderr) == (pytest.approx(0.5, rel=1e-15), pytest.approx(0.5, rel=1e-15))
 
 
+def test_manners_are_means_and_the_closure_is_the_worst_seed() -> None:
+    straight = run_of(seed=1, sharp_updates=[[1.0, 1.0], [1.0, 1.0]], closure_errors=[1.5, 1.5])
+    unrecorded = run_of(seed=2, allocations=[], closure_errors=[60.0, 0.0])
+    found = replay_of(run_of(), straight, unrecorded)
+    oscillation = found.oscillation("muon")  # ⅔ and 1; 0 and 0
+    assert oscillation is not None
+    np.testing.assert_allclose(oscillation[0], [1.0 / 3.0, 0.5], rtol=1e-15)
+    assert found.closure("muon") == 0.5  # ¼ of 6, 3 of 6
+
+
+def test_measured_rates_are_means_over_seeds() -> None:
+    replay = make_replay(optimizers=("muon",), steps=4, seeds=2)
+    # |γ| halves along every direction on one seed, and stays on the other.
+    factors = {0: 0.5, 1: 1.0}
+    runs = [
+        replace(run, sharp_gradients=np.full((4, 10), factors[run.seed]) ** np.arange(4)[:, None])
+        for run in replay.runs
+    ]
+    rates = replace(replay, runs=tuple(runs)).decay_rates("muon")
+    assert rates is not None
+    np.testing.assert_allclose(rates[0], 0.75, rtol=1e-13)
+    np.testing.assert_allclose(rates[1], 0.25, rtol=1e-13)
+
+
 def test_a_run_without_steps_is_not_recorded() -> None:
     run = run_of()
     arrays = {key: value for key in run.__slots__ if isinstance(value := getattr(run, key), np.ndarray)}
@@ -252,6 +276,13 @@ def test_the_exponent_of_a_power_law(power: float) -> None:
     exponent = replay_of(run, eigenvalues=tuple(curvatures)).exponent("muon")
     assert exponent is not None
     assert exponent.value == pytest.approx(power, abs=1e-14)
+
+
+def test_the_exponent_leaves_negative_curvature_out() -> None:
+    run = run_of(sharp_gradients=[[1.0] * 5] * 2, sharp_updates=[[-1.0, -2.0, -4.0, -8.0, -1.0]] * 2)
+    exponent = replay_of(run, eigenvalues=(8.0, 4.0, 2.0, 1.0, -1.0)).exponent("muon")
+    assert exponent is not None
+    assert exponent.value == pytest.approx(1.0, abs=1e-14)
 
 
 @pytest.mark.parametrize(
