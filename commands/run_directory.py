@@ -86,8 +86,8 @@ def _is_free(folder: Path) -> bool:
 def measuring_into(terminal: Terminal, folder: Path, info: "TaskInfo") -> Iterator[Path]:
     """Make a run directory and keep other processes from measuring into it.
 
-    If what follows fails, folders made here and still empty go again; in one with something to continue from, the lock
-    file stays and says whose it is.
+    If what follows fails, folders made here and still empty go again; in one with a saved state to continue from, the
+    lock file stays and says whose it is.
 
     Raises:
         OutputError: If the folder cannot be made or written, another process is at work in it, or it holds another
@@ -100,7 +100,7 @@ def measuring_into(terminal: Terminal, folder: Path, info: "TaskInfo") -> Iterat
             _sign(lock, info)
             yield folder
         except BaseException:
-            if {path.name for path in folder.glob("*")} <= {_LOCK}:
+            if not any(folder.glob("*.state")):
                 (folder / _LOCK).unlink(missing_ok=True)
             raise
         else:

@@ -341,7 +341,7 @@ class LiteOptimizer(torch.optim.Optimizer):
         self._with_gradients = None
 
     def _check_state(self, parameter: Tensor, group: Hyperparameters, state: Mapping[str, Any], hint: str) -> None:
-        """Refuse the saved state of a parameter that was divided, or seen, in another way; an empty one is fine."""
+        """Refuse the saved state of a parameter that was divided, or seen, in another way; what it lacks starts anew."""
         pieces = self._pieces[parameter]  # type: ignore[index]
         expected: dict[str, tuple[int, ...]] = {}
         for piece in pieces:
@@ -352,7 +352,7 @@ class LiteOptimizer(torch.optim.Optimizer):
             for name, tensor in made.items():
                 expected[name + piece.suffix] = tuple(tensor.shape if piece.is_stack else tensor.shape[1:])
         found = {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
-        if found and found != expected:
+        if any(shape != expected.get(name) for name, shape in found.items()):
             wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
             raise InputError(
                 f"expected a state of {pieces[0].name} with {_shapes(expected, wrong)}, got {_shapes(found, wrong)}",

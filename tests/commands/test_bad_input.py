@@ -280,7 +280,7 @@ def test_names_that_are_no_text_leave_as_they_are_on_disk(tiny_llama: Path, text
     ("arguments", "said"),
     [
         (("inspect", "x" * 5000), "expected a Hugging Face folder.*File name too long|expected .*got"),
-        (("spectrum", "--task", "x" * 5000 + ".py:f"), "expected to reach xxx.*, got: File name too long"),
+        (("spectrum", "--task", "x" * 5000 + ".py:f"), "expected a Python file, got File name too long"),
         (("report", "x" * 5000), "expected to reach xxx.*, got: File name too long|expected a result"),
     ],
 )

@@ -122,7 +122,7 @@ def test_what_a_signal_says_of_the_same_command_is_true(tiny_llama: Path, text: 
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 143, said
     assert said.endswith("error: ended by SIGTERM; the same command continues from what it saved last\n")
-    saved = json.loads((out / "spectrum.state" / "layout.json").read_text())
+    saved = json.loads((out / "spectrum.state" / "layout.json").read_text())["content"]
     assert saved["fingerprint"]
     # The folder is its checkpoint's until the measurement is finished, which takes up what was saved.
     assert (out / ".lite-probe.lock").is_file()

@@ -116,7 +116,7 @@ def test_subspace_and_replay_use_it_too(tiny_llama: Path, text: Path, tmp_path: 
 
 
 def test_it_is_named_by_hand_only(tmp_path: Path) -> None:
-    assert "scratch" not in options._configurable()
+    assert "scratch" in options._NOT_CONFIGURABLE
 
 
 def test_one_meaning_of_memory(tiny_llama: Path, text: Path, tmp_path: Path) -> None:

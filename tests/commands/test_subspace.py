@@ -85,7 +85,7 @@ def test_other_options_reach_the_measurement(run_folder: Path, tiny_llama: Path,
     told = json.loads(found.stdout)
     assert (told["size"], told["num_probes"], told["num_warm_batches"]) == (3, 3, 5)
     assert "3 sharp directions" in found.stderr
-    assert "and 6 gradients" in found.stderr
+    assert "and 21 gradients" in found.stderr
 
 
 def test_the_json_object_of_one_checkpoint_is_an_object(run_folder: Path, tiny_llama: Path, text: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_bounded_metric_is_noted() -> None:
     bounded = [note for note in measured("gpt2").notes if note.code == "metric-bounded"]
     (message,) = [note.message for note in bounded if "adamw-lite" in note.message]
     size = sum(parameter.numel() for parameter in trained("gpt2").model.parameters())
-    words = message.removeprefix("In the metric of adamw-lite ").split()
+    words = message.removeprefix("In the metric of adamw-lite the preconditioner of ").split()
     assert 0 < int(words[0].replace(",", "")) < size
     assert words[1:4] == ["of", f"{size:,}", "directions"]
 
