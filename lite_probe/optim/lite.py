@@ -341,7 +341,7 @@ class LiteOptimizer(torch.optim.Optimizer):
         self._with_gradients = None
 
     def _check_state(self, parameter: Tensor, group: Hyperparameters, state: Mapping[str, Any], hint: str) -> None:
-        """Refuse the saved state of a parameter that was divided, or seen, in another way; what it lacks starts anew."""
+        """Refuse a saved state that was divided, or seen, in another way; what it lacks starts anew."""
         pieces = self._pieces[parameter]  # type: ignore[index]
         expected: dict[str, tuple[int, ...]] = {}
         for piece in pieces:

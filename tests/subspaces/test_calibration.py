@@ -90,7 +90,10 @@ def test_band_projectors_sum_to_the_identity(optimizer: str) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_curvatures_are_those_of_the_bands(optimizer: str, seed: int) -> None:
-    """Four true standard errors for each of some thirty bands, computed from the dense matrices."""
+    """Six true standard errors for each of some forty bands, computed from the dense matrices.
+
+    The last bands have four probes, whose zᵀAz is a sum of few χ²: beyond four errors lies 1e-3 of that, not 6e-5.
+    """
     known, hessian, remainder = truth(optimizer), landscapes.hessian().numpy(), rest()
     table = known.proxy.bands.table
     tail = sum((known.bands[band] for band in known.proxy.tail), np.zeros_like(hessian))
@@ -104,7 +107,7 @@ def test_curvatures_are_those_of_the_bands(optimizer: str, seed: int) -> None:
         noise = matrix @ remainder @ tail if in_tail else matrix @ remainder
         error = stderr_of(noise, PROBES // 4 if in_tail else PROBES) / count
         exact = float(np.trace(matrix @ hessian)) / count
-        assert abs(found.curvature[index] - exact) <= 4 * error + 1e-6
+        assert abs(found.curvature[index] - exact) <= 6 * error + 1e-6
         assert found.dimensions[index] == count
 
 
