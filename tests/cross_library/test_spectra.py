@@ -182,8 +182,9 @@ def test_a_smallest_eigenvalue_off_by_five_is_told_apart(factor: float) -> None:
     assert _refused(lower_eigenvalues=np.sort(values)) == _said("λmin")
 
 
-@pytest.mark.parametrize("factor", [2.0, 0.5, 1.25, 0.75])
-def test_a_trace_off_by_a_quarter_is_told_apart(factor: float) -> None:
+@pytest.mark.parametrize("factor", [2.0, 0.5, 1.4, 0.6])
+def test_a_trace_off_by_two_fifths_is_told_apart(factor: float) -> None:
+    """The estimates may lie three joint errors apart, a fifth of the trace at most: twice that none of them hides."""
     right = _small().trace
     moved = (factor - 1.0) * right.value
     wrong = Estimate(
