@@ -166,8 +166,6 @@ def _settings(name: str, lr: float, given: Mapping[str, Any]) -> dict[str, Any]:
         for value in _values(given_or_default[key]):
             if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
                 raise UsageError(f"expected {_described(key, known)} in {bounds}, got {_shown(value)}")
-    for key, value in given.items():
-        _require_kind(key, value, known[key])
     if settings.get("lr_scale", "original") not in list(LR_SCALES):
         raise UsageError(f"expected lr_scale among {', '.join(LR_SCALES)}, got {_shown(settings['lr_scale'])}")
     if settings.get("ns_coefficients", "quintic") not in list(COEFFICIENTS):
@@ -176,6 +174,8 @@ def _settings(name: str, lr: float, given: Mapping[str, Any]) -> dict[str, Any]:
         )
     if settings.get("msign_dtype") not in [None, "float32", "bfloat16"]:
         raise UsageError(f"expected msign_dtype float32, bfloat16 or None, got {_shown(settings['msign_dtype'])}")
+    for key, value in given.items():
+        _require_kind(key, value, known[key])
     return settings
 
 

@@ -105,8 +105,8 @@ def test_a_setting_of_no_form_is_refused(text: str) -> None:
             "expected a value in --set muon.momentum, got one nested too deep",
         ),
         (["--set", "muon.ns_steps=2.5"], r"expected ns_steps in \[1, 100\], got 2\.5"),
-        (["--set", "muon.ns_coefficients=[1]"], r"expected ns_coefficients to be a name, got \[1\]"),
-        (["--set", "muon.msign_dtype=[1]"], "expected msign_dtype to be a number, a name or None, got"),
+        (["--set", "muon.ns_coefficients=[1]"], r"expected ns_coefficients among .*, got \[1\]"),
+        (["--set", "muon.msign_dtype=[1]"], "expected msign_dtype float32, bfloat16 or None, got"),
         (["--set", "soap.betas=0.9"], "expected betas to be 2 numbers, got 0.9"),
         (["--set", "muon-lite.adamw_damping=1"], "expected adamw_damping to be True or False, got 1"),
         (

@@ -163,7 +163,7 @@ def test_hyperparameters_of_our_own_are_checked_too(change: dict[str, Any], mess
     [
         ({"lr_scale": "other"}, "expected lr_scale among match-rms-adamw, original, got 'other'"),
         ({"lr_scale": []}, r"expected lr_scale among .*, got \[\]"),
-        ({"eps_after_correction": 1}, "expected eps_after_correction true or false, got 1"),
+        ({"eps_after_correction": 1}, "expected eps_after_correction to be True or False, got 1"),
     ],
 )
 def test_rules_that_do_not_exist(given: dict[str, Any], message: str) -> None:
