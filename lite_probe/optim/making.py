@@ -1,7 +1,6 @@
 """From a name and named parameters to an optimizer."""
 
 import math
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -206,7 +205,7 @@ def _require_kind(key: str, value: Any, default: Any) -> None:
     else:
         kind, is_right = "a number", is_number(value)
     if not is_right:
-        raise UsageError(f"expected {key} to be {kind}, got {reprlib.repr(value)}")
+        raise UsageError(f"expected {key} to be {kind}, got {_shown(value)}")
 
 
 _BELOW_ONE = (0.0, math.nextafter(1.0, 0.0), "[0, 1)")

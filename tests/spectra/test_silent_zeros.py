@@ -173,14 +173,18 @@ def test_what_the_hint_says_of_them_works() -> None:
 # -- a gradient without its own derivative ---------------------------------------------------------------------------
 
 
-class _Hidden(torch.autograd.Function):
-    """tanh whose backward pass hides from autograd what it is made of."""
+class _Tanh(torch.autograd.Function):
+    """tanh, its backward pass left to each of those below."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor) -> Tensor:
         outputs = torch.tanh(inputs)
         ctx.save_for_backward(outputs)
         return outputs
+
+
+class _Hidden(_Tanh):
+    """tanh whose backward pass hides from autograd what it is made of."""
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -188,14 +192,8 @@ class _Hidden(torch.autograd.Function):
         return gradient * (1 - outputs.detach().square())
 
 
-class _Open(torch.autograd.Function):
+class _Open(_Tanh):
     """The same, as it should be."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor) -> Tensor:
-        outputs = torch.tanh(inputs)
-        ctx.save_for_backward(outputs)
-        return outputs
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -203,14 +201,8 @@ class _Open(torch.autograd.Function):
         return gradient * (1 - outputs.square())
 
 
-class _HiddenOnce(torch.autograd.Function):
+class _HiddenOnce(_Tanh):
     """Declared once differentiable behind another decorator, where no look at the code finds it."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor) -> Tensor:
-        outputs = torch.tanh(inputs)
-        ctx.save_for_backward(outputs)
-        return outputs
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
