@@ -2,7 +2,7 @@
 
     python examples/compare_optimizers.py --optimizers adamw muon --steps 4 --hidden 32 --eval-batches 4 --seeds 2
 
-Without options it is a real comparison, twenty minutes of two cores; what came of it is in the README. A byte-level
+Without options it is a real comparison, 20 to 40 minutes of two cores; what came of it is in the README. A byte-level
 Llama of 918,656 parameters learns from 300 batches of 8 windows of 128 bytes of the Python documentation, with three
 seeds, each with weights and batches of its own that are the same for all optimizers. The learning rate goes up over a
 tenth of the steps, and down to a tenth along a cosine; weight decay is 0.1, gradients are clipped to a norm of 1. All
