@@ -141,3 +141,10 @@ def test_help_loads_neither_torch_nor_plotly() -> None:
 def test_importing_the_package_loads_no_torch() -> None:
     script = "import sys, lite_probe; assert 'torch' not in sys.modules; lite_probe.Task; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_a_page_loads_no_statistics() -> None:
+    script = (
+        "import sys, lite_probe.reports.page; assert 'scipy.stats' not in sys.modules and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Estimate:
             raise ValueError(f"expected at least 2 samples for a standard error, got {count}")
         value = exact + float(np.mean(samples))
         stderr = max(float(np.std(samples, ddof=1) / np.sqrt(count)), least_stderr)
-        reach = float(stats.t.ppf(0.975, count - 1)) * stderr
+        reach = float(special.stdtrit(count - 1, 0.975)) * stderr
         return cls(value=value, stderr=stderr, low=value - reach, high=value + reach, num_samples=count)
 
     @classmethod
@@ -83,7 +83,7 @@ class Ratio:
             raise ValueError(f"expected at least 2 paired samples, got {count} and {len(denominators)}")
         top, bottom = float(np.mean(numerators)), float(np.mean(denominators))
         (s_nn, s_nd), (_, s_dd) = np.cov(numerators, denominators, ddof=1) / count
-        t2 = float(stats.t.ppf(0.975, count - 1)) ** 2
+        t2 = float(special.stdtrit(count - 1, 0.975)) ** 2
         a, b, c = bottom**2 - t2 * s_dd, top * bottom - t2 * s_nd, top**2 - t2 * s_nn
         value = top / bottom if bottom > 0 else None
         stderr = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from lite_probe.results.estimate import Estimate, Ratio
 from lite_probe.results.provenance import Note, Provenance
@@ -149,7 +149,7 @@ def evenness(plain: OperatorSpectrum, calibration: ProxyCalibration) -> Ratio | 
     squares = [one.trace_h2 for one in (plain, measured)]
     probes = [0.5 * one.stderr / one.value for one in squares]
     reaches = [0.25 * (one.high - one.low) / one.value for one in squares]
-    reach = float(np.exp(math.hypot(*reaches, float(stats.t.ppf(0.975, count - 1)) * state)))
+    reach = float(np.exp(math.hypot(*reaches, float(special.stdtrit(count - 1, 0.975)) * state)))
     stderr = factor * math.hypot(*probes, state)
     return Ratio(value=factor, stderr=stderr, low=factor / reach, high=factor * reach, num_samples=count)
 
