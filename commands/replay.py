@@ -190,15 +190,16 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     with nullcontext() if asked.dry_run else measuring_into(terminal, folder, opened.task.info):
         tell_task(terminal, opened.task, opened.task.evaluation)
         spectrum = find_spectrum(terminal, opened, asked, folder)
+        saved = saved_optimizer(opened, asked.state)
         if spectrum is None:
             require_batches(opened, asked)
+            require_inherited(opened, saved, asked)
         if spectrum is None and asked.dry_run:
             found = spectrum_plan_object(terminal, opened, asked, folder)
             if asked.as_json:
                 emit(json.dumps(found))
             return
         spectrum = spectrum or measure_spectrum_first(terminal, opened, asked, folder)
-        saved = saved_optimizer(opened, asked.state)
         plan = plan_and_tell(terminal, opened, spectrum, saved, asked)
         if asked.dry_run:
             if asked.as_json:
@@ -254,6 +255,23 @@ def require_batches(opened: Opened, asked: ReplayOptions) -> None:
 
     deal_segments(opened.task, steps=asked.steps, seeds=asked.seeds, warm_batches=asked.warm_batches, seed=asked.seed)
     require_disjoint(opened.task)
+
+
+def require_inherited(opened: Opened, saved: "SavedOptimizer | None", asked: ReplayOptions) -> None:
+    """Refuse a state or learning rate that the checkpoint does not have, before a spectrum is measured for it.
+
+    Raises:
+        InputError: If there is none, or not this optimizer's.
+    """
+    from lite_probe.replays import inherited, learning_rates
+
+    inherited(
+        opened.task,
+        learning_rates(asked.names, asked.measurement["lr"]),
+        hyperparameters=asked.measurement["hyperparameters"],
+        state=asked.state,
+        saved=saved,
+    )
 
 
 def plan_and_tell(

@@ -49,7 +49,7 @@ from lite_probe.commands.task import (
     tell_task,
     write_page,
 )
-from lite_probe.errors import UsageError
+from lite_probe.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from lite_probe.results.spectrum import Spectrum
@@ -114,7 +114,7 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
     from lite_probe.subspaces import require_measurable
 
     asked = [SubspaceOptions(checkpoint=checkpoint, **options) for checkpoint in checkpoints or (None,)]
-    require_different_names(asked)
+    require_comparable(asked)
     earlier: list[tuple[str, Spectrum]] = []
     objects, paths = [], []
     for one in asked:
@@ -126,9 +126,9 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
             tell_task(terminal, opened.task, opened.task.evaluation)
             spectrum = find_spectrum(terminal, opened, one, folder)
             if spectrum is None and one.dry_run:
-                objects.append(spectrum_plan_object(terminal, opened, one, folder))
+                objects.append(spectrum_plan_object(terminal, opened, one, folder, pairs=one.size or 0))
                 continue
-            spectrum = spectrum or measure_spectrum_first(terminal, opened, one, folder)
+            spectrum = spectrum or measure_spectrum_first(terminal, opened, one, folder, pairs=one.size or 0)
             plan = plan_and_tell(terminal, opened, spectrum, one, earlier)
             if one.dry_run:
                 objects.append(plan_object(plan))
@@ -144,27 +144,36 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
         emit("\n".join(map(str, paths)))
 
 
-def require_different_names(asked: Sequence[SubspaceOptions]) -> None:
-    """Refuse checkpoints that would share a run directory, before the first is measured.
+def require_comparable(asked: Sequence[SubspaceOptions]) -> None:
+    """Refuse checkpoints that share a run directory, or are of different models, before the first is measured.
 
     Raises:
         UsageError: If two have the same name.
-        InputError: If one is no checkpoint.
+        InputError: If one is no checkpoint, or has not as many parameters as the first.
     """
     from lite_probe.checkpoints import open_checkpoint
 
     if len(asked) == 1:
         return  # a task of the user's own, or nothing to compare with
     seen: dict[str, str] = {}
+    sizes: list[int] = []
     for one in asked:
         path = str(one.checkpoint)
-        name = open_checkpoint(path, trust_pickle=one.trust_pickle, model_config=one.model_config).name
-        if name in seen:
+        checkpoint = open_checkpoint(path, trust_pickle=one.trust_pickle, model_config=one.model_config)
+        if checkpoint.name in seen:
             raise UsageError(
-                f"expected checkpoints of different names, got {name} twice: {seen[name]} and {path}",
+                f"expected checkpoints of different names, got {checkpoint.name} twice: {seen[checkpoint.name]} and "
+                f"{path}",
                 "rename one of them",
             )
-        seen[name] = path
+        seen[checkpoint.name] = path
+        sizes.append(checkpoint.num_parameters)
+        if sizes[-1] != sizes[0]:
+            raise InputError(
+                f"expected checkpoints of {sizes[0]:,} parameters, as {asked[0].checkpoint} has, got {path} with "
+                f"{sizes[-1]:,}",
+                "compare checkpoints of one model",
+            )
 
 
 def plan_and_tell(

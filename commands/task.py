@@ -164,28 +164,33 @@ def find_spectrum(terminal: Terminal, opened: Opened, asked: TaskOptions, folder
 
 
 def plan_spectrum_first(
-    terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path
+    terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path, pairs: int = 0
 ) -> "tuple[SpectrumPlan, SpectrumOptions]":
-    """Plan the spectrum that another command starts from; say what it costs."""
+    """Plan the spectrum that another command starts from, of at least so many pairs; say what it costs."""
     from lite_probe.commands import spectrum as command
 
     own = command.SpectrumOptions(**asked.task_options, **command.defaults())
+    own = replace(own, top=max(own.top, pairs))
     return command.plan_and_tell(terminal, opened.task, own, folder), own
 
 
-def measure_spectrum_first(terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path) -> "Spectrum":
-    """Measure and save the spectrum that another command starts from."""
+def measure_spectrum_first(
+    terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path, pairs: int = 0
+) -> "Spectrum":
+    """Measure and save the spectrum that another command starts from, of at least so many pairs."""
     from lite_probe.commands import spectrum as command
 
-    plan, own = plan_spectrum_first(terminal, opened, asked, folder)
+    plan, own = plan_spectrum_first(terminal, opened, asked, folder, pairs)
     return command.measure(terminal, opened.task, opened.notes, plan, own, folder)
 
 
-def spectrum_plan_object(terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path) -> dict[str, Any]:
+def spectrum_plan_object(
+    terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path, pairs: int = 0
+) -> dict[str, Any]:
     """Return what `--dry-run --json` prints where the spectrum is not there yet: all that can be planned by then."""
     from lite_probe.commands import spectrum as command
 
-    plan, own = plan_spectrum_first(terminal, opened, asked, folder)
+    plan, own = plan_spectrum_first(terminal, opened, asked, folder, pairs)
     terminal.line("what follows can be planned once the spectrum is there")
     return {"spectrum": command.plan_object(plan, own, folder)}
 

@@ -5,7 +5,7 @@ The room is not called `replay`, so that `lite_probe.replay` is the function.
 
 from lite_probe.replays.measure import DEFAULT_OPTIMIZERS, ReplayStep, discard_state, plan_replay, replay
 from lite_probe.replays.plan import ReplayPlan
-from lite_probe.replays.recipes import SavedOptimizer, learning_rates, require_optimizers
+from lite_probe.replays.recipes import SavedOptimizer, inherited, learning_rates, require_optimizers
 from lite_probe.replays.segments import required_train_batches
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "ReplayStep",
     "SavedOptimizer",
     "discard_state",
+    "inherited",
     "learning_rates",
     "plan_replay",
     "replay",

@@ -22,13 +22,13 @@ def threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def save_llama(folder: Path, seed: int) -> Path:
-    """Save a byte-level Llama of one layer and 16 hidden units, as a Hugging Face folder."""
+def save_llama(folder: Path, seed: int, hidden: int = 16) -> Path:
+    """Save a byte-level Llama of one layer, as a Hugging Face folder."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=256,
-        hidden_size=16,
+        hidden_size=hidden,
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -52,6 +52,12 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model with other weights."""
     return save_llama(tmp_path_factory.mktemp("checkpoints") / "other", seed=6)
+
+
+@pytest.fixture(scope="session")
+def wider_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of more parameters."""
+    return save_llama(tmp_path_factory.mktemp("checkpoints") / "wider", seed=5, hidden=24)
 
 
 @pytest.fixture(scope="session")

@@ -411,6 +411,23 @@ def test_a_state_that_the_checkpoint_does_not_have_is_refused(run_folder: Path, 
     assert "expected the state of muon in the checkpoint, got none: it brought no optimizer state" in found.stderr
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--state", "checkpoint"), "expected the state of muon in the checkpoint, got none"),
+        (("--lr", "checkpoint"), "expected the checkpoint to hold the state of muon and its learning rate, got none"),
+    ],
+)
+def test_what_the_checkpoint_does_not_have_is_refused_before_a_spectrum_is_measured(
+    asked: tuple[str, str], said: str, tiny_llama: Path, text: Path, tmp_path: Path
+) -> None:
+    found = replay(tiny_llama, text, tmp_path / "out", *asked)
+    assert found.exit_code == 3
+    assert said in found.stderr
+    assert "plan:" not in found.stderr
+    assert not (tmp_path / "out" / "spectrum.json").exists()
+
+
 def test_quiet_says_nothing_but_the_paths(run_folder: Path, tiny_llama: Path, text: Path) -> None:
     found = replay(tiny_llama, text, run_folder, "-q", "--fresh")
     assert found.stderr == ""

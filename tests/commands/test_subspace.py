@@ -190,6 +190,26 @@ def test_a_later_checkpoint_that_is_none_is_refused_before_the_first_is_measured
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_later_checkpoint_of_another_model_is_refused_before_the_first_is_measured(
+    tiny_llama: Path, wider_llama: Path, tmp_path: Path, text: Path
+) -> None:
+    found = run("subspace", tiny_llama, wider_llama, "--data", text, "--out", tmp_path / "out", *BATCH)
+    assert found.exit_code == 3
+    assert re.search(r"expected checkpoints of [\d,]+ parameters, as .*tiny has, got .*wider with", found.stderr)
+    assert "plan" not in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_spectrum_that_comes_first_has_as_many_pairs_as_are_asked_for(
+    tiny_llama: Path, text: Path, tmp_path: Path
+) -> None:
+    """A default one has ten, and a size of twelve was refused once it was paid for."""
+    arguments = ("subspace", tiny_llama, "--data", text, "--out", tmp_path / "out", *BATCH, *SUBSPACE)
+    found = run(*arguments, "--size", 12, "--json")
+    assert found.exit_code == 0, found.stderr
+    assert json.loads(found.stdout)["size"] == 12
+
+
 def test_more_directions_than_the_spectrum_has_are_refused(run_folder: Path, tiny_llama: Path, text: Path) -> None:
     found = subspace(tiny_llama, text, run_folder, "--size", 11)
     assert found.exit_code == 2
