@@ -107,7 +107,7 @@ class ReplayOptions(TaskOptions):
     help="Of adamw, adamw-lite, muon, muon-lite, soap, soap-lite and sgd.",
 )
 @click.option("--steps", type=Whole(1), default=50, show_default=True, help="Steps of the segment.")
-@click.option("--seeds", type=Whole(1), default=3, show_default=True, help="Segments of other batches.")
+@click.option("--seeds", type=Whole(1, 10_000), default=3, show_default=True, help="Segments of other batches.")
 @click.option(
     "--lr",
     metavar="RATE",

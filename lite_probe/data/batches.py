@@ -22,6 +22,8 @@ EVALUATION_SHARE = 0.1
 # Ids are checked against the vocabulary up to here, and in every window drawn from beyond.
 _CHECKED_TOKENS = 1 << 24
 _CHECK_STEP = 1 << 20
+# Ids of all batches, held as int64: 4 GiB, beside one copy while they are made.
+_MOST_IDS = 1 << 29
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +91,7 @@ def draw_batches(
         The plan; its arrays are read-only.
 
     Raises:
-        UsageError: If a count is out of range.
+        UsageError: If a count is out of range, or the batches would not fit in memory.
         InputError: If the stream is too short or an id is outside the vocabulary.
 
     Cost: one pass over the first 16M tokens, and over the windows drawn from beyond.
@@ -99,6 +101,12 @@ def draw_batches(
         raise UsageError(f"expected train_batches ≥ 0, got {train_batches}")
     window = seq_len + 1
     num_windows = eval_batches * batch_size
+    if (asked := (num_windows + train_batches * batch_size) * window) > _MOST_IDS:
+        raise UsageError(
+            f"expected at most {_MOST_IDS:,} tokens in all batches, which are held in memory, got {asked:,}: "
+            f"{eval_batches + train_batches:,} batches of {batch_size:,} × {window:,}",
+            "ask for fewer --steps, --seeds, --warm-batches or --batches, or a smaller --batch-size or --seq-len",
+        )
     split = _split(tokens, num_windows, window, train_batches, on_note)
     evaluation_starts = _disjoint_starts(split, len(tokens), num_windows, window, seed)
     train_starts = _train_starts(split, train_batches * batch_size, window, seed)

@@ -183,6 +183,15 @@ def test_a_negative_number_of_training_batches_is_refused() -> None:
         draw(stream_of(1000), train_batches=-1)
 
 
+def test_more_batches_than_memory_holds_are_refused_before_one_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"at most 536,870,912 tokens in all batches, .* got 90,000,000,\d+: 10,"):
+        draw(stream_of(1000), seq_len=8, batch_size=1, train_batches=10**10)
+    monkeypatch.setattr(batches, "_MOST_IDS", 100)
+    assert len(draw(stream_of(1000), seq_len=4, batch_size=2, eval_batches=1, train_batches=9).train) == 9
+    with pytest.raises(UsageError, match="expected at most 100 tokens"):
+        draw(stream_of(1000), seq_len=4, batch_size=2, eval_batches=1, train_batches=10)
+
+
 def with_token(position: int, token: int, length: int = 1000) -> TokenStream:
     ids = np.zeros(length, dtype=np.int64)
     ids[position] = token
