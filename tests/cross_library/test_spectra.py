@@ -4,6 +4,7 @@ import functools
 import re
 from dataclasses import replace
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.hessian import GraphStore, HessianOperator
 from lite_probe.operators.layout import ParameterLayout
 from lite_probe.results.estimate import Estimate
-from lite_probe.results.spectrum import Spectrum
+from lite_probe.results.spectrum import STANDARD_ERRORS, Spectrum
 from lite_probe.spectra import measure_spectrum, verify_spectrum
+from lite_probe.spectra.verify import _probes_needed, _trace_estimate
 from tests import models, oracles
 
 
@@ -140,7 +142,7 @@ def _disagreement(wrong: Spectrum) -> str:
 @functools.cache
 def _small() -> Spectrum:
     """Of a model on which a second opinion takes a second."""
-    return measure_spectrum(models.make_task("mlp", torch.float32), top=6, bottom=2, probes=8, seed=0)
+    return measure_spectrum(models.make_task("mlp", torch.float32), top=6, bottom=2, probes=48, seed=0)
 
 
 def _verdicts(**changes: Any) -> Spectrum:
@@ -182,15 +184,36 @@ def test_a_smallest_eigenvalue_off_by_five_is_told_apart(factor: float) -> None:
     assert _refused(lower_eigenvalues=np.sort(values)) == _said("λmin")
 
 
-@pytest.mark.parametrize("factor", [2.0, 0.5, 1.4, 0.6])
-def test_a_trace_off_by_two_fifths_is_told_apart(factor: float) -> None:
-    """The estimates may lie three joint errors apart, a fifth of the trace at most: twice that none of them hides."""
+@pytest.mark.parametrize("factor", [2.0, 0.5, 1.2, 0.8])
+def test_a_trace_off_by_a_fifth_is_told_apart(factor: float) -> None:
     right = _small().trace
     moved = (factor - 1.0) * right.value
     wrong = Estimate(
         value=right.value + moved, stderr=right.stderr, low=right.low + moved, high=right.high + moved, num_samples=8
     )
     assert "trace" in _refused(trace=wrong)
+
+
+@pytest.mark.parametrize(("factor", "least", "most"), [(1.2, 0.95, 1.0), (0.8, 0.95, 1.0), (1.0, 0.0, 0.01)])
+def test_a_trace_off_by_a_fifth_is_seen_in_nearly_every_case(factor: float, least: float, most: float) -> None:
+    """400 second opinions on matrices of known trace, by the probes that were counted and the errors that were given.
+
+    At 95% the count seen scatters by 1.1%; the rule's aim is 98%.
+    """
+    rng = np.random.default_rng(7)
+    seen = 0
+    for _ in range(400):
+        frame = np.linalg.qr(rng.standard_normal((60, 60)))[0]
+        values = rng.exponential(size=60) ** 2
+        matrix = (frame * values) @ frame.T
+        truth, square = float(values.sum()), float((values**2).sum())
+        own = 0.02 * truth
+        ours = Estimate.certain(factor * (truth + own * rng.standard_normal()))
+        whole = SimpleNamespace(trace=replace(ours, stderr=own), trace_h2=Estimate.certain(square))
+        probes = rng.choice([-1.0, 1.0], size=(_probes_needed(SimpleNamespace(whole=whole)), 60))  # type: ignore[arg-type]
+        theirs = _trace_estimate(np.einsum("pi,ij,pj->p", probes, matrix, probes), whole.trace_h2)
+        seen += abs(theirs.value - ours.value) > STANDARD_ERRORS * np.hypot(theirs.stderr, own)
+    assert least <= seen / 400 <= most
 
 
 def test_what_it_would_have_seen_is_stated() -> None:
