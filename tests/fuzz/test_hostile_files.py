@@ -221,6 +221,24 @@ def repeated(**options: Any) -> Callable[[Path], Path]:
     return write
 
 
+def understated(folder: Path) -> Path:
+    """Write the text of 80 MB with a footer that says its column takes one byte."""
+    path = repeated(use_dictionary=False)(folder)
+    size = parquet.read_metadata(path).row_group(0).column(0).total_uncompressed_size
+    content, digits = path.read_bytes(), [2 * size >> shift & 127 | 128 for shift in (0, 7, 14)]
+    true = bytes([*digits, 2 * size >> 21])
+    assert content.count(true) == 2  # of the column, and of the row group
+    path.write_bytes(content.replace(true, b"\x82\x80\x80\x00"))
+    return path
+
+
+def large_dictionary(folder: Path) -> Path:
+    """Write a column whose dictionary has a million entries and one."""
+    table = pa.table({"text": [str(number) for number in range(2**20 + 1)]})
+    parquet.write_table(table, folder / "a.parquet", dictionary_pagesize_limit=2**30, row_group_size=2**21)
+    return folder / "a.parquet"
+
+
 def pipe(folder: Path) -> Path:
     os.mkfifo(folder / "a.txt")
     return folder / "a.txt"
@@ -239,6 +257,12 @@ TEXTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a nested line": (text("a.jsonl", lambda: b'{"text":' * 10**6), "expected a JSON object per line"),
     "one large page": (repeated(use_dictionary=False), "at most 256 times as long as it is compressed"),
+    "one large page that the footer calls small": (understated, "at most 256 times as long as it is compressed"),
+    "a dictionary of a million": (large_dictionary, "1,048,577 values in a page, more than 1,048,576"),
+    "a footer of everything": (
+        text("a.parquet", lambda: b"PAR1" + bytes(2**25) + struct.pack("<I", 2**25) + b"PAR1"),
+        "a footer of 33,554,432 bytes, more than 16,777,216",
+    ),
     "a header without an end": (
         text("a.npy", lambda: b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + b"{"),
         r"expected a \.npy array",
