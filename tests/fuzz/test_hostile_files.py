@@ -125,6 +125,34 @@ def legacy_line_without_end(folder: Path) -> Path:
     return folder / "a.pt"
 
 
+def directory_of_entries(folder: Path) -> Path:
+    """Write an archive that is nothing but a directory of 200,000 entries, in zip64's way."""
+    count, start = 200_000, b"PK\x03\x04" + bytes(26)
+    entry = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 20, 20, *[0] * 7, 1, *[0] * 6) + b"a"
+    whole = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, len(entry) * count, len(start))
+    place = struct.pack("<4sIQI", b"PK\x06\x07", 0, len(start) + len(entry) * count, 1)
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 2**32 - 1, 0)
+    (folder / "a.pt").write_bytes(start + entry * count + whole + place + end)
+    return folder / "a.pt"
+
+
+def safetensors(header: Callable[[], bytes]) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        content = header()
+        (folder / "a.safetensors").write_bytes(struct.pack("<Q", len(content)) + content + b"\0")
+        return folder / "a.safetensors"
+
+    return write
+
+
+def index_of_names(folder: Path) -> Path:
+    """Write an index of 300,000 tensors in one shard."""
+    weights(folder).joinpath("model.safetensors").rename(folder / "a")
+    names = ",".join(f'"{number:x}":"a"' for number in range(300_000))
+    (folder / "model.safetensors.index.json").write_text(f'{{"weight_map":{{{names}}}}}')
+    return folder
+
+
 CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "shared tuples": (archive(inner({"model": PAIRS})), "its objects contain one another more than 4,194,304 times"),
     "shared lists": (archive(inner({"model_args": LISTS, "model": {}})), "its objects contain one another"),
@@ -191,6 +219,26 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a config without an end": (with_link("config.json", "/dev/zero"), r"expected a config\.json beside the weights"),
     "a config in a loop": (with_link("config.json", "config.json"), r"expected a config\.json beside the weights"),
+    "a directory of entries": (directory_of_entries, "its directory of entries has more than 8,388,608 bytes"),
+    "a header of tensors": (
+        safetensors(
+            lambda: (
+                b"{"
+                + b",".join(b'"%x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % n for n in range(270_000))
+                + b"}"
+            )
+        ),
+        "a header of more than 1,048,576 values",
+    ),
+    "a tensor of dimensions": (
+        safetensors(lambda: b'{"a":{"dtype":"U8","shape":[' + b"1," * 2**20 + b'1],"data_offsets":[0,1]}}'),
+        "a header of more than 1,048,576 values",
+    ),
+    "a header of text": (
+        safetensors(lambda: b'{"__metadata__":{"a":"' + b"a" * 2**24 + b'"}}'),
+        "a header of 16,777,241 bytes, more than 16,777,216",
+    ),
+    "an index of names": (index_of_names, "at most 262,144 values in model.safetensors.index.json"),
     "a training state in a loop": (with_file("training_state.json", b"{"), "expected a JSON object"),
 }
 
