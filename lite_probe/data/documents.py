@@ -33,6 +33,7 @@ MAX_LINE_BYTES = 1 << 24  # as JSON a line takes up to 24 times its room
 _UTF8_BYTES = 4  # of a character, at most
 MAX_DOCUMENTS = 1 << 20
 MAX_EMPTY = 1 << 18  # lines and documents without text: what caps a text is its length
+MAX_ROW_GROUPS = 1 << 15
 _PARQUET_ROWS = 1024  # read at once, of texts that cannot be long
 _PARQUET_BATCH_BYTES = 2**26  # that a batch may come to
 
@@ -309,6 +310,8 @@ def _parquet_documents(path: Path, text_field: str, max_bytes: int) -> Iterator[
                     f"expected text in column {text_field!r}, got {kind} in {path.name}",
                     "name the column that holds the text with --text-field",
                 )
+            if file.num_row_groups > MAX_ROW_GROUPS:
+                raise PageError(f"{file.num_row_groups:,} row groups, more than {MAX_ROW_GROUPS:,}")
             for number in range(file.num_row_groups):
                 rows = _check_pages(headers, file.metadata.row_group(number), text_field, path.name)
                 for batch in file.iter_batches(batch_size=rows, row_groups=[number], columns=[text_field]):
