@@ -27,6 +27,7 @@ from lite_probe.files import open_regular
 SAFETENSORS_FILE = "model.safetensors"
 BIN_FILE = "pytorch_model.bin"
 INDEX_ENDING = ".index.json"
+MAX_INDEX_VALUES = 2**18  # a trillion-parameter model has 2¹⁷ tensors
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 STEP_FILES = ("trainer_state.json", "training_state.json")
 OPTIMIZER_FILE = "optimizer.pt"
@@ -115,7 +116,7 @@ def read_weights(folder: Path, *, trust_pickle: bool) -> Weights:
 
 
 def _indexed(folder: Path, index_name: str, open_files: Any) -> Weights:
-    weight_map = read_json_object(folder / index_name).get("weight_map")
+    weight_map = read_json_object(folder / index_name, max_values=MAX_INDEX_VALUES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(
             f"expected a weight_map from tensor names to files in {index_name}, got {type(weight_map).__name__}",
@@ -129,7 +130,7 @@ def _indexed(folder: Path, index_name: str, open_files: Any) -> Weights:
                 f"expected the names of files beside {index_name} in it, got {shown(name)}",
                 "restore the index from its source",
             )
-    absent = sorted({name for name in names if not (folder / name).is_file()})
+    absent = sorted({name for name in set(names) if not (folder / name).is_file()})
     if absent:
         raise InputError(
             f"expected {len(set(names)):,} shards in {folder}, got {len(set(names)) - len(absent):,}: "

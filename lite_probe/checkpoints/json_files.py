@@ -20,22 +20,23 @@ FLOAT_KEY = "__float__"
 _NOT_FINITE = ("Infinity", "-Infinity", "NaN")
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, *, max_values: int = MAX_JSON_VALUES) -> dict[str, Any]:
     """Read one JSON object.
 
     Args:
         path: The file.
+        max_values: That it may hold.
 
     Returns:
         The object.
 
     Raises:
-        InputError: If the file cannot be read, is larger than 64 MiB, or is not one JSON object.
+        InputError: If the file cannot be read, is larger than 64 MiB, holds more values, or is not one JSON object.
     """
     content = read_bounded(path, "a JSON object", max_bytes=MAX_JSON_BYTES)
-    if sum(content.count(sign) for sign in (b",", b"{", b"[")) > MAX_JSON_VALUES:
+    if num_values(content) > max_values:
         raise InputError(
-            f"expected a JSON object of at most {MAX_JSON_VALUES:,} values in {path.name}, got more",
+            f"expected a JSON object of at most {max_values:,} values in {path.name}, got more",
             "check that this file belongs to the checkpoint",
         )
     try:
@@ -54,6 +55,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
             "restore the file from its source",
         )
     return found
+
+
+def num_values(content: bytes) -> int:
+    """Return a bound on the values in a JSON text, before it is parsed."""
+    return sum(content.count(sign) for sign in (b",", b"{", b"["))
 
 
 def as_json(value: object) -> Any:

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch's magic numb
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_NUM_PICKLES = 5  # magic number, protocol, system info, the object, storage keys
 CHUNK_BYTES = 2**22
+MAX_DIRECTORY_BYTES = 2**23  # of an archive; a tensor takes about 80 of them
 
 SAFE_HINT = (
     "if you trust where this file comes from pass --trust-pickle (trust_pickle=True), else save a state_dict of tensors"
@@ -365,11 +366,32 @@ def _name(opcode: str, argument: Any, texts_seen: list[str]) -> str | None:
     return None
 
 
+class _InPieces:
+    """A stream that is never read by more than 8 MiB at once; an archive's directory is, before it is counted.
+
+    Args:
+        stream: Where to read from.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self.seek, self.tell, self.seekable = stream.seek, stream.tell, stream.seekable
+
+    def read(self, count: int = -1) -> bytes:
+        """Read `count` bytes, or all that are left."""
+        content = self._stream.read(MAX_DIRECTORY_BYTES + 1 if count < 0 else min(count, MAX_DIRECTORY_BYTES + 1))
+        if len(content) > MAX_DIRECTORY_BYTES:
+            raise BoundsError(f"its directory of entries has more than {MAX_DIRECTORY_BYTES:,} bytes")
+        return content
+
+
 def _archive_entries(stream: IO[bytes], name: str) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
     """Open the archive and check what torch's reader takes on trust: nothing compressed, nothing outside."""
     try:
-        archive = zipfile.ZipFile(stream)
+        archive = zipfile.ZipFile(cast("IO[bytes]", _InPieces(stream)))
         entries = archive.infolist()
+    except BoundsError as error:
+        raise exhausting(name, error) from error
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, IndexError) as error:
         raise damaged(name, "a file written by torch.save", error) from error
     stream.seek(0, io.SEEK_END)

@@ -8,11 +8,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lite_probe.checkpoints.json_files import num_values
 from lite_probe.checkpoints.pickles import damaged, verify_torch_file
 from lite_probe.errors import InputError, shown, shown_name
 from lite_probe.files import open_regular
 
 Shape = tuple[int, ...]
+
+# Of one safetensors file; a tensor takes about 120 bytes and 9 values.
+MAX_HEADER_BYTES = 2**24
+MAX_HEADER_VALUES = 2**20
 
 
 class Weights(ABC):
@@ -137,7 +142,7 @@ class SafetensorsWeights(Weights):
 def _safetensors_metas(path: Path) -> dict[str, Tensor]:
     """Return what the header says; the library checks offsets, sizes and the header's length."""
     metas = {}
-    open_regular(path, "a safetensors file").close()  # the library takes what it may not read for damage
+    _check_header(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as shard:
             for name in shard.keys():  # noqa: SIM118  # a shard is not a mapping
@@ -153,6 +158,21 @@ def _safetensors_metas(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, RuntimeError, OverflowError, TypeError) as error:
         raise damaged(path.name, "a safetensors file", error) from error
     return metas
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header of which the library would make gigabytes, and what may not be read, before it is asked."""
+    # The library takes what it may not read for damage.
+    with open_regular(path, "a safetensors file") as stream:
+        num_bytes = int.from_bytes(stream.read(8), "little")
+        problem = f"{num_bytes:,} bytes, more than {MAX_HEADER_BYTES:,}" if num_bytes > MAX_HEADER_BYTES else ""
+        if not problem and num_values(stream.read(num_bytes)) > MAX_HEADER_VALUES:
+            problem = f"more than {MAX_HEADER_VALUES:,} values"
+    if problem:
+        raise InputError(
+            f"expected a safetensors file of tensors, got {path.name} with a header of {problem}",
+            "divide it into shards with save_pretrained, or copy it again if it is damaged",
+        )
 
 
 _SAFETENSORS_DTYPES = {

@@ -9,8 +9,9 @@ import json
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from lite_probe.data.parquet_pages import MAX_FOOTER_BYTES, PageError, footer_bytes, measure_pages
 from lite_probe.errors import InputError, UsageError, shown
 from lite_probe.files import open_regular
 
@@ -29,9 +30,12 @@ _MAX_EXPANSION = 256
 _ALWAYS_EXPANDED = 1 << 26  # bytes; a short text may well be a repetition
 
 MAX_LINE_BYTES = 1 << 24  # as JSON a line takes up to 24 times its room
+_UTF8_BYTES = 4  # of a character, at most
 MAX_DOCUMENTS = 1 << 20
 MAX_EMPTY = 1 << 18  # lines and documents without text: what caps a text is its length
-_PARQUET_ROWS = 16  # read at once
+MAX_ROW_GROUPS = 1 << 15
+_PARQUET_ROWS = 1024  # read at once, of texts that cannot be long
+_PARQUET_BATCH_BYTES = 2**26  # that a batch may come to
 
 
 def read_documents(path: Path, *, text_field: str, max_bytes: int) -> Iterator[str]:
@@ -40,7 +44,7 @@ def read_documents(path: Path, *, text_field: str, max_bytes: int) -> Iterator[s
     Args:
         path: The file; a suffix other than these is read as UTF-8 text, one document.
         text_field: Field of a JSON line, column of a parquet file.
-        max_bytes: A plain text is read up to the first byte beyond this.
+        max_bytes: A plain text, and one of parquet, is read up to the first bytes beyond this.
 
     Yields:
         Documents, in file order.
@@ -50,7 +54,7 @@ def read_documents(path: Path, *, text_field: str, max_bytes: int) -> Iterator[s
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".parquet"]:
-        yield from _counted(_parquet_documents(path, text_field), path.name)
+        yield from _counted(_parquet_documents(path, text_field, max_bytes), path.name)
         return
     compressed = suffixes[-1:] == [".zst"]
     pieces = _zstd_pieces(path) if compressed else _file_pieces(path, _FILE_STEP)
@@ -253,29 +257,48 @@ def _lines(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
     yield b"".join(begun)
 
 
-def _check_chunks(metadata: Any, text_field: str, name: str) -> bool:
+def _check_pages(stream: BinaryIO, group: Any, text_field: str, name: str) -> int:
     """Refuse a column that expands like no text does, before a page of it is decompressed.
 
     Returns:
-        Whether texts may be stored as what they do not share with the one before.
+        Rows to read at once: a dictionary or a prefix can make each of them as long as the largest page.
     """
-    prefixed = False
-    for group in range(metadata.num_row_groups):
-        for index in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(index)
-            if chunk.path_in_schema == text_field:
-                _check_expansion(chunk.total_uncompressed_size, chunk.total_compressed_size, name)
-                prefixed |= "DELTA_BYTE_ARRAY" in chunk.encodings
-    return prefixed
+    largest = 1
+    for index in range(group.num_columns):
+        chunk = group.column(index)
+        if chunk.path_in_schema == text_field:
+            first = chunk.dictionary_page_offset or chunk.data_page_offset
+            pages = measure_pages(
+                stream,
+                start=min(first, chunk.data_page_offset),
+                num_bytes=chunk.total_compressed_size,
+                num_values=chunk.num_values,
+            )
+            _check_expansion(pages.num_bytes, chunk.total_compressed_size, name)
+            largest = max(largest, pages.largest)
+    return min(_PARQUET_ROWS, max(1, _PARQUET_BATCH_BYTES // largest))
 
 
-def _parquet_documents(path: Path, text_field: str) -> Iterator[str | None]:
+def _start_of(scalar: Any, max_bytes: int) -> str | None:
+    """Return a text of parquet, or what shows that it is longer than `max_bytes`: copies of it take their room."""
+    content = scalar.as_buffer()
+    if content is None or content.size <= max_bytes + _UTF8_BYTES:
+        text: str | None = scalar.as_py()
+        return text
+    return codecs.getincrementaldecoder("utf-8")().decode(content[: max_bytes + _UTF8_BYTES].to_pybytes())
+
+
+def _parquet_documents(path: Path, text_field: str, max_bytes: int) -> Iterator[str | None]:
     import pyarrow as pa  # costs start-up time that only parquet corpora should pay
     from pyarrow import parquet
 
     try:
-        with open_regular(path, "a parquet file") as stream:
-            schema = parquet.read_schema(stream)
+        # The second one is for the headers of pages: arrow counts on the first being where it left it.
+        with open_regular(path, "a parquet file") as stream, open_regular(path, "a parquet file") as headers:
+            if footer_bytes(headers) > MAX_FOOTER_BYTES:
+                raise PageError(f"a footer of {footer_bytes(headers):,} bytes, more than {MAX_FOOTER_BYTES:,}")
+            file = parquet.ParquetFile(stream, buffer_size=_FILE_STEP)  # pages are read one by one
+            schema = file.schema_arrow
             if text_field not in schema.names:
                 raise InputError(
                     f"expected a column {text_field!r}, got {shown(sorted(schema.names))} in {path.name}",
@@ -287,17 +310,13 @@ def _parquet_documents(path: Path, text_field: str) -> Iterator[str | None]:
                     f"expected text in column {text_field!r}, got {kind} in {path.name}",
                     "name the column that holds the text with --text-field",
                 )
-            stream.seek(0)
-            prefixed = _check_chunks(parquet.read_metadata(stream), text_field, path.name)
-            stream.seek(0)
-            # Pages are read one by one. A text is decoded once however often it is met: by arrow's dictionary, or,
-            # where one may repeat most of another, by reading one at a time.
-            file = parquet.ParquetFile(
-                stream, read_dictionary=None if prefixed else [text_field], buffer_size=_FILE_STEP
-            )
-            for batch in file.iter_batches(batch_size=1 if prefixed else _PARQUET_ROWS, columns=[text_field]):
-                yield from (scalar.as_py() for scalar in batch.column(0))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if file.num_row_groups > MAX_ROW_GROUPS:
+                raise PageError(f"{file.num_row_groups:,} row groups, more than {MAX_ROW_GROUPS:,}")
+            for number in range(file.num_row_groups):
+                rows = _check_pages(headers, file.metadata.row_group(number), text_field, path.name)
+                for batch in file.iter_batches(batch_size=rows, row_groups=[number], columns=[text_field]):
+                    yield from (_start_of(scalar, max_bytes) for scalar in batch.column(0))
+    except (pa.ArrowException, OSError, UnicodeDecodeError, PageError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
             f"expected a parquet file, got {first} in {path.name}", "the file is damaged or of another kind"

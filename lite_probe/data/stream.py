@@ -169,10 +169,13 @@ def _encode(
         )
     pieces: list[NDArray[np.int64]] = []
     left = max_text_bytes
+    separator = tokenizer.separator  # made anew each time it is asked for
     for document in documents:
-        size = len(document.encode("utf-8"))
-        kept = document if size <= left else document.encode("utf-8")[:left].decode("utf-8", errors="ignore")
-        pieces += [tokenizer.separator, tokenizer.encode(kept)]
+        content = document.encode("utf-8")
+        size = len(content)
+        kept = document if size <= left else content[:left].decode("utf-8", errors="ignore")
+        del content, document  # a long one would be held while the rest of it is encoded
+        pieces += [separator, tokenizer.encode(kept)]
         left -= size
         if left < 0:
             if on_note:

@@ -343,6 +343,14 @@ def test_texts_of_parquet_that_repeat_are_decoded_one_by_one(tmp_path: Path) -> 
         assert text_of(open_tokens(tmp_path / name, tokenizer=ByteTokenizer())) == "\n".join(texts)
 
 
+def test_a_parquet_file_of_many_row_groups_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes its time to open, whether or not it holds a row."""
+    monkeypatch.setattr(documents, "MAX_ROW_GROUPS", 20, raising=False)
+    parquet.write_table(pa.table({"text": ["a"] * 21}), tmp_path / "a.parquet", row_group_size=1)
+    with pytest.raises(InputError, match=r"expected a parquet file, got 21 row groups, more than 20 in a\.parquet"):
+        open_tokens(tmp_path / "a.parquet", tokenizer=ByteTokenizer())
+
+
 VALID = {
     **CONTENTS,
     "a.npy": npy_bytes(np.arange(200)),

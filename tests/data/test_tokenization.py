@@ -1,7 +1,11 @@
 """Tokenizers: bytes, tokenizer.json, and files that are neither."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lite_probe.data import ByteTokenizer, load_tokenizer
+from lite_probe.data import ByteTokenizer, guarded, load_tokenizer
 from lite_probe.errors import InputError
 
 TEXT = "the cat sat on the mat\nand the dog sat on the cat\n" * 20
@@ -111,6 +115,101 @@ def test_a_regular_expression_that_backtracks_for_ever_is_refused(tmp_path: Path
     assert loaded.encode("ab").tolist() == [0, 1]
     with pytest.raises(InputError, match=r"expected tokenizer\.json to encode the text, got PanicException: .*retry"):
         loaded.encode("a" * 5000 + "b")
+
+
+def with_steps(folder: Path, **parts: Any) -> Path:
+    """Write a tokenizer of letters, with parts of its JSON replaced."""
+    vocabulary = {letter: number for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz!")}
+    whole = json.loads(Tokenizer(models.BPE(vocabulary, [])).to_str())
+    (folder / "tokenizer.json").write_text(json.dumps({**whole, **parts}))
+    return folder
+
+
+def replace(pattern: str, content: str, kind: str = "String") -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
+
+
+def sequence(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "normalizers": list(steps)}
+
+
+DOUBLE = replace("a", "aa")
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "message"),
+    [
+        (sequence(*[DOUBLE] * 40), "a normalizer that makes a text more than 16 times as long"),
+        (sequence(*[sequence(*[DOUBLE] * 2)] * 3), "a normalizer that makes a text more than 16 times as long"),
+        (sequence(*[replace("(?=.)", "aa", "Regex")] * 3), "a normalizer that makes a text more than 16 times"),
+        (sequence(*[{"pattern": {"String": "a"}, "content": "aa"}] * 5), "a normalizer that makes a text more than 16"),
+        (sequence(*[replace("a", "b"), replace("b", "a")] * 40), "more than 64 steps before the model"),
+        ({"type": "Prepend", "prepend": "a" * 20_000}, "a text of more than 16,384 characters in a step"),
+    ],
+)
+def test_a_normalizer_that_multiplies_is_refused(normalizer: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = with_steps(tmp_path, normalizer=normalizer)
+    with pytest.raises(InputError, match=f"expected a tokenizer.json, got ValueError: {message}"):
+        load_tokenizer(folder)
+
+
+def test_replacements_that_do_not_feed_one_another_are_read(tmp_path: Path) -> None:
+    names = dict.fromkeys("abcdefgh", 9 * "z")
+    steps = sequence(*(replace(letter, name) for letter, name in names.items()), DOUBLE)
+    text = "abcdefghi" * 30_000  # more than a piece
+    assert len(load_tokenizer(with_steps(tmp_path, normalizer=steps)).encode("ai")) == 10
+    with pytest.raises(InputError, match=r"to make at most 2 ids of a byte, got [\d,]+ ids of a text of 270,000 char"):
+        load_tokenizer(tmp_path).encode(text)
+
+
+def test_a_tokenizer_of_too_many_values_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("[" + "[]," * 2_100_000 + "[]]")
+    with pytest.raises(InputError, match=r"expected a tokenizer\.json, got ValueError: more than 4,194,304 values"):
+        load_tokenizer(tmp_path)
+
+
+LEAVE_BEHIND = """
+import sys
+from lite_probe.data import guarded, load_tokenizer
+from lite_probe.errors import InputError
+
+guarded.MAX_SECONDS = 0.5
+loaded = load_tokenizer(sys.argv[1])
+try:
+    loaded.encode(("a" * 20 + "b") * 5_000)
+except InputError as error:
+    print(error)
+print(loaded.encode("ab").tolist())
+"""
+
+
+def test_a_regular_expression_that_takes_its_time_is_left_behind(tmp_path: Path) -> None:
+    """Each of its starts stays below the library's limit; together they would take hours, and do until the end."""
+    split = {"type": "Split", "pattern": {"Regex": r"(a+)+\z"}, "behavior": "Isolated", "invert": False}
+    script = [sys.executable, "-c", LEAVE_BEHIND, with_steps(tmp_path, pre_tokenizer=split)]
+    done = subprocess.run(script, capture_output=True, text=True, check=True, timeout=120)
+    refused, encoded = done.stdout.splitlines()
+    assert "expected tokenizer.json to take a text in a moment, got none of it after 6 s" in refused
+    assert encoded == "[0, 1]"
+    assert done.stderr == ""
+
+
+def test_a_panic_prints_nothing_and_what_others_print_is_kept(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    split = {"type": "Split", "pattern": {"Regex": r"(a+)+\z"}, "behavior": "Isolated", "invert": False}
+    loaded = load_tokenizer(with_steps(tmp_path, pre_tokenizer=split))
+    with pytest.raises(InputError, match="PanicException"):
+        loaded.encode("a" * 5000 + "b")
+    assert capfd.readouterr().err == ""
+    guarded.GuardedThread("").call(lambda: os.write(2, b"kept"))
+    assert capfd.readouterr().err == "kept"
+
+
+def test_a_closed_stderr_is_left_closed() -> None:
+    script = "import os; os.close(2); from lite_probe.data.guarded import GuardedThread as G; print(G('').call(int))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
 
 
 def test_what_nobody_may_catch_is_not_caught(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

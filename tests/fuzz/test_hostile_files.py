@@ -125,6 +125,34 @@ def legacy_line_without_end(folder: Path) -> Path:
     return folder / "a.pt"
 
 
+def directory_of_entries(folder: Path) -> Path:
+    """Write an archive that is nothing but a directory of 200,000 entries, in zip64's way."""
+    count, start = 200_000, b"PK\x03\x04" + bytes(26)
+    entry = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 20, 20, *[0] * 7, 1, *[0] * 6) + b"a"
+    whole = struct.pack("<4sQ2H2I4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, len(entry) * count, len(start))
+    place = struct.pack("<4sIQI", b"PK\x06\x07", 0, len(start) + len(entry) * count, 1)
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 2**32 - 1, 0)
+    (folder / "a.pt").write_bytes(start + entry * count + whole + place + end)
+    return folder / "a.pt"
+
+
+def safetensors(header: Callable[[], bytes]) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        content = header()
+        (folder / "a.safetensors").write_bytes(struct.pack("<Q", len(content)) + content + b"\0")
+        return folder / "a.safetensors"
+
+    return write
+
+
+def index_of_names(folder: Path) -> Path:
+    """Write an index of 300,000 tensors in one shard."""
+    weights(folder).joinpath("model.safetensors").rename(folder / "a")
+    names = ",".join(f'"{number:x}":"a"' for number in range(300_000))
+    (folder / "model.safetensors.index.json").write_text(f'{{"weight_map":{{{names}}}}}')
+    return folder
+
+
 CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "shared tuples": (archive(inner({"model": PAIRS})), "its objects contain one another more than 4,194,304 times"),
     "shared lists": (archive(inner({"model_args": LISTS, "model": {}})), "its objects contain one another"),
@@ -191,6 +219,26 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a config without an end": (with_link("config.json", "/dev/zero"), r"expected a config\.json beside the weights"),
     "a config in a loop": (with_link("config.json", "config.json"), r"expected a config\.json beside the weights"),
+    "a directory of entries": (directory_of_entries, "its directory of entries has more than 8,388,608 bytes"),
+    "a header of tensors": (
+        safetensors(
+            lambda: (
+                b"{"
+                + b",".join(b'"%x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % n for n in range(270_000))
+                + b"}"
+            )
+        ),
+        "a header of more than 1,048,576 values",
+    ),
+    "a tensor of dimensions": (
+        safetensors(lambda: b'{"a":{"dtype":"U8","shape":[' + b"1," * 2**20 + b'1],"data_offsets":[0,1]}}'),
+        "a header of more than 1,048,576 values",
+    ),
+    "a header of text": (
+        safetensors(lambda: b'{"__metadata__":{"a":"' + b"a" * 2**24 + b'"}}'),
+        "a header of 16,777,241 bytes, more than 16,777,216",
+    ),
+    "an index of names": (index_of_names, "at most 262,144 values in model.safetensors.index.json"),
     "a training state in a loop": (with_file("training_state.json", b"{"), "expected a JSON object"),
 }
 
@@ -221,6 +269,24 @@ def repeated(**options: Any) -> Callable[[Path], Path]:
     return write
 
 
+def understated(folder: Path) -> Path:
+    """Write the text of 80 MB with a footer that says its column takes one byte."""
+    path = repeated(use_dictionary=False)(folder)
+    size = parquet.read_metadata(path).row_group(0).column(0).total_uncompressed_size
+    content, digits = path.read_bytes(), [2 * size >> shift & 127 | 128 for shift in (0, 7, 14)]
+    true = bytes([*digits, 2 * size >> 21])
+    assert content.count(true) == 2  # of the column, and of the row group
+    path.write_bytes(content.replace(true, b"\x82\x80\x80\x00"))
+    return path
+
+
+def large_dictionary(folder: Path) -> Path:
+    """Write a column whose dictionary has a million entries and one."""
+    table = pa.table({"text": [str(number) for number in range(2**20 + 1)]})
+    parquet.write_table(table, folder / "a.parquet", dictionary_pagesize_limit=2**30, row_group_size=2**21)
+    return folder / "a.parquet"
+
+
 def pipe(folder: Path) -> Path:
     os.mkfifo(folder / "a.txt")
     return folder / "a.txt"
@@ -239,6 +305,12 @@ TEXTS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a nested line": (text("a.jsonl", lambda: b'{"text":' * 10**6), "expected a JSON object per line"),
     "one large page": (repeated(use_dictionary=False), "at most 256 times as long as it is compressed"),
+    "one large page that the footer calls small": (understated, "at most 256 times as long as it is compressed"),
+    "a dictionary of a million": (large_dictionary, "1,048,577 values in a page, more than 1,048,576"),
+    "a footer of everything": (
+        text("a.parquet", lambda: b"PAR1" + bytes(2**25) + struct.pack("<I", 2**25) + b"PAR1"),
+        "a footer of 33,554,432 bytes, more than 16,777,216",
+    ),
     "a header without an end": (
         text("a.npy", lambda: b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + b"{"),
         r"expected a \.npy array",
