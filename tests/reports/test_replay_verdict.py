@@ -1,5 +1,6 @@
 """What is said of a replay: a difference inside its error never becomes a claim."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -187,6 +188,16 @@ def test_manners_have_their_errors(found):
     runs = found.runs_of("muon")
     assert oscillation.value == pytest.approx(np.mean([run.oscillations.mean() for run in runs]))
     assert mean_oscillation(found, "soap") is None
+
+
+def test_an_exponent_that_some_seeds_do_not_have_says_so(found):
+    """One of three alone was printed like a mean, and without an error."""
+    backwards = [
+        replace(run, sharp_updates=-run.sharp_updates) if run.optimizer == "muon" and run.seed else run
+        for run in found.runs
+    ]
+    _, text = about(replace(found, runs=tuple(backwards)), "Exponent a")
+    assert re.search(r"muon [\d.]+ \(on 1 of 3 seeds\), muon-lite [\d.]+\s±\s[\d.]+\.$", text)
 
 
 def test_ablations_are_compared_with_the_whole():
