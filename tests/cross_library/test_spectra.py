@@ -120,7 +120,7 @@ def test_pyhessian_truly_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verification.library == f"PyHessian {version('pyhessian')}"
     assert (calls["eigenvalues"], calls["trace"]) == (2, 1)
     assert verification.num_hvps == calls["dataloader_hv_product"] > 3 + 10
-    assert 10 <= verification.trace.num_samples <= 150
+    assert 10 <= verification.trace.num_samples <= 500
     # The same seed gives the same second opinion.
     first = verified().verification
     assert first is not None
