@@ -157,7 +157,7 @@ class GaussNewtonOperator(_GraphOperator):
 
     def _build(self, batch: Batch, parameters: Sequence[nn.Parameter]) -> Any:
         outputs = self.task.predict(self.task.model, batch)
-        require_double_backward(outputs)
+        self.written |= require_double_backward(outputs)
         dummy = torch.zeros_like(outputs, requires_grad=True)
         gradients = torch.autograd.grad(outputs, parameters, grad_outputs=dummy, create_graph=True, allow_unused=True)
         return (outputs, dummy), gradients
@@ -193,6 +193,7 @@ class GaussNewtonOperator(_GraphOperator):
             return product
         free = outputs.requires_grad_()
         loss, _ = self.task.criterion(free, batch)
+        self.written |= require_double_backward(loss)
         (gradient,) = torch.autograd.grad(loss, free, create_graph=True)
         if not gradient.requires_grad:
             return torch.zeros_like(tangent)

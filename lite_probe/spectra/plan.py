@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from lite_probe.errors import NumericsError
 from lite_probe.operators.base import SymmetricOperator
-from lite_probe.operators.finite_difference import FiniteDifferenceOperator
+from lite_probe.operators.finite_difference import FiniteDifferenceOperator, GaussNewtonDifferenceOperator
 from lite_probe.operators.gradient import LossAndGradient, Split, require_deterministic
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
 from lite_probe.operators.layout import ParameterLayout
@@ -127,7 +127,7 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
 
     times = []
     peak = peak_during(device, build_and_multiply)
-    if kind == "hessian" and operator.written:
+    if operator.written:
         _require_agreement(alone, layout, operator)
     operator.graphs.clear()
     share = sum(_entries(batch) for batch in batches) / max(_entries(largest), 1)
@@ -144,22 +144,28 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
 def _require_agreement(task: Task, layout: ParameterLayout, operator: HessianOperator | GaussNewtonOperator) -> None:
     """Refuse functions whose own backward pass hides from autograd what it depends on.
 
-    Products through them would lack a part in silence. The differences of the gradient lack nothing.
+    Products through them would lack a part in silence. Differences of first derivatives lack nothing.
 
     Raises:
         NumericsError: If a product of a random vector differs from them by more than they can err.
 
     Cost: one product and a dozen gradients of one batch.
     """
-    differences = FiniteDifferenceOperator(task, layout)
     vector = random_vector(layout.size, seed=derive_seed(0, "agreement"), dtype=operator.dtype, device=operator.device)
-    expected = differences.matvec(vector) * (task.loss(task.evaluation[0])[1] / operator.count)
+    differences: FiniteDifferenceOperator
+    if isinstance(operator, GaussNewtonOperator):
+        differences = GaussNewtonDifferenceOperator(task, layout)
+        share, of_what, way_out = 1.0, "the output gradient", "or measure the Hessian with --method finite-differences"
+    else:
+        differences = FiniteDifferenceOperator(task, layout)
+        share, of_what, way_out = task.loss(task.evaluation[0])[1], "the gradient", "or use --method finite-differences"
+    expected = differences.matvec(vector) * (share / operator.count)
     apart = norm(operator.matvec(vector) - expected) / max(norm(expected), 1e-300)
     if apart > max(_AGREEMENT, _DIFFERENCE_ERRORS * (differences.relative_error or 0.0)):
         raise NumericsError(
-            f"expected products that agree with differences of the gradient, got {apart:.0%} apart through "
+            f"expected products that agree with differences of {of_what}, got {apart:.0%} apart through "
             f"{', '.join(sorted(operator.written))}, whose backward pass is written in Python",
-            "let it compute with differentiable operations on ctx.saved_tensors, or use --method finite-differences",
+            f"let it compute with differentiable operations on ctx.saved_tensors, {way_out}",
         )
 
 

@@ -110,7 +110,7 @@ def verify_spectrum(task: Task, spectrum: Spectrum, *, on_progress: OnProgress |
                 lowest = [_lower_pair(theirs, values, vectors), *pairs]
                 if (own := _our_lowest(spectrum, layout, evaluated.unused)) is not None:
                     lowest.append(_pair(theirs, own))
-            trace = _trace_estimate(np.array(theirs.trace(maxIter=probes, tol=0.0)), spectrum.whole.trace_h2)
+            trace = _trace_estimate(np.array(theirs.trace(maxIter=probes, tol=-math.inf)), spectrum.whole.trace_h2)
     verification = _compare(spectrum, pairs, lowest, trace, counter, started)
     notes = (*spectrum.notes, *_verification_notes(verification))
     return replace(spectrum, verification=verification, notes=notes)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, eigsh
 
+from lite_probe.criteria import classification_cross_entropy
 from lite_probe.errors import UsageError
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.hessian import GraphStore, HessianOperator
@@ -235,6 +236,17 @@ def test_a_trace_that_it_cannot_check_is_no_agreement() -> None:
     (note,) = [note for note in spectrum.notes if note.code == "verification-blind"]
     assert re.search(r"would not have seen a trace off by less than \d{3}%", note.message)
     assert spectrum.verification.trace.num_samples == 10
+
+
+def test_a_negative_trace_takes_every_probe() -> None:
+    """PyHessian divides by the trace to see whether it still moves: a negative one passes for settled at once."""
+    task = models.make_task("mlp", torch.float32)
+    task.criterion = lambda outputs, batch: (-classification_cross_entropy(outputs, batch)[0], len(outputs))
+    spectrum = measure_spectrum(task, top=2, bottom=6, probes=8)
+    verification = verify_spectrum(task, spectrum).verification
+    assert verification is not None
+    assert verification.trace.value < 0
+    assert verification.trace.num_samples == _probes_needed(spectrum) >= 10
 
 
 def test_another_checkpoint_is_told_apart() -> None:

@@ -240,6 +240,55 @@ def test_a_function_of_the_users_own_is_measured(dtype: torch.dtype) -> None:
     np.testing.assert_allclose(spectrum.eigenvalues, plain.eigenvalues, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_gauss_newton_product_that_lacks_a_part_is_refused(dtype: torch.dtype) -> None:
+    """Jv by way of a double backward lacks what is once differentiable; Jᵀ alone does not."""
+    task = task_through(_HiddenOnce, dtype)
+    before = oracles.flat_parameters(task).clone()
+    expected = (
+        r"expected products that agree with differences of the output gradient, got \d+% apart through _HiddenOnce"
+    )
+    with pytest.raises(NumericsError, match=expected) as caught:
+        plan_spectrum(task, **_ASKED, operator="ggn")
+    assert "finite-differences" in caught.value.hint
+    assert torch.equal(oracles.flat_parameters(task), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("function", [_Hidden, _Open])
+def test_a_gauss_newton_product_that_lacks_nothing_is_measured(function: Any, dtype: torch.dtype) -> None:
+    """What hides its second derivative is linear in the tangent still."""
+    spectrum = measure_spectrum(task_through(function, dtype), **_ASKED, operator="ggn")
+    plain = measure_spectrum(models.make_task("mlp", dtype), **_ASKED, operator="ggn")
+    np.testing.assert_allclose(spectrum.eigenvalues, plain.eigenvalues, rtol=1e-4)
+
+
+class _HiddenLoss(torch.autograd.Function):
+    """exp, whose gradient passes for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        outputs = inputs.exp()
+        ctx.save_for_backward(outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * ctx.saved_tensors[0].detach()
+
+
+@pytest.mark.parametrize("function", [_HiddenLoss.apply, torch.exp], ids=["hidden", "open"])
+def test_a_criterion_that_hides_its_curvature_is_refused(function: Any) -> None:
+    """Where the criterion has no closed form, ∇²_z ℓ is autograd's, and no zeros of its stand for curvature."""
+    task = models.make_task("mlp")
+    task.criterion = lambda outputs, batch: (function(0.1 * outputs).sum(), len(outputs))
+    if function is torch.exp:
+        assert measure_spectrum(task, **_ASKED, operator="ggn").eigenvalues[0] > 0
+    else:
+        with pytest.raises(NumericsError, match="differences of the output gradient, got 100% apart through _Hidden"):
+            plan_spectrum(task, **_ASKED, operator="ggn")
+
+
 def test_a_model_all_frozen_is_refused() -> None:
     task = models.make_task("mlp")
     task.model.requires_grad_(False)
