@@ -59,16 +59,18 @@ def progress_table(replay: "Replay") -> _Rows:
 
 def manner_table(replay: "Replay") -> _Rows:
     """Return header and rows of how each optimizer moved."""
+    from lite_probe.reports.replay_verdict import of_seeds
+
     header = ["updates", "isotropy", "NDS", "exponent", "oscillates", "s/step"]
     rows = []
     for name in replay.optimizers:
-        oscillation = replay.oscillation(name)
+        oscillation, exponent = replay.oscillation(name), replay.exponent(name)
         rows.append(
             [
                 name,
                 _text(replay.isotropy_entropy(name)),
                 _text(replay.directional_sharpness(name)),
-                _text(replay.exponent(name)),
+                f"{_text(exponent)}{of_seeds(exponent, len(replay.runs_of(name)))}",
                 number(None if oscillation is None else float(oscillation[0].mean()), 2),
                 number(seconds_per_step(replay, name), 2),
             ]

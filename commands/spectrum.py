@@ -142,6 +142,10 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     page in probe/NAME. Killed or interrupted, the same command continues.
     """
     asked = SpectrumOptions(**options)
+    if asked.verify:
+        from lite_probe.spectra import require_verifiable
+
+        require_verifiable(asked.operator)
     opened = open_task(asked, train_batches=asked.batches if asked.split == "train" else 0)
     task = opened.task
     folder = run_directory(terminal, asked.out, task.info)
@@ -223,6 +227,7 @@ def measure(
             )
         spectrum = replace(spectrum, notes=join_notes(notes, spectrum.notes))
     if asked.verify:
+        save(spectrum, folder)  # a second opinion may be interrupted; what it is about is not lost then
         with terminal.progress() as on_progress:
             spectrum = verify_spectrum(task, spectrum, on_progress=on_progress)
     save(spectrum, folder)

@@ -215,16 +215,18 @@ def _manner(replay: Replay, names: Sequence[str]) -> list[Point]:
         found = {name: value for name in names if (value := measure(name)) is not None}
         if found:
             parts = ", ".join(
-                f"{name} {format_estimate(value)}{_of_seeds(value, len(replay.runs_of(name)))}"
+                f"{name} {format_estimate(value)}{of_seeds(value, len(replay.runs_of(name)))}"
                 for name, value in found.items()
             )
             points.append(Point(tone="plain", text=f"{title}: {parts}{unit}."))
     return points
 
 
-def _of_seeds(estimate: Estimate, runs: int) -> str:
+def of_seeds(estimate: Estimate | None, runs: int) -> str:
     """Say on how many seeds an estimate rests, where some have none: an error over one would be missing unsaid."""
-    return "" if estimate.num_samples == runs else f" (on {estimate.num_samples} of {count_of(runs, 'seed')})"
+    if estimate is None or estimate.num_samples == runs:
+        return ""
+    return f" (on {estimate.num_samples} of {count_of(runs, 'seed')})"
 
 
 def _ablations(replay: Replay, name: str) -> list[Point]:

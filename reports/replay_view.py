@@ -15,13 +15,14 @@ from lite_probe.reports.replay_verdict import (
     is_explained,
     judge_replay,
     mean_oscillation,
+    of_seeds,
 )
 from lite_probe.reports.spectrum_view import CURVATURE
 from lite_probe.reports.subspace_view import band_label, order_blocks
 from lite_probe.reports.table import Cell, Column, Table, make_table
 from lite_probe.reports.verdict import Verdict
 from lite_probe.results.estimate import Estimate
-from lite_probe.results.replay import Replay
+from lite_probe.results.replay import Means, Replay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,22 +203,21 @@ def _point_series(
     replay: Replay,
     name: str,
     x: Sequence[float],
-    measured: tuple[np.ndarray, np.ndarray],
+    measured: Means,
     points: Sequence[str],
     chosen: Sequence[int] | None = None,
 ) -> PointSeries:
     """Return one optimizer's quantity at the chosen places, all unless told."""
     values, errors = measured
     places = range(len(values)) if chosen is None else chosen
-    is_lone = replay.num_seeds == 1
     return PointSeries(
         optimizer=name,
         place=replay.optimizers.index(name),
         x=tuple(float(x[at]) for at in places),
         value=_plain(values[list(places)]),
-        error=_plain(errors[list(places)]),
+        error=_plain(np.zeros(len(places)) if errors is None else errors[list(places)]),
         text=tuple(
-            f"{points[at]}: {format_uncertain(float(values[at]), None if is_lone else float(errors[at]))}"
+            f"{points[at]}: {format_uncertain(float(values[at]), None if errors is None else float(errors[at]))}"
             for at in places
         ),
     )
@@ -270,14 +270,15 @@ def _rates(replay: Replay, names: Sequence[str], number: int) -> PointsView | No
         theory = replay.theory.get(name)
         if theory is not None:
             chosen = np.flatnonzero((curvatures > 0) & (theory.effective_lrs > 0)).tolist()
-            exact = (theory.effective_lrs, np.zeros(len(curvatures)))
+            exact = (theory.effective_lrs, None)
             predicted.append(_point_series(replay, name, curvatures.tolist(), exact, points, chosen))
     if not any(one.value for one in (*series, *predicted)):
         return None
     sentences = [
         f"{one.optimizer}: {len(one.value)} of {len(curvatures)} positive, exponent "
-        f"{format_estimate(replay.exponent(one.optimizer))}."
+        f"{format_estimate(exponent)}{of_seeds(exponent, len(replay.runs_of(one.optimizer)))}."
         for one in series
+        for exponent in [replay.exponent(one.optimizer)]
     ]
     return PointsView(
         name=f"rates-{number}",
@@ -314,19 +315,19 @@ def _text(text: str) -> Cell:
     return Cell(text=text, raw=text)
 
 
-def _estimate(estimate: Estimate | None, tone: str = "") -> Cell:
-    """Return a cell of an estimate with its standard error; one seed has none."""
+def _estimate(estimate: Estimate | None, tone: str = "", rests_on: str = "") -> Cell:
+    """Return a cell of an estimate with its standard error; one seed has none, and `rests_on` says so of several."""
     if estimate is None:
         return Cell(text=MISSING)
     error = estimate.stderr if estimate.num_samples > 1 else None
-    return Cell(text=format_estimate(estimate), raw=estimate.value, error=error, tone=tone)
+    return Cell(text=f"{format_estimate(estimate)}{rests_on}", raw=estimate.value, error=error, tone=tone)
 
 
-def _entry(replay: Replay, measured: tuple[np.ndarray, np.ndarray] | None, place: int) -> Cell:
+def _entry(measured: Means | None, place: int) -> Cell:
     """Return a cell of one entry of a mean with its standard error over seeds."""
     if measured is None:
         return Cell(text=MISSING)
-    value, error = float(measured[0][place]), None if replay.num_seeds == 1 else float(measured[1][place])
+    value, error = float(measured[0][place]), None if measured[1] is None else float(measured[1][place])
     return Cell(text=format_uncertain(value, error), raw=value, error=error)
 
 
@@ -363,7 +364,7 @@ def _outcome_row(replay: Replay, name: str) -> list[Cell]:
     if difference is not None and is_certain(replay, difference):
         tone = "good" if difference.value < 0.0 else "caution"
     share = replay.flat_share(name) if has_share(replay, name) else None
-    runs, closure = replay.runs_of(name), closure_of(replay, name)
+    runs, closure, exponent = replay.runs_of(name), closure_of(replay, name), replay.exponent(name)
     is_missed = closure is not None and not is_explained(replay, name)
     seconds = [run.seconds / run.num_steps for run in runs if run.num_steps]
     return [
@@ -382,7 +383,7 @@ def _outcome_row(replay: Replay, name: str) -> list[Cell]:
         ),
         _estimate(replay.isotropy_entropy(name)),
         _estimate(replay.directional_sharpness(name)),
-        _estimate(replay.exponent(name)),
+        _estimate(exponent, rests_on=of_seeds(exponent, len(runs))),
         _estimate(mean_oscillation(replay, name)),
         Cell(text=format_share(closure), raw=closure, tone="caution" if is_missed else ""),
         Cell(text=format_number(sum(seconds) / len(seconds), 2) if seconds else MISSING, raw=_mean(seconds)),
@@ -434,12 +435,12 @@ def _eigenvector_table(replay: Replay, names: Sequence[str], number: int) -> Tab
                     _text(name),
                     Cell(text=str(place + 1), raw=place + 1),
                     Cell(text=format_number(value), raw=value, error=error),
-                    _entry(replay, progress, place),
-                    _entry(replay, lrs, place),
+                    _entry(progress, place),
+                    _entry(lrs, place),
                     Cell(text=format_number(lr, 3), raw=lr),
-                    _entry(replay, rates, place),
+                    _entry(rates, place),
                     Cell(text=format_number(rate, 3), raw=rate, tone="caution" if rate and rate > 1.0 else ""),
-                    _entry(replay, oscillation, place),
+                    _entry(oscillation, place),
                 ]
             )
     if not rows:
@@ -469,8 +470,8 @@ def _band_table(replay: Replay, names: Sequence[str], number: int) -> Table | No
                     _text(block),
                     _text(band_label(float(bands.low[place]), float(bands.high[place]))),
                     Cell(text=f"{size:,}", raw=size),
-                    _entry(replay, progress, place),
-                    _entry(replay, isotropy, place),
+                    _entry(progress, place),
+                    _entry(isotropy, place),
                 ]
             )
     if not rows:

@@ -17,6 +17,8 @@ FloatArray = NDArray[np.float64]
 
 _LEAST_POSITIVE = 0.8  # share of the effective learning rates that must be positive for a power law
 
+Means = tuple[FloatArray, FloatArray | None]  # over seeds, entry by entry, and their standard errors; one seed has none
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bands:
@@ -260,15 +262,15 @@ class Replay:
         """Sharp progress of one minus that of another, paired by seed, nats."""
         return _mean(self._paired(optimizer, other, "none", "none", lambda run: -float(run.sharp_allocations.sum())))
 
-    def eigenvector_progress(self, optimizer: str) -> tuple[FloatArray, FloatArray] | None:
+    def eigenvector_progress(self, optimizer: str) -> Means | None:
         """Return −Σ_t A_i along each eigenvector, mean over seeds, and its standard error: (k,) and (k,), nats."""
         return _means([-run.sharp_allocations.sum(axis=0) for run in self._recorded(optimizer)])
 
-    def band_progress(self, optimizer: str) -> tuple[FloatArray, FloatArray] | None:
+    def band_progress(self, optimizer: str) -> Means | None:
         """Return −Σ_t A_b in each band, mean over seeds, and its standard error: (B,) and (B,), nats."""
         return _means([-run.band_allocations.sum(axis=0) for run in self._recorded(optimizer)])
 
-    def band_isotropy(self, optimizer: str) -> tuple[FloatArray, FloatArray] | None:
+    def band_isotropy(self, optimizer: str) -> Means | None:
         """Return the update's energy per dimension in each band over the mean, and its standard error."""
         return _means([run.band_isotropy(self.bands.dimensions) for run in self._recorded(optimizer)])
 
@@ -276,15 +278,15 @@ class Replay:
         """How evenly the updates are spread, in (0, 1]; see `ReplayRun.isotropy_entropy`."""
         return _mean([run.isotropy_entropy(self.bands.dimensions) for run in self._recorded(optimizer)])
 
-    def effective_lrs(self, optimizer: str) -> tuple[FloatArray, FloatArray] | None:
+    def effective_lrs(self, optimizer: str) -> Means | None:
         """Return η_i along each eigenvector, mean over seeds, and its standard error: (k,) and (k,)."""
         return _means([run.effective_lrs for run in self._recorded(optimizer)])
 
-    def oscillation(self, optimizer: str) -> tuple[FloatArray, FloatArray] | None:
+    def oscillation(self, optimizer: str) -> Means | None:
         """Return the oscillation along each eigenvector, mean over seeds, and its standard error."""
         return _means([run.oscillations for run in self._recorded(optimizer)])
 
-    def decay_rates(self, optimizer: str) -> tuple[FloatArray, FloatArray] | None:
+    def decay_rates(self, optimizer: str) -> Means | None:
         """Return the measured factor per step of |γ_i|, mean over seeds, and its standard error."""
         return _means([run.decay_rates for run in self._recorded(optimizer)])
 
@@ -326,13 +328,13 @@ def _mean(samples: list[float]) -> Estimate | None:
     return Estimate.from_samples(np.array(samples))
 
 
-def _means(samples: list[FloatArray]) -> tuple[FloatArray, FloatArray] | None:
-    """Return mean and standard error over seeds, entry by entry; an error of zero where there is one seed."""
+def _means(samples: list[FloatArray]) -> Means | None:
+    """Return mean and standard error over seeds, entry by entry; None without a seed."""
     if not samples:
         return None
     stacked = np.stack(samples)
     if len(stacked) == 1:
-        return stacked[0], np.zeros_like(stacked[0])
+        return stacked[0], None
     return stacked.mean(axis=0), stacked.std(axis=0, ddof=1) / np.sqrt(len(stacked))
 
 

@@ -6,7 +6,7 @@ from lite_probe.spectra.lanczos import lanczos
 from lite_probe.spectra.measure import discard_state, measure_spectrum, plan_spectrum
 from lite_probe.spectra.operator import SpectrumRequest, measure_operator
 from lite_probe.spectra.plan import SpectrumPlan
-from lite_probe.spectra.verify import verify_spectrum
+from lite_probe.spectra.verify import require_verifiable, verify_spectrum
 
 __all__ = [
     "SpectrumPlan",
@@ -18,5 +18,6 @@ __all__ = [
     "measure_spectrum",
     "plan_spectrum",
     "require_same_task",
+    "require_verifiable",
     "verify_spectrum",
 ]

@@ -83,10 +83,7 @@ def verify_spectrum(task: Task, spectrum: Spectrum, *, on_progress: OnProgress |
 
     Cost: up to 905 products of about 3.2 gradients each.
     """
-    if spectrum.operator != "hessian":
-        raise UsageError(
-            f"expected a Hessian spectrum to verify, got {spectrum.operator}", "PyHessian knows the Hessian only"
-        )
+    require_verifiable(spectrum.operator)
     from pyhessian import hessian
 
     started = time.perf_counter()
@@ -114,6 +111,16 @@ def verify_spectrum(task: Task, spectrum: Spectrum, *, on_progress: OnProgress |
     verification = _compare(spectrum, pairs, lowest, trace, counter, started)
     notes = (*spectrum.notes, *_verification_notes(verification))
     return replace(spectrum, verification=verification, notes=notes)
+
+
+def require_verifiable(operator: str) -> None:
+    """Refuse what PyHessian does not know, before it is measured.
+
+    Raises:
+        UsageError: For any other operator than the Hessian.
+    """
+    if operator != "hessian":
+        raise UsageError(f"expected a Hessian spectrum to verify, got {operator}", "PyHessian knows the Hessian only")
 
 
 def _probes_needed(spectrum: Spectrum) -> int:

@@ -117,6 +117,34 @@ def test_gauss_newton_in_double_precision(tiny_llama: Path, text: Path, tmp_path
     assert told["most_negative_eigenvalue"] > -1e-10 * told["eigenvalues"][0]
 
 
+def test_a_second_opinion_that_there_is_none_of_is_refused_at_once(
+    tiny_llama: Path, text: Path, tmp_path: Path
+) -> None:
+    found = spectrum(tiny_llama, text, tmp_path / "out", "--operator", "ggn", "--verify")
+    assert found.exit_code == 2
+    assert "expected a Hessian spectrum to verify, got ggn" in found.stderr
+    assert "plan:" not in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_spectrum_outlives_its_second_opinion(
+    tiny_llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lite_probe.spectra.verify_spectrum", interrupted)
+        assert spectrum(tiny_llama, text, tmp_path / "out", "--verify").exit_code == 130
+    saved = json.loads((tmp_path / "out" / "spectrum.json").read_text())
+    assert saved["result"]["verification"] is None
+    again = spectrum(tiny_llama, text, tmp_path / "out", "--verify")
+    assert again.exit_code == 0, again.stderr
+    after = json.loads((tmp_path / "out" / "spectrum.json").read_text())
+    assert after["result"]["whole"] == saved["result"]["whole"]
+    assert after["result"]["verification"] is not None
+
+
 def test_a_task_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch\n"

@@ -72,6 +72,7 @@ def test_progress_along_an_eigenvector_is_exact(replayed: Known) -> None:
     progress = found.eigenvector_progress("sgd")
     assert progress is not None
     np.testing.assert_allclose(progress[0], expected, rtol=tolerance)
+    assert progress[1] is not None
     assert progress[1].tolist() == [0.0, 0.0, 0.0]  # the batches do not matter, so neither do seeds
 
 

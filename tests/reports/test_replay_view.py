@@ -63,6 +63,32 @@ def test_one_seed_has_no_errors_nor_shares():
     assert {row[5].tone for row in view.outcome.rows} == {""}
 
 
+def test_one_seed_left_of_three_has_no_errors():
+    replay = make_replay(steps=9, diverged=(("soap", 0, 7), ("soap", 2, 7)))
+    assert (len(replay.runs_of("soap")), len(replay.runs_of("muon"))) == (1, 3)
+    view = make_replay_view("", 1, replay)
+    for table in (view.outcome, view.eigenvector_table, view.band_table):
+        for row in read(table.csv):
+            own = {value for name, value in row.items() if " error" in name and not name.startswith("λ")}
+            assert (own == {""}) if row["optimizer"] == "soap" else (own != {""} and "0.0" not in own)
+    for points in (view.eigenvectors, view.oscillation, view.rates, *view.bands):
+        for series in points.series:
+            assert all(("±" in text) == (series.optimizer != "soap") for text in series.text)
+
+
+def test_an_exponent_that_some_seeds_do_not_have_says_so():
+    found = make_replay(steps=5)
+
+    def turned(run):
+        return run if run.seed == 0 else replace(run, sharp_updates=-run.sharp_updates)
+
+    view = make_replay_view("", 1, replace(found, runs=tuple(turned(run) for run in found.runs)))
+    place = [column.title for column in view.outcome.columns].index("exponent")
+    assert [row[place].text.endswith(" (on 1 of 3 seeds)") for row in view.outcome.rows] == [True] * 4
+    assert view.rates.summary.count(" (on 1 of 3 seeds).") == 4
+    assert "seeds" not in make_replay_view("", 1, found).rates.summary
+
+
 def test_losses_are_means_with_their_range(view, found):
     muon, soap = view.loss.curves[0], view.loss.curves[2]
     losses = np.stack([run.losses for run in found.runs_of("muon")])
