@@ -116,7 +116,7 @@ def tell_task(terminal: Terminal, task: "Task", batches: Sequence[object]) -> No
     import torch
 
     info = task.info
-    num_parameters = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    num_parameters = _size(task)
     what = [info.checkpoint_format, info.architecture, f"{count(num_parameters)} parameters"]
     if info.checkpoint_step is not None:
         what.append(f"step {info.checkpoint_step:,}")
@@ -139,6 +139,10 @@ def tell_task(terminal: Terminal, task: "Task", batches: Sequence[object]) -> No
     )
 
 
+def _size(task: "Task") -> int:
+    return sum(parameter.numel() for parameter in task.model.parameters() if parameter.requires_grad)
+
+
 def find_spectrum(terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path) -> "Spectrum | None":
     """Return the spectrum that a run directory holds; None, said why, where one has to be measured first.
 
@@ -157,7 +161,8 @@ def find_spectrum(terminal: Terminal, opened: Opened, asked: TaskOptions, folder
         require_same_task(found, opened.task)
     except InputError as error:
         if not asked.fresh:
-            raise InputError(f"{path}: {error.message}", f"{error.hint}; --fresh replaces it") from error
+            hint = error.hint if "--fresh" in error.hint else f"{error.hint}; --fresh replaces it"
+            raise InputError(f"{path}: {error.message}", hint) from error
         terminal.line(f"replacing {path}: {error.message}")
         return None
     return found
@@ -166,11 +171,15 @@ def find_spectrum(terminal: Terminal, opened: Opened, asked: TaskOptions, folder
 def plan_spectrum_first(
     terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path, pairs: int = 0
 ) -> "tuple[SpectrumPlan, SpectrumOptions]":
-    """Plan the spectrum that another command starts from, of at least so many pairs; say what it costs."""
+    """Plan the spectrum that another command starts from; say what it costs.
+
+    It is of at least so many pairs, and of no more by itself than there are parameters.
+    """
     from lite_probe.commands import spectrum as command
 
     own = command.SpectrumOptions(**asked.task_options, **command.defaults())
-    own = replace(own, top=max(own.top, pairs))
+    top = max(min(own.top, _size(opened.task)), pairs)
+    own = replace(own, top=top, bottom=min(own.bottom, max(_size(opened.task) - top, 0)))
     return command.plan_and_tell(terminal, opened.task, own, folder), own
 
 

@@ -89,9 +89,8 @@ def _open_file(path: Path, *, trust_pickle: bool, model_config: Mapping[str, Any
     with open_regular(path, "a checkpoint") as stream:
         head = stream.read(16)
     got = f"a file that begins with {head!r}" if head else "an empty file"
+    hint = "check the path; for a checkpoint of several files pass its folder"
     if head[:1] == _PICKLE_PROTOCOL and head[1:2] <= bytes([pickle.HIGHEST_PROTOCOL]):
         got = "a bare pickle, which may run code and is not opened"
-    raise InputError(
-        f"expected {KNOWN}, got {path}, {got}",
-        "check the path; for a checkpoint of several files pass its folder",
-    )
+        hint = "if you trust it, load it with pickle in a script of your own, and write its tensors with torch.save"
+    raise InputError(f"expected {KNOWN}, got {path}, {got}", hint)

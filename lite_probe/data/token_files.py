@@ -62,7 +62,7 @@ def open_bin(path: Path, *, token_dtype: TokenDtype | None, on_note: Callable[[N
     if size <= offset or (size - offset) % width:
         raise InputError(
             f"expected {dtype} token ids in {path.name}, got {max(size - offset, 0):,} bytes of them",
-            f"a whole file holds a positive multiple of {width} bytes: copy it again, or pass its type",
+            f"a whole file holds a positive multiple of {width} bytes: copy it again",
         )
     return np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r", offset=offset)
 

@@ -325,5 +325,5 @@ def refused(expected: str, name: str, owner: str, got: str) -> InputError:
     """Return the error for a saved value that cannot be gone on with."""
     return InputError(
         f"expected {expected} as {name} of {owner} in the saved optimizer state, got {got}",
-        "take the state of the same checkpoint, or start the optimizer anew",
+        "take the state of the same checkpoint, or a warmed one: --state warm",
     )

@@ -36,7 +36,7 @@ def require_same_task(spectrum: Spectrum, task: Task, *, loss: float | None = No
     if spectrum.operator != "hessian":
         raise InputError(
             f"expected a spectrum of the Hessian, got one of operator {spectrum.operator}",
-            "measure it with --operator hessian",
+            "measure it with lite-probe spectrum --operator hessian",
         )
     if spectrum.whole.num_parameters != size:
         raise InputError(
@@ -47,7 +47,7 @@ def require_same_task(spectrum: Spectrum, task: Task, *, loss: float | None = No
     if origin.data_split != "evaluation":
         raise InputError(
             f"expected a spectrum of evaluation batches, got one of {origin.data_split} batches",
-            "measure it with --on evaluation",
+            "measure it with lite-probe spectrum --on evaluation",
         )
     precision = str(next(task.model.parameters()).dtype).removeprefix("torch.")
     if origin.precision != precision:

@@ -93,6 +93,31 @@ def test_a_convolution_is_replayed_under_what_the_hint_names(convolution: str, t
     assert "ordered by the proxy of adamw: soap cannot take this model" in found.stderr.replace("\n", " ")
 
 
+SMALL_TASK = """
+import torch
+from torch import nn
+from lite_probe import Task
+from lite_probe.criteria import squared_error
+
+
+def task():
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, 3), torch.randn(4, 2)) for _ in range(30)]
+    predict = lambda model, batch: model(batch[0])
+    parts = {"model": nn.Linear(3, 2), "predict": predict, "criterion": squared_error}
+    return Task(**parts, evaluation=batches[:1], train=batches[1:], blocks={"weight": "ffn", "bias": "ffn"})
+"""
+
+
+@pytest.mark.parametrize("command", ["subspace", "replay"])
+def test_a_model_of_fewer_parameters_than_pairs_by_default_is_measured(command: str, tmp_path: Path) -> None:
+    """Nobody asked for ten pairs at the top and three at the bottom of eight parameters."""
+    (tmp_path / "small.py").write_text(SMALL_TASK)
+    more = (*REPLAY, "--optimizers", "adamw") if command == "replay" else (*SHORT, "--probes", "2")
+    found = run(command, "--task", f"{tmp_path / 'small.py'}:task", "--out", tmp_path / "run", *more)
+    assert found.exit_code == 0, found.stderr
+
+
 def test_a_convolution_s_subspace_leaves_out_who_cannot_take_it(convolution: str, tmp_path: Path) -> None:
     found = run("subspace", "--task", convolution, "--out", tmp_path / "run", *SHORT, "--probes", "2")
     assert found.exit_code == 0, found.stderr

@@ -63,7 +63,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
             3,
             "expected to reach \\udcff, got: File name too",
         ),
-        (MemoryError(), 1, "memory ran out\nhint: set --memory"),
+        (MemoryError(), 1, "memory ran out\nhint: a measurement takes less with --memory"),
         (OutOfMemoryError("CUDA out of memory"), 1, "memory ran out"),
         (
             RuntimeError("boom"),
