@@ -163,7 +163,7 @@ def _measure_subspace(
     opened = open_task(options, train_batches=_WARM_BATCHES)
     with measuring_into(terminal, run, opened.task.info):
         tell_task(terminal, opened.task, opened.task.evaluation)
-        plan = subspaces.plan_and_tell(terminal, opened, spectrum, options, earlier)
+        plan = subspaces.plan_and_tell(terminal, opened, spectrum, options, run, earlier)
         found = subspaces.measure(terminal, opened, spectrum, plan, options, run, earlier)
         write_page(opened, run, "subspace")
     subspaces.tell(terminal, found)
@@ -181,7 +181,7 @@ def _replay(terminal: Terminal, asked: TaskOptions, run: Path, spectrum: "Spectr
     with measuring_into(terminal, run, opened.task.info):
         tell_task(terminal, opened.task, opened.task.evaluation)
         saved = replaying.saved_optimizer(opened, options.state)
-        plan = replaying.plan_and_tell(terminal, opened, spectrum, saved, options)
+        plan = replaying.plan_and_tell(terminal, opened, spectrum, saved, options, run)
         found = replaying.measure(terminal, opened, spectrum, saved, plan, options, run)
         write_page(opened, run, "replay")
     replaying.tell(terminal, found)

@@ -127,7 +127,9 @@ def _report(error: Exception | Terminated, terminal: Terminal) -> int:
         )
         return InputError.exit_code
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        terminal.error("memory ran out", "a measurement takes less with --memory, or with a smaller --batch-size or --seq-len")
+        terminal.error(
+            "memory ran out", "a measurement takes less with --memory, or with a smaller --batch-size or --seq-len"
+        )
         return DEFECT
     terminal.error(
         f"lite-probe met something it does not know: {type(error).__name__}: {error}",

@@ -38,7 +38,7 @@ from lite_probe.commands.replay_summary import (
     start_table,
 )
 from lite_probe.commands.run_directory import measuring_into, run_directory
-from lite_probe.commands.scratch import leave, working_directory
+from lite_probe.commands.scratch import leave, tell_disk, working_directory
 from lite_probe.commands.task import (
     Opened,
     TaskOptions,
@@ -200,10 +200,10 @@ def command(terminal: Terminal, /, **options: Any) -> None:
                 emit(json.dumps(found))
             return
         spectrum = spectrum or measure_spectrum_first(terminal, opened, asked, folder)
-        plan = plan_and_tell(terminal, opened, spectrum, saved, asked)
+        plan = plan_and_tell(terminal, opened, spectrum, saved, asked, folder)
         if asked.dry_run:
             if asked.as_json:
-                emit(json.dumps(plan_object(plan)))
+                emit(json.dumps(plan_object(plan, asked, folder)))
             return
         result = measure(terminal, opened, spectrum, saved, plan, asked, folder)
         paths = write_page(opened, folder, "replay")
@@ -275,14 +275,20 @@ def require_inherited(opened: Opened, saved: "SavedOptimizer | None", asked: Rep
 
 
 def plan_and_tell(
-    terminal: Terminal, opened: Opened, spectrum: "Spectrum", saved: "SavedOptimizer | None", asked: ReplayOptions
+    terminal: Terminal,
+    opened: Opened,
+    spectrum: "Spectrum",
+    saved: "SavedOptimizer | None",
+    asked: ReplayOptions,
+    folder: Path,
 ) -> "ReplayPlan":
-    """Plan the replay; say what it costs."""
+    """Plan the replay; say what it costs, and what it puts on which disk."""
     from lite_probe.replays import plan_replay
 
     with terminal.progress() as on_progress:
         plan = plan_replay(opened.task, **asked.measurement, spectrum=spectrum, saved=saved, on_progress=on_progress)
     terminal.line(f"plan: {plan.summary()}", style="bold")
+    tell_disk(terminal, working_directory(asked.scratch, folder), plan.scratch_bytes, folder, plan.result_bytes)
     return plan
 
 
@@ -300,10 +306,12 @@ def measure(
     from lite_probe.replays import replay as run_replay
     from lite_probe.results.provenance import join_notes
     from lite_probe.results.store import save
+    from lite_probe.spectra.disk import require_room
 
     working = working_directory(asked.scratch, folder)
     found: Replay | None = reusable(terminal, folder, "replay", plan.fingerprint, fresh=asked.fresh)
     if found is None:
+        require_room([(working, plan.scratch_bytes), (folder, plan.result_bytes)])
         terminal.resumable = True
         board = ReplayBoard(
             asked.names, steps=asked.steps, seeds=asked.seeds, ablations=asked.ablations, start_loss=plan.start_loss
@@ -366,10 +374,14 @@ def require_some_finished(found: "Replay") -> None:
         )
 
 
-def plan_object(plan: "ReplayPlan") -> dict[str, Any]:
+def plan_object(plan: "ReplayPlan", asked: ReplayOptions, folder: Path) -> dict[str, Any]:
     """Return what `--dry-run --json` prints."""
-    names = ("num_parameters", "num_runs", "num_gradients", "seconds", "memory_bytes", "start_loss", "fingerprint")
-    return {**{name: getattr(plan, name) for name in names}, "swept": list(plan.swept)}
+    names = (
+        *("num_parameters", "num_runs", "num_gradients", "seconds", "memory_bytes", "scratch_bytes", "result_bytes"),
+        *("start_loss", "fingerprint"),
+    )
+    places = {"scratch": str(working_directory(asked.scratch, folder)), "directory": str(folder)}
+    return {**{name: getattr(plan, name) for name in names}, "swept": list(plan.swept), **places}
 
 
 def parse_learning_rates(text: str) -> float | str | dict[str, float | str]:

@@ -31,7 +31,7 @@ from lite_probe.commands.options import (
     task_option,
 )
 from lite_probe.commands.run_directory import measuring_into, run_directory
-from lite_probe.commands.scratch import leave, working_directory
+from lite_probe.commands.scratch import leave, tell_disk, working_directory
 from lite_probe.commands.summary import (
     ERRORS_EXPLAINED,
     block_table,
@@ -171,17 +171,11 @@ def defaults() -> dict[str, Any]:
 def plan_and_tell(terminal: Terminal, task: "Task", asked: SpectrumOptions, folder: Path) -> "SpectrumPlan":
     """Plan the measurement; say what it costs, and what it puts on which disk."""
     from lite_probe.spectra import plan_spectrum
-    from lite_probe.spectra.disk import disk_size
 
     with terminal.progress() as on_progress:
         plan = plan_spectrum(task, **asked.measurement, on_progress=on_progress)
     terminal.line(f"plan: {plan.summary()}", style="bold")
-    working = working_directory(asked.scratch, folder)
-    terminal.line(
-        f"disk: up to {disk_size(plan.scratch_bytes)} in {working} while it runs, "
-        f"{disk_size(plan.result_bytes)} stay in {folder}",
-        style="dim",
-    )
+    tell_disk(terminal, working_directory(asked.scratch, folder), plan.scratch_bytes, folder, plan.result_bytes)
     return plan
 
 

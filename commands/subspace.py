@@ -29,7 +29,7 @@ from lite_probe.commands.options import (
     task_option,
 )
 from lite_probe.commands.run_directory import measuring_into, run_directory
-from lite_probe.commands.scratch import leave, working_directory
+from lite_probe.commands.scratch import leave, tell_disk, working_directory
 from lite_probe.commands.subspace_summary import (
     ERRORS_EXPLAINED,
     calibration_table,
@@ -129,9 +129,9 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
                 objects.append(spectrum_plan_object(terminal, opened, one, folder, pairs=one.size or 0))
                 continue
             spectrum = spectrum or measure_spectrum_first(terminal, opened, one, folder, pairs=one.size or 0)
-            plan = plan_and_tell(terminal, opened, spectrum, one, earlier)
+            plan = plan_and_tell(terminal, opened, spectrum, one, folder, earlier)
             if one.dry_run:
-                objects.append(plan_object(plan))
+                objects.append(plan_object(plan, one, folder))
             else:
                 found = measure(terminal, opened, spectrum, plan, one, folder, earlier)
                 paths += write_page(opened, folder, "subspace")
@@ -181,14 +181,16 @@ def plan_and_tell(
     opened: Opened,
     spectrum: "Spectrum",
     asked: SubspaceOptions,
+    folder: Path,
     earlier: "Sequence[tuple[str, Spectrum]]",
 ) -> "SubspacePlan":
-    """Plan the measurement; say what it costs."""
+    """Plan the measurement; say what it costs, and what it puts on which disk."""
     from lite_probe.subspaces import plan_subspace
 
     with terminal.progress() as on_progress:
         plan = plan_subspace(opened.task, spectrum, **asked.measurement, others=earlier, on_progress=on_progress)
     terminal.line(f"plan: {plan.summary()}", style="bold")
+    tell_disk(terminal, working_directory(asked.scratch, folder), plan.scratch_bytes, folder)
     return plan
 
 
@@ -204,11 +206,13 @@ def measure(
     """Return what was asked: the result saved where its fingerprint is the same, else a new one, saved."""
     from lite_probe.results.provenance import join_notes
     from lite_probe.results.store import save
+    from lite_probe.spectra.disk import require_room
     from lite_probe.subspaces import discard_state, measure_subspace
 
     working = working_directory(asked.scratch, folder)
     found: SubspaceMeasurement | None = reusable(terminal, folder, "subspace", plan.fingerprint, fresh=asked.fresh)
     if found is None:
+        require_room([(working, plan.scratch_bytes)])
         terminal.resumable = True
         with terminal.progress() as on_progress:
             found = measure_subspace(
@@ -251,7 +255,11 @@ def tell(terminal: Terminal, found: "SubspaceMeasurement") -> None:
     terminal.notes([note.message for note in found.notes])
 
 
-def plan_object(plan: "SubspacePlan") -> dict[str, Any]:
+def plan_object(plan: "SubspacePlan", asked: SubspaceOptions, folder: Path) -> dict[str, Any]:
     """Return what `--dry-run --json` prints."""
-    names = ("size", "num_parameters", "num_hvps", "num_gradients", "seconds", "memory_bytes", "fingerprint")
-    return {name: getattr(plan, name) for name in names}
+    names = (
+        *("size", "num_parameters", "num_hvps", "num_gradients", "seconds", "memory_bytes", "scratch_bytes"),
+        "fingerprint",
+    )
+    places = {"scratch": str(working_directory(asked.scratch, folder)), "directory": str(folder)}
+    return {**{name: getattr(plan, name) for name in names}, **places}

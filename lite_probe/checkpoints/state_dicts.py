@@ -35,7 +35,7 @@ def find_state_dict(saved: object, name: str) -> dict[str, Tensor]:
         raise InputError(
             f"expected a state dict at the top level of {name} or under one of {', '.join(STATE_DICT_KEYS)}, "
             f"got {_describe(saved)}",
-            "pass the file that holds the model's weights, or load it in a function of your own with --task FILE.py:FUNCTION",
+            "pass the file that holds the model's weights, or load it by a function of yours: --task FILE.py:FUNCTION",
         )
     return strip_wrappers(found)
 

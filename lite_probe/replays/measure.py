@@ -41,6 +41,7 @@ from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.state_folder import StateFolder, remove
 from lite_probe.results.store import register
 from lite_probe.spectra import require_same_task
+from lite_probe.spectra.disk import require_room
 from lite_probe.spectra.fingerprint import batches_digest, task_fingerprint
 from lite_probe.spectra.memory import memory_allowed, require_memory
 from lite_probe.spectra.provenance import provenance_of
@@ -175,13 +176,18 @@ def plan_replay(
     # Unasked, the subspace takes a quarter of what is free; asked, what the rest leaves, and else it stays in its file.
     vectors = None if memory is None else allowed - needed
     basis = Subspace.of_spectrum(spectrum, task, memory=vectors)
+    runs = len(request.optimizers) * seeds * (1 + ablated)
+    blocks = {part.block for parts in task.blocks.values() for part in parts} if task.blocks else {"other"}
+    records = planning.records_bytes(runs=runs, steps=steps, sharp=basis.size, blocks=len(blocks))
     return ReplayPlan(
         num_parameters=layout.size,
         num_gradients=planning.count_gradients(request.optimizers, **common),  # type: ignore[arg-type]
         seconds=planning.expected_seconds(costs, request.optimizers, bands=bands, **common),  # type: ignore[arg-type]
         memory_bytes=needed + basis.num_bytes,
         vector_memory=vectors,
-        num_runs=len(request.optimizers) * seeds * (1 + ablated),
+        scratch_bytes=planning.scratch_bytes(costs, layout, records=records, runs=runs),
+        result_bytes=records,
+        num_runs=runs,
         steps=steps,
         num_seeds=seeds,
         swept=swept,
@@ -239,8 +245,9 @@ def replay(
         seed: Deals the batches.
         memory: Bytes that the process (on an accelerator: its allocations) should stay below.
         plan: From `plan_replay` with the same arguments, to save making it again.
-        state_directory: Finished runs, and the one in progress, are kept there; the same call continues after a kill
-            with the same numbers, bitwise on a CPU. `discard_state` removes it once the result is saved.
+        state_directory: Finished runs, and the one in progress, are kept there, `plan.scratch_bytes` of them; the same
+            call continues after a kill with the same numbers, bitwise on a CPU. `discard_state` removes it once the
+            result is saved.
         on_progress: `(done, expected, label)`, in gradients.
         on_step: Told of every step.
         command: For provenance.
@@ -250,6 +257,7 @@ def replay(
 
     Raises:
         UsageError, InputError, NumericsError: As `plan_replay`.
+        OutputError: If there is no room for the working files.
 
     Cost: per optimizer and seed K training gradients, K steps and 2K evaluation gradients (K under the trapezoid's
         rule); the plan says.
@@ -279,6 +287,8 @@ def replay(
             seed=seed,
             memory=memory,
         )
+    if state_directory is not None:
+        require_room([(Path(state_directory), plan.scratch_bytes)])
     layout = ParameterLayout(list(task.model.named_parameters()))
     with undisturbed(task.model), own_gradients(layout.parameters), _put_back(layout) as start:
         session = _Session(task, layout, start, request, dealt, spectrum, plan, saved, state_directory)

@@ -13,10 +13,12 @@ from lite_probe.replays.allocation import Point, Rule, evaluate
 from lite_probe.replays.segments import Dealt
 from lite_probe.spectra.memory import peak_during
 from lite_probe.subspaces import set_gradients, warm
+from lite_probe.subspaces.bands import EDGES
 from lite_probe.task import Task
 
 _SWEPT = 4  # learning rates that a sweep usually takes
 _VECTORS = 10  # of N entries beside model, its gradient and an optimizer's state: see `Runner` and `integrate_step`
+_RECORDED = 8  # numbers of a step beside those of its directions and bands: see `ReplayRun`
 WATCHED = {"simpson": 2, "trapezoid": 1}  # evaluation gradients of a step
 
 
@@ -29,6 +31,8 @@ class ReplayPlan:
     seconds: float  # expected
     memory_bytes: int  # expected peak of the process (CPU) or of the device's allocations
     vector_memory: int | None  # bytes that the sharp subspace may take; None leaves it to what is free
+    scratch_bytes: int  # on disk at the worst moment: a run in progress, saved anew beside the last save
+    result_bytes: int  # of the saved replay
     num_runs: int
     steps: int
     num_seeds: int
@@ -169,6 +173,20 @@ def expected_memory(costs: Costs, layout: ParameterLayout, *, bands: str) -> int
     vector = layout.size * layout.parameters[0].element_size()
     own = 2 * max(costs.state_bytes.values())
     return costs.peak_bytes + _VECTORS * vector + own + costs.state_bytes[bands] // 2
+
+
+def records_bytes(*, runs: int, steps: int, sharp: int, blocks: int) -> int:
+    """Return the bytes of what is kept of every step of some runs: k directions, and the bands of each block."""
+    return runs * steps * 8 * (_RECORDED + 3 * sharp + 2 * blocks * (len(EDGES) - 1))
+
+
+def scratch_bytes(costs: Costs, layout: ParameterLayout, *, records: int, runs: int) -> int:
+    """Return the bytes of working files at the worst moment.
+
+    A run in progress is saved beside its last save: parameters, state and records. What is finished waits meanwhile.
+    """
+    running = layout.size * layout.parameters[0].element_size() + max(costs.state_bytes.values())
+    return 2 * (running + records // runs) + records
 
 
 def _state_bytes(optimizer: LiteOptimizer) -> int:

@@ -242,7 +242,7 @@ def plan_spectrum(
         gradient_norm=gradient_norm,
         count=evaluated.count,
         unused=evaluated.unused,
-        scratch_bytes=_scratch_bytes(request, costs.vector_bytes, columns, placement, per_pass),
+        scratch_bytes=scratch_bytes(request, costs.vector_bytes, columns, placement, per_pass),
         result_bytes=_result_bytes(request, layout.size),
     )
 
@@ -277,7 +277,7 @@ def lay_out(
     return kept, on_disk, "disk"
 
 
-def _scratch_bytes(request: SpectrumRequest, vector: int, columns: int, placement: Placement, per_pass: int) -> int:
+def scratch_bytes(request: SpectrumRequest, vector: int, columns: int, placement: Placement, per_pass: int) -> int:
     """Return the bytes of working files at the worst moment: the first save after the basis was rotated.
 
     The basis that was saved before lies there until the rotated one does too; so do two sets of the vectors between

@@ -32,12 +32,13 @@ from lite_probe.results.subspace import (
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import SpectrumPlan, SpectrumRequest, plan_spectrum, require_same_task
 from lite_probe.spectra.basis import KrylovBasis
+from lite_probe.spectra.disk import require_room
 from lite_probe.spectra.fingerprint import batches_digest, task_fingerprint
 from lite_probe.spectra.lanczos import random_vector
 from lite_probe.spectra.measure import landscape
 from lite_probe.spectra.memory import free_memory, memory_allowed, memory_in_use, require_memory
 from lite_probe.spectra.operator import OperatorMeasurement
-from lite_probe.spectra.plan import Placement
+from lite_probe.spectra.plan import Placement, scratch_bytes
 from lite_probe.spectra.provenance import provenance_of
 from lite_probe.spectra.state import SavedState
 from lite_probe.subspaces.bands import cut_bands
@@ -89,6 +90,7 @@ class SubspacePlan:
     vectors_per_pass: int
     basis_placement: Placement
     basis_columns: int  # Krylov vectors that there is room for
+    scratch_bytes: int  # on disk at the worst moment: a metric's saved state or two subspaces, a basis that is there
     loss: float
     gradient_norm: float
     count: int  # tokens or samples behind the loss
@@ -225,6 +227,7 @@ def plan_subspace(
         vectors_per_pass=curvature.vectors_per_pass,
         basis_placement=curvature.basis_placement,
         basis_columns=curvature.basis_columns,
+        scratch_bytes=_scratch_bytes(request, curvature, next(task.model.parameters()).element_size()),
         loss=curvature.loss,
         gradient_norm=curvature.gradient_norm,
         count=curvature.count,
@@ -271,6 +274,19 @@ def _peak(request: _Request, curvature: SpectrumPlan, held: Mapping[str, int], i
     return curvature.memory_bytes + unfilled + max(held["directions"], held["overlaps"])
 
 
+def _scratch_bytes(request: _Request, curvature: SpectrumPlan, itemsize: int) -> int:
+    """Return the bytes of working files at the worst moment.
+
+    That is in a metric, whose state is saved, or when the sharp subspaces of both halves wait to be compared.
+    """
+    vector, placement = itemsize * curvature.num_parameters, curvature.basis_placement
+    columns = min(curvature.num_parameters, max(curvature.basis_columns, request.size + _LEAST_SPARE))
+    on_disk = columns * vector if placement == "disk" else 0
+    metric = scratch_bytes(_METRIC, vector, columns, placement, 1) if request.preconditioned else 0
+    halves = 2 * 4 * curvature.num_parameters * request.size if request.overlaps else 0
+    return max(metric, halves + on_disk)
+
+
 def measure_subspace(
     task: Task,
     spectrum: Spectrum,
@@ -307,13 +323,14 @@ def measure_subspace(
         seed: Of all random vectors.
         memory: Bytes that the process (on an accelerator: its allocations) should stay below.
         plan: From `plan_subspace` with the same arguments, to save making it again.
-        state_directory: Finished parts are kept there; the same call continues after a kill with the same numbers.
-            `discard_state` removes it once the result is saved.
+        state_directory: Finished parts are kept there, `plan.scratch_bytes` of them; the same call continues after a
+            kill with the same numbers. `discard_state` removes it once the result is saved.
         on_progress: `(done, expected, label)`, in products.
         command: For provenance.
 
     Raises:
         UsageError, InputError, NumericsError: As `plan_subspace`.
+        OutputError: If there is no room for the working files.
 
     Cost: `probes` products for all calibrations together and a quarter as many for each; 2k + 10 for the sharp subspace
         of each half of the batches, at half the price, and of the Gauss–Newton matrix; about 35 per metric, and
@@ -336,6 +353,8 @@ def measure_subspace(
             seed=seed,
             memory=memory,
         )
+    if state_directory is not None:
+        require_room([(Path(state_directory), plan.scratch_bytes)])
     folder = _state_folder(state_directory) if state_directory is not None else None
     session = _Session(task, spectrum, request, plan, memory, folder, on_progress)
     left_out = [name for name in DEFAULT_PROXIES if optimizers is None and name not in request.optimizers]

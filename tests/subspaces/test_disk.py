@@ -1,0 +1,76 @@
+"""A subspace's working files are as large as was planned, and their room is checked first."""
+
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lite_probe.errors import OutputError
+from lite_probe.spectra import measure_spectrum
+from lite_probe.spectra import state as saving
+from lite_probe.subspaces import measure_subspace, plan_subspace
+from lite_probe.task import Task
+from tests import models
+
+_Usage = namedtuple("_Usage", "total used free")
+_ASKED: dict[str, Any] = {"size": 4, "probes": 2, "warm_batches": 3, "optimizers": ["adamw-lite"]}
+
+
+def task_of(name: str) -> Task:
+    task = models.make_task(name, torch.float32)
+    return replace(task, train=[batch for seed in (1, 2) for batch in models.token_batches(13, seed=seed)])
+
+
+def held(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("placement", ["device", "disk"])
+@pytest.mark.parametrize("more", [{"preconditioned": False}, {"overlaps": False}], ids=["halves", "metric"])
+def test_the_plan_says_how_much_goes_to_disk(
+    more: Any, placement: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved after every step, nothing that lies there exceeds what was planned, nor falls far below."""
+    monkeypatch.setattr(saving, "_LONGEST_INTERVAL", 0.0)
+    task = task_of("gpt2")
+    spectrum = measure_spectrum(task, top=6, bottom=1, probes=2)
+    plan = replace(plan_subspace(task, spectrum, **_ASKED, **more), basis_placement=placement)
+    if placement == "disk":
+        plan = replace(plan, scratch_bytes=plan.scratch_bytes + plan.basis_columns * 4 * plan.num_parameters)
+    seen = []
+    measure_subspace(
+        task,
+        spectrum,
+        **_ASKED,
+        **more,
+        plan=plan,
+        state_directory=tmp_path,
+        on_progress=lambda *now: seen.append(held(tmp_path)),
+    )
+    small = 2**16  # heads, and what is finished
+    assert 0.3 * plan.scratch_bytes <= max(seen) <= plan.scratch_bytes + small
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of("gpt2")
+    spectrum = measure_spectrum(task, top=6, bottom=1, probes=2)
+    plan = plan_subspace(task, spectrum, **_ASKED)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(10**9, 0, plan.scratch_bytes - 1))
+    told: list[Any] = []
+    with pytest.raises(OutputError, match=rf"expected 0\.\d MB of free disk in {tmp_path}, got 0\.\d MB"):
+        measure_subspace(
+            task,
+            spectrum,
+            **_ASKED,
+            plan=plan,
+            state_directory=tmp_path,
+            on_progress=lambda *now: told.append(now),
+        )
+    assert told == []
+    assert list(tmp_path.iterdir()) == []
