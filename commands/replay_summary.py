@@ -59,18 +59,20 @@ def progress_table(replay: "Replay") -> _Rows:
 
 def manner_table(replay: "Replay") -> _Rows:
     """Return header and rows of how each optimizer moved."""
-    from lite_probe.reports.replay_verdict import of_seeds
-
     header = ["updates", "isotropy", "NDS", "exponent", "oscillates", "s/step"]
     rows = []
     for name in replay.optimizers:
         oscillation, exponent = replay.oscillation(name), replay.exponent(name)
+        runs = len(replay.runs_of(name))
+        power = _text(exponent)
+        if exponent is not None and exponent.num_samples < runs:
+            power += f" ({exponent.num_samples}/{runs})"  # seeds; the verdict spells it out
         rows.append(
             [
                 name,
                 _text(replay.isotropy_entropy(name)),
                 _text(replay.directional_sharpness(name)),
-                f"{_text(exponent)}{of_seeds(exponent, len(replay.runs_of(name)))}",
+                power,
                 number(None if oscillation is None else float(oscillation[0].mean()), 2),
                 number(seconds_per_step(replay, name), 2),
             ]

@@ -291,6 +291,9 @@ def test_a_dry_run_with_a_spectrum_says_the_plan_and_writes_nothing(
     assert (told["num_runs"], told["swept"], told["num_parameters"]) == (4, [], 10_800)
     assert told["fingerprint"] == load(run_folder, "replay").fingerprint
     assert told["seconds"] > 0.0
+    assert told["scratch_bytes"] > 2 * 4 * told["num_parameters"]
+    assert 0 < told["result_bytes"] < told["scratch_bytes"]
+    assert told["scratch"] == told["directory"] == str(run_folder)
     assert told["start_loss"] == load(run_folder, "replay").start_loss
     # Warming for the bands and two optimizers; per run and step one training and two evaluation gradients.
     assert told["num_gradients"] == 3 * 4 + 4 * 3 * 3

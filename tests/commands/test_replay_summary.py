@@ -87,7 +87,7 @@ def test_the_manner_has_no_error_that_was_not_measured(found: Replay) -> None:
 def test_an_exponent_that_some_seeds_do_not_have_says_so() -> None:
     found = make_replay(steps=5)
     runs = tuple(replace(run, sharp_updates=-run.sharp_updates) if run.seed else run for run in found.runs)
-    assert manner_table(replace(found, runs=runs))[1][0][3].endswith(" (on 1 of 3 seeds)")
+    assert manner_table(replace(found, runs=runs))[1][0][3].endswith(" (1/3)")
 
 
 def _cells(table: tuple[list[str], list[list[str]]]) -> list[str]:

@@ -10,7 +10,6 @@ import click
 import pytest
 from click.testing import Result
 
-from lite_probe.commands import subspace as module
 from lite_probe.commands.main import cli
 from lite_probe.commands.subspace import SubspaceOptions, command
 from tests.commands.running import BATCH, SUBSPACE, run, subspace
@@ -134,6 +133,9 @@ def test_a_dry_run_with_a_spectrum_says_the_plan_and_writes_nothing(
     told = json.loads(subspace(tiny_llama, text, run_folder, "--dry-run", "--json").stdout)
     assert (told["size"], told["num_gradients"]) == (10, 17)
     assert told["num_hvps"] > 2
+    # The state of a metric that is at work, or the ten sharp directions of both halves.
+    assert told["scratch_bytes"] >= 2 * 10 * 4 * told["num_parameters"]
+    assert told["scratch"] == told["directory"] == str(run_folder)
     assert told["fingerprint"] == json.loads((run_folder / "subspace.json").read_text())["result"]["fingerprint"]
     assert {path.name: path.stat().st_mtime_ns for path in run_folder.iterdir()} == before
 
@@ -306,10 +308,3 @@ def test_every_option_is_a_field() -> None:
     with click.Context(cli) as parent:
         shown = command.make_context("subspace", ["ckpt.pt"], parent=parent).params
     assert {"checkpoint", *shown} - {"checkpoints"} == set(SubspaceOptions.__dataclass_fields__)
-
-
-def test_the_plan_object_has_what_the_plan_has() -> None:
-    from lite_probe.subspaces import SubspacePlan
-
-    plan = SubspacePlan(**dict.fromkeys(SubspacePlan.__dataclass_fields__, 1))  # type: ignore[arg-type]
-    assert json.loads(json.dumps(module.plan_object(plan)))["num_hvps"] == 1
