@@ -26,7 +26,7 @@ OnProgress = Callable[[int, int, str], None]
 _LOG_EVERY_SECONDS = 30.0  # a pipe gets a line now and then in place of a bar
 
 
-def emit(text: str) -> None:
+def print_stdout(text: str) -> None:
     """Write data to stdout; a reader that has left, as `head` does, is no error.
 
     Raises:

@@ -10,7 +10,7 @@ import click
 from lite_probe.commands import replay as replaying
 from lite_probe.commands import spectrum as spectra
 from lite_probe.commands import subspace as subspaces
-from lite_probe.commands.console import Terminal, emit
+from lite_probe.commands.console import Terminal, print_stdout
 from lite_probe.commands.options import (
     compute_options,
     console_options,
@@ -95,7 +95,7 @@ def command(terminal: Terminal, /, out: str, as_json: bool, **compute: Any) -> N
         "subspaces": [subspace_object(one) for one in measured],
         "replay": replay_object(result),
     }
-    emit(json.dumps(printed) if as_json else str(page))
+    print_stdout(json.dumps(printed) if as_json else str(page))
 
 
 def _train(terminal: Terminal, folder: Path, compute: dict[str, Any]) -> list[Path]:
@@ -146,7 +146,7 @@ def _measure_spectrum(terminal: Terminal, asked: TaskOptions, folder: Path) -> "
         plan = spectra.plan_and_tell(terminal, opened.task, options, run)
         found = spectra.measure(terminal, opened.task, opened.notes, plan, options, run)
         write_page(opened, run, "spectrum")
-    spectra.tell(terminal, found)
+    spectra.print_summary(terminal, found)
     terminal.line()
     return found, run
 
@@ -166,7 +166,7 @@ def _measure_subspace(
         plan = subspaces.plan_and_tell(terminal, opened, spectrum, options, run, earlier)
         found = subspaces.measure(terminal, opened, spectrum, plan, options, run, earlier)
         write_page(opened, run, "subspace")
-    subspaces.tell(terminal, found)
+    subspaces.print_summary(terminal, found)
     terminal.line()
     return found
 
@@ -184,7 +184,7 @@ def _replay(terminal: Terminal, asked: TaskOptions, run: Path, spectrum: "Spectr
         plan = replaying.plan_and_tell(terminal, opened, spectrum, saved, options, run)
         found = replaying.measure(terminal, opened, spectrum, saved, plan, options, run)
         write_page(opened, run, "replay")
-    replaying.tell(terminal, found)
+    replaying.print_summary(terminal, found)
     terminal.line()
     return found
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lite_probe.commands.console import Terminal, emit
+from lite_probe.commands.console import Terminal, print_stdout
 from lite_probe.commands.options import (
     ConfiguredCommand,
     Whole,
@@ -69,9 +69,9 @@ def command(
     summary = open_checkpoint(checkpoint, trust_pickle=trust_pickle, model_config=model_config).summary()
     needs = estimate_needs(summary.num_parameters, tokens, looked_up=looked_up_parameters(summary.block_parameters))
     if as_json:
-        emit(json.dumps({**asdict(summary), "estimated_needs": asdict(needs)}, default=dict))
+        print_stdout(json.dumps({**asdict(summary), "estimated_needs": asdict(needs)}, default=dict))
     else:
-        tell(terminal, summary, needs)
+        print_summary(terminal, summary, needs)
 
 
 def estimate_needs(num_parameters: int, num_tokens: int, *, looked_up: int = 0) -> Needs:
@@ -121,7 +121,7 @@ def _operations_per_second(width: int = 512, seconds: float = 0.3) -> float:
     return 2.0 * width**3 / min(taken)
 
 
-def tell(terminal: Terminal, summary: "CheckpointSummary", needs: Needs) -> None:
+def print_summary(terminal: Terminal, summary: "CheckpointSummary", needs: Needs) -> None:
     """Show a checkpoint in a few lines."""
     step = f"step {summary.step:,}" if summary.step is not None else "step unknown"
     facts = [summary.format, summary.architecture, f"{count(summary.num_parameters)} parameters", step]

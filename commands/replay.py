@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lite_probe.commands.console import Terminal, emit
+from lite_probe.commands.console import Terminal, print_stdout
 from lite_probe.commands.options import (
     Among,
     ConfiguredCommand,
@@ -197,18 +197,18 @@ def command(terminal: Terminal, /, **options: Any) -> None:
         if spectrum is None and asked.dry_run:
             found = spectrum_plan_object(terminal, opened, asked, folder)
             if asked.as_json:
-                emit(json.dumps(found))
+                print_stdout(json.dumps(found))
             return
         spectrum = spectrum or measure_spectrum_first(terminal, opened, asked, folder)
         plan = plan_and_tell(terminal, opened, spectrum, saved, asked, folder)
         if asked.dry_run:
             if asked.as_json:
-                emit(json.dumps(plan_object(plan, asked, folder)))
+                print_stdout(json.dumps(plan_object(plan, asked, folder)))
             return
         result = measure(terminal, opened, spectrum, saved, plan, asked, folder)
         paths = write_page(opened, folder, "replay")
-    tell(terminal, result)
-    emit(json.dumps(json_object(result)) if asked.as_json else "\n".join(map(str, paths)))
+    print_summary(terminal, result)
+    print_stdout(json.dumps(json_object(result)) if asked.as_json else "\n".join(map(str, paths)))
     require_some_finished(result)
 
 
@@ -306,7 +306,7 @@ def measure(
     from lite_probe.replays import replay as run_replay
     from lite_probe.results.provenance import join_notes
     from lite_probe.results.store import save
-    from lite_probe.spectra.disk import require_room
+    from lite_probe.runtime.disk import require_room
 
     working = working_directory(asked.scratch, folder)
     found: Replay | None = reusable(terminal, folder, "replay", plan.fingerprint, fresh=asked.fresh)
@@ -344,7 +344,7 @@ def measure(
     return found
 
 
-def tell(terminal: Terminal, found: "Replay") -> None:
+def print_summary(terminal: Terminal, found: "Replay") -> None:
     """Show a replay in tables, and what they say."""
     from lite_probe.reports.replay_verdict import judge_replay
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from lite_probe.commands.console import Terminal, emit
+from lite_probe.commands.console import Terminal, print_stdout
 from lite_probe.commands.options import console_options, example, json_option
 from lite_probe.commands.wording import plural
 
@@ -27,4 +27,4 @@ def command(terminal: Terminal, runs: tuple[str, ...], out: str | None, as_json:
     page = Path(out) if out is not None else (first if first.is_dir() else first.parent) / "report.html"
     write_report(runs, page)
     terminal.line(f"wrote the report on {plural(len(runs), 'run')}")
-    emit(json.dumps({"report": str(page)}) if as_json else str(page))
+    print_stdout(json.dumps({"report": str(page)}) if as_json else str(page))

@@ -22,7 +22,7 @@ def working_directory(scratch: str | None, folder: Path) -> Path:
 
 def tell_disk(terminal: Terminal, working: Path, scratch_bytes: int, folder: Path, result_bytes: int = 0) -> None:
     """Say what a measurement puts on which disk, and what of it stays where that is worth a word."""
-    from lite_probe.spectra.disk import disk_size
+    from lite_probe.runtime.disk import disk_size
 
     stays = f", {disk_size(result_bytes)} stay in {folder}" if result_bytes else ""
     terminal.line(f"disk: up to {disk_size(scratch_bytes)} in {working} while it runs{stays}", style="dim")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from lite_probe.commands.console import Terminal, emit
+from lite_probe.commands.console import Terminal, print_stdout
 from lite_probe.commands.options import (
     Among,
     ConfiguredCommand,
@@ -154,12 +154,12 @@ def command(terminal: Terminal, /, **options: Any) -> None:
         plan = plan_and_tell(terminal, task, asked, folder)
         if asked.dry_run:
             if asked.as_json:
-                emit(json.dumps(plan_object(plan, asked, folder)))
+                print_stdout(json.dumps(plan_object(plan, asked, folder)))
             return
         spectrum = measure(terminal, task, opened.notes, plan, asked, folder)
         paths = write_page(opened, folder, "spectrum")
-    tell(terminal, spectrum)
-    emit(json.dumps(json_object(spectrum)) if asked.as_json else "\n".join(map(str, paths)))
+    print_summary(terminal, spectrum)
+    print_stdout(json.dumps(json_object(spectrum)) if asked.as_json else "\n".join(map(str, paths)))
 
 
 def defaults() -> dict[str, Any]:
@@ -190,8 +190,8 @@ def measure(
     """Return the spectrum asked for: the one saved where its fingerprint is the same, else a new one, saved."""
     from lite_probe.results.provenance import join_notes
     from lite_probe.results.store import find_result, save
+    from lite_probe.runtime.disk import require_room
     from lite_probe.spectra import discard_state, measure_spectrum, verify_spectrum
-    from lite_probe.spectra.disk import require_room
 
     working = working_directory(asked.scratch, folder)
     damage: list[InputError] = []
@@ -230,7 +230,7 @@ def measure(
     return spectrum
 
 
-def tell(terminal: Terminal, spectrum: "Spectrum") -> None:
+def print_summary(terminal: Terminal, spectrum: "Spectrum") -> None:
     """Show a spectrum in a few lines."""
     terminal.figures(figures(spectrum))
     terminal.line(ERRORS_EXPLAINED, style="dim")

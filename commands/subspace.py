@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lite_probe.commands.console import Terminal, emit
+from lite_probe.commands.console import Terminal, print_stdout
 from lite_probe.commands.options import (
     ConfiguredCommand,
     Whole,
@@ -135,13 +135,13 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
             else:
                 found = measure(terminal, opened, spectrum, plan, one, folder, earlier)
                 paths += write_page(opened, folder, "subspace")
-                tell(terminal, found)
+                print_summary(terminal, found)
                 objects.append(json_object(found))
         earlier.append((name, spectrum))
     if options["as_json"]:
-        emit(json.dumps(objects if len(asked) > 1 else objects[0]))
+        print_stdout(json.dumps(objects if len(asked) > 1 else objects[0]))
     elif paths:
-        emit("\n".join(map(str, paths)))
+        print_stdout("\n".join(map(str, paths)))
 
 
 def require_comparable(asked: Sequence[SubspaceOptions]) -> None:
@@ -206,7 +206,7 @@ def measure(
     """Return what was asked: the result saved where its fingerprint is the same, else a new one, saved."""
     from lite_probe.results.provenance import join_notes
     from lite_probe.results.store import save
-    from lite_probe.spectra.disk import require_room
+    from lite_probe.runtime.disk import require_room
     from lite_probe.subspaces import discard_state, measure_subspace
 
     working = working_directory(asked.scratch, folder)
@@ -233,7 +233,7 @@ def measure(
     return found
 
 
-def tell(terminal: Terminal, found: "SubspaceMeasurement") -> None:
+def print_summary(terminal: Terminal, found: "SubspaceMeasurement") -> None:
     """Show a measurement in a few tables, and what they say."""
     from lite_probe.reports.subspace_verdict import judge_subspace
 

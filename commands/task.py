@@ -75,8 +75,8 @@ def open_task(asked: TaskOptions, *, train_batches: int = 0) -> Opened:
     """Build the task asked for, with so many training batches; a task of the user's own brings what it has."""
     from lite_probe.checkpoints import open_checkpoint
     from lite_probe.commands.compute import choose_device, choose_dtype, choose_threads, move_task
-    from lite_probe.making import load_task_file, make_task
-    from lite_probe.spectra.fingerprint import task_fingerprint
+    from lite_probe.runtime.fingerprint import task_fingerprint
+    from lite_probe.task.build import load_task_file, make_task
 
     device = choose_device(asked.device)
     choose_threads(asked.threads)

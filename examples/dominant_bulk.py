@@ -30,11 +30,11 @@ import torch
 
 import lite_probe as lp
 from lite_probe.operators.gradient import loss_and_gradient
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.replays import required_train_batches
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.subspaces import Subspace
 from lite_probe.training import train_byte_llama
+from lite_probe.vectors.layout import ParameterLayout
 
 RATES = {"sgd": 0.05, "adamw": 5e-4}
 STEPS, SEEDS, WARM_BATCHES = 30, 3, 10

@@ -48,10 +48,10 @@ from torch import Tensor, nn
 from lite_probe.criteria import squared_error
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.hessian import HessianOperator
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import LiteOptimizer, linear_recipes, make_optimizer, stability_limit
 from lite_probe.spectra.lanczos import lanczos
 from lite_probe.task import Batch, Task
+from lite_probe.vectors.layout import ParameterLayout
 
 WIDTH, POINTS = 50, 40
 TABLE_ROWS = 6

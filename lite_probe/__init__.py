@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lite_probe import optim as optim
     from lite_probe.checkpoints import open_checkpoint as open_checkpoint
-    from lite_probe.making import make_task as make_task
     from lite_probe.replays import replay as replay
     from lite_probe.results.store import load as load
     from lite_probe.results.store import save as save
     from lite_probe.spectra import measure_spectrum as measure_spectrum
     from lite_probe.subspaces import measure_subspace as measure_subspace
     from lite_probe.task import Task as Task
+    from lite_probe.task.build import make_task as make_task
     from lite_probe.version import __version__ as __version__
 
 _HOME = {
     "open_checkpoint": "lite_probe.checkpoints",
-    "make_task": "lite_probe.making",
+    "make_task": "lite_probe.task.build",
     "load": "lite_probe.results.store",
     "save": "lite_probe.results.store",
     "measure_spectrum": "lite_probe.spectra",

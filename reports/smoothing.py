@@ -39,8 +39,8 @@ def smooth_linear(spectrum: OperatorSpectrum, grid_points: int = 600) -> Smoothe
         value=density.value,
         low=density.low,
         high=density.high,
-        atom_position=density.atoms,
-        atom_height=np.full(len(density.atoms), height),
+        atom_position=density.deflated_eigenvalues,
+        atom_height=np.full(len(density.deflated_eigenvalues), height),
     )
 
 
@@ -52,7 +52,7 @@ def smooth_asinh(spectrum: OperatorSpectrum, scale: float, grid_points: int = 60
         scale: s > 0, curvature; the axis is linear within ±s.
         grid_points: Equally spaced in u.
     """
-    nodes, atoms = np.arcsinh(spectrum.nodes / scale), np.arcsinh(spectrum.atoms / scale)
+    nodes, atoms = np.arcsinh(spectrum.nodes / scale), np.arcsinh(spectrum.deflated_eigenvalues / scale)
     support = np.concatenate([nodes, atoms, [0.0]])
     low, high = float(support.min()), float(support.max())
     nodes_per_probe = len(nodes) / max(spectrum.num_probes, 1)
@@ -74,14 +74,14 @@ def smooth_asinh(spectrum: OperatorSpectrum, scale: float, grid_points: int = 60
         low=curves.min(axis=0),
         high=curves.max(axis=0),
         atom_position=atoms,
-        atom_height=peak / (spectrum.num_parameters * np.hypot(spectrum.atoms, scale)),
+        atom_height=peak / (spectrum.num_parameters * np.hypot(spectrum.deflated_eigenvalues, scale)),
     )
 
 
 def asinh_scale(spectra: list[OperatorSpectrum]) -> float:
     """Return the power of ten nearest to 1/1000 of the largest |λ| seen, one for all spectra of a page."""
     largest = max(
-        (float(np.abs(values).max()) for s in spectra for values in (s.nodes, s.atoms) if len(values)),
+        (float(np.abs(values).max()) for s in spectra for values in (s.nodes, s.deflated_eigenvalues) if len(values)),
         default=1.0,
     )
     return 10.0 ** round(math.log10(largest) - 3) if largest > 0 else 1.0

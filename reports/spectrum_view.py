@@ -297,7 +297,7 @@ def _curve(label: str, smoothed: SmoothedDensity, whole: OperatorSpectrum) -> Cu
         low=rounded(smoothed.low),
         high=rounded(smoothed.high),
         atom_position=rounded(smoothed.atom_position),
-        atom_curvature=rounded(whole.atoms),
+        atom_curvature=rounded(whole.deflated_eigenvalues),
         atom_height=rounded(smoothed.atom_height),
     )
 
@@ -328,9 +328,10 @@ def _density_summary(labels: Sequence[str], wholes: Sequence[OperatorSpectrum]) 
     """Describe the densities in words."""
     sentences = []
     for label, whole in zip(labels, wholes, strict=True):
-        tail = count_of(len(whole.atoms), "converged eigenvalue") if len(whole.atoms) else "no converged eigenvalues"
-        if len(whole.atoms):
-            tail += f" from {format_number(float(whole.atoms.min()))} to {format_number(float(whole.atoms.max()))}"
+        known = whole.deflated_eigenvalues
+        tail = count_of(len(known), "converged eigenvalue") if len(known) else "no converged eigenvalues"
+        if len(known):
+            tail += f" from {format_number(float(known.min()))} to {format_number(float(known.max()))}"
         spread = whole.quantile_abs(0.9)
         sentences.append(f"{label}: 90% of the mass within ±{format_number(spread, 2)}, {tail}.")
     return "Spectral density. " + " ".join(sentences)

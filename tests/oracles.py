@@ -160,3 +160,9 @@ def _plain_layer_norm() -> Iterator[None]:
         yield
     finally:
         functional.layer_norm = native
+
+
+def gram_defect(rows: Tensor) -> float:
+    """Return the largest entry of |QQᵀ − I| of rows (m, n), summed in float64."""
+    gram = rows.double() @ rows.double().T
+    return float((gram - torch.eye(len(rows), dtype=gram.dtype, device=gram.device)).abs().max())

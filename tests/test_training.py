@@ -19,8 +19,8 @@ from lite_probe.checkpoints import open_checkpoint
 from lite_probe.commands.main import cli
 from lite_probe.data import ByteTokenizer, draw_batches, open_tokens
 from lite_probe.errors import NumericsError, OutputError, UsageError
-from lite_probe.making import make_task
 from lite_probe.optim import OPTIMIZERS, Schedule, make_optimizer
+from lite_probe.task.build import make_task
 from lite_probe.training import TrainingRecord, TrainingStep, single_byte_entropy, train_byte_llama
 
 TINY = {"hidden": 16, "layers": 1, "heads": 2, "seq_len": 16, "batch_size": 4}

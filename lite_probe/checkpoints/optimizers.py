@@ -123,19 +123,6 @@ def states_of(path: Path, *places: object) -> StateReader:
     return read_states
 
 
-def find_optimizer(saved: object) -> OptimizerFound | None:
-    """Describe the optimizer states in what was saved.
-
-    Args:
-        saved: A dict that holds one or several optimizer state dicts under the usual keys, or is one.
-
-    Returns:
-        What was found, or None.
-    """
-    found = find_state_dicts(saved)
-    return describe_optimizers(found) if found else None
-
-
 def find_state_dicts(saved: object) -> list[StateDict]:
     """Return the optimizer state dicts in what was saved, in their order.
 

@@ -48,11 +48,6 @@ class BatchPlan:
             array.setflags(write=False)
 
     @property
-    def evaluation_digest(self) -> str:
-        """SHA-256 of the evaluation ids: does not change with the number of training batches."""
-        return _digest(self.evaluation)
-
-    @property
     def digest(self) -> str:
         """SHA-256 of all ids, evaluation first."""
         return _digest([*self.evaluation, *self.train])

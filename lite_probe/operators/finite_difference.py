@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lite_probe.operators.base import SymmetricOperator
-from lite_probe.operators.gradient import Split, loss_and_gradient
-from lite_probe.operators.layout import ParameterLayout
-from lite_probe.operators.reductions import norm
-from lite_probe.task import Task
+from lite_probe.operators.gradient import loss_and_gradient
+from lite_probe.task import Split, Task
+from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.reductions import norm
 
 _FACTOR = 4.0  # between neighbouring steps that are tried
 _STEPS_TRIED = 5
@@ -63,7 +63,7 @@ class FiniteDifferenceOperator(SymmetricOperator):
     def _difference(self, vector: Tensor, length: float, relative_step: float) -> Tensor:
         # A model at the origin has no scale of its own; 1 stands in.
         epsilon = relative_step * (self._parameter_norm or 1.0) / length
-        directions = self.layout.cotangents(vector)
+        directions = self.layout.unflatten(vector)
         saved = [parameter.detach().clone() for parameter in self.layout.parameters]
         try:
             self._move(saved, directions, epsilon)

@@ -2,19 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from lite_probe.errors import InputError, NumericsError
-from lite_probe.operators.conduct import KEPT_GRAPH, explain_autograd_error
-from lite_probe.operators.layout import ParameterLayout
-from lite_probe.operators.reductions import norm
+from lite_probe.operators.guards import KEPT_GRAPH, explain_autograd_error
 from lite_probe.seeds import derive_seed
-from lite_probe.task import Task
-
-Split = Literal["evaluation", "train"]
+from lite_probe.task import Split, Task
+from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.reductions import norm
 
 _NUDGE = 0.01  # of a parameter's root mean square, by which it is moved to see whether the loss depends on it
 _SHOWN = 5  # parameters that an error names

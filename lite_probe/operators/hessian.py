@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lite_probe.operators.base import SymmetricOperator
-from lite_probe.operators.conduct import explain_autograd_error, require_double_backward
-from lite_probe.operators.gradient import Split
-from lite_probe.operators.layout import ParameterLayout
-from lite_probe.task import Batch, Task
+from lite_probe.operators.guards import explain_autograd_error, require_double_backward
+from lite_probe.task import Batch, Split, Task
+from lite_probe.vectors.layout import ParameterLayout
 
 
 class _GraphOperator(SymmetricOperator):
@@ -52,10 +51,10 @@ class _GraphOperator(SymmetricOperator):
 
     def _products(self, rows: Tensor) -> Tensor:
         result = torch.zeros_like(rows)
-        cotangents = [self.layout.cotangents(row) for row in rows]
+        unflatten = [self.layout.unflatten(row) for row in rows]
         try:
             for graph, batch in self._each_graph():
-                for index, cotangent in enumerate(cotangents):
+                for index, cotangent in enumerate(unflatten):
                     product = self._through(graph, batch, cotangent)
                     self.layout.accumulate(result[index], product, 1.0 / self.count)
                 del graph  # before the next batch's graph is built

@@ -95,7 +95,9 @@ class Geometry(ABC):
     def coordinates(self, state: State, *, step: int, group: Hyperparameters, lite: LiteSettings) -> Coordinates:
         """Return where this geometry is diagonal, from the state as it is; nothing changes."""
 
-    def settle(self, state: State, gradient: Tensor, *, step: int, group: Hyperparameters, gate: Tensor | None) -> None:
+    def post_step(
+        self, state: State, gradient: Tensor, *, step: int, group: Hyperparameters, gate: Tensor | None
+    ) -> None:
         """Finish a step after the weights have moved."""
         return
 

@@ -94,7 +94,9 @@ class Kronecker(Geometry):
             flat=flat_weights(state, second, lite),
         )
 
-    def settle(self, state: State, gradient: Tensor, *, step: int, group: Hyperparameters, gate: Tensor | None) -> None:
+    def post_step(
+        self, state: State, gradient: Tensor, *, step: int, group: Hyperparameters, gate: Tensor | None
+    ) -> None:
         """Average the factors, and renew the bases where it is time."""
         beta = group["betas"][1] if group["shampoo_beta"] is None else group["shampoo_beta"]
         sides = [side for side in _SIDES if f"factor_{side}" in state]

@@ -202,7 +202,7 @@ class LiteOptimizer(torch.optim.Optimizer):
             )
             if terms is not None:
                 descend(bucket, terms, lite, local)
-            bucket.geometry.settle(bucket.state, gradient, step=bucket.step, group=bucket.group, gate=local)
+            bucket.geometry.post_step(bucket.state, gradient, step=bucket.step, group=bucket.group, gate=local)
         self._count()
         return loss
 

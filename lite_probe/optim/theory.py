@@ -22,8 +22,8 @@ from torch import nn
 
 from lite_probe.errors import UsageError
 from lite_probe.optim.buckets import is_hidden_matrix
+from lite_probe.optim.factory import make_optimizer
 from lite_probe.optim.lite import lite_settings
-from lite_probe.optim.making import make_optimizer
 from lite_probe.optim.msign import step_scale
 
 

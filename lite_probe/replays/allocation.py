@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lite_probe.errors import NumericsError
 from lite_probe.operators.gradient import loss_and_gradient
-from lite_probe.operators.layout import ParameterLayout
-from lite_probe.operators.reductions import dot
 from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.reductions import dot
 
 Rule = Literal["simpson", "trapezoid"]
 

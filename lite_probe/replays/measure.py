@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from lite_probe.errors import UsageError
-from lite_probe.operators.conduct import require_precision, undisturbed
-from lite_probe.operators.layout import ParameterLayout
+from lite_probe.operators.guards import preserve_state, require_precision
 from lite_probe.optim import LiteOptimizer
 from lite_probe.replays import plan as planning
 from lite_probe.replays.allocation import MOST_GRADIENTS, Point, Rule, evaluate
@@ -31,22 +30,23 @@ from lite_probe.replays.recipes import (
     saved_learning_rate,
 )
 from lite_probe.replays.recorder import Recorder
-from lite_probe.replays.runner import Ablation, Runner, RunRequest, Watching
-from lite_probe.replays.segments import Dealt, deal_segments, require_disjoint
+from lite_probe.replays.runner import Ablation, RecordingConfig, Runner, RunRequest
+from lite_probe.replays.segments import BatchSplits, deal_segments, require_disjoint
 from lite_probe.replays.sweep import sweep_learning_rates
 from lite_probe.replays.theory import linear_theory
 from lite_probe.results import replay as results
 from lite_probe.results.provenance import Note, join_notes
 from lite_probe.results.spectrum import Spectrum
-from lite_probe.results.state_folder import StateFolder, remove
 from lite_probe.results.store import register
+from lite_probe.runtime.disk import require_room
+from lite_probe.runtime.fingerprint import batches_digest, task_fingerprint
+from lite_probe.runtime.memory import memory_allowed, require_memory
+from lite_probe.runtime.provenance import provenance_of
+from lite_probe.runtime.state_folder import StateFolder, remove
 from lite_probe.spectra import require_same_task
-from lite_probe.spectra.disk import require_room
-from lite_probe.spectra.fingerprint import batches_digest, task_fingerprint
-from lite_probe.spectra.memory import memory_allowed, require_memory
-from lite_probe.spectra.provenance import provenance_of
 from lite_probe.subspaces import Bands, Subspace, cut_bands, optimizer_of, own_gradients, warm
 from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.version import __version__
 
 OnProgress = Callable[[int, int, str], None]
@@ -148,15 +148,15 @@ def plan_replay(
     request = _request(
         optimizers, steps, seeds, lr, state, warm_batches, bands, rule, tolerance, ablations, hyperparameters, seed
     )
-    dealt = _check(task, request, spectrum)
+    splits = _check(task, request, spectrum)
     taken = inherited(task, request.lr, hyperparameters=request.hyperparameters, state=state, saved=saved)
     layout = ParameterLayout(list(task.model.named_parameters()))
-    with undisturbed(task.model), own_gradients(layout.parameters):
+    with preserve_state(task.model), own_gradients(layout.parameters):
         makers: dict[str, Callable[[], LiteOptimizer]] = {
             name: lambda name=name: optimizer_of(task, name, request.hyperparameters.get(name, {}))  # type: ignore[misc]
             for name in dict.fromkeys((*request.optimizers, request.bands))
         }
-        costs, start = planning.measure_costs(task, layout, dealt, makers, on_progress)
+        costs, start = planning.measure_costs(task, layout, splits, makers, on_progress)
     require_same_task(spectrum, task, loss=start.loss)
     swept = tuple(name for name, rate in request.lr.items() if rate == "sweep")
     ablated = len(_ABLATIONS) if request.ablations else 0
@@ -165,7 +165,7 @@ def plan_replay(
         "steps": steps,
         "seeds": seeds,
         "rule": rule,
-        "warm_batches": len(dealt.warm),
+        "warm_batches": len(splits.warm),
         "warmed": warmed,
         "swept": swept,
         "ablations": ablated,
@@ -191,7 +191,7 @@ def plan_replay(
         steps=steps,
         num_seeds=seeds,
         swept=swept,
-        fingerprint=_fingerprint(task, request, dealt, spectrum, taken),
+        fingerprint=_fingerprint(task, request, splits, spectrum, taken),
         start_loss=start.loss,
     )
 
@@ -267,7 +267,7 @@ def replay(
     request = _request(
         optimizers, steps, seeds, lr, state, warm_batches, bands, rule, tolerance, ablations, hyperparameters, seed
     )
-    dealt = _check(task, request, spectrum)
+    splits = _check(task, request, spectrum)
     if plan is None:
         plan = plan_replay(
             task,
@@ -290,8 +290,8 @@ def replay(
     if state_directory is not None:
         require_room([(Path(state_directory), plan.scratch_bytes)])
     layout = ParameterLayout(list(task.model.named_parameters()))
-    with undisturbed(task.model), own_gradients(layout.parameters), _put_back(layout) as start:
-        session = _Session(task, layout, start, request, dealt, spectrum, plan, saved, state_directory)
+    with preserve_state(task.model), own_gradients(layout.parameters), _put_back(layout) as start:
+        session = _Session(task, layout, start, request, splits, spectrum, plan, saved, state_directory)
         session.on_progress, session.on_step = on_progress, on_step
         session.run()
     return results.Replay(
@@ -310,7 +310,7 @@ def replay(
         runs=tuple(session.runs),
         config=_config(request, task),
         fingerprint=plan.fingerprint,
-        notes=join_notes(dealt.notes, session.notes, session.state.notes),
+        notes=join_notes(splits.notes, session.notes, session.state.notes),
         provenance=provenance_of(
             task,
             split="evaluation",
@@ -322,8 +322,8 @@ def replay(
             details={
                 "spectrum": spectrum.fingerprint,
                 "training batches": batches_digest(task.train),
-                "warm-up batches": batches_digest(dealt.warm),
-                **{f"segment of seed {index}": one.digest for index, one in enumerate(dealt.segments)},
+                "warm-up batches": batches_digest(splits.warm),
+                **{f"segment of seed {index}": one.digest for index, one in enumerate(splits.segments)},
             },
         ),
     )
@@ -343,7 +343,7 @@ class _Session:
         layout: ParameterLayout,
         start: torch.Tensor,
         request: _Request,
-        dealt: Dealt,
+        splits: BatchSplits,
         spectrum: Spectrum,
         plan: ReplayPlan,
         saved: SavedOptimizer | None,
@@ -353,7 +353,7 @@ class _Session:
         self.layout = layout
         self.start = start
         self.request = request
-        self.dealt = dealt
+        self.splits = splits
         self.plan = plan
         self.saved = saved
         folder = _state_folder(state_directory) if state_directory is not None else None
@@ -390,7 +390,7 @@ class _Session:
             on_step=self._on_step,
             on_gradients=self._on_gradients,
         )
-        watching = Watching(
+        watching = RecordingConfig(
             recorder=Recorder(self.subspace, self.bands), rule=request.rule, tolerance=request.tolerance
         )
         for name in request.optimizers:
@@ -402,10 +402,10 @@ class _Session:
         name = self.request.bands
         optimizer = optimizer_of(self.task, name)
         self._label = f"warming {name} for the bands"
-        warm(self.task, [optimizer], self.dealt.warm, on_batch=lambda index, gradient: self._on_gradients(1))
+        warm(self.task, [optimizer], self.splits.warm, on_batch=lambda index, gradient: self._on_gradients(1))
         return cut_bands(self.layout, optimizer.directions(), optimizer=name)
 
-    def _replay(self, name: str, watching: Watching) -> None:
+    def _replay(self, name: str, watching: RecordingConfig) -> None:
         """Prepare one optimizer, choose its learning rate, and run its segments; what is finished is not made again."""
         keys = [(seed, ablation) for seed in range(self.request.seeds) for ablation in self._ablations]
         finished = {key: self._finished_run(name, *key) for key in keys}
@@ -428,7 +428,7 @@ class _Session:
                     optimizer=name,
                     lr=known.recipe.lr,
                     seed=seed,
-                    segment=self.dealt.segments[seed],
+                    segment=self.splits.segments[seed],
                     ablation=ablation,
                 )
                 run = self.runner.run(
@@ -455,7 +455,7 @@ class _Session:
             name,
             hyperparameters=self.request.hyperparameters.get(name, {}),
             state=self.request.state,
-            warm_batches=self.dealt.warm,
+            warm_batches=self.splits.warm,
             saved=self.saved,
             on_gradient=lambda: self._on_gradients(1),
         )
@@ -496,7 +496,7 @@ class _Session:
             key = lr.hex()
             if key not in known:
                 self._label = f"{name} at learning rate {lr:.2g}"
-                request = RunRequest(optimizer=name, lr=lr, seed=-1, segment=self.dealt.sweep)
+                request = RunRequest(optimizer=name, lr=lr, seed=-1, segment=self.splits.sweep)
                 known[key] = self.runner.final_loss(prepared.optimizer, prepared.state, request)
                 self._keep_tried(name, known)
             return known[key]
@@ -661,15 +661,15 @@ def _request(
     )
 
 
-def _check(task: Task, request: _Request, spectrum: Spectrum) -> Dealt:
+def _check(task: Task, request: _Request, spectrum: Spectrum) -> BatchSplits:
     """Refuse what cannot be replayed, before any compute; return the batches of each part."""
     require_precision(task.model)
-    dealt = deal_segments(
+    splits = deal_segments(
         task, steps=request.steps, seeds=request.seeds, warm_batches=request.warm_batches, seed=request.seed
     )
     require_disjoint(task)
     require_same_task(spectrum, task)
-    return dealt
+    return splits
 
 
 def _config(request: _Request, task: Task) -> dict[str, object]:
@@ -683,7 +683,9 @@ def _config(request: _Request, task: Task) -> dict[str, object]:
     }
 
 
-def _fingerprint(task: Task, request: _Request, dealt: Dealt, spectrum: Spectrum, taken: Mapping[str, str]) -> str:
-    digests = [batches_digest(dealt.warm), dealt.sweep.digest, *(one.digest for one in dealt.segments)]
+def _fingerprint(
+    task: Task, request: _Request, splits: BatchSplits, spectrum: Spectrum, taken: Mapping[str, str]
+) -> str:
+    digests = [batches_digest(splits.warm), splits.sweep.digest, *(one.digest for one in splits.segments)]
     asked = {**_config(request, task), "batches": digests, "spectrum": spectrum.fingerprint, "inherited": taken}
     return task_fingerprint(task, "evaluation", asked)

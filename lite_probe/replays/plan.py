@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import LiteOptimizer
 from lite_probe.replays.allocation import Point, Rule, evaluate
-from lite_probe.replays.segments import Dealt
-from lite_probe.spectra.memory import peak_during
+from lite_probe.replays.segments import BatchSplits
+from lite_probe.runtime.memory import peak_during
 from lite_probe.subspaces import set_gradients, warm
 from lite_probe.subspaces.bands import EDGES
 from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
 
 _SWEPT = 4  # learning rates that a sweep usually takes
 _VECTORS = 10  # of N entries beside model, its gradient and an optimizer's state: see `Runner` and `integrate_step`
@@ -66,7 +66,7 @@ class Costs:
 def measure_costs(
     task: Task,
     layout: ParameterLayout,
-    batches: Dealt,
+    batches: BatchSplits,
     makers: Mapping[str, Callable[[], LiteOptimizer]],
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Costs, Point]:

@@ -18,7 +18,7 @@ from lite_probe.optim import (
 from lite_probe.optim.saved_rules import average_factor, real
 from lite_probe.replays.sweep import LOWEST
 from lite_probe.results.provenance import Note
-from lite_probe.spectra.fingerprint import batches_digest
+from lite_probe.runtime.fingerprint import batches_digest
 from lite_probe.subspaces import optimizer_of, warm
 from lite_probe.task import Batch, Task
 

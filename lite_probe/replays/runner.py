@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from lite_probe.errors import InputError, NumericsError
-from lite_probe.operators.layout import ParameterLayout
-from lite_probe.operators.reductions import norm
 from lite_probe.optim import LiteOptimizer
 from lite_probe.replays.allocation import Point, Rule, evaluate, integrate_step
 from lite_probe.replays.recorder import Recorder
 from lite_probe.replays.segments import Segment
 from lite_probe.results.replay import ReplayRun
 from lite_probe.results.sealing import read_sealed, write_sealed
-from lite_probe.results.state_folder import remove
 from lite_probe.results.store import write_atomically
+from lite_probe.runtime.state_folder import remove
 from lite_probe.subspaces import Subspace, set_gradients
 from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.reductions import norm
 
 Ablation = Literal["none", "dominant", "bulk"]
 OptimizerState = Mapping[str, Any]  # of `LiteOptimizer.state_dict`
@@ -55,7 +55,7 @@ class RunRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watching:
+class RecordingConfig:
     """How a run is watched."""
 
     recorder: Recorder
@@ -123,7 +123,7 @@ class Runner:
         state: OptimizerState,
         request: RunRequest,
         *,
-        watching: Watching | None,
+        watching: RecordingConfig | None,
         subspace: Subspace | None = None,
     ) -> ReplayRun:
         """Train a segment; return what happened at each step.
@@ -189,7 +189,7 @@ class Runner:
         return after
 
     def _watch(
-        self, watching: Watching, start: Point, before: Tensor, after: Tensor, update: Tensor, scale: float
+        self, watching: RecordingConfig, start: Point, before: Tensor, after: Tensor, update: Tensor, scale: float
     ) -> tuple[dict[str, Any], Point]:
         change = integrate_step(
             self.task,
@@ -322,7 +322,7 @@ class _Progress:
         )
 
 
-def _columns(watching: Watching | None) -> dict[str, int]:
+def _columns(watching: RecordingConfig | None) -> dict[str, int]:
     """Return the arrays of a run with their columns; 0 for those of one number per step."""
     widths = watching.recorder.widths if watching is not None else dict.fromkeys(_WIDE, 0)
     return {**dict.fromkeys((*_PER_STEP, *_RECORDED), 0), **widths}

@@ -1,4 +1,4 @@
-"""The batches of a replay: dealt once from the task's training batches, and the same for every optimizer.
+"""The batches of a replay: split once from the task's training batches, and the same for every optimizer.
 
 One shuffle by the user's seed deals the batches to warm on, those of the learning-rate sweep, and a segment per seed.
 """
@@ -28,7 +28,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Dealt:
+class BatchSplits:
     """Who trains on what."""
 
     warm: Sequence[Batch]
@@ -42,7 +42,7 @@ def required_train_batches(*, steps: int, seeds: int, warm_batches: int) -> int:
     return warm_batches + steps * (seeds + 1)
 
 
-def deal_segments(task: Task, *, steps: int, seeds: int, warm_batches: int, seed: int) -> Dealt:
+def deal_segments(task: Task, *, steps: int, seeds: int, warm_batches: int, seed: int) -> BatchSplits:
     """Deal a task's training batches.
 
     Where they are fewer than `required_train_batches`, each part is a shuffle of its own of them all, and a note says
@@ -81,9 +81,9 @@ def deal_segments(task: Task, *, steps: int, seeds: int, warm_batches: int, seed
             f"{warm_batches} batches to warm on: they share batches, so that seeds differ less than they would."
         )
         notes = (Note(code="segments-overlap", message=message),)
-    dealt = [[pool[index] for index in part] for part in parts]
-    segments = [Segment(batches, batches_digest(batches)) for batches in dealt[1:]]
-    return Dealt(warm=dealt[0], sweep=segments[0], segments=segments[1:], notes=notes)
+    warm, *rest = ([pool[index] for index in part] for part in parts)
+    segments = [Segment(batches, batches_digest(batches)) for batches in rest]
+    return BatchSplits(warm=warm, sweep=segments[0], segments=segments[1:], notes=notes)
 
 
 def _shuffled(count: int, seed: int, name: str) -> list[int]:

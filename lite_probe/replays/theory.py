@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import (
     Directions,
     LinearRecipe,
@@ -16,6 +15,7 @@ from lite_probe.optim import (
 )
 from lite_probe.results.replay import LinearTheory
 from lite_probe.subspaces import Subspace
+from lite_probe.vectors.layout import ParameterLayout
 
 
 def linear_theory(

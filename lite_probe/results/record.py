@@ -1,14 +1,15 @@
 """Frozen dataclasses as JSON and arrays, and back, driven by their type annotations.
 
 `encode_record` leaves each array in a table under its dotted path (`whole.eigenvalues`) and `{"array": path}`
-in its place; `decode_record` wants exactly the fields and arrays that the dataclass declares.
+in its place; `decode_record` wants exactly the fields and arrays that the dataclass declares. Results outlive versions:
+a field that has a default may be missing, and one that had another name, see `formerly`, may still have that.
 """
 
 import math
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from lite_probe.errors import NumericsError
 
 Array = NDArray[Any]
+
+_FORMERLY = "formerly"
 
 
 class ArraySource(Protocol):
@@ -121,16 +124,30 @@ def _decode_fields(record: type, encoded: Any, path: str, arrays: ArraySource | 
     place = path.rstrip(".") or "result"
     if not isinstance(encoded, dict):
         raise ValueError(f"{type(encoded).__name__} instead of the fields of {place}")
-    names = {field.name for field in fields(record)}
-    # What may be None by default is not in files from before it was measured.
-    encoded = {field.name: None for field in fields(record) if field.default is None} | encoded
-    if missing := sorted(names - encoded.keys()):
+    known = {field.name: field for field in fields(record)}
+    stored = {name: _stored_name(field, encoded) for name, field in known.items()}
+    # What has a default is not in files from before it was measured.
+    needed = [name for name, field in known.items() if field.default is MISSING and field.default_factory is MISSING]
+    if missing := sorted(name for name in needed if stored[name] not in encoded):
         raise ValueError(f"no {', '.join(missing)} in {place}")
-    if unknown := sorted(encoded.keys() - names):
+    if unknown := sorted(encoded.keys() - set(stored.values())):
         raise ValueError(f"unknown fields {', '.join(unknown)} in {place}")
     hints = get_type_hints(record)
-    values = {name: _decode(hints[name], encoded[name], f"{path}{name}", arrays, used) for name in sorted(names)}
-    return record(**values)
+    found = sorted(name for name in known if stored[name] in encoded)
+    return record(
+        **{name: _decode(hints[name], encoded[stored[name]], f"{path}{stored[name]}", arrays, used) for name in found}
+    )
+
+
+def formerly(*names: str) -> dict[str, tuple[str, ...]]:
+    """Return the metadata of a field that had other names in earlier versions: `field(metadata=formerly("atoms"))`."""
+    return {_FORMERLY: names}
+
+
+def _stored_name(field: Field[Any], encoded: Mapping[str, Any]) -> str:
+    """Return what a field is called in a file: its name, or one that it had."""
+    names = (field.name, *field.metadata.get(_FORMERLY, ()))
+    return next((name for name in names if name in encoded), field.name)
 
 
 def _decode(hint: Any, value: Any, place: str, arrays: ArraySource | None, used: set[str]) -> Any:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lite_probe.errors import NumericsError
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note, Provenance
+from lite_probe.results.record import formerly
 
 FloatArray = NDArray[np.float64]
 
@@ -32,7 +33,7 @@ class Density:
     low: FloatArray  # (g,) the smallest over probes
     high: FloatArray  # (g,) the largest over probes
     sigma: float  # width of the Gaussian, curvature
-    atoms: FloatArray  # (a,) converged eigenvalues, each of weight 1/N, not part of `value`
+    deflated_eigenvalues: FloatArray  # (a,) the atoms: converged, each of weight 1/N, not part of `value`
     atom_weight: float  # 1/N
 
 
@@ -53,7 +54,8 @@ class OperatorSpectrum:
     nodes: FloatArray  # (q,) SLQ nodes of all probes, curvature
     weights: FloatArray  # (q,) ≥ 0; those of one probe sum to 1 − (number of atoms)/N
     probe_index: NDArray[np.int64]  # (q,) which probe a node belongs to, 0 … p−1
-    atoms: FloatArray  # (a,) eigenvalues that were deflated from the probes, each of weight 1/N
+    # (a,) deflated from the probes, atoms of weight 1/N each
+    deflated_eigenvalues: FloatArray = field(metadata=formerly("atoms"))
     trace: Estimate  # tr H
     trace_h2: Estimate  # tr H²
     num_hvps: int  # Hessian products spent on this operator
@@ -120,11 +122,12 @@ class OperatorSpectrum:
         """
         chosen = slice(None) if probe is None else self.probe_index == probe
         nodes, weights = self.nodes[chosen], self.weights[chosen]
-        if not len(nodes) + len(self.atoms):
+        if not len(nodes) + len(self.deflated_eigenvalues):
             return None
         probes = self.num_probes if probe is None else 1
-        values = np.concatenate([np.abs(nodes), np.abs(self.atoms)])
-        masses = np.concatenate([weights / max(probes, 1), np.full(len(self.atoms), 1.0 / self.num_parameters)])
+        values = np.concatenate([np.abs(nodes), np.abs(self.deflated_eigenvalues)])
+        atoms = np.full(len(self.deflated_eigenvalues), 1.0 / self.num_parameters)
+        masses = np.concatenate([weights / max(probes, 1), atoms])
         order = np.argsort(values, kind="stable")
         cumulative = np.cumsum(masses[order])
         # Half of each node's mass lies on either side of it: Stieltjes' convention for a Gauss rule.
@@ -140,7 +143,7 @@ class OperatorSpectrum:
     def median_is_resolved(self) -> bool:
         """Whether no probe puts half of its mass or more on one node, which would hide where the median is."""
         if not len(self.weights):
-            return len(self.atoms) == self.num_parameters  # every eigenvalue is known, or none of the bulk
+            return len(self.deflated_eigenvalues) == self.num_parameters  # all are known, or nothing of the rest is
         return float(self.weights.max()) < 0.5
 
     @property
@@ -150,17 +153,17 @@ class OperatorSpectrum:
         Besides the a atoms at most S/t² eigenvalues have |λ| ≥ t, where S = tr H² − Σ atoms²; the median is
         at most the t for which a + S/t² = N/2.
         """
-        rest = self.trace_h2.high - float(np.sum(self.atoms**2))
-        half = self.num_parameters / 2 - len(self.atoms)
+        rest = self.trace_h2.high - float(np.sum(self.deflated_eigenvalues**2))
+        half = self.num_parameters / 2 - len(self.deflated_eigenvalues)
         return float(np.sqrt(rest / half)) if rest > 0 and half > 0 else None
 
     @property
     def negative_mass(self) -> float | None:
         """Share of the N eigenvalues below zero, from the quadrature."""
-        if not len(self.nodes) + len(self.atoms):
+        if not len(self.nodes) + len(self.deflated_eigenvalues):
             return None
         mass = float(self.weights[self.nodes < 0].sum()) / max(self.num_probes, 1)
-        return mass + float(np.count_nonzero(self.atoms < 0)) / self.num_parameters
+        return mass + float(np.count_nonzero(self.deflated_eigenvalues < 0)) / self.num_parameters
 
     @property
     def effective_rank(self) -> float | None:
@@ -216,7 +219,7 @@ class OperatorSpectrum:
         Returns:
             The density of everything but the atoms, with its smallest and largest value over probes.
         """
-        support = np.concatenate([self.nodes, self.atoms])
+        support = np.concatenate([self.nodes, self.deflated_eigenvalues])
         low, high = (float(support.min()), float(support.max())) if len(support) else (-1.0, 1.0)
         width = sigma if sigma is not None else max((high - low) / 200.0, 1e-300)
         points = np.linspace(low - 5 * width, high + 5 * width, grid_points) if grid is None else grid
@@ -231,7 +234,7 @@ class OperatorSpectrum:
             low=curves.min(axis=0),
             high=curves.max(axis=0),
             sigma=width,
-            atoms=self.atoms,
+            deflated_eigenvalues=self.deflated_eigenvalues,
             atom_weight=1.0 / self.num_parameters,
         )
 

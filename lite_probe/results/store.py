@@ -37,7 +37,7 @@ class Kind:
 
     name: str
     record: type  # a frozen dataclass
-    schema_version: int  # raised whenever a field changes its name, type or meaning
+    schema_version: int  # raised whenever a field changes its type or meaning; older ones are read
 
 
 _KINDS: dict[str, Kind] = {}
@@ -49,7 +49,8 @@ def register(name: str, record: type, *, schema_version: int) -> None:
     Args:
         name: The stem of its files, for example `spectrum`.
         record: A dataclass of scalars, strings, tuples, mappings, arrays and further such dataclasses.
-        schema_version: Raised whenever a field changes its name, type or meaning.
+        schema_version: Raised whenever a field changes its type or meaning. A new field has a default, and one of a
+            new name its old one (`record.formerly`), so that what older versions wrote is read.
 
     Raises:
         ValueError: If the name is already taken by another dataclass.
@@ -128,7 +129,7 @@ def load(path: str | Path, kind: str | None = None, *, thorough: bool = True) ->
         An instance of the dataclass registered for the kind.
 
     Raises:
-        InputError: If the files are missing, truncated, changed, or written by another schema version.
+        InputError: If the files are missing, truncated, changed, or written by a newer schema version.
 
     Cost: one hash of the arrays.
     """
@@ -142,10 +143,11 @@ def load(path: str | Path, kind: str | None = None, *, thorough: bool = True) ->
         )
     if kind is not None and known.name != kind:
         raise InputError(f"expected a result of kind {kind} in {head_path.name}, got {known.name}")
-    if head.get("schema_version") != known.schema_version:
+    version = head.get("schema_version")
+    if type(version) is not int or not 1 <= version <= known.schema_version:
         raise InputError(
-            f"expected schema version {known.schema_version} of {known.name} in {head_path.name}, "
-            f"got {shown(head.get('schema_version'))}",
+            f"expected schema version {known.schema_version} or less of {known.name} in {head_path.name}, "
+            f"got {shown(version)}",
             "measure again with --fresh, or use the lite-probe that wrote it",
         )
     arrays = _open_arrays(head_path, head, thorough=thorough)
@@ -167,7 +169,7 @@ def find_result(
 ) -> Any | None:
     """Return the saved result with this fingerprint, or None where it has to be measured.
 
-    A result that is damaged or of another schema version counts as not there: measuring replaces it.
+    A result that is damaged or of a newer schema version counts as not there: measuring replaces it.
 
     Args:
         run_directory: Need not exist.

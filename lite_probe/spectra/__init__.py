@@ -1,7 +1,7 @@
 """Eigenpairs, density and trace of symmetric operators, and of a task's curvature."""
 
-from lite_probe.spectra.belonging import require_same_task
-from lite_probe.spectra.fingerprint import batches_digest
+from lite_probe.runtime.fingerprint import batches_digest
+from lite_probe.spectra.compatibility import require_same_task
 from lite_probe.spectra.lanczos import lanczos
 from lite_probe.spectra.measure import discard_state, measure_spectrum, plan_spectrum
 from lite_probe.spectra.operator import SpectrumRequest, measure_operator

@@ -20,10 +20,11 @@ from scipy import linalg
 from torch import Tensor
 
 from lite_probe.errors import NumericsError
-from lite_probe.operators.reductions import dot, norm, project
 from lite_probe.results.estimate import Estimate
 from lite_probe.seeds import derive_seed
-from lite_probe.spectra.lanczos import Lanczos, random_vector
+from lite_probe.spectra.lanczos import Lanczos
+from lite_probe.vectors.random import random_vector
+from lite_probe.vectors.reductions import dot, norm, project
 
 FloatArray = NDArray[np.float64]
 

@@ -19,21 +19,16 @@ from torch import Tensor
 
 from lite_probe.errors import NumericsError
 from lite_probe.operators.base import SymmetricOperator
-from lite_probe.operators.reductions import dot, norm, project
 from lite_probe.seeds import derive_seed
-from lite_probe.spectra.basis import KrylovBasis
+from lite_probe.vectors.basis import KrylovBasis
+from lite_probe.vectors.random import random_vector
+from lite_probe.vectors.reductions import dot, norm
 
 FloatArray = NDArray[np.float64]
 
 _NEGLIGIBLE = 0.1  # of the tolerance: an eigenvalue below this share of ‖H‖ times it need not be resolved
 _NOT_NEGATIVE = 1.0  # likewise for the lowest of a spectrum, where it is not negative
 _CANCELLED = 0.02  # a remainder this small beside Hx has lost digits to cancellation
-
-
-def random_vector(size: int, *, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a standard normal vector, the same on every device."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(size, generator=generator, dtype=torch.float32).to(dtype=dtype, device=device)
 
 
 @dataclass(slots=True)
@@ -246,7 +241,7 @@ class Lanczos:
         block = min(self.start_block, len(values))
         return values, (vectors[:block] ** 2).sum(axis=0) / max(block, 1)
 
-    def settle(self) -> RitzPairs:
+    def rotate_to_ritz(self) -> RitzPairs:
         """Rotate the basis onto all its Ritz vectors, the wanted ones first, and return the wanted pairs.
 
         Afterwards `basis.filled[: k + j]` are the Ritz vectors of the returned pairs and T is diagonal.
@@ -381,9 +376,3 @@ def _orthonormalize(block: Tensor, *, tolerance: float) -> tuple[Tensor, FloatAr
         table[: len(coefficients), position] = coefficients
     rows = torch.stack(kept) if kept else block[:0]
     return rows, table
-
-
-def gram_defect(rows: Tensor) -> float:
-    """Return the largest entry of |QQᵀ − I| of rows (m, n), accumulated in float64."""
-    gram = project(rows, rows)
-    return float((gram - torch.eye(rows.shape[0], dtype=gram.dtype, device=gram.device)).abs().max())

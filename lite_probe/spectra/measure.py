@@ -10,26 +10,25 @@ import torch
 from numpy.typing import NDArray
 
 from lite_probe.errors import OutputError, UsageError
-from lite_probe.operators.conduct import require_precision, undisturbed
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator
-from lite_probe.operators.gradient import Split
+from lite_probe.operators.guards import preserve_state, require_precision
 from lite_probe.operators.hessian import GraphStore
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
-from lite_probe.results.state_folder import StateFolder, remove
 from lite_probe.results.store import register
+from lite_probe.runtime.disk import require_room
+from lite_probe.runtime.fingerprint import task_fingerprint
+from lite_probe.runtime.provenance import provenance_of
+from lite_probe.runtime.state_folder import StateFolder, remove
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import plan as planning
-from lite_probe.spectra.basis import KrylovBasis
-from lite_probe.spectra.disk import require_room
-from lite_probe.spectra.fingerprint import task_fingerprint
 from lite_probe.spectra.operator import OnProgress, OperatorMeasurement, SpectrumRequest
 from lite_probe.spectra.plan import CurvatureName, MethodName, SpectrumPlan
-from lite_probe.spectra.provenance import provenance_of
 from lite_probe.spectra.state import SavedState
-from lite_probe.task import Task
+from lite_probe.task import Split, Task
+from lite_probe.vectors.basis import KrylovBasis
+from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.version import __version__
 
 _WHOLE = "whole"
@@ -83,7 +82,7 @@ def plan_spectrum(
     request = _request(top, bottom, probes, probe_steps, tolerance, max_products, seed)
     _check(task, request, operator, method, per_block)
     config = _config(request, operator, method, per_block, split, task)
-    with undisturbed(task.model) as conduct:
+    with preserve_state(task.model) as log:
         plan = planning.plan_spectrum(
             task,
             request,
@@ -95,7 +94,7 @@ def plan_spectrum(
             on_progress=on_progress,
             fingerprint_of=lambda loss: task_fingerprint(task, split, {**config, **landscape(task, loss, per_block)}),
         )
-    return replace(plan, checkpointing_off=conduct.checkpoints > 0)
+    return replace(plan, checkpointing_off=log.checkpoints > 0)
 
 
 def measure_spectrum(
@@ -177,7 +176,7 @@ def measure_spectrum(
     if state_directory is not None:
         require_room([(Path(state_directory), plan.scratch_bytes)])
     session = _Session(task, plan, request, kind, split, state_directory, on_progress)
-    with undisturbed(task.model):
+    with preserve_state(task.model):
         finished = session.run(per_block)
     whole = finished.pop(_WHOLE)
     notes = _task_notes(plan, session) + session.state.notes + list(whole.notes)
@@ -334,7 +333,7 @@ class _Session:
     def _settle_plan(self, plan: SpectrumPlan) -> SpectrumPlan:
         """Keep to the memory layout of an interrupted measurement: another one rounds differently."""
         chosen = ("kept_graphs", "vectors_per_pass", "basis_placement", "basis_columns")
-        return replace(plan, **self.state.settle({name: getattr(plan, name) for name in chosen}))
+        return replace(plan, **self.state.pin({name: getattr(plan, name) for name in chosen}))
 
 
 def _block_request(request: SpectrumRequest, name: str) -> SpectrumRequest:

@@ -21,9 +21,8 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum
-from lite_probe.results.state_folder import damage_note
+from lite_probe.runtime.state_folder import damage_note
 from lite_probe.seeds import derive_seed
-from lite_probe.spectra.basis import KrylovBasis
 from lite_probe.spectra.density import (
     Probes,
     advance_probes,
@@ -34,6 +33,7 @@ from lite_probe.spectra.density import (
 )
 from lite_probe.spectra.lanczos import Lanczos, RitzPairs, check_residuals, lanczos
 from lite_probe.spectra.state import SavedState
+from lite_probe.vectors.basis import KrylovBasis
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -81,10 +81,10 @@ class SpectrumRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Bulk:
+class DeflatedQuadrature:
     """What the probes said of everything but the pairs they were deflated by."""
 
-    atoms: list[float]  # (a,) the deflated eigenvalues
+    eigenvalues: list[float]  # (a,) deflated
     nodes: list[float]  # (q,)
     weights: list[float]  # (q,) each probe's sum to 1 − a/n
     probe_index: list[int]  # (q,)
@@ -146,7 +146,7 @@ class OperatorMeasurement:
         self.stop_reason = ""
         self.check: float | None = None
         self.probes: Probes | None = None
-        self.bulk: Bulk | None = None
+        self.deflated: DeflatedQuadrature | None = None
         self.run = Lanczos(
             operator,
             top=request.top,
@@ -173,8 +173,8 @@ class OperatorMeasurement:
             if self.stop_reason == "complete":
                 break
             self._run_probes(len(pairs.values))
-            if self.bulk is None:
-                self.bulk = self._bulk(pairs)
+            if self.deflated is None:
+                self.deflated = self._deflated_quadrature(pairs)
             if self.rounds >= _ROUNDS or not self._missed(pairs):
                 break
             self._look_again()
@@ -203,10 +203,10 @@ class OperatorMeasurement:
     def _settled_pairs(self) -> RitzPairs:
         if not self.run.settled:
             self.epoch += 1
-        return self.run.settle()
+        return self.run.rotate_to_ritz()
 
     def _run_probes(self, deflated: int) -> None:
-        looking_again = self.bulk is not None
+        looking_again = self.deflated is not None
         if self.probes is None:
             self.probes = no_probes(self.run, _CHECK_PROBES if looking_again else self.request.probes)
         steps = _CHECK_STEPS if looking_again else self.request.probe_steps
@@ -231,20 +231,20 @@ class OperatorMeasurement:
         under = bool(len(below)) and nodes.min() < below[-1] - slack[-1]
         return bool(over or under)
 
-    def _bulk(self, pairs: RitzPairs) -> Bulk:
+    def _deflated_quadrature(self, pairs: RitzPairs) -> DeflatedQuadrature:
         """Gather what the first probes said, and what the run's own start vector adds to the density."""
         if self.probes is None:
             raise ValueError("expected finished probes, got none")
-        run, atoms = self.run, pairs.values
+        run, known = self.run, pairs.values
         rules = quadratures(self.probes)
         if run.restarts == 0 and run.start_block == 1:
             errors = np.hypot(pairs.residual_norms, self.check or 0.0) + 1e-6 * run.scale
-            own = deflate_rule(run.quadrature(), atoms, errors)
+            own = deflate_rule(run.quadrature(), known, errors)
             rules += [own] if own is not None else []
-        share = 1.0 - len(atoms) / self.operator.size
+        share = 1.0 - len(known) / self.operator.size
         trace, trace_h2 = trace_estimates(run, self.probes)
-        return Bulk(
-            atoms=atoms.tolist(),
+        return DeflatedQuadrature(
+            eigenvalues=known.tolist(),
             nodes=np.concatenate([rule[0] for rule in rules]).tolist(),
             weights=(np.concatenate([rule[1] for rule in rules]) * share).tolist(),
             probe_index=np.repeat(np.arange(len(rules)), [len(rule[0]) for rule in rules]).tolist(),
@@ -344,7 +344,7 @@ class OperatorMeasurement:
             "scale": run.scale,
             "first_quadrature": [part.tolist() for part in run.first_quadrature] if run.first_quadrature else None,
             "probes": None,
-            "bulk": asdict(self.bulk) if self.bulk is not None else None,
+            "deflated_quadrature": asdict(self.deflated) if self.deflated is not None else None,
         }
         vectors = [run.pending]
         if self.probes is not None:
@@ -374,9 +374,9 @@ class OperatorMeasurement:
         run.restarts, run.num_drawn, run.scale = head["restarts"], head["num_drawn"], head["scale"]
         if head["first_quadrature"]:
             run.first_quadrature = (np.array(head["first_quadrature"][0]), np.array(head["first_quadrature"][1]))
-        if head["bulk"] is not None:
-            traces = {name: Estimate(**head["bulk"].pop(name)) for name in ("trace", "trace_h2")}
-            self.bulk = Bulk(**{**head["bulk"], **traces})
+        if head["deflated_quadrature"] is not None:
+            traces = {name: Estimate(**head["deflated_quadrature"].pop(name)) for name in ("trace", "trace_h2")}
+            self.deflated = DeflatedQuadrature(**{**head["deflated_quadrature"], **traces})
         if head["probes"] is not None:
             self.probes = Probes(current=vectors[-2].to(device), previous=vectors[-1].to(device), **head["probes"])
 
@@ -389,11 +389,11 @@ def build_spectrum(measurement: OperatorMeasurement, pairs: RitzPairs) -> Operat
     top = pairs.num_top
     allowed = np.maximum(request.tolerance * np.abs(pairs.values), run.floor)
     converged: NDArray[np.bool_] = residuals <= allowed
-    bulk = measurement.bulk
-    if bulk is None:  # the basis spans the whole space: every eigenvalue is known
+    deflated = measurement.deflated
+    if deflated is None:  # the basis spans the whole space: every eigenvalue is known
         values = np.diag(run.projected)
         exact = Estimate.certain(float(values.sum())), Estimate.certain(float((values**2).sum()))
-        bulk = Bulk(sorted(values.tolist()), [], [], [], *exact)
+        deflated = DeflatedQuadrature(sorted(values.tolist()), [], [], [], *exact)
     return OperatorSpectrum(
         num_parameters=size,
         eigenvalues=pairs.values[:top],
@@ -405,12 +405,12 @@ def build_spectrum(measurement: OperatorMeasurement, pairs: RitzPairs) -> Operat
         tolerance=request.tolerance,
         num_requested=request.top,
         stop_reason=measurement.stop_reason,
-        nodes=np.array(bulk.nodes),
-        weights=np.array(bulk.weights),
-        probe_index=np.array(bulk.probe_index, dtype=np.int64),
-        atoms=np.array(bulk.atoms),
-        trace=bulk.trace,
-        trace_h2=bulk.trace_h2,
+        nodes=np.array(deflated.nodes),
+        weights=np.array(deflated.weights),
+        probe_index=np.array(deflated.probe_index, dtype=np.int64),
+        deflated_eigenvalues=np.array(deflated.eigenvalues),
+        trace=deflated.trace,
+        trace_h2=deflated.trace_h2,
         num_hvps=measurement.num_products,
     )
 

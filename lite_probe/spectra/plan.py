@@ -16,15 +16,15 @@ from torch.utils._pytree import tree_leaves
 from lite_probe.errors import NumericsError
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator, GaussNewtonDifferenceOperator
-from lite_probe.operators.gradient import LossAndGradient, Split, require_deterministic
+from lite_probe.operators.gradient import LossAndGradient, require_deterministic
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
-from lite_probe.operators.layout import ParameterLayout
-from lite_probe.operators.reductions import norm
+from lite_probe.runtime.memory import memory_allowed, peak_during, require_memory
 from lite_probe.seeds import derive_seed
-from lite_probe.spectra.lanczos import random_vector
-from lite_probe.spectra.memory import memory_allowed, peak_during, require_memory
 from lite_probe.spectra.operator import OnProgress, SpectrumRequest
-from lite_probe.task import Task
+from lite_probe.task import Split, Task
+from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.random import random_vector
+from lite_probe.vectors.reductions import norm
 
 CurvatureName = Literal["hessian", "ggn"]
 MethodName = Literal["autograd", "finite-differences"]

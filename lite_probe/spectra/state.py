@@ -21,9 +21,9 @@ from torch import Tensor
 from lite_probe.errors import InputError, OutputError
 from lite_probe.files import create_anew, open_regular
 from lite_probe.results.sealing import seal, unseal
-from lite_probe.results.state_folder import remove
 from lite_probe.results.store import write_atomically
-from lite_probe.spectra.basis import KrylovBasis
+from lite_probe.runtime.state_folder import remove
+from lite_probe.vectors.basis import KrylovBasis
 
 _LONGEST_INTERVAL = 50.0  # seconds between saves; a kill loses at most about a minute
 _COST_FACTOR = 20.0  # a save that took s seconds is followed by at least 20 s without one: at most 5% overhead

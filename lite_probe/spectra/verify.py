@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lite_probe.errors import UsageError
-from lite_probe.operators.conduct import undisturbed
-from lite_probe.operators.gradient import Split, loss_and_gradient
-from lite_probe.operators.layout import ParameterLayout
-from lite_probe.operators.reductions import dot
+from lite_probe.operators.gradient import loss_and_gradient
+from lite_probe.operators.guards import preserve_state
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import (
@@ -31,7 +29,9 @@ from lite_probe.results.spectrum import (
 )
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.operator import OnProgress
-from lite_probe.task import Task
+from lite_probe.task import Split, Task
+from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.reductions import dot
 
 _PAIRS = 3
 _ITERATIONS = 100  # of power iteration per pair, PyHessian's default
@@ -89,7 +89,7 @@ def verify_spectrum(task: Task, spectrum: Spectrum, *, on_progress: OnProgress |
     started = time.perf_counter()
     split: Split = "train" if spectrum.provenance.data_split == "train" else "evaluation"
     seed = derive_seed(spectrum.provenance.seed, "verify")
-    with undisturbed(task.model), _gradients_put_back(task.model), warnings.catch_warnings():
+    with preserve_state(task.model), _gradients_put_back(task.model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyHessian keeps graphs by .grad, and torch says so at every product
         torch.manual_seed(seed)
         layout = ParameterLayout(list(task.model.named_parameters()))
@@ -249,7 +249,7 @@ def _our_lowest(spectrum: Spectrum, layout: ParameterLayout, unused: tuple[str, 
     first = layout.parameters[0]
     column = np.ascontiguousarray(spectrum.eigenvectors[:, len(spectrum.whole.eigenvalues)])
     flat = torch.from_numpy(column).to(first)
-    return [part for name, part in zip(layout.names, layout.cotangents(flat), strict=True) if name not in unused]
+    return [part for name, part in zip(layout.names, layout.unflatten(flat), strict=True) if name not in unused]
 
 
 def _first_of_its_end(spectrum: Spectrum, value: float, nearest: int) -> int:

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import Directions
 from lite_probe.results import replay
 from lite_probe.results.blocks import BLOCK_NAMES
+from lite_probe.vectors.layout import ParameterLayout
 
 EDGES = (0.0, 0.01, *(tenth / 10 for tenth in range(1, 11)))  # of a block's dimensions: the top 1%, then to deciles
 

@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import Directions
 from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.estimate import Estimate, Ratio
 from lite_probe.results.subspace import BlockCalibration
 from lite_probe.subspaces.bands import Bands
+from lite_probe.vectors.layout import ParameterLayout
 
 FloatArray = NDArray[np.float64]
 

@@ -12,16 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from lite_probe.errors import InputError, OutputError, UsageError
-from lite_probe.operators.conduct import undisturbed
 from lite_probe.operators.gradient import loss_and_gradient
+from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
-from lite_probe.operators.layout import ParameterLayout
-from lite_probe.operators.reductions import norm
 from lite_probe.optim import OPTIMIZERS, Directions
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note, join_notes
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
-from lite_probe.results.state_folder import StateFolder, remove
 from lite_probe.results.store import register
 from lite_probe.results.subspace import (
     Overlap,
@@ -29,17 +26,16 @@ from lite_probe.results.subspace import (
     SubspaceMeasurement,
     root_mean_square_condition,
 )
+from lite_probe.runtime.disk import require_room
+from lite_probe.runtime.fingerprint import batches_digest, task_fingerprint
+from lite_probe.runtime.memory import free_memory, memory_allowed, memory_in_use, require_memory
+from lite_probe.runtime.provenance import provenance_of
+from lite_probe.runtime.state_folder import StateFolder, remove
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import SpectrumPlan, SpectrumRequest, plan_spectrum, require_same_task
-from lite_probe.spectra.basis import KrylovBasis
-from lite_probe.spectra.disk import require_room
-from lite_probe.spectra.fingerprint import batches_digest, task_fingerprint
-from lite_probe.spectra.lanczos import random_vector
 from lite_probe.spectra.measure import landscape
-from lite_probe.spectra.memory import free_memory, memory_allowed, memory_in_use, require_memory
 from lite_probe.spectra.operator import OperatorMeasurement
 from lite_probe.spectra.plan import Placement, scratch_bytes
-from lite_probe.spectra.provenance import provenance_of
 from lite_probe.spectra.state import SavedState
 from lite_probe.subspaces.bands import cut_bands
 from lite_probe.subspaces.calibration import Proxy, Samples, calibrate
@@ -54,6 +50,10 @@ from lite_probe.subspaces.preconditioned import PreconditionedOperator
 from lite_probe.subspaces.subspace import Subspace
 from lite_probe.subspaces.warming import can_take, optimizer_of, warm
 from lite_probe.task import Batch, Task
+from lite_probe.vectors.basis import KrylovBasis
+from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.random import random_vector
+from lite_probe.vectors.reductions import norm
 from lite_probe.version import __version__
 
 OnProgress = Callable[[int, int, str], None]
@@ -361,7 +361,7 @@ def measure_subspace(
     if left_out:
         message = f"{' and '.join(left_out)} cannot take parameters of more than three dimensions, and were left out."
         session.notes.append(Note(code="optimizers-left-out", message=message))
-    with undisturbed(task.model):
+    with preserve_state(task.model):
         session.run(others, label)
     return SubspaceMeasurement(
         size=request.size,
@@ -416,7 +416,7 @@ class _Session:
         self.spectrum = spectrum
         self.request = request
         self.state = StateFolder(folder, plan.fingerprint)
-        self.plan = replace(plan, **self.state.settle({name: getattr(plan, name) for name in _CHOSEN}))
+        self.plan = replace(plan, **self.state.pin({name: getattr(plan, name) for name in _CHOSEN}))
         self.on_progress = on_progress
         self.layout = ParameterLayout(list(task.model.named_parameters()))
         self.vector_memory = _for_vectors(memory)

@@ -8,14 +8,15 @@ import numpy as np
 from torch import Tensor
 
 from lite_probe.operators.base import SymmetricOperator
-from lite_probe.operators.reductions import dot
 from lite_probe.results.subspace import Overlap
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import lanczos
-from lite_probe.spectra.basis import KrylovBasis
-from lite_probe.spectra.lanczos import check_residuals, random_vector
+from lite_probe.spectra.lanczos import check_residuals
 from lite_probe.subspaces.subspace import Subspace, principal_angles
 from lite_probe.task import Batch, Task
+from lite_probe.vectors.basis import KrylovBasis
+from lite_probe.vectors.random import random_vector
+from lite_probe.vectors.reductions import dot
 
 TOLERANCE = 1e-2  # of the pairs behind an overlap: vectors are then known to about that over their relative gap
 
@@ -55,7 +56,7 @@ def sharp_subspace(
         seed=derive_seed(seed, "pairs"),
         on_step=None if on_product is None else lambda run: on_product(),
     )
-    pairs = run.settle()
+    pairs = run.rotate_to_ritz()
     count = pairs.num_top
     missed = 0.0
     if run.basis.size < operator.size:  # else every pair is known, to rounding

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lite_probe.operators.base import SymmetricOperator
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import Directions
+from lite_probe.vectors.layout import ParameterLayout
 
 
 class PreconditionedOperator(SymmetricOperator):

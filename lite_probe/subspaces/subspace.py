@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lite_probe.errors import InputError, UsageError
-from lite_probe.operators.reductions import CHUNK, dot, project
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import Spectrum
-from lite_probe.spectra.memory import free_memory
+from lite_probe.runtime.memory import free_memory
 from lite_probe.task import Task
+from lite_probe.vectors.reductions import CHUNK, dot, project
 
 _SHARE_OF_FREE_MEMORY = 0.25  # of a device, that a subspace may take unasked
 _STRETCH = 64 * CHUNK  # entries of each vector that are read from a file at a time

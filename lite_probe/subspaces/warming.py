@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lite_probe.blocks import assign_blocks, infer_family
 from lite_probe.errors import InputError, NumericsError
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import LiteOptimizer, make_optimizer
 from lite_probe.task import Batch, Task
+from lite_probe.vectors.layout import ParameterLayout
 
 
 def optimizer_of(task: Task, name: str, hyperparameters: Mapping[str, Any] = {}) -> LiteOptimizer:
@@ -50,7 +50,7 @@ def warm(
     """Feed every batch's gradient at θ₀ to some optimizers, at learning rate 0.
 
     Averages fill, bases turn and thresholds settle as they would in training, while the parameters stay. To be called
-    inside `undisturbed`.
+    inside `preserve_state`.
 
     Args:
         task: Its parameters come back bitwise, and so does their `grad`.

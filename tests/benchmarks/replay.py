@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 import lite_probe as lp
-from lite_probe.operators.conduct import undisturbed
-from lite_probe.operators.layout import ParameterLayout
+from lite_probe.operators.guards import preserve_state
 from lite_probe.replays import plan_replay, replay, required_train_batches
 from lite_probe.replays.allocation import evaluate, integrate_step
 from lite_probe.replays.recorder import Recorder
-from lite_probe.spectra.memory import peak_during
+from lite_probe.runtime.memory import peak_during
 from lite_probe.subspaces import Subspace, cut_bands, optimizer_of, own_gradients, set_gradients, warm
 from lite_probe.training import train_byte_llama
+from lite_probe.vectors.layout import ParameterLayout
 
 OPTIMIZERS = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
 ROUNDS, WARM_BATCHES = 9, 12
@@ -49,7 +49,7 @@ def time_steps(task: lp.Task, spectrum: Any) -> list[dict[str, Any]]:
     layout = ParameterLayout(list(task.model.named_parameters()))
     subspace = Subspace.of_spectrum(spectrum, task)
     rows = []
-    with undisturbed(task.model), own_gradients(layout.parameters):
+    with preserve_state(task.model), own_gradients(layout.parameters):
         start = layout.read()
         soap = optimizer_of(task, "soap")
         warm(task, [soap], task.train[:WARM_BATCHES])

@@ -27,13 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lite_probe as lp
-from lite_probe.operators.conduct import undisturbed
 from lite_probe.operators.gradient import loss_and_gradient
+from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import GraphStore, HessianOperator
-from lite_probe.operators.layout import ParameterLayout
-from lite_probe.operators.reductions import norm
 from lite_probe.spectra.lanczos import lanczos
 from lite_probe.training import train_byte_llama
+from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.reductions import norm
 
 PAIRS, TOLERANCE, TRACE_PROBES = 10, 1e-3, 20
 DENSITY_PROBES, DENSITY_STEPS, DENSITY_STEPS_TIMED = 2, 60, 6
@@ -131,7 +131,7 @@ def ours(task: lp.Task, layout: ParameterLayout, count: int, gradient: float, ju
     operator = HessianOperator(task, layout, count=count, graphs=GraphStore(4, layout.parameters))
     seconds, (run, reason) = timed(lambda: lanczos(operator, top=PAIRS, tolerance=TOLERANCE, by_magnitude=True))
     spent = operator.num_products
-    pairs = run.settle()
+    pairs = run.rotate_to_ritz()
     found = judge.residuals(pairs.values, run.basis.rows[: len(pairs.values)])
     report("lite-probe", "ten pairs", seconds, gradient, products=spent, stop=reason, **verdict(found))
     ROWS[-1]["eigenvalues"] = pairs.values.tolist()
@@ -313,7 +313,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         task = benchmark_task(Path(folder))
         layout = ParameterLayout(list(task.model.named_parameters()))
-        with undisturbed(task.model):
+        with preserve_state(task.model):
             count = loss_and_gradient(task, layout, "evaluation").count
             gradient = products(task, layout, count)
             judge = Exact(task, layout, count)

@@ -22,7 +22,7 @@ from lite_probe.checkpoints.json_files import as_json
 from lite_probe.checkpoints.models import parse_config
 from lite_probe.data import load_tokenizer, open_tokens
 from lite_probe.errors import InputError, NumericsError, UnsafePickleError
-from lite_probe.making import load_task_file
+from lite_probe.task.build import load_task_file
 from tests.checkpoints import writers
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)

@@ -11,11 +11,17 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from lite_probe.checkpoints import open_checkpoint
-from lite_probe.checkpoints.optimizers import SavedSchedule, find_optimizer, find_schedule
+from lite_probe.checkpoints.optimizers import SavedSchedule, describe_optimizers, find_schedule, find_state_dicts
 from lite_probe.checkpoints.state_dicts import bare_name, find_step, model_prefix
 from lite_probe.errors import InputError
 from lite_probe.optim import OPTIMIZERS, make_optimizer
+from lite_probe.results.checkpoint import OptimizerFound
 from tests.checkpoints import writers
+
+
+def find_optimizer(saved: object) -> OptimizerFound | None:
+    found = find_state_dicts(saved)
+    return describe_optimizers(found) if found else None
 
 
 def stepped(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> dict[str, Any]:

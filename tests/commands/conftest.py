@@ -146,7 +146,7 @@ def operator_spectrum(*, top: int, bottom: int, probes: bool) -> OperatorSpectru
         nodes=nodes,
         weights=np.full(len(nodes), 1 / 3),
         probe_index=np.array([0, 0, 0, 1, 1, 1]) if probes else np.zeros(0, dtype=np.int64),
-        atoms=np.zeros(0),
+        deflated_eigenvalues=np.zeros(0),
         trace=Estimate(value=200.0, stderr=4.0, low=190.0, high=210.0, num_samples=4),
         trace_h2=Estimate(value=400.0, stderr=8.0, low=380.0, high=420.0, num_samples=4),
         num_hvps=84,

@@ -116,7 +116,9 @@ def test_nothing_asked_shows_help() -> None:
 
 
 def test_a_reader_that_leaves_is_no_error() -> None:
-    script = "import sys\nfrom lite_probe.commands.console import emit\nfor _ in range(20000):\n    emit('x' * 100)\n"
+    script = (
+        "from lite_probe.commands.console import print_stdout\nfor _ in range(20000):\n    print_stdout('x' * 100)\n"
+    )
     reader, writer = os.pipe()
     with subprocess.Popen([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE) as process:
         os.close(writer)
@@ -214,14 +216,14 @@ def test_the_reader_of_stderr_may_leave_before_an_interruption() -> None:
 TALKER = (
     "import sys\n"
     "import click, types\n"
-    "from lite_probe.commands.console import emit\n"
+    "from lite_probe.commands.console import print_stdout\n"
     "@click.command('report')\n"
     "@click.pass_obj\n"
     "def command(terminal):\n"
     "    for index in range(20000):\n"
     "        terminal.line('x' * 50)\n"
     "    open('done', 'w').write('done')\n"
-    "    emit('path')\n"
+    "    print_stdout('path')\n"
     "module = types.ModuleType('lite_probe.commands.report')\n"
     "module.command = command\n"
     "sys.modules['lite_probe.commands.report'] = module\n"

@@ -109,7 +109,7 @@ def test_quiet_says_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_data_goes_to_stdout_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    console.emit('{"a": 1}')
+    console.print_stdout('{"a": 1}')
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ('{"a": 1}\n', "")
 

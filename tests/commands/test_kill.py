@@ -19,7 +19,7 @@ KILLS = 10
 RUNNER = """
 import json, os, signal, sys, time
 import torch, transformers.models.llama.modeling_llama
-import lite_probe.making, lite_probe.reports.page, lite_probe.spectra
+import lite_probe.task.build, lite_probe.reports.page, lite_probe.spectra
 from lite_probe.commands.main import cli
 
 for line in sys.stdin:
@@ -70,8 +70,8 @@ def test_ten_kills_change_no_bit(tiny_llama: Path, text: Path, tmp_path: Path) -
             code, seconds = json.loads(answer)
             return code, seconds
 
-        undisturbed = tmp_path / "undisturbed"
-        code, duration = run(undisturbed, 250)
+        preserve_state = tmp_path / "preserve_state"
+        code, duration = run(preserve_state, 250)
         assert code == 0
         # Killed runs get further and further; one that came to its end makes room for another.
         finished, disturbed = 0, tmp_path / "disturbed-0"
@@ -80,15 +80,15 @@ def test_ten_kills_change_no_bit(tiny_llama: Path, text: Path, tmp_path: Path) -
             assert code in (0, -9)
             killed += code == -9
             if code == 0:
-                assert numbers(disturbed) == numbers(undisturbed)
+                assert numbers(disturbed) == numbers(preserve_state)
                 finished += 1
                 disturbed = tmp_path / f"disturbed-{finished}"
         assert run(disturbed, 250)[0] == 0
-    assert numbers(disturbed) == numbers(undisturbed)
+    assert numbers(disturbed) == numbers(preserve_state)
     spectrum = load(disturbed, "spectrum")
     assert spectrum.whole.converged.all()
     left = {path.name for path in disturbed.iterdir()}
-    assert left == {path.name for path in (tmp_path / "undisturbed").iterdir()}
+    assert left == {path.name for path in (tmp_path / "preserve_state").iterdir()}
 
 
 def started(tiny_llama: Path, text: Path, out: Path, *more: str) -> "subprocess.Popen[str]":

@@ -175,8 +175,8 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
 
 def test_defaults_are_those_of_the_library() -> None:
     """One default, one place: what the command line says is what Python does."""
-    from lite_probe.making import make_task
     from lite_probe.spectra import measure_spectrum
+    from lite_probe.task.build import make_task
 
     with click.Context(cli) as parent:
         shown = command.make_context("spectrum", ["ckpt.pt"], parent=parent).params

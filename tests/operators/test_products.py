@@ -12,8 +12,8 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
 from tests import models, oracles
 
 # Rounding of a product relative to ‖H‖‖v‖ for a random v: a few eps times the depth of the graph. Seen: 1e-16 and 2e-8.
@@ -140,7 +140,7 @@ def test_gpt2_blocks_split_the_columns_of_c_attn() -> None:
     assert piece.part is not None
     assert (piece.part.dim, piece.part.start) == (1, 16)
     vector = torch.arange(layout.size, dtype=torch.float64)
-    cotangent = layout.cotangents(vector)[fused]
+    cotangent = layout.unflatten(vector)[fused]
     assert torch.equal(cotangent[:, :16], torch.zeros(8, 16, dtype=torch.float64))
     assert torch.equal(cotangent[:, 16:].flatten(), vector[piece.offset : piece.offset + 64])
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from lite_probe.errors import NumericsError
-from lite_probe.operators.conduct import undisturbed
+from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import GraphStore, HessianOperator
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.replays import replay
 from lite_probe.replays.allocation import Point, StepChange, _gradients_at, evaluate, integrate_step
 from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
 from tests import models
 from tests.replays.conftest import spectrum_of, with_training
 
@@ -140,7 +140,7 @@ def test_curvature_comes_free() -> None:
             task = models.make_task("mlp")
             layout = ParameterLayout(list(task.model.named_parameters()))
             change, update, start = step_of(models.make_task("mlp"), size, rule=rule)
-            with undisturbed(task.model):
+            with preserve_state(task.model):
                 operator = HessianOperator(task, layout, count=start.count, graphs=GraphStore(0))
                 exact = float(update @ operator.matvec(update))
             errors[rule, size] = abs(change.curvature / exact - 1.0)

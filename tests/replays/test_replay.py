@@ -18,7 +18,6 @@ import lite_probe as lp
 from lite_probe.blocks import block_map
 from lite_probe.criteria import classification_cross_entropy
 from lite_probe.errors import InputError, NumericsError, UsageError
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.replays import discard_state, plan_replay, replay, runner
 from lite_probe.replays.measure import ReplayStep
 from lite_probe.replays.recorder import Recorder
@@ -27,6 +26,7 @@ from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.store import load, save
 from lite_probe.subspaces import Subspace
 from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
 from tests import models
 from tests.replays.conftest import spectrum_of, with_training
 

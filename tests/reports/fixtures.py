@@ -96,7 +96,7 @@ def make_operator_spectrum(
         nodes=nodes,
         weights=weights,
         probe_index=np.repeat(np.arange(probes, dtype=np.int64), steps),
-        atoms=np.concatenate([upper[converged], lower]),
+        deflated_eigenvalues=np.concatenate([upper[converged], lower]),
         trace=trace,
         trace_h2=trace_h2,
         num_hvps=84,

@@ -36,7 +36,7 @@ def test_an_atom_is_as_high_as_a_gaussian_of_its_weight():
         nodes=np.array([-3.0, 7.0]),
         weights=np.array([1 - 1 / size, 1 / size]),
         probe_index=np.zeros(2, dtype=np.int64),
-        atoms=np.array([7.0]),
+        deflated_eigenvalues=np.array([7.0]),
     )
     for drawn in (smooth_asinh(lone, 0.1, 20_000), smooth_linear(lone, 20_000)):
         nearest = np.argmin(np.abs(drawn.position - drawn.atom_position[0]))
@@ -51,7 +51,7 @@ def test_both_axes_agree_where_the_density_is_smooth():
         nodes=nodes,
         weights=np.full(4000, 1 / 4000),
         probe_index=np.zeros(4000, dtype=np.int64),
-        atoms=np.zeros(0),
+        deflated_eigenvalues=np.zeros(0),
     )
     # A uniform density of 1/10 on [2, 12]; 4,000 nodes in windows of 2% leave 80, so 11% noise; 4 of those.
     bent = smooth_asinh(flat, 0.1)
@@ -69,10 +69,10 @@ def test_scale_is_a_power_of_ten_near_a_thousandth_of_the_largest():
         nodes=np.zeros(0),
         weights=np.zeros(0),
         probe_index=np.zeros(0, dtype=np.int64),
-        atoms=np.zeros(0),
+        deflated_eigenvalues=np.zeros(0),
     )
     assert asinh_scale([empty]) == pytest.approx(1e-3)
-    assert asinh_scale([replace(empty, atoms=np.zeros(1))]) == 1.0
+    assert asinh_scale([replace(empty, deflated_eigenvalues=np.zeros(1))]) == 1.0
 
 
 def test_without_probes_the_curve_is_zero():

@@ -60,7 +60,7 @@ def test_says_how_anisotropic_by_the_weaker_of_the_bounds(spectrum):
             eigenvalues=np.array([100.0]),
             residual_norms=np.array([0.0]),
             converged=np.array([True]),
-            atoms=np.zeros(0),
+            deflated_eigenvalues=np.zeros(0),
         )
 
     assert "100 times the median |λ|: strongly anisotropic" in lead(ratio(1.0, 1.0))

@@ -22,7 +22,7 @@ def spectrum_of(**changes: Any) -> OperatorSpectrum:
         "lower_eigenvalues": np.array([-1.0]),
         "lower_residual_norms": np.zeros(1),
         "lower_converged": np.ones(1, dtype=bool),
-        "atoms": np.array([4.0, 2.0, -1.0]),
+        "deflated_eigenvalues": np.array([4.0, 2.0, -1.0]),
         "nodes": np.array([-0.5, 0.5, -0.25, 0.75]),
         "weights": np.array([0.25, 0.375, 0.125, 0.5]),
         "probe_index": np.array([0, 0, 1, 1], dtype=np.int64),

@@ -24,7 +24,7 @@ def test_bound_holds_for_every_spectrum(values, atoms):
     whole = replace(
         SPECTRUM,
         num_parameters=len(values),
-        atoms=values[:atoms],
+        deflated_eigenvalues=values[:atoms],
         trace_h2=Estimate.certain(float(np.sum(values**2))),
     )
     # At most half of the eigenvalues may exceed the bound strictly; that is what a median allows.
@@ -37,13 +37,15 @@ def test_bound_holds_for_every_spectrum(values, atoms):
 
 
 def test_bound_of_equal_eigenvalues_is_within_root_two():
-    whole = replace(SPECTRUM, num_parameters=1000, atoms=np.zeros(0), trace_h2=Estimate.certain(1000 * 9.0))
+    whole = replace(
+        SPECTRUM, num_parameters=1000, deflated_eigenvalues=np.zeros(0), trace_h2=Estimate.certain(1000 * 9.0)
+    )
     assert whole.median_abs_bound == pytest.approx(3.0 * np.sqrt(2))
 
 
 def test_no_bound_without_a_rest():
-    assert replace(SPECTRUM, atoms=np.zeros(0), trace_h2=Estimate.certain(0.0)).median_abs_bound is None
-    assert replace(SPECTRUM, num_parameters=2, atoms=np.ones(1)).median_abs_bound is None
+    assert replace(SPECTRUM, deflated_eigenvalues=np.zeros(0), trace_h2=Estimate.certain(0.0)).median_abs_bound is None
+    assert replace(SPECTRUM, num_parameters=2, deflated_eigenvalues=np.ones(1)).median_abs_bound is None
 
 
 def test_the_median_is_resolved_only_if_no_node_holds_half():

@@ -41,7 +41,7 @@ def measured(seed: int = 0, dtype: torch.dtype = torch.float64, probes: int = 4,
 def rest_of(spectrum: OperatorSpectrum) -> FloatArray:
     """The exact eigenvalues without the deflated ones."""
     rest = KNOWN.copy()
-    for atom in spectrum.atoms:
+    for atom in spectrum.deflated_eigenvalues:
         rest = np.delete(rest, np.abs(rest - atom).argmin())
     return rest
 
@@ -65,7 +65,7 @@ def test_the_weights_of_each_probe_sum_to_one_minus_the_atoms(seed: int, dtype: 
     spectrum = measured(seed, dtype)
     # Each probe, and the part of the Lanczos start vector outside the pairs.
     assert spectrum.num_probes == REQUEST.probes + 1
-    np.testing.assert_allclose(spectrum.atoms, [30, 20, 12, -6], rtol=1e-5)
+    np.testing.assert_allclose(spectrum.deflated_eigenvalues, [30, 20, 12, -6], rtol=1e-5)
     np.testing.assert_allclose(moments(spectrum, 0), 1 - 4 / N, rtol=MASS)
     assert np.all(spectrum.weights >= 0)
     for probe in range(REQUEST.probes):
@@ -87,10 +87,10 @@ def test_mass_is_one_whatever_is_measured(
     request = SpectrumRequest(top=top, bottom=bottom, probes=probes, probe_steps=steps, seed=seed)
     spectrum = measure_operator(MatrixOperator(oracles.matrix_with(values)), request).spectrum
     np.testing.assert_allclose(
-        moments(spectrum, 0) + len(spectrum.atoms) / len(values), 1.0, rtol=MASS
+        moments(spectrum, 0) + len(spectrum.deflated_eigenvalues) / len(values), 1.0, rtol=MASS
     )  # none where every eigenvalue is an atom
     if spectrum.num_probes == 0:
-        assert len(spectrum.atoms) == len(values)
+        assert len(spectrum.deflated_eigenvalues) == len(values)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -174,8 +174,8 @@ def test_more_probes_narrow_the_interval() -> None:
 
 def distribution(spectrum: OperatorSpectrum, at: FloatArray) -> FloatArray:
     """The cumulative distribution of atoms and quadrature."""
-    masses = np.r_[spectrum.weights / spectrum.num_probes, np.full(len(spectrum.atoms), 1 / N)]
-    places = np.r_[spectrum.nodes, spectrum.atoms]
+    masses = np.r_[spectrum.weights / spectrum.num_probes, np.full(len(spectrum.deflated_eigenvalues), 1 / N)]
+    places = np.r_[spectrum.nodes, spectrum.deflated_eigenvalues]
     return np.array([masses[places <= point].sum() for point in at])
 
 
@@ -244,7 +244,7 @@ def test_probes_of_a_low_rank_operator_stop_early(
     known = np.r_[nonzero, np.zeros(n - len(nonzero))]
     request = SpectrumRequest(top=top, bottom=bottom, probes=3, probe_steps=20)
     spectrum = measure_operator(MatrixOperator(oracles.matrix_with(known).to(dtype)), request).spectrum
-    np.testing.assert_allclose(moments(spectrum, 0), 1 - len(spectrum.atoms) / n, rtol=MASS)
+    np.testing.assert_allclose(moments(spectrum, 0), 1 - len(spectrum.deflated_eigenvalues) / n, rtol=MASS)
     for probe in range(3):
         nodes = spectrum.nodes[spectrum.probe_index == probe]
         assert len(nodes) <= len(nonzero) + 2

@@ -23,9 +23,9 @@ from lite_probe.errors import InputError, NumericsError, UsageError
 from lite_probe.operators.hessian import GaussNewtonOperator, HessianOperator
 from lite_probe.results.blocks import BLOCK_NAMES, BlockPart
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
+from lite_probe.runtime.fingerprint import task_fingerprint
 from lite_probe.spectra import SpectrumRequest, measure_spectrum, plan_spectrum
 from lite_probe.spectra import plan as planning
-from lite_probe.spectra.fingerprint import task_fingerprint
 from lite_probe.spectra.plan import Costs, lay_out
 from lite_probe.task import Task
 from tests import models, oracles
@@ -89,9 +89,9 @@ def assert_pairs(whole: OperatorSpectrum, dense: FloatArray, dtype: torch.dtype,
 
 def rest_of(whole: OperatorSpectrum, exact: FloatArray) -> FloatArray:
     """The exact eigenvalues without the deflated ones, all of which are at the two ends."""
-    above = int(np.count_nonzero(whole.atoms >= np.median(exact)))
-    above = min(above, len(whole.eigenvalues)) if len(whole.atoms) < len(exact) else above
-    below = len(whole.atoms) - above
+    above = int(np.count_nonzero(whole.deflated_eigenvalues >= np.median(exact)))
+    above = min(above, len(whole.eigenvalues)) if len(whole.deflated_eigenvalues) < len(exact) else above
+    below = len(whole.deflated_eigenvalues) - above
     return np.sort(exact)[below : len(exact) - above]
 
 
@@ -220,7 +220,7 @@ def test_density_has_the_mass_and_moments_of_the_bulk(name: str, dtype: torch.dt
     for probe in range(probes):
         chosen = whole.probe_index == probe
         moments[:, probe] = [whole.weights[chosen] @ whole.nodes[chosen] ** power for power in range(3)]
-    np.testing.assert_allclose(moments[0], 1 - len(whole.atoms) / n, rtol=1e-12)
+    np.testing.assert_allclose(moments[0], 1 - len(whole.deflated_eigenvalues) / n, rtol=1e-12)
     # As in assert_traces: five true standard errors of the mean over probes, divided by n.
     scale = np.abs(exact).max()
     assert abs(moments[1].mean() - rest.sum() / n) <= 5 * np.sqrt(2 * np.sum(rest**2) / probes) / n + 1e-6 * scale

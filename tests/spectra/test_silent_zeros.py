@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lite_probe.criteria import classification_cross_entropy
 from lite_probe.errors import NumericsError, UsageError
-from lite_probe.operators.conduct import undisturbed
+from lite_probe.operators.guards import preserve_state
 from lite_probe.spectra import measure_spectrum, plan_spectrum
 from lite_probe.task import Task
 from tests import models, oracles
@@ -64,7 +64,7 @@ def test_other_checkpointing_is_left_as_it_is() -> None:
 
 def test_checkpointing_comes_back() -> None:
     task = task_with(range(5), reentrant=True)
-    with pytest.raises(ZeroDivisionError), undisturbed(task.model):
+    with pytest.raises(ZeroDivisionError), preserve_state(task.model):
         raise ZeroDivisionError
     inputs = task.evaluation[0][0].clone().requires_grad_()
     node = task.model(inputs).grad_fn

@@ -22,10 +22,10 @@ from lite_probe.operators.base import MatrixOperator
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.spectra import SpectrumPlan, SpectrumRequest, discard_state, measure_spectrum, plan_spectrum
 from lite_probe.spectra import state as states
-from lite_probe.spectra.basis import KrylovBasis
 from lite_probe.spectra.operator import Measured, OperatorMeasurement
 from lite_probe.spectra.state import SavedState
 from lite_probe.task import Task
+from lite_probe.vectors.basis import KrylovBasis
 from tests import models, oracles
 
 ASKED: dict[str, Any] = {"top": 2, "bottom": 1, "probes": 2, "probe_steps": 3, "tolerance": 1e-2}

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import Directions
 from lite_probe.results.blocks import BlockPart
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.spectra import measure_spectrum
 from lite_probe.subspaces import Bands
 from lite_probe.task import Batch, Task
+from lite_probe.vectors.layout import ParameterLayout
 from tests import oracles
 
 FloatArray = NDArray[np.float64]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.subspaces import Bands, cut_bands, optimizer_of, warm
 from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
 from tests import models
 from tests.oracles import block_indices
 

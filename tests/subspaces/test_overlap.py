@@ -9,9 +9,9 @@ from torch import Tensor
 
 from lite_probe.operators.base import MatrixOperator
 from lite_probe.results.subspace import Overlap
-from lite_probe.spectra.basis import KrylovBasis
 from lite_probe.subspaces import Subspace, overlap, principal_angles
 from lite_probe.task import Task
+from lite_probe.vectors.basis import KrylovBasis
 from tests import models, oracles
 from tests.subspaces import landscapes
 

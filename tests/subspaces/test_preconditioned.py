@@ -9,12 +9,12 @@ import torch
 
 from lite_probe.operators.base import MatrixOperator
 from lite_probe.operators.hessian import HessianOperator
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import Directions
 from lite_probe.spectra import SpectrumRequest, measure_operator
 from lite_probe.subspaces import optimizer_of, warm
 from lite_probe.subspaces.preconditioned import PreconditionedOperator
 from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
 from tests import models, oracles
 from tests.subspaces import landscapes
 

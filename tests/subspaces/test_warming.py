@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from lite_probe.errors import NumericsError
-from lite_probe.operators.layout import ParameterLayout
 from lite_probe.optim import make_optimizer
 from lite_probe.subspaces import optimizer_of, set_gradients, warm
 from lite_probe.task import Batch, Task
+from lite_probe.vectors.layout import ParameterLayout
 from tests import models
 
 

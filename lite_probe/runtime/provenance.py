@@ -5,11 +5,10 @@ from collections.abc import Mapping
 
 import torch
 
-from lite_probe.operators.gradient import Split
 from lite_probe.results.provenance import Provenance
-from lite_probe.spectra.fingerprint import batches_digest
-from lite_probe.spectra.memory import peak_memory
-from lite_probe.task import Task
+from lite_probe.runtime.fingerprint import batches_digest
+from lite_probe.runtime.memory import peak_memory
+from lite_probe.task import Split, Task
 from lite_probe.version import __version__
 
 

@@ -16,10 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lite_probe.criteria import next_token_cross_entropy, squared_error
 from lite_probe.errors import InputError, NumericsError
-from lite_probe.operators.conduct import explain_autograd_error, require_double_backward, undisturbed
 from lite_probe.operators.gradient import loss_and_gradient, require_deterministic
-from lite_probe.operators.layout import ParameterLayout
+from lite_probe.operators.guards import explain_autograd_error, preserve_state, require_double_backward
 from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
 from tests import models, oracles
 
 
@@ -35,7 +35,7 @@ def layout_of(task: Task) -> ParameterLayout:
     return ParameterLayout(list(task.model.named_parameters()))
 
 
-# -- undisturbed -----------------------------------------------------------------------------------------------------
+# -- preserve_state --------------------------------------------------------------------------------------------------
 
 
 _ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def disturb(model: nn.Module) -> None:
 
 
 def measure_roughly(model: nn.Module, raising: bool) -> None:
-    with undisturbed(model):
+    with preserve_state(model):
         disturb(model)
         if raising:
             raise _StoppedError
@@ -87,7 +87,7 @@ def test_undisturbed_leaves_no_trace(raising: bool) -> None:
 
 def test_inside_the_model_is_in_evaluation_mode() -> None:
     model = mixed_model()
-    with undisturbed(model):
+    with preserve_state(model):
         assert not any(module.training for module in model.modules())
 
 
@@ -98,7 +98,7 @@ _PRECISIONS = """
 import json
 import torch
 from torch import nn
-from lite_probe.operators.conduct import undisturbed
+from lite_probe.operators.guards import preserve_state
 
 def read(getter):
     try:
@@ -117,7 +117,7 @@ def tell(name):
     before = flags()
     for raising in (False, True):
         try:
-            with undisturbed(nn.Linear(2, 2)):
+            with preserve_state(nn.Linear(2, 2)):
                 inside = flags()
                 if raising:
                     raise KeyError
@@ -176,7 +176,7 @@ def attention(backend: SDPBackend | None, *, dtype: torch.dtype = torch.float32)
 
 
 def test_attention_is_mathematical_inside() -> None:
-    with undisturbed(nn.Linear(2, 2)):
+    with preserve_state(nn.Linear(2, 2)):
         require_double_backward(attention(None))
     with pytest.raises(NumericsError, match="fused kernel"):
         require_double_backward(attention(None))  # outside, torch chooses the fused one

@@ -11,9 +11,9 @@ import torch
 
 from lite_probe.errors import OutputError
 from lite_probe.results.store import save
+from lite_probe.runtime.disk import disk_size, require_room
 from lite_probe.spectra import discard_state, measure_spectrum, plan_spectrum
 from lite_probe.spectra import state as saving
-from lite_probe.spectra.disk import disk_size, require_room
 from tests import models
 
 _Usage = namedtuple("_Usage", "total used free")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from transformers import BatchEncoding
 
 from lite_probe.errors import InputError
-from lite_probe.spectra.fingerprint import batches_digest
+from lite_probe.runtime.fingerprint import batches_digest
 
 Pair = namedtuple("Pair", ["inputs", "targets"])
 

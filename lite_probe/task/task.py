@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lite_probe.blocks import named_blocks
 from lite_probe.results.blocks import BlockMap
 
+Split = Literal["evaluation", "train"]
 Batch = Any  # a tensor, tuple, dict, or whatever `predict` and `criterion` take
 
 
@@ -81,7 +82,7 @@ class Task:
             }
             self.blocks = named_blocks(shapes, self.blocks)
 
-    def batches(self, split: Literal["evaluation", "train"]) -> Sequence[Batch]:
+    def batches(self, split: Split) -> Sequence[Batch]:
         """Return the batches of one split."""
         return self.evaluation if split == "evaluation" else self.train
 

@@ -1,12 +1,12 @@
 """Whether a saved spectrum is the one of a task: its eigenvectors mean nothing to another θ₀ or other batches."""
 
 from lite_probe.errors import InputError
-from lite_probe.operators.conduct import require_precision
-from lite_probe.operators.layout import ParameterLayout
+from lite_probe.operators.guards import require_precision
 from lite_probe.results.spectrum import Spectrum
-from lite_probe.spectra.fingerprint import batches_digest, task_fingerprint
+from lite_probe.runtime.fingerprint import batches_digest, task_fingerprint
 from lite_probe.spectra.measure import landscape
 from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
 
 _SAME_LOSS = 1e-4
 _OTHER_BATCHES = "measure the spectrum again with the same --data, --seq-len, --batch-size, --batches and --seed"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lite_probe.errors import OutputError
 from lite_probe.files import create_anew
-from lite_probe.operators.reductions import CHUNK, project, subtract, subtract_and_project
+from lite_probe.vectors.reductions import CHUNK, project, subtract, subtract_and_project
 
 _STRETCH_BYTES = 1 << 27  # of a basis on disk that are mapped at a time
 

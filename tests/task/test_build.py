@@ -14,9 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from lite_probe.checkpoints import Checkpoint, open_checkpoint
 from lite_probe.data import ByteTokenizer, draw_batches, open_tokens
 from lite_probe.errors import InputError, NumericsError, UsageError
-from lite_probe.making import load_task_file, make_task
 from lite_probe.results.provenance import Note
 from lite_probe.task import Task
+from lite_probe.task.build import load_task_file, make_task
 
 SMALL: dict[str, Any] = {
     "hidden_size": 16,

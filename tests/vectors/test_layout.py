@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lite_probe.operators.layout import ParameterLayout, narrow
 from lite_probe.results.blocks import BlockPart
 from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout, narrow
 from tests import models, oracles
 
 NAMES = (*models.MODELS, "tied_llama")
@@ -34,9 +34,9 @@ def test_the_whole_layout_is_the_parameters_in_order(name: str) -> None:
     assert all(a is b for a, (_, b) in zip(layout.parameters, named, strict=True))
     assert layout.size == sum(parameter.numel() for _, parameter in named)
     flat = numbered(layout.size)
-    for piece, parameter in zip(layout.cotangents(flat), layout.parameters, strict=True):
+    for piece, parameter in zip(layout.unflatten(flat), layout.parameters, strict=True):
         assert piece.shape == parameter.shape
-    assert torch.equal(torch.cat([piece.flatten() for piece in layout.cotangents(flat)]), flat)
+    assert torch.equal(torch.cat([piece.flatten() for piece in layout.unflatten(flat)]), flat)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,12 +64,12 @@ def test_pieces_lie_end_to_end(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_partition_the_parameters(name: str) -> None:
-    """Painting each block's cotangents paints every parameter entry exactly once."""
+    """Painting each block's unflatten paints every parameter entry exactly once."""
     task = models.make_task(name)
     painted = {key: torch.zeros_like(parameter) for key, parameter in task.model.named_parameters()}
     for block in blocks_of(task):
         layout = layout_of(task, block)
-        for key, cotangent in zip(layout.names, layout.cotangents(torch.ones(layout.size)), strict=True):
+        for key, cotangent in zip(layout.names, layout.unflatten(torch.ones(layout.size)), strict=True):
             painted[key] += cotangent
     for key, count in painted.items():
         assert torch.equal(count, torch.ones_like(count)), key
@@ -80,7 +80,7 @@ def test_blocks_partition_the_parameters(name: str) -> None:
 def test_a_blocks_entries_are_those_of_the_oracle(name: str) -> None:
     task = models.make_task(name)
     whole = layout_of(task)
-    places = whole.cotangents(numbered(whole.size))
+    places = whole.unflatten(numbered(whole.size))
     by_name = dict(zip(whole.names, places, strict=True))
     for block in blocks_of(task):
         layout = layout_of(task, block)
@@ -96,7 +96,7 @@ def test_accumulating_cotangents_gives_the_vector_back(name: str) -> None:
         layout = layout_of(task, block)
         flat = numbered(layout.size)
         target = torch.full_like(flat, 3.0)
-        layout.accumulate(target, layout.cotangents(flat), 2.0)  # small integers: exact
+        layout.accumulate(target, layout.unflatten(flat), 2.0)  # small integers: exact
         assert torch.equal(target, 3.0 + 2.0 * flat)
 
 
@@ -111,7 +111,7 @@ def test_cotangents_do_not_touch_the_parameters() -> None:
     task = models.make_task("gpt2")
     before = oracles.flat_parameters(task).clone()
     layout = layout_of(task, "vo")
-    for cotangent in layout.cotangents(torch.ones(layout.size, dtype=torch.float64)):
+    for cotangent in layout.unflatten(torch.ones(layout.size, dtype=torch.float64)):
         assert not cotangent.requires_grad
         cotangent.add_(1.0)
     assert torch.equal(oracles.flat_parameters(task), before)

@@ -23,14 +23,14 @@ KEPT_GRAPH = "torch.utils.checkpoint.checkpoint(..., use_reentrant=False), which
 
 
 @dataclass(slots=True)
-class Conduct:
+class GuardLog:
     """What a model does otherwise while it is measured."""
 
     checkpoints: int = 0  # stretches whose reentrant activation checkpointing was left out
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[Conduct]:
+def preserve_state(model: nn.Module) -> Iterator[GuardLog]:
     """Leave no trace: mode, buffers, random state and matmul precision come back bitwise, also after an error.
 
     Inside, the model is in evaluation mode, attention runs its mathematical form, which can be differentiated
@@ -48,9 +48,9 @@ def undisturbed(model: nn.Module) -> Iterator[Conduct]:
             torch.enable_grad(),
             full_float32(),
             sdpa_kernel(SDPBackend.MATH),
-            _without_reentrant_checkpointing() as conduct,
+            _without_reentrant_checkpointing() as log,
         ):
-            yield conduct
+            yield log
     finally:
         for module, training in modes:
             module.training = training
@@ -63,25 +63,25 @@ def undisturbed(model: nn.Module) -> Iterator[Conduct]:
 
 
 @contextmanager
-def _without_reentrant_checkpointing() -> Iterator[Conduct]:
+def _without_reentrant_checkpointing() -> Iterator[GuardLog]:
     """Let torch's reentrant activation checkpointing call its function and no more, for a while.
 
     It runs the function without a graph: a stretch whose inputs need no gradient then has none at all, without a word,
     and any other stretch has a node that refuses `torch.autograd.grad`. What the function returns is the same.
     """
-    conduct = Conduct()
+    log = GuardLog()
     module: Any = torch.utils.checkpoint
     original = module.CheckpointFunction
 
     class _Called:
         @staticmethod
         def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-            conduct.checkpoints += 1
+            log.checkpoints += 1
             return function(*args)
 
     module.CheckpointFunction = _Called
     try:
-        yield conduct
+        yield log
     finally:
         module.CheckpointFunction = original
 

@@ -61,7 +61,7 @@ class ParameterLayout:
         """Return the pieces of a flat (N,) vector as views of it, without a copy."""
         return [flat[p.offset : p.offset + p.numel].view(p.shape) for p in self.pieces]
 
-    def cotangents(self, flat: Tensor) -> list[Tensor]:
+    def unflatten(self, flat: Tensor) -> list[Tensor]:
         """Return one tensor per parameter, of its shape; entries outside the block are zero."""
         result: list[Tensor | None] = [None] * len(self.parameters)
         for piece, view in zip(self.pieces, self.views(flat), strict=True):

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lite_probe.errors import InputError
-from lite_probe.operators.gradient import Split
-from lite_probe.task import Batch, Task
+from lite_probe.task import Batch, Split, Task
 
 # Their repr says all; of anything else it may leave something out, as torch's and numpy's do of long arrays.
 _BY_REPR = frozenset(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lite_probe.operators.reductions import CHUNK, dot, norm, project, subtract, subtract_and_project
+from lite_probe.vectors.reductions import CHUNK, dot, norm, project, subtract, subtract_and_project
 
 LARGE = 5_000_000
 

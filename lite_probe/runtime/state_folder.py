@@ -44,7 +44,7 @@ class StateFolder:
                 remove(folder)
         return folder
 
-    def settle(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+    def pin(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what an interrupted run of this measurement chose; else begin anew with these choices.
 
         Args:
