@@ -184,6 +184,11 @@ def read_config(path: Path) -> dict[str, Any]:
         if name in defaults:
             raise UsageError(f"expected one value for {key} in {path}, got two", "- and _ are the same in a key")
         _require_plain(value, key, path, is_list=option.multiple)
+        if name == "optimizers" and ":" in str(value):
+            raise UsageError(
+                f"expected optimizers of your own on the command line only, got {value!r} in {path}",
+                "they are code: pass --optimizers FILE.py:FUNCTION where you mean it",
+            )
         relative = name in _PATH_OPTIONS and isinstance(value, str) and not _NOT_PATHS.match(value)
         defaults[name] = str(path.parent / value) if relative else value
         if option.multiple and not isinstance(value, list):

@@ -75,15 +75,22 @@ class ReplayOptions(TaskOptions):
 
     @property
     def names(self) -> list[str]:
-        """The optimizers, in order."""
-        return [name.strip() for name in self.optimizers.split(",") if name.strip()]
+        """The optimizers as tables call them, in order."""
+        from lite_probe.replays import name_of
+
+        return [name_of(one) for one in self.specs]
+
+    @property
+    def specs(self) -> list[str]:
+        """The optimizers as they were asked for, in order."""
+        return [one.strip() for one in self.optimizers.split(",") if one.strip()]
 
     @property
     def measurement(self) -> dict[str, Any]:
         """The options of `plan_replay` and `replay`."""
         names = ("steps", "seeds", "state", "warm_batches", "bands", "rule", "ablations", "seed", "memory")
         return {
-            "optimizers": self.names,
+            "optimizers": self.specs,
             "lr": parse_learning_rates(self.lr),
             "hyperparameters": parse_settings(self.settings),
             **{name: getattr(self, name) for name in names},
@@ -96,6 +103,7 @@ class ReplayOptions(TaskOptions):
     epilog=example(
         "replay runs/gpt/ckpt.pt --data val.bin --optimizers muon,muon-lite,soap,soap-lite",
         "replay runs/gpt/ckpt.pt --data val.bin --lr muon=0.002,muon-lite=0.002 --optimizers muon,muon-lite",
+        "replay runs/gpt/ckpt.pt --data val.bin --optimizers muon-lite,torch.AdamW,mine.py:make_mine",
     ),
 )
 @click.argument("checkpoint", metavar="[CKPT]", required=False, type=click.Path())
@@ -104,7 +112,8 @@ class ReplayOptions(TaskOptions):
     metavar="NAME,…",
     default="muon,muon-lite,soap,soap-lite",
     show_default=True,
-    help="Of adamw, adamw-lite, muon, muon-lite, soap, soap-lite and sgd.",
+    help="Of adamw, adamw-lite, muon, muon-lite, soap, soap-lite and sgd; torch's own as torch.AdamW or torch.Muon; "
+    "one of yours as FILE.py:FUNCTION, a function of the named parameters and lr.",
 )
 @click.option("--steps", type=Whole(1), default=50, show_default=True, help="Steps of the segment.")
 @click.option("--seeds", type=Whole(1, 10_000), default=3, show_default=True, help="Segments of other batches.")
@@ -172,10 +181,10 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     eigenvectors, along everything flat, in every band of every block, each with its error. Starts from the spectrum in
     the run directory, or measures it. Killed or interrupted, the same command continues.
     """
-    from lite_probe.replays import learning_rates, require_optimizers, required_train_batches
+    from lite_probe.replays import entrants_of, learning_rates, require_settings, required_train_batches
 
     asked = ReplayOptions(**options)
-    require_optimizers(asked.names, asked.measurement["hyperparameters"])
+    require_settings(entrants_of(asked.specs), asked.measurement["hyperparameters"])
     rates = learning_rates(asked.names, asked.measurement["lr"])
     if "checkpoint" in rates.values() and asked.state in ("warm", "cold"):
         raise UsageError(
@@ -232,11 +241,12 @@ def require_made(opened: Opened, asked: ReplayOptions) -> None:
         UsageError: If a hyperparameter is out of range.
         InputError: If an optimizer, or that of the bands, cannot take a parameter.
     """
+    from lite_probe.replays import entrants_of
     from lite_probe.subspaces import optimizer_of
 
-    for name in asked.names:
+    for name, entrant in entrants_of(asked.specs).items():
         try:
-            optimizer_of(opened.task, name, asked.measurement["hyperparameters"].get(name, {}))
+            entrant.make(opened.task, asked.measurement["hyperparameters"].get(name, {}))
         except InputError as error:
             raise InputError(error.message, f"{error.hint} (--optimizers)".strip()) from error
     try:
@@ -263,10 +273,11 @@ def require_inherited(opened: Opened, saved: "SavedOptimizer | None", asked: Rep
     Raises:
         InputError: If there is none, or not this optimizer's.
     """
-    from lite_probe.replays import inherited, learning_rates
+    from lite_probe.replays import entrants_of, inherited, learning_rates
 
     inherited(
         opened.task,
+        entrants_of(asked.specs),
         learning_rates(asked.names, asked.measurement["lr"]),
         hyperparameters=asked.measurement["hyperparameters"],
         state=asked.state,

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 RANK = {
     "errors": 0,
     "files": 1,
+    "user_code": 1,
     "seeds": 0,
     "version": 0,
     "results": 2,

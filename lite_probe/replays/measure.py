@@ -14,8 +14,10 @@ import torch
 from lite_probe.errors import UsageError
 from lite_probe.operators.guards import preserve_state, require_precision
 from lite_probe.optim import LiteOptimizer
+from lite_probe.optim.interface import Replayable, load_state
 from lite_probe.replays import plan as planning
 from lite_probe.replays.allocation import MOST_GRADIENTS, Point, Rule, evaluate
+from lite_probe.replays.entrants import Asked, Entrant, entrants_of
 from lite_probe.replays.plan import ReplayPlan
 from lite_probe.replays.recipes import (
     LearningRate,
@@ -25,7 +27,7 @@ from lite_probe.replays.recipes import (
     inherited,
     learning_rates,
     prepare,
-    require_optimizers,
+    require_settings,
     require_state,
     saved_learning_rate,
 )
@@ -117,7 +119,7 @@ register("replay-recipe", _FinishedRecipe, schema_version=1)
 
 def plan_replay(
     task: Task,
-    optimizers: Sequence[str] = DEFAULT_OPTIMIZERS,
+    optimizers: Asked | Sequence[Asked] = DEFAULT_OPTIMIZERS,
     *,
     spectrum: Spectrum,
     steps: int = 50,
@@ -145,16 +147,17 @@ def plan_replay(
 
     Cost: two evaluation gradients; three training gradients and steps of each optimizer.
     """
+    entrants = entrants_of(optimizers)
     request = _request(
-        optimizers, steps, seeds, lr, state, warm_batches, bands, rule, tolerance, ablations, hyperparameters, seed
+        entrants, steps, seeds, lr, state, warm_batches, bands, rule, tolerance, ablations, hyperparameters, seed
     )
     splits = _check(task, request, spectrum)
-    taken = inherited(task, request.lr, hyperparameters=request.hyperparameters, state=state, saved=saved)
+    taken = inherited(task, entrants, request.lr, hyperparameters=request.hyperparameters, state=state, saved=saved)
     layout = ParameterLayout(list(task.model.named_parameters()))
     with preserve_state(task.model), own_gradients(layout.parameters):
-        makers: dict[str, Callable[[], LiteOptimizer]] = {
-            name: lambda name=name: optimizer_of(task, name, request.hyperparameters.get(name, {}))  # type: ignore[misc]
-            for name in dict.fromkeys((*request.optimizers, request.bands))
+        makers: dict[str, Callable[[], Replayable]] = {
+            name: lambda one=one: one.make(task, request.hyperparameters.get(one.name, {}))  # type: ignore[misc]
+            for name, one in {request.bands: Entrant(request.bands), **entrants}.items()
         }
         costs, start = planning.measure_costs(task, layout, splits, makers, on_progress)
     require_same_task(spectrum, task, loss=start.loss)
@@ -191,14 +194,14 @@ def plan_replay(
         steps=steps,
         num_seeds=seeds,
         swept=swept,
-        fingerprint=_fingerprint(task, request, splits, spectrum, taken),
+        fingerprint=_fingerprint(task, request, entrants, splits, spectrum, taken),
         start_loss=start.loss,
     )
 
 
 def replay(
     task: Task,
-    optimizers: Sequence[str] = DEFAULT_OPTIMIZERS,
+    optimizers: Asked | Sequence[Asked] = DEFAULT_OPTIMIZERS,
     *,
     spectrum: Spectrum,
     steps: int = 50,
@@ -227,7 +230,8 @@ def replay(
 
     Args:
         task: Model, loss, evaluation batches and training batches; comes back bitwise as it was.
-        optimizers: Names of `lite_probe.optim.OPTIMIZERS`.
+        optimizers: Names of `lite_probe.optim.OPTIMIZERS`, torch's as "torch.AdamW", functions of
+            `(named_parameters, lr)` or their "FILE.py:FUNCTION". Saved states and the linear theory are of ours only.
         spectrum: Of this task, with eigenvectors: its positive converged top pairs are the sharp directions.
         steps: K, of the segment.
         seeds: Segments; all optimizers see the same.
@@ -264,8 +268,9 @@ def replay(
     """
     started = time.perf_counter()
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    entrants = entrants_of(optimizers)
     request = _request(
-        optimizers, steps, seeds, lr, state, warm_batches, bands, rule, tolerance, ablations, hyperparameters, seed
+        entrants, steps, seeds, lr, state, warm_batches, bands, rule, tolerance, ablations, hyperparameters, seed
     )
     splits = _check(task, request, spectrum)
     if plan is None:
@@ -291,7 +296,7 @@ def replay(
         require_room([(Path(state_directory), plan.scratch_bytes)])
     layout = ParameterLayout(list(task.model.named_parameters()))
     with preserve_state(task.model), own_gradients(layout.parameters), _put_back(layout) as start:
-        session = _Session(task, layout, start, request, splits, spectrum, plan, saved, state_directory)
+        session = _Session(task, layout, start, request, entrants, splits, spectrum, plan, saved, state_directory)
         session.on_progress, session.on_step = on_progress, on_step
         session.run()
     return results.Replay(
@@ -343,6 +348,7 @@ class _Session:
         layout: ParameterLayout,
         start: torch.Tensor,
         request: _Request,
+        entrants: Mapping[str, Entrant],
         splits: BatchSplits,
         spectrum: Spectrum,
         plan: ReplayPlan,
@@ -353,6 +359,7 @@ class _Session:
         self.layout = layout
         self.start = start
         self.request = request
+        self.entrants = entrants
         self.splits = splits
         self.plan = plan
         self.saved = saved
@@ -452,7 +459,7 @@ class _Session:
         self.layout.write(self.start)  # the runs before have left the parameters where they ended
         return prepare(
             self.task,
-            name,
+            self.entrants[name],
             hyperparameters=self.request.hyperparameters.get(name, {}),
             state=self.request.state,
             warm_batches=self.splits.warm,
@@ -472,7 +479,7 @@ class _Session:
         else:
             lr, source = float(asked), "given"
         theory = None
-        if prepared.origin != "cold":
+        if prepared.origin != "cold" and isinstance(prepared.optimizer, LiteOptimizer):
             theory = linear_theory(prepared.optimizer, name, lr, self.layout, self.subspace)
         recipe = results.Recipe(
             optimizer=name,
@@ -503,7 +510,7 @@ class _Session:
 
         sweep = sweep_learning_rates(loss_at)
         # The linear theory reads the state at θ₀, where the last trial has not left it.
-        prepared.optimizer.load_state_dict(prepared.state)
+        load_state(prepared.optimizer, prepared.state)
         return sweep
 
     def _closing_notes(self) -> Iterator[Note]:
@@ -619,7 +626,7 @@ def _state_folder(state_directory: Path) -> Path:
 
 
 def _request(
-    optimizers: Sequence[str],
+    entrants: Mapping[str, Entrant],
     steps: int,
     seeds: int,
     lr: LearningRate | Mapping[str, LearningRate],
@@ -633,8 +640,8 @@ def _request(
     seed: int,
 ) -> _Request:
     """Check ranges and names, and gather what is asked."""
-    names = (optimizers,) if isinstance(optimizers, str) else tuple(optimizers)
-    require_optimizers(names, hyperparameters)
+    names = tuple(entrants)
+    require_settings(entrants, hyperparameters)
     require_state(state)
     for what, value in (("steps", steps), ("seeds", seeds), ("warm_batches", warm_batches)):
         if value < 1:
@@ -684,8 +691,16 @@ def _config(request: _Request, task: Task) -> dict[str, object]:
 
 
 def _fingerprint(
-    task: Task, request: _Request, splits: BatchSplits, spectrum: Spectrum, taken: Mapping[str, str]
+    task: Task,
+    request: _Request,
+    entrants: Mapping[str, Entrant],
+    splits: BatchSplits,
+    spectrum: Spectrum,
+    taken: Mapping[str, str],
 ) -> str:
     digests = [batches_digest(splits.warm), splits.sweep.digest, *(one.digest for one in splits.segments)]
     asked = {**_config(request, task), "batches": digests, "spectrum": spectrum.fingerprint, "inherited": taken}
+    foreign = [one for one in entrants.values() if not one.is_ours]
+    if foreign:
+        asked["made"] = {one.name: one.digest(task, request.hyperparameters.get(one.name, {})) for one in foreign}
     return task_fingerprint(task, "evaluation", asked)

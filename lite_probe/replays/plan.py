@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lite_probe.optim import LiteOptimizer
+from lite_probe.optim.interface import Replayable
 from lite_probe.replays.allocation import Point, Rule, evaluate
 from lite_probe.replays.segments import BatchSplits
 from lite_probe.runtime.memory import peak_during
@@ -67,7 +67,7 @@ def measure_costs(
     task: Task,
     layout: ParameterLayout,
     batches: BatchSplits,
-    makers: Mapping[str, Callable[[], LiteOptimizer]],
+    makers: Mapping[str, Callable[[], Replayable]],
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Costs, Point]:
     """Time a gradient of each kind and a step of each optimizer, at θ₀.
@@ -189,7 +189,7 @@ def scratch_bytes(costs: Costs, layout: ParameterLayout, *, records: int, runs: 
     return 2 * (running + records // runs) + records
 
 
-def _state_bytes(optimizer: LiteOptimizer) -> int:
+def _state_bytes(optimizer: Replayable) -> int:
     tensors = [value for state in optimizer.state.values() for value in state.values()]
     return sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
 

@@ -7,25 +7,23 @@ from typing import Any, Literal, get_args
 
 from lite_probe.checkpoints.optimizers import ScheduleReader, StateDict, no_schedule
 from lite_probe.errors import InputError, UsageError
-from lite_probe.optim import (
-    OPTIMIZERS,
-    LiteOptimizer,
-    Restored,
-    hyperparameters_of,
-    require_hyperparameters,
-    restore_state,
-)
+from lite_probe.optim import LiteOptimizer, Restored, hyperparameters_of, require_hyperparameters, restore_state
+from lite_probe.optim.interface import Replayable, load_state, set_learning_rate
 from lite_probe.optim.saved_rules import average_factor, real
+from lite_probe.replays.entrants import Entrant
 from lite_probe.replays.sweep import LOWEST
 from lite_probe.results.provenance import Note
 from lite_probe.runtime.fingerprint import batches_digest
-from lite_probe.subspaces import optimizer_of, warm
+from lite_probe.subspaces import set_gradients, warm
 from lite_probe.task import Batch, Task
+from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.reductions import norm
 
 StateName = Literal["auto", "checkpoint", "warm", "cold"]
 LearningRate = float | str  # a number, "sweep" or "checkpoint"
 
 _WORDS = ("sweep", "checkpoint")
+_TRIED_LR = 1e-3  # of a step that is taken back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +39,7 @@ class SavedOptimizer:
 class Prepared:
     """An optimizer made, with the state that every run of it starts from."""
 
-    optimizer: LiteOptimizer
+    optimizer: Replayable
     state: Mapping[str, Any]
     origin: str  # "checkpoint", "warm" or "cold"
     hyperparameters: Mapping[str, object]  # those not at their defaults; where they differ by block, block → values
@@ -94,25 +92,21 @@ def learning_rates(optimizers: Sequence[str], lr: LearningRate | Mapping[str, Le
     return rates
 
 
-def require_optimizers(names: Sequence[str], hyperparameters: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse names and hyperparameters that do not exist, before anything is computed.
+def require_settings(entrants: Mapping[str, Entrant], hyperparameters: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse hyperparameters that our optimizers do not have, before anything is computed; makers judge their own.
 
     Raises:
         UsageError: It lists the known; or what a value can be.
     """
-    if not names:
-        raise UsageError(f"expected optimizers among {', '.join(OPTIMIZERS)}, got none")
-    for name in names:
+    for name in (name for name, entrant in entrants.items() if entrant.is_ours):
         known = hyperparameters_of(name)
         unknown = sorted(set(hyperparameters.get(name, {})) - set(known))
         if unknown:
             raise UsageError(f"expected hyperparameters of {name} among {', '.join(known)}, got {', '.join(unknown)}")
         require_hyperparameters(name, hyperparameters.get(name, {}))
-    if len(set(names)) < len(names):
-        raise UsageError(f"expected every optimizer once, got {', '.join(names)}")
-    strangers = sorted(set(hyperparameters) - set(names))
+    strangers = sorted(set(hyperparameters) - set(entrants))
     if strangers:
-        raise UsageError(f"expected hyperparameters of {', '.join(names)}, got some of {', '.join(strangers)}")
+        raise UsageError(f"expected hyperparameters of {', '.join(entrants)}, got some of {', '.join(strangers)}")
 
 
 def require_state(state: str) -> None:
@@ -123,6 +117,7 @@ def require_state(state: str) -> None:
 
 def inherited(
     task: Task,
+    entrants: Mapping[str, Entrant],
     rates: Mapping[str, LearningRate],
     *,
     hyperparameters: Mapping[str, Mapping[str, Any]],
@@ -135,6 +130,7 @@ def inherited(
 
     Args:
         task: Whose parameters are optimized.
+        entrants: Who takes part.
         rates: Optimizer → what was said of its learning rate.
         hyperparameters: By optimizer.
         state: What was asked for.
@@ -150,7 +146,7 @@ def inherited(
     """
     found = {}
     for name, rate in rates.items():
-        optimizer, restored = _restored(task, name, hyperparameters.get(name, {}), state, saved)
+        optimizer, restored = _restored(task, entrants[name], hyperparameters.get(name, {}), state, saved)
         goes_on = _goes_on(restored, state)
         own = None
         if rate == "checkpoint":
@@ -162,7 +158,7 @@ def inherited(
 
 def prepare(
     task: Task,
-    name: str,
+    entrant: Entrant,
     *,
     hyperparameters: Mapping[str, Any],
     state: str,
@@ -177,12 +173,14 @@ def prepare(
     optimizer's state was saved, else the second.
 
     Raises:
-        InputError: If "checkpoint" is asked for and nothing of the saved state is this optimizer's.
+        InputError: If "checkpoint" is asked for and nothing of the saved state is this optimizer's, or one that is not
+            ours does not give all its state away.
         NumericsError: If a warm-up batch's loss or gradient is not finite.
 
     Cost: for a warm state one gradient per batch, and a second copy of the state.
     """
-    optimizer, restored = _restored(task, name, hyperparameters, state, saved)
+    name = entrant.name
+    optimizer, restored = _restored(task, entrant, hyperparameters, state, saved)
     lines: tuple[str, ...] = ()
     if restored is not None:
         if _goes_on(restored, state):
@@ -196,13 +194,15 @@ def prepare(
             )
         if restored.restored:
             lines = ("the checkpoint's state is only in part this optimizer's, and was left alone",)
-        optimizer = optimizer_of(task, name, hyperparameters)
+        optimizer = entrant.make(task, hyperparameters)
     if state != "cold":
         warm(task, [optimizer], warm_batches, on_batch=lambda index, gradient: on_gradient() if on_gradient else None)
         lines += (f"warmed on {len(warm_batches)} batches at fixed parameters",)
     else:
         lines += ("cold: all averages start at zero",)
     origin = "cold" if state == "cold" else "warm"
+    if not entrant.is_ours:
+        _require_whole_state(task, entrant, hyperparameters, optimizer, warm_batches[0])
     return Prepared(
         optimizer=optimizer,
         state=_snapshot(optimizer),
@@ -213,12 +213,52 @@ def prepare(
     )
 
 
+def _require_whole_state(
+    task: Task, entrant: Entrant, hyperparameters: Mapping[str, Any], optimizer: Replayable, batch: Batch
+) -> None:
+    """Refuse an optimizer whose next step is another one after its state went out and came back into a new one.
+
+    Every run of a replay starts from such a copy: what an optimizer keeps elsewhere would leak from run to run.
+
+    Raises:
+        InputError: If the steps differ: by a bit on a CPU, by more than rounding elsewhere.
+
+    Cost: two gradients and two steps, a copy of the state.
+    """
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    start, state = layout.read(), _snapshot(optimizer)
+    copied = entrant.make(task, hyperparameters)
+    load_state(copied, state)
+    ends = []
+    for one in (optimizer, copied):
+        layout.write(start)
+        set_learning_rate(one, _TRIED_LR)
+        set_gradients(task, layout.parameters, batch, "warm-up batch 0")
+        one.step()
+        ends.append(layout.read())
+    layout.write(start)
+    load_state(optimizer, state)
+    apart = norm(ends[0] - ends[1])
+    if apart > (0.0 if task.device.type == "cpu" else 1e-3) * norm(ends[0] - start):
+        raise InputError(
+            f"expected state_dict() and load_state_dict() of {entrant.what} to carry all its state, got another step "
+            "from a copy",
+            "keep what steps depend on in self.state or param_groups: each run of a replay starts from a copy",
+        )
+
+
 def _restored(
-    task: Task, name: str, hyperparameters: Mapping[str, Any], state: str, saved: SavedOptimizer | None
-) -> tuple[LiteOptimizer, Restored | None]:
+    task: Task, entrant: Entrant, hyperparameters: Mapping[str, Any], state: str, saved: SavedOptimizer | None
+) -> tuple[Replayable, Restored | None]:
     """Make an optimizer, with what it finds in the saved state where that is wanted; None where nothing was saved."""
-    optimizer, restored = optimizer_of(task, name, hyperparameters), None
-    if state in ("auto", "checkpoint") and saved is not None and saved.states:
+    name = entrant.name
+    optimizer, restored = entrant.make(task, hyperparameters), None
+    if state == "checkpoint" and not entrant.is_ours:
+        raise InputError(
+            f"expected optimizers of lite_probe.optim to go on from the checkpoint's state, got {name}",
+            "use --state warm, or auto",
+        )
+    if isinstance(optimizer, LiteOptimizer) and state in ("auto", "checkpoint") and saved is not None and saved.states:
         restored = restore_state(
             optimizer,
             saved.states,
@@ -313,6 +353,6 @@ def _groups(state: StateDict) -> list[Mapping[Any, Any]]:
     return [group for group in members if isinstance(group, Mapping)]
 
 
-def _snapshot(optimizer: LiteOptimizer) -> Mapping[str, Any]:
+def _snapshot(optimizer: Replayable) -> Mapping[str, Any]:
     """Return a copy of the state that later steps do not touch."""
     return copy.deepcopy(optimizer.state_dict())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lite_probe.errors import InputError, NumericsError
-from lite_probe.optim import LiteOptimizer
+from lite_probe.optim.interface import Replayable, load_state, set_learning_rate
 from lite_probe.replays.allocation import Point, Rule, evaluate, integrate_step
 from lite_probe.replays.recorder import Recorder
 from lite_probe.replays.segments import Segment
@@ -29,7 +29,7 @@ from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.reductions import norm
 
 Ablation = Literal["none", "dominant", "bulk"]
-OptimizerState = Mapping[str, Any]  # of `LiteOptimizer.state_dict`
+OptimizerState = Mapping[str, Any]  # what its `state_dict` gave
 
 _LONGEST_INTERVAL = 50.0  # seconds between saves
 _COST_FACTOR = 20.0  # a save that took s seconds is followed by at least 20 s without one
@@ -102,7 +102,7 @@ class Runner:
         self._last_save = time.monotonic()
         self._last_cost = 0.0
 
-    def final_loss(self, optimizer: LiteOptimizer, state: OptimizerState, request: RunRequest) -> float | None:
+    def final_loss(self, optimizer: Replayable, state: OptimizerState, request: RunRequest) -> float | None:
         """Train without watching; return the evaluation loss at the end, None where the run diverged.
 
         Cost: a gradient and a step per batch, one evaluation of the loss.
@@ -119,7 +119,7 @@ class Runner:
 
     def run(
         self,
-        optimizer: LiteOptimizer,
+        optimizer: Replayable,
         state: OptimizerState,
         request: RunRequest,
         *,
@@ -171,11 +171,10 @@ class Runner:
             self._save_if_due(optimizer, request, run)
         return run.result(request, diverged_at)
 
-    def _begin(self, optimizer: LiteOptimizer, state: OptimizerState, lr: float) -> None:
+    def _begin(self, optimizer: Replayable, state: OptimizerState, lr: float) -> None:
         self.layout.write(self.start)
-        optimizer.load_state_dict(state)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        load_state(optimizer, state)
+        set_learning_rate(optimizer, lr)
 
     def _project(self, before: Tensor, ablation: Ablation, subspace: Subspace | None) -> Tensor:
         """Return where the step ends; an ablation moves the parameters there."""
@@ -222,7 +221,7 @@ class Runner:
 
     # -- a run in progress on disk -------------------------------------------------------------------------------
 
-    def _save_if_due(self, optimizer: LiteOptimizer, request: RunRequest, run: "_Progress") -> None:
+    def _save_if_due(self, optimizer: Replayable, request: RunRequest, run: "_Progress") -> None:
         """Keep the run so far: parameters, optimizer state and records, whole or not at all."""
         waited = time.monotonic() - self._last_save
         if self.state_file is None or waited < min(_LONGEST_INTERVAL, _COST_FACTOR * self._last_cost):
@@ -244,7 +243,7 @@ class Runner:
     def _owner(self, request: RunRequest) -> str:
         return json.dumps([self.fingerprint, request.key, request.lr, request.segment.digest])
 
-    def _continue(self, optimizer: LiteOptimizer, request: RunRequest, run: "_Progress") -> bool:
+    def _continue(self, optimizer: Replayable, request: RunRequest, run: "_Progress") -> bool:
         """Take up a run where an earlier process left it; return whether there was one."""
         if self.state_file is None or not os.path.lexists(self.state_file):
             return False

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lite_probe.blocks import assign_blocks, infer_family
 from lite_probe.errors import InputError, NumericsError
 from lite_probe.optim import LiteOptimizer, make_optimizer
+from lite_probe.optim.interface import Replayable
 from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
 
@@ -42,7 +43,7 @@ def can_take(name: str, task: Task) -> bool:
 
 def warm(
     task: Task,
-    optimizers: Sequence[LiteOptimizer],
+    optimizers: Sequence[Replayable],
     batches: Sequence[Batch],
     *,
     on_batch: Callable[[int, Tensor], None] | None = None,

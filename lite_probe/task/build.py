@@ -3,13 +3,8 @@
 The batches are drawn before the weights are read: a text that is too short is refused in a second.
 """
 
-import importlib.util
-import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +13,10 @@ from torch import Tensor, nn
 from lite_probe.criteria import next_token_cross_entropy
 from lite_probe.data import Tokenizer, TokenStream, draw_batches, load_tokenizer, open_tokens
 from lite_probe.data.token_files import TokenDtype
-from lite_probe.errors import InputError, LiteProbeError, UsageError
+from lite_probe.errors import InputError
 from lite_probe.results.provenance import Note
 from lite_probe.task import Task, TaskInfo
+from lite_probe.user_code import load_function, run_code
 
 if TYPE_CHECKING:
     from lite_probe.checkpoints import Checkpoint
@@ -134,7 +130,7 @@ def predict_next_tokens(model: nn.Module, batch: Tensor) -> Tensor:
 def load_task_file(spec: str) -> Task:
     """Load a task that a user wrote.
 
-    The file is run as a module, its folder importable, then the function is called without arguments.
+    The file is run as a module, then the function is called without arguments.
 
     Args:
         spec: "FILE.py:FUNCTION".
@@ -147,30 +143,8 @@ def load_task_file(spec: str) -> Task:
         InputError: If there is no such file or function, if either raised, or if no usable task came back.
         LiteProbeError: Whatever kind the file itself raised.
     """
-    file_name, _, function_name = spec.rpartition(":")
-    if not file_name or not function_name.isidentifier():
-        raise UsageError(f"expected FILE.py:FUNCTION, got {spec!r}")
-    path = Path(file_name)
-    try:
-        is_file = path.is_file()
-    except OSError as error:  # no permission, or a name too long
-        raise InputError(
-            f"expected a Python file, got {error.strerror}: {file_name[:200]!r}", "check --task FILE.py:FUNCTION"
-        ) from error
-    if not is_file:
-        raise InputError(f"expected a Python file, got no such path: {file_name!r}", "check --task FILE.py:FUNCTION")
-    with _importable(path.resolve().parent):
-        module = _run_file(path)
-        function = getattr(module, function_name, None)
-        if not callable(function):
-            own = inspect.getmembers(module, lambda value: inspect.isfunction(value) and _is_of(value, module))
-            found = ", ".join(name for name, _ in own if not name.startswith("_"))
-            raise InputError(
-                f"expected a function {function_name!r} in {path.name}, got {found or 'none'}",
-                "name one that returns a Task",
-            )
-        task = _call(function, f"{function_name} of {path.name}")
-    return _check_task(task, f"{function_name} of {path.name}")
+    function, what = load_function(spec, "--task", "name one that returns a Task")
+    return _check_task(run_code(function, what), what)
 
 
 def _choose_tokenizer(checkpoint: "Checkpoint", asked: str | Path | Tokenizer | None) -> Tokenizer | None:
@@ -236,57 +210,6 @@ def _find_blocks(checkpoint: "Checkpoint", model: nn.Module, tell: OnNote) -> "B
 
 def _ignore(note: Note) -> None:
     """Take a note nobody asked for."""
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let a user's file import its neighbours, as `python FILE.py` would."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
-def _run_file(path: Path) -> ModuleType:
-    # A name of its own in sys.modules: dataclasses and pickle look their module up there.
-    name = f"lite_probe_task_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"expected a Python file, got {path.name}", "its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    loader = spec.loader
-    _call(lambda: loader.exec_module(module), path.name)
-    return module
-
-
-def _is_of(function: Any, module: ModuleType) -> bool:
-    return bool(function.__module__ == module.__name__)
-
-
-def _call(function: Callable[[], Any], what: str) -> Any:
-    """Run a user's code; whatever it raises is an input that was refused."""
-    try:
-        return function()
-    except LiteProbeError:
-        raise
-    except (Exception, SystemExit) as error:
-        lines = str(error).splitlines() or [""]
-        raise InputError(
-            f"expected {what} to run, got {type(error).__name__}: {lines[0]}{_place(error)}",
-            "run it with python to see where it comes from",
-        ) from error
-
-
-def _place(error: BaseException) -> str:
-    """Say where in the user's code an error came from: the innermost frame, or a syntax error's line."""
-    if isinstance(error, SyntaxError):
-        return ""  # its own text names the line
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return f" ({Path(frame.tb_frame.f_code.co_filename).name}, line {frame.tb_lineno})" if frame else ""
 
 
 def _check_task(task: Any, what: str) -> Task:
