@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -256,7 +257,10 @@ class Runner:
             return False
         if content is None:
             return False  # of another run
-        saved = torch.load(io.BytesIO(content), weights_only=True, map_location=self.start.device)
+        try:
+            saved = torch.load(io.BytesIO(content), weights_only=True, map_location=self.start.device)
+        except pickle.UnpicklingError:
+            return False  # an optimizer that is not ours may keep what only a pickle that runs code could bring back
         run.restore(saved["records"], saved["seconds"])
         self.layout.write(saved["parameters"])
         optimizer.load_state_dict(saved["optimizer"])
