@@ -1,15 +1,13 @@
 """Where a command computes. Imports torch; commands import this when they run, not when they are listed."""
 
-from collections.abc import Mapping, MutableMapping
-from copy import copy
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lite_probe.errors import UsageError
-from lite_probe.task import Task
+from lite_probe.task import Batch, Task
+from lite_probe.task.batches import map_leaves
 
 
 def choose_device(name: str) -> torch.device:
@@ -47,30 +45,12 @@ def move_task(task: Task, device: str, precision: str | None) -> None:
     task.train = [_moved(batch, place, dtype) for batch in task.train]
 
 
-def _moved(batch: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
-    """Return a batch with its tensors moved, and its floating ones converted, in holders of the same types.
+def _moved(batch: Batch, device: torch.device | None, dtype: torch.dtype | None) -> Batch:
+    """Return a batch of the same make with its tensors moved, and its floating ones converted."""
 
-    Holders are mappings (transformers' `BatchEncoding` too), lists, tuples (named ones too) and dataclasses.
-    """
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
 
-    def moved(part: Any) -> Any:
-        return _moved(part, device, dtype)
-
-    if isinstance(batch, Tensor):
-        return batch.to(device=device, dtype=dtype if batch.is_floating_point() else None)
-    if isinstance(batch, MutableMapping):
-        own = copy(batch)
-        own.update({name: moved(part) for name, part in batch.items()})
-        return own
-    if isinstance(batch, Mapping):
-        return {name: moved(part) for name, part in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_make"):
-        return batch._make(map(moved, batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(map(moved, batch))
-    if is_dataclass(batch) and not isinstance(batch, type):
-        same: Any = copy(batch)
-        for field in fields(batch):
-            object.__setattr__(same, field.name, moved(getattr(batch, field.name)))  # frozen ones too
-        return same
-    return batch
+    return map_leaves(moved, batch)

@@ -4,7 +4,7 @@ One shuffle by the user's seed deals the batches to warm on, those of the learni
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from lite_probe.results.provenance import Note
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import batches_digest
 from lite_probe.task import Batch, Task
+from lite_probe.task.batches import leaves_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def require_disjoint(task: Task) -> None:
 def _keys(batches: Sequence[Batch]) -> Iterator[tuple[tuple[int, int], bytes]]:
     """Yield ((batch, sample), digest) of every sample."""
     for number, batch in enumerate(batches):
-        leaves = list(_leaves(batch))
+        leaves = leaves_of(batch)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim]
         rows = len(tensors[0]) if tensors and len({len(tensor) for tensor in tensors}) == 1 else None
         for row in range(rows or 1):
@@ -127,22 +128,11 @@ def _keys(batches: Sequence[Batch]) -> Iterator[tuple[tuple[int, int], bytes]]:
             yield (number, row), digest.digest()
 
 
-def _leaves(batch: Any) -> Iterator[Any]:
-    """Yield what a batch is made of."""
-    if isinstance(batch, Mapping):
-        for key in sorted(batch, key=str):
-            yield from _leaves(batch[key])
-    elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
-        for part in batch:
-            yield from _leaves(part)
-    else:
-        yield batch
-
-
 def _content(part: Any) -> bytes:
+    """Return what tells a part from any other: a tensor's entries, of anything else a digest of its content."""
     if isinstance(part, Tensor):
         return (
             f"{tuple(part.shape)}:{part.dtype}".encode()
             + part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         )
-    return repr(part).encode()
+    return batches_digest([part]).encode()

@@ -5,13 +5,12 @@ the bytes it holds counted, and two products through it, timed, with the memory 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lite_probe.errors import NumericsError
 from lite_probe.operators.base import SymmetricOperator
@@ -22,6 +21,7 @@ from lite_probe.runtime.memory import memory_allowed, peak_during, require_memor
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.operator import OnProgress, SpectrumRequest
 from lite_probe.task import Split, Task
+from lite_probe.task.batches import num_entries
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.random import random_vector
 from lite_probe.vectors.reductions import norm
@@ -104,7 +104,7 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
             build_seconds=0.0,
             product_seconds=times[0],
         )
-    largest = max(batches, key=_entries)
+    largest = max(batches, key=num_entries)
     alone = Task(
         model=task.model, predict=task.predict, criterion=task.criterion, evaluation=[largest], blocks=task.blocks
     )
@@ -130,7 +130,7 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
     if operator.written:
         _require_agreement(alone, layout, operator)
     operator.graphs.clear()
-    share = sum(_entries(batch) for batch in batches) / max(_entries(largest), 1)
+    share = sum(num_entries(batch) for batch in batches) / max(num_entries(largest), 1)
     return Costs(
         product_bytes=peak,
         # Beside what autograd saved, each graph holds the batch's gradient.
@@ -331,21 +331,6 @@ def build_operator(
 
 def _graph_operator(kind: str) -> type[HessianOperator] | type[GaussNewtonOperator]:
     return GaussNewtonOperator if kind == "ggn" else HessianOperator
-
-
-def _entries(batch: Any) -> int:
-    """Return a measure of a batch's size: entries of all tensors and arrays in it, whatever holds them."""
-    size = getattr(batch, "size", None)
-    if isinstance(batch, Tensor):
-        return batch.numel()
-    if isinstance(batch, Mapping):  # a `BatchEncoding` too, which pytree does not open
-        return sum(_entries(value) for value in batch.values())
-    if isinstance(size, int):
-        return size
-    if is_dataclass(batch) and not isinstance(batch, type):
-        return sum(_entries(getattr(batch, field.name)) for field in fields(batch))
-    leaves = tree_leaves(batch)
-    return 1 if len(leaves) == 1 and leaves[0] is batch else sum(_entries(leaf) for leaf in leaves)
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -1,8 +1,7 @@
 """Whether a sharp subspace is the data's or the batch's, and whether operators agree on it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +13,7 @@ from lite_probe.spectra import lanczos
 from lite_probe.spectra.lanczos import check_residuals
 from lite_probe.subspaces.subspace import Subspace, principal_angles
 from lite_probe.task import Batch, Task
+from lite_probe.task.batches import map_leaves, num_samples
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.random import random_vector
 from lite_probe.vectors.reductions import dot
@@ -93,30 +93,12 @@ def halves(task: Task) -> tuple[Task, Task] | None:
     batches = list(task.evaluation)
     if len(batches) >= 2:
         parts: Sequence[list[Batch]] = (batches[::2], batches[1::2])
-    elif _num_samples(batches[0]) >= 2:
-        parts = ([_every_other(batches[0], 0)], [_every_other(batches[0], 1)])
+    elif num_samples(batches[0]) >= 2:
+        parts = ([map_leaves(lambda leaf: leaf[::2], batches[0])], [map_leaves(lambda leaf: leaf[1::2], batches[0])])
     else:
         return None
     first, second = (replace(task, evaluation=part) for part in parts)
     return first, second
-
-
-def _num_samples(batch: Any) -> int:
-    """Return the first dimension that all tensors of a batch share; 0 where they do not, or where it holds others."""
-    if isinstance(batch, Tensor):
-        return len(batch) if batch.ndim else 0
-    members = batch.values() if type(batch) is dict else batch if type(batch) in (list, tuple) else ()
-    counts = {_num_samples(member) for member in members}
-    return counts.pop() if len(counts) == 1 else 0
-
-
-def _every_other(batch: Any, start: int) -> Any:
-    """Return every other sample of a batch that has some."""
-    if isinstance(batch, Tensor):
-        return batch[start::2]
-    if isinstance(batch, Mapping):
-        return {key: _every_other(member, start) for key, member in batch.items()}
-    return type(batch)(_every_other(member, start) for member in batch)
 
 
 def random_energy_share(gradient: Tensor, size: int, *, seed: int) -> float:

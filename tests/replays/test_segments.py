@@ -1,9 +1,11 @@
 """Who trains on what: the same for every optimizer, other batches for every seed, none of them evaluated on."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lite_probe.errors import InputError
 from lite_probe.replays.segments import deal_segments, require_disjoint, required_train_batches
@@ -99,3 +101,32 @@ def test_the_same_input_with_another_target_is_another_sample() -> None:
 def test_windows_of_a_text_are_disjoint_by_where_they_stand() -> None:
     window = torch.tensor([[1, 2, 3]])
     require_disjoint(task_with([window], [window], TaskInfo(train_tokens=100)))
+
+
+@dataclass(frozen=True)
+class _Example:
+    inputs: Tensor
+    targets: Tensor
+
+
+def _examples(*starts: float) -> list[_Example]:
+    """Batches too long for torch to print in full: they differ where it prints nothing."""
+    found = []
+    for start in starts:
+        inputs = torch.zeros(3, 500)
+        inputs[:, 250] = start + torch.arange(3.0)
+        found.append(_Example(inputs, torch.zeros(3)))
+    return found
+
+
+@pytest.mark.parametrize("wrap", [lambda one: one, lambda one: (one, "name"), lambda one: {"x": one.inputs.numpy()}])
+def test_samples_are_known_by_their_content_whatever_holds_them(wrap: Any) -> None:
+    train = [wrap(one) for one in _examples(0.0, 10.0)]
+    require_disjoint(task_with(train, [wrap(one) for one in _examples(20.0)]))
+    with pytest.raises(InputError, match="expected evaluation samples that are not trained on"):
+        require_disjoint(task_with(train, [wrap(one) for one in _examples(10.0)]))
+
+
+def test_a_sample_of_a_dataclass_is_found_among_others() -> None:
+    with pytest.raises(InputError, match="got sample 2 of evaluation batch 0, which is sample 0 of training batch 1"):
+        require_disjoint(task_with(_examples(0.0, 10.0), _examples(8.0)))
