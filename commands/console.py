@@ -166,6 +166,15 @@ class Terminal:
         self._console.print_exception()
 
     @contextmanager
+    def waiting(self, words: str) -> Iterator[None]:
+        """Show that something without steps is under way, such as imports of some seconds; nothing on a pipe."""
+        if self.quiet or not self._console.is_terminal:
+            yield
+        else:
+            with self._console.status(Text(plain(words), style="dim")):
+                yield
+
+    @contextmanager
     def progress(self) -> Iterator[OnProgress]:
         """Show the progress of one slow thing; yields the `on_progress(done, total, label)` to call."""
         if self.quiet:

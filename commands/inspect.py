@@ -64,10 +64,11 @@ def command(
     The weights are not run. What a spectrum would need is a rough estimate; `lite-probe spectrum --dry-run` builds
     the graph of a batch and knows better.
     """
-    from lite_probe.checkpoints import open_checkpoint
+    with terminal.waiting(f"opening {checkpoint}"):
+        from lite_probe.checkpoints import open_checkpoint
 
-    summary = open_checkpoint(checkpoint, trust_pickle=trust_pickle, model_config=model_config).summary()
-    needs = estimate_needs(summary.num_parameters, tokens, looked_up=looked_up_parameters(summary.block_parameters))
+        summary = open_checkpoint(checkpoint, trust_pickle=trust_pickle, model_config=model_config).summary()
+        needs = estimate_needs(summary.num_parameters, tokens, looked_up=looked_up_parameters(summary.block_parameters))
     if as_json:
         print_stdout(json.dumps({**asdict(summary), "estimated_needs": asdict(needs)}, default=dict))
     else:

@@ -40,6 +40,7 @@ from lite_probe.commands.replay_summary import (
 from lite_probe.commands.run_directory import measuring_into, run_directory
 from lite_probe.commands.scratch import leave, tell_disk, working_directory
 from lite_probe.commands.task import (
+    OPENING,
     Opened,
     TaskOptions,
     find_spectrum,
@@ -181,8 +182,8 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     eigenvectors, along everything flat, in every band of every block, each with its error. Starts from the spectrum in
     the run directory, or measures it. Killed or interrupted, the same command continues.
     """
-    from lite_probe.replays import entrants_of, learning_rates, require_settings, required_train_batches
-
+    with terminal.waiting(OPENING):
+        from lite_probe.replays import entrants_of, learning_rates, require_settings, required_train_batches
     asked = ReplayOptions(**options)
     require_settings(entrants_of(asked.specs), asked.measurement["hyperparameters"])
     rates = learning_rates(asked.names, asked.measurement["lr"])
@@ -192,7 +193,8 @@ def command(terminal: Terminal, /, **options: Any) -> None:
             "the checkpoint's rate belongs to its optimizer's state: take both, or give a rate",
         )
     needed = required_train_batches(steps=asked.steps, seeds=asked.seeds, warm_batches=asked.warm_batches)
-    opened = open_task(asked, train_batches=needed)
+    with terminal.waiting(OPENING):
+        opened = open_task(asked, train_batches=needed)
     opened, asked = with_bands(opened, asked)
     require_made(opened, asked)
     folder = run_directory(terminal, asked.out, opened.task.info)

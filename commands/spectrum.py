@@ -39,7 +39,7 @@ from lite_probe.commands.summary import (
     json_object,
     verification_line,
 )
-from lite_probe.commands.task import TaskOptions, open_task, tell_task, write_page
+from lite_probe.commands.task import OPENING, TaskOptions, open_task, tell_task, write_page
 
 if TYPE_CHECKING:
     from lite_probe.errors import InputError
@@ -146,7 +146,8 @@ def command(terminal: Terminal, /, **options: Any) -> None:
         from lite_probe.spectra import require_verifiable
 
         require_verifiable(asked.operator)
-    opened = open_task(asked, train_batches=asked.batches if asked.split == "train" else 0)
+    with terminal.waiting(OPENING):
+        opened = open_task(asked, train_batches=asked.batches if asked.split == "train" else 0)
     task = opened.task
     folder = run_directory(terminal, asked.out, task.info)
     with nullcontext() if asked.dry_run else measuring_into(terminal, folder, task.info):

@@ -39,6 +39,7 @@ from lite_probe.commands.subspace_summary import (
     overlap_table,
 )
 from lite_probe.commands.task import (
+    OPENING,
     Opened,
     TaskOptions,
     find_spectrum,
@@ -111,14 +112,16 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
     Muon and SOAP call sharp and flat, and how far each evens it out. Of several checkpoints each is compared with those
     before it. Starts from the spectrum in the run directory, or measures it.
     """
-    from lite_probe.subspaces import require_measurable
-
     asked = [SubspaceOptions(checkpoint=checkpoint, **options) for checkpoint in checkpoints or (None,)]
-    require_comparable(asked)
+    with terminal.waiting(OPENING):
+        from lite_probe.subspaces import require_measurable
+
+        require_comparable(asked)
     earlier: list[tuple[str, Spectrum]] = []
     objects, paths = [], []
     for one in asked:
-        opened = open_task(one, train_batches=one.warm_batches)
+        with terminal.waiting(OPENING):
+            opened = open_task(one, train_batches=one.warm_batches)
         name = opened.task.info.name
         require_measurable(opened.task)
         folder = run_directory(terminal, one.out, opened.task.info, is_one_of_several=len(asked) > 1)

@@ -61,6 +61,9 @@ class TaskOptions:
         return {field.name: getattr(self, field.name) for field in fields(TaskOptions)}
 
 
+OPENING = "opening the checkpoint"  # what takes seconds of imports before anything can be said
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
     """A task, and what was found on the way to it."""

@@ -117,3 +117,24 @@ def test_data_goes_to_stdout_alone(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_note_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
     Terminal("lite-probe").notes(["one", "two", "one"])
     assert capsys.readouterr().err == "note: one\nnote: two\n"
+
+
+def test_what_has_no_steps_shows_that_it_is_under_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal, screen = on_screen(monkeypatch, 80)
+    with terminal.waiting("opening a\x1b[31m.pt"):
+        terminal._console.print("meanwhile")
+    shown = lines_on(screen)
+    assert any("opening a\\x1b[31m.pt" in line for line in shown)
+    assert "opening" not in shown[-1]  # nothing stays
+    with pytest.raises(ZeroDivisionError), terminal.waiting("in vain"):
+        raise ZeroDivisionError
+    with Terminal("lite-probe spectrum").waiting("on a pipe"):
+        pass
+    terminal.verbosity = -1
+    before = screen.getvalue()
+    with terminal.waiting("quiet"):
+        pass
+    assert screen.getvalue() == before
+    assert capsys.readouterr().err == ""
