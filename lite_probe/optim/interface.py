@@ -25,7 +25,9 @@ _RATIO = "lr_ratio"  # of a parameter group: its learning rate over the one that
 class Replayable(Protocol):
     """An optimizer as a replay uses it; every `torch.optim.Optimizer` whose `step` needs no closure is one."""
 
-    param_groups: list[dict[str, Any]]
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameters by their settings; each has its learning rate as "lr"."""
 
     @property
     def state(self) -> Any:
@@ -136,7 +138,7 @@ def _made(
     hyperparameters: Mapping[str, Any],
 ) -> Replayable:
     made = run_code(lambda: maker(list(named), lr, **hyperparameters), what)
-    members = list(made) if isinstance(made, list | tuple) else [made]
+    members: list[Any] = list(made) if isinstance(made, list | tuple) else [made]
     for member in members:
         missing = [name for name in _NEEDED if getattr(member, name, None) is None]
         if missing:
@@ -148,7 +150,8 @@ def _made(
         _require_plain_step(member, what)
         _require_rates(member, what)
     _require_partition(members, named, what)
-    return members[0] if len(members) == 1 else Together(members)
+    optimizer: Replayable = members[0] if len(members) == 1 else Together(members)
+    return optimizer
 
 
 def _require_plain_step(member: Any, what: str) -> None:
@@ -220,7 +223,8 @@ def _torch_muon(
 ) -> list[torch.optim.Optimizer]:
     shapes = {name: tuple(parameter.shape) for name, parameter in named_parameters}
     blocks, _ = assign_blocks(shapes, infer_family(shapes))
-    hidden, rest = [], []
+    hidden: list[tuple[str, nn.Parameter]] = []
+    rest: list[tuple[str, nn.Parameter]] = []
     for name, parameter in named_parameters:
         is_outer = any(part.block in ("emb", "out") for part in blocks.get(name, ()))
         (hidden if parameter.ndim == 2 and not is_outer else rest).append((name, parameter))
