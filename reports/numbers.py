@@ -41,6 +41,26 @@ def format_uncertain(value: float | None, error: float | None, error_digits: int
     return f"({_minus(mantissas)}){TIMES}{power_of_ten(exponent)}"
 
 
+def format_interval(value: float, low: float, high: float) -> tuple[str, str]:
+    """Write a value, and its 95% interval as `95%: low to high`, all to the second digit of the interval's half.
+
+    No bound but zero is written as zero: it takes more digits, or its own.
+    """
+    bounds = [bound for bound in (low, high) if bound != 0.0]
+    if high <= low or not bounds:
+        return format_number(value), f"95%: {format_number(low)} to {format_number(high)}"
+    exponent = math.floor(math.log10(max(abs(value), *map(abs, bounds))))
+    places = 1 - math.floor(math.log10((high - low) / 2.0))
+    # Rounded to its first digit a bound is not zero.
+    places = max(places, *(-math.floor(math.log10(abs(bound))) for bound in bounds))
+    if exponent + places + 1 > 6:
+        return format_number(value, 5), f"95%: {format_number(low, 5)} to {format_number(high, 5)}"
+    scale, tail = (1.0, "") if -3 <= exponent < 5 else (10.0**exponent, f"{TIMES}{power_of_ten(exponent)}")
+    shown = max(0, places if scale == 1.0 else places + exponent)
+    texts = [f"{_minus(f'{round(one, places) / scale + 0.0:,.{shown}f}')}{tail}" for one in (value, low, high)]
+    return texts[0], f"95%: {texts[1]} to {texts[2]}"
+
+
 def format_bounded(value: float | None, bound: float | None) -> str:
     """Write `value ± bound` where the bound must hold as written: one digit, rounded up."""
     if value is None or bound is None or bound == 0:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lite_probe.reports.numbers import format_bounded, format_count, format_number, format_share, format_uncertain
+from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 
@@ -22,7 +23,8 @@ class Point:
     """One supporting statement of the verdict."""
 
     tone: str  # "good", "caution" or "plain"
-    text: str
+    text: str  # the sentences of its claims are in it, word for word
+    claims: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,11 @@ class Verdict:
 
     lead: str
     points: tuple[Point, ...]
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """Everything that is claimed, in the order of the points."""
+        return tuple(claim for point in self.points for claim in point.claims)
 
 
 def loss_unit(spectrum: Spectrum) -> str:
