@@ -5,7 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from lite_probe.reports.numbers import count_of, format_interval, format_number, format_share, format_uncertain
+from lite_probe.reports.numbers import (
+    count_of,
+    format_interval,
+    format_measured,
+    format_measured_share,
+    format_number,
+    format_share,
+    format_uncertain,
+)
 from lite_probe.reports.replay_claims import (
     ABLATED,
     PARTS,
@@ -210,8 +218,8 @@ def _where(replay: Replay, names: Sequence[str]) -> list[Point]:
             texts.append(f"{name}: progress of {' and of '.join(places)}{missed}.")
         share = replay.flat_share(name)
         if share is not None and has_share(replay, name):
-            value, interval = format_interval(100.0 * share.value, 100.0 * share.low, 100.0 * share.high)
-            texts.append(f"Of the progress of {name} {value}% is along flat directions ({interval}%).")
+            flat_part = format_measured_share(share.value, share.low, share.high)
+            texts.append(f"Of the progress of {name} {flat_part} is along flat directions.")
         points.append(Point(tone="plain", text=" ".join(texts), claims=tuple(claims)))
     return points
 
@@ -370,10 +378,7 @@ def _closure(replay: Replay, names: Sequence[str]) -> Point:
 
 def _measured(estimate: Estimate, unit: str = "") -> str:
     """Write an estimate with its 95% interval over seeds; one seed has none."""
-    if estimate.num_samples < 2:
-        return f"{format_number(estimate.value)}{unit}"
-    value, interval = format_interval(estimate.value, estimate.low, estimate.high)
-    return f"{value}{unit} ({interval})"
+    return format_measured(estimate.value, estimate.low, estimate.high, unit)
 
 
 def _within_one(estimate: Estimate | None) -> Estimate | None:

@@ -82,7 +82,7 @@ def replays(
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_of_four_equal_optimizers_a_winner_is_named_in_one_replay_of_twenty_at_most(seeds: int) -> None:
-    """Any of six differences beyond its own 95% interval makes one of five seeds in 22% of replays."""
+    """Some of the six differences is beyond its own 95% interval in more than 15% of replays."""
     ranked = single = 0
     for found in replays(FOUR, seeds, 400, sharp=None):
         lead = judge_replay(found).lead
