@@ -87,7 +87,9 @@ def _lead(replay: Replay, names: Sequence[str]) -> str:
         text = _on_one_seed(replay, changes)
         return f"{opening}{text}; it is one seed, which has no error, so that no difference is claimed."
     if len(names) == 1:
-        return f"{opening}{names[0]} ends {_end(replay, names[0])}, over {replay.num_seeds} seeds."
+        count, all_of_them = changes[names[0]].num_samples, count_of(replay.num_seeds, "seed")
+        seeds = f"over {all_of_them}" if count == replay.num_seeds else f"on {count} of {all_of_them}"
+        return f"{opening}{names[0]} ends {_end(replay, names[0])}, {seeds}."
     return f"{opening}{_ranking(replay, changes)} ({replay.num_seeds} seeds, paired)."
 
 
@@ -108,7 +110,9 @@ def _ranking(replay: Replay, changes: dict[str, Estimate]) -> str:
     below = {pair for pair, claim in claims.items() if claim.status == "holds"}
     below |= {pair[::-1] for pair, claim in claims.items() if claim.status == "fails"}
     unbeaten = [name for name in names if not any((other, name) in below for other in names)]
-    best = min(unbeaten or names, key=lambda name: changes[name].value)
+    if not unbeaten:  # where runs diverged, pairs share other seeds
+        return f"none of {_list(names)} ends lowest: each ends above another on the seeds that both finished"
+    best = min(unbeaten, key=lambda name: changes[name].value)
     beaten = [name for name in names if (best, name) in below]
     level = [name for name in names if name != best and name not in beaten]
     alone = [name for name in level if (best, name) not in claims and (name, best) not in claims]

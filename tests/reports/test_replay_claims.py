@@ -171,6 +171,20 @@ def test_the_lead_says_who_cannot_be_told_apart() -> None:
     )
 
 
+def test_pairs_that_share_other_seeds_may_go_round_in_a_circle() -> None:
+    """muon is below soap on seeds 2 and 3, soap below sgd on 4 and 5, sgd below muon on 0 and 1."""
+    found = made(
+        muon=[-0.2, -0.2, -0.3, -0.3, 0.0, 0.0],
+        soap=[0.0, 0.0, -0.2, -0.2, -0.3, -0.3],
+        sgd=[-0.3, -0.3, 0.0, 0.0, -0.2, -0.2],
+    )
+    runs = [replace(run, diverged_at=0 if run.loss_change == 0.0 else None) for run in found.runs]
+    assert judge_replay(replace(found, runs=tuple(runs))).lead == (
+        "After 1 step none of muon, soap and sgd ends lowest: each ends above another on the seeds that both finished "
+        "(6 seeds, paired)."
+    )
+
+
 def test_what_is_told_alone_and_not_among_several_says_why() -> None:
     # Differences of −0.010, −0.007 and −0.009: p = 1.0%, and three times that among three.
     near = {"muon": [-0.310, -0.309, -0.3095], "soap": [-0.300, -0.302, -0.3005]}

@@ -185,6 +185,19 @@ def test_divergence_names_optimizer_seed_and_step():
     assert ("caution", "muon-lite and muon have no seed that both finished.") in points(apart)
 
 
+def test_one_optimizer_rests_on_the_seeds_that_reached_the_end():
+    whole = make_replay(optimizers=("muon",))
+    assert (
+        lead(whole)
+        == "After 20 steps muon ends 0.0315 nats below the start's 1.472 (95%: 0.0286 to 0.0344), over 3 seeds."
+    )
+    rest = make_replay(optimizers=("muon",), diverged=(("muon", 0, 4), ("muon", 2, 4)))
+    assert re.fullmatch(
+        r"After 20 steps muon ends 0\.0\d+ nats below the start's 1\.472, on 1 of 3 seeds\.", lead(rest)
+    )
+    assert judge_replay(rest).claims == ()
+
+
 def test_all_may_diverge():
     names = ("muon", "muon-lite")
     replay = make_replay(optimizers=names, seeds=2, diverged=tuple((n, s, 2) for n in names for s in (0, 1)))
