@@ -1,6 +1,6 @@
 """A replay in three tables, for the terminal, and as one JSON object, for programs."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from lite_probe.commands.summary import estimate_object
@@ -39,7 +39,8 @@ def progress_table(replay: "Replay") -> _Rows:
 
     A share is given where the loss fell beyond its error and the allocations account for it, as in the verdict.
     """
-    from lite_probe.reports.replay_verdict import closure_of, has_share
+    from lite_probe.reports.replay_claims import closure_of
+    from lite_probe.reports.replay_verdict import has_share
 
     header = ["change", "flat", "sharp", "flat share", "closure"]
     rows = []
@@ -89,12 +90,17 @@ def seconds_per_step(replay: "Replay", name: str) -> float | None:
 
 def minus_base(replay: "Replay", name: str) -> "Estimate | None":
     """Return a LITE variant's final loss minus its base's, paired by seed; None without a base beside it."""
-    base = name.removesuffix("-lite")
-    return replay.difference(name, base) if base != name and base in replay.recipes else None
+    from lite_probe.reports.replay_claims import base_of
+
+    base = base_of(replay, name)
+    return None if base is None else replay.difference(name, base)
 
 
 def json_object(replay: "Replay") -> dict[str, Any]:
     """Return what `--json` prints: plain numbers, null where there is none."""
+    from lite_probe.reports.replay_verdict import judge_replay
+
+    verdict = judge_replay(replay)
     return {
         "steps": replay.steps,
         "seeds": replay.num_seeds,
@@ -107,6 +113,8 @@ def json_object(replay: "Replay") -> dict[str, Any]:
             for other in replay.optimizers
             if name != other
         },
+        "lead": verdict.lead,
+        "claims": [asdict(claim) for claim in verdict.claims],
         "notes": [{"code": note.code, "message": note.message} for note in replay.notes],
         "wall_seconds": replay.provenance.wall_seconds,
         "peak_memory_bytes": replay.provenance.peak_memory_bytes,

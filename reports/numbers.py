@@ -41,6 +41,46 @@ def format_uncertain(value: float | None, error: float | None, error_digits: int
     return f"({_minus(mantissas)}){TIMES}{power_of_ten(exponent)}"
 
 
+def format_interval(value: float, low: float, high: float) -> tuple[str, str]:
+    """Write a value, and its 95% interval as `95%: low to high`, all to the second digit of the interval's half.
+
+    No bound but zero is written as zero: it takes more digits, or its own. Nor is the value, within three more digits.
+    """
+    bounds = [bound for bound in (low, high) if bound != 0.0]
+    if high <= low or not bounds:
+        return format_number(value), f"95%: {format_number(low)} to {format_number(high)}"
+    exponent = math.floor(math.log10(max(abs(value), *map(abs, bounds))))
+    places = 1 - math.floor(math.log10(float(f"{(high - low) / 2.0:.1e}")))
+    # Rounded to its first digit a bound is not zero.
+    places = max(places, *(-math.floor(math.log10(abs(bound))) for bound in bounds))
+    if exponent + places + 1 > 6:
+        return format_number(value, 5), f"95%: {format_number(low, 5)} to {format_number(high, 5)}"
+    scale, tail = (1.0, "") if -3 <= exponent < 5 else (10.0**exponent, f"{TIMES}{power_of_ten(exponent)}")
+    first = -math.floor(math.log10(abs(float(f"{value:.0e}")))) if value else places
+    own = first if places < first <= places + 3 else places
+    texts = []
+    for one, last in ((value, own), (low, places), (high, places)):
+        shown = max(0, last if scale == 1.0 else last + exponent)
+        texts.append(f"{_minus(f'{round(one, last) / scale + 0.0:,.{shown}f}')}{tail}")
+    return texts[0], f"95%: {texts[1]} to {texts[2]}"
+
+
+def format_measured(value: float, low: float, high: float, unit: str = "") -> str:
+    """Write a value with its unit and 95% interval; what has none is written alone."""
+    if low == high:
+        return f"{format_number(value)}{unit}"
+    text, interval = format_interval(value, low, high)
+    return f"{text}{unit} ({interval})"
+
+
+def format_measured_share(value: float, low: float, high: float) -> str:
+    """Write a share of one as percent, with its 95% interval."""
+    if low == high:
+        return format_share(value)
+    text, interval = format_interval(100.0 * value, 100.0 * low, 100.0 * high)
+    return f"{text}% ({interval}%)"
+
+
 def format_bounded(value: float | None, bound: float | None) -> str:
     """Write `value ± bound` where the bound must hold as written: one digit, rounded up."""
     if value is None or bound is None or bound == 0:

@@ -1,16 +1,45 @@
-"""What a replay allows one to say. A difference is claimed where its 95% interval, paired over seeds, excludes zero."""
+"""What a replay allows one to say: its claims in sentences, and what they are to be read with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from lite_probe.reports.numbers import count_of, format_number, format_share, format_uncertain
+from lite_probe.reports.numbers import (
+    count_of,
+    format_interval,
+    format_measured,
+    format_measured_share,
+    format_number,
+    format_share,
+    format_uncertain,
+)
+from lite_probe.reports.replay_claims import (
+    ABLATED,
+    PARTS,
+    base_of,
+    closure_of,
+    compare_bases,
+    compare_losses,
+    compare_progress,
+    correction,
+    directions,
+    finished,
+    is_corrected_away,
+    is_explained,
+    is_missed,
+    is_rounding,
+    judge_ablations,
+    judge_changes,
+    judge_progress,
+    rounding,
+)
 from lite_probe.reports.verdict import Point, Verdict
+from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import Replay
 
-# Closure errors, of |ΔL|: above which allocations deserve a warning, and above which they do not explain the change.
-_CLOSURE, _UNEXPLAINED = 0.01, 0.1
+_CLOSURE = 0.01  # closure error, of |ΔL|, above which allocations deserve a warning
 LR_SOURCES = {
     "given": "given",
     "checkpoint": "the checkpoint's",
@@ -21,40 +50,6 @@ _STARTS = {
     "warm": "started from averages warmed at fixed weights",
     "cold": "started without averages",
 }
-_ABLATED = {"dominant": "projected on the sharp subspace", "bulk": "projected off the sharp subspace"}
-
-
-def rounding(replay: Replay) -> float:
-    """Return the least difference of two losses that is more than rounding, nats: ε·|L(θ₀)|.
-
-    ε is float64's where the model is in it, else float32's: lower precisions have their losses computed in that.
-    """
-    kind = np.float64 if replay.provenance.precision == "float64" else np.float32
-    return float(np.finfo(kind).eps) * abs(replay.start_loss)
-
-
-def is_rounding(replay: Replay, estimate: Estimate) -> bool:
-    """Return whether a loss difference is no more than rounding, on every seed alike."""
-    return max(abs(estimate.value), estimate.stderr) <= rounding(replay)
-
-
-def is_certain(replay: Replay, estimate: Estimate | None) -> bool:
-    """Return whether a loss difference is beyond its 95% interval over seeds and rounding; one seed's never is."""
-    if estimate is None or estimate.num_samples < 2 or abs(estimate.value) <= rounding(replay):
-        return False
-    return not estimate.low <= 0.0 <= estimate.high
-
-
-def closure_of(replay: Replay, name: str) -> float | None:
-    """Return an optimizer's worst closure error over its loss change; None where that is no more than rounding."""
-    change = replay.loss_change(name)
-    return None if change is None or is_rounding(replay, change) else replay.closure(name)
-
-
-def is_explained(replay: Replay, name: str) -> bool:
-    """Return whether the allocations account for an optimizer's loss change, so that parts of it mean something."""
-    closure = closure_of(replay, name)
-    return closure is not None and closure <= _UNEXPLAINED
 
 
 def format_estimate(estimate: Estimate | None) -> str:
@@ -74,116 +69,188 @@ def mean_oscillation(replay: Replay, name: str) -> Estimate | None:
 
 def judge_replay(replay: Replay) -> Verdict:
     """Say who lowered the loss, by how much, and along which directions."""
-    names = [name for name in replay.optimizers if replay.runs_of(name)]
+    names = finished(replay)
     points = [point for name in replay.optimizers for point in _divergence(replay, name)]
-    for name in names:
-        base = name.removesuffix("-lite")
-        if base != name and base in names:
-            points.append(_against_base(replay, name, base))
-    points += [_where(replay, name) for name in names]
-    points += _manner(replay, names)
-    for name in names:
-        points += _ablations(replay, name)
-    points += [*_starts(replay), _learning_rates(replay), _closure(replay, names)]
+    points += [_against_base(replay, name) for name in names if base_of(replay, name) in names]
+    points += [*_between(replay), *_where(replay, names), *_manner(replay, names), *_ablations(replay, names)]
+    points += [*_corrected(replay), *_starts(replay), _learning_rates(replay), _closure(replay, names)]
     return Verdict(lead=_lead(replay, names), points=tuple(points))
 
 
 def _lead(replay: Replay, names: Sequence[str]) -> str:
-    """Say who ends lowest, and below whom beyond the error."""
+    """Say who ends lowest: an optimizer that every other is told from, or that there is none."""
     if not names:
         return "Every run diverged: there is nothing to compare."
     changes = {name: change for name in names if (change := replay.loss_change(name)) is not None}
-    best = min(changes, key=lambda name: changes[name].value)
-    change = changes[best]
-    differences = {name: replay.difference(best, name) for name in names}
-    lowest = [name for name, one in differences.items() if one is not None and is_rounding(replay, one)]
-    text = f"After {count_of(replay.steps, 'step')} {_who_ends_where(replay, names, lowest, change)}"
+    opening = f"After {count_of(replay.steps, 'step')} "
     if replay.num_seeds == 1:
-        return f"{text}; it is one seed, which has no error, so that no difference is claimed."
-    text += f" ({replay.num_seeds} seeds{', paired' if len(names) > 1 else ''})"
-    if not is_certain(replay, change):
-        text += ", which is within its own error"
-    below, level, alone = [], [], []
-    for name, difference in differences.items():
-        if name in lowest:
-            continue
-        if difference is None or difference.num_samples < 2:
-            alone.append(name)
-        elif is_certain(replay, difference):
-            below.append(f"{name} by {_size(difference)}")
-        else:
-            level.append(name)
-    parts = [f"below {_list(below)}"] if below else []
-    parts += [f"no different beyond the error from {_list(level)}"] if level else []
-    parts += [f"not compared with {_list(alone)}, for want of two common seeds"] if alone else []
-    return f"{text}; {', '.join(parts)}." if parts else f"{text}."
+        text = _on_one_seed(replay, changes)
+        return f"{opening}{text}; it is one seed, which has no error, so that no difference is claimed."
+    if len(names) == 1:
+        count, all_of_them = changes[names[0]].num_samples, count_of(replay.num_seeds, "seed")
+        seeds = f"over {all_of_them}" if count == replay.num_seeds else f"on {count} of {all_of_them}"
+        return f"{opening}{names[0]} ends {_end(replay, names[0])}, {seeds}."
+    return f"{opening}{_ranking(replay, changes)} ({replay.num_seeds} seeds, paired)."
 
 
-def _who_ends_where(replay: Replay, names: Sequence[str], lowest: Sequence[str], change: Estimate) -> str:
-    """Name those that end lowest, one where it can be told from the others, and where that is."""
-    start = format_number(replay.start_loss)
-    where = f"{_size(change)} nats {'below' if change.value < 0.0 else 'above'} the start's {start}"
-    if is_rounding(replay, change):
-        where = f"where the loss began, at {start}, but for rounding"
+def _on_one_seed(replay: Replay, changes: dict[str, Estimate]) -> str:
+    """Name those whose loss is lowest."""
+    best = min(changes, key=lambda name: changes[name].value)
+    lowest = [name for name in changes if changes[name].value - changes[best].value <= rounding(replay)]
+    rank = "" if len(lowest) == len(changes) else "lowest, "
     if len(lowest) > 1:
-        rank = "" if len(lowest) == len(names) else "lowest, "
-        return f"{_list(lowest)} cannot be told apart and end {rank}{where}"
-    return f"{lowest[0]} ends {'' if len(names) == 1 else 'lowest, '}{where}"
+        return f"{_list(lowest)} cannot be told apart and end {rank}{_end(replay, best)}"
+    return f"{best} ends {rank}{_end(replay, best)}"
 
 
-def _against_base(replay: Replay, name: str, base: str) -> Point:
+def _ranking(replay: Replay, changes: dict[str, Estimate]) -> str:
+    """Say who ends below whom, after the correction for all pairs."""
+    names = list(changes)
+    claims = compare_losses(replay)
+    below = {pair for pair, claim in claims.items() if claim.status == "holds"}
+    below |= {pair[::-1] for pair, claim in claims.items() if claim.status == "fails"}
+    unbeaten = [name for name in names if not any((other, name) in below for other in names)]
+    if not unbeaten:  # where runs diverged, pairs share other seeds
+        return f"none of {_list(names)} ends lowest: each ends above another on the seeds that both finished"
+    best = min(unbeaten, key=lambda name: changes[name].value)
+    beaten = [name for name in names if (best, name) in below]
+    level = [name for name in names if name != best and name not in beaten]
+    alone = [name for name in level if (best, name) not in claims and (name, best) not in claims]
+    level = [name for name in level if name not in alone]
+    lack = f", but not compared with {_list(alone)} for want of two common seeds" if alone else ""
+    if not level:
+        rank = "" if alone else "lowest, "
+        under = f", below {_list(beaten)}" if beaten else ""
+        return f"{best} ends {rank}{_end(replay, best)}{under}{lack}"
+    lowest = [name for name in names if name == best or name in level]
+    among = [claim for (one, other), claim in claims.items() if one in lowest and other in lowest]
+    corrected = f" after {correction(len(claims))}" if any(is_corrected_away(replay, claim) for claim in among) else ""
+    is_tied = not any((one, other) in below for one in lowest for other in lowest)
+    if is_tied and not alone and all((one, other) in below for one in lowest for other in beaten):
+        rank = "lowest, " if beaten else ""
+        under = f", below {_list(beaten)}" if beaten else ""
+        where = _span(replay, [changes[name] for name in lowest])
+        return f"{_list(lowest)} cannot be told apart{corrected} and end {rank}{where}{under}"
+    under = f"; it ends below {_list(beaten)}" if beaten else ""
+    return f"{best} is ahead but cannot be told from {_list(level)}{corrected}{under}{lack}"
+
+
+def _end(replay: Replay, name: str) -> str:
+    """Say where an optimizer's loss ends against the start's, with its 95% interval where there are seeds."""
+    change, claim = replay.loss_change(name), judge_changes(replay).get(name)
+    start = format_number(replay.start_loss)
+    if change is None or is_rounding(replay, change):
+        return f"where the loss began, at {start}, but for rounding"
+    place, is_lower = f"the start's {start}", change.value < 0.0
+    if claim is None:
+        return f"{format_number(abs(change.value))} nats {'below' if is_lower else 'above'} {place}"
+    ends = (-change.high, -change.low) if is_lower else (change.low, change.high)
+    size, interval = format_interval(abs(change.value), *ends)
+    doubt = ", not beyond the error" if claim.status == "open" else ""
+    if is_corrected_away(replay, claim):
+        doubt = f", not beyond {correction(claim.comparisons)}"
+    return f"{size} nats {'below' if is_lower else 'above'} {place} ({interval}){doubt}"
+
+
+def _span(replay: Replay, changes: Sequence[Estimate]) -> str:
+    """Say between which means several losses end, against the start's."""
+    start, values = f"the start's {format_number(replay.start_loss)}", [change.value for change in changes]
+    if all(is_rounding(replay, change) for change in changes):
+        return f"where the loss began, at {format_number(replay.start_loss)}, but for rounding"
+    if min(values) < 0.0 < max(values):
+        return f"between {format_number(-min(values), 2)} nats below and {format_number(max(values), 2)} above {start}"
+    sizes = sorted(map(abs, values))
+    texts = dict.fromkeys(format_number(size, 3) for size in (sizes[0], sizes[-1]))
+    return f"{' to '.join(texts)} nats {'below' if values[0] <= 0.0 else 'above'} {start}"
+
+
+def _against_base(replay: Replay, name: str) -> Point:
     """Say whether a LITE variant beats its base, and where the difference fell."""
-    difference = replay.difference(name, base)
+    base = name.removesuffix("-lite")
+    difference, claim = replay.difference(name, base), compare_bases(replay).get((name, base))
     if difference is None:
         return Point(tone="caution", text=f"{name} and {base} have no seed that both finished.")
-    seeds = count_of(difference.num_samples, "seed")
+    if claim is None:
+        if is_rounding(replay, difference):
+            text = f"{name} and {base} cannot be told apart: their losses differ by rounding alone (1 seed)."
+        else:
+            text = f"{name} minus {base}: {format_number(difference.value)} nats on one seed, which has no error."
+        return Point(tone="plain", text=text)
+    tone = {"holds": "good", "fails": "caution"}.get(claim.status, "plain")
     if is_rounding(replay, difference):
-        text = f"{name} and {base} cannot be told apart: their losses differ by rounding alone ({seeds})."
-        return Point(tone="plain", text=text)
-    if difference.num_samples == 1:
-        text = f"{name} minus {base}: {format_estimate(difference)} nats on one seed, which has no error."
-        return Point(tone="plain", text=text)
-    count = f"{seeds}, paired, 95% from {_interval(difference)}"
-    if not is_certain(replay, difference):
-        text = f"{name} minus {base}: {format_estimate(difference)} nats, no difference beyond the error ({count})."
-        return Point(tone="plain", text=text)
-    lower = difference.value < 0.0
-    text = f"{name} ends {_size(difference)} nats {'below' if lower else 'above'} {base} ({count})"
-    places = []
-    for where, found in (
-        ("flat", replay.flat_difference(name, base)),
-        ("sharp", replay.sharp_difference(name, base)),
-    ):
-        if (
-            is_explained(replay, name)
-            and is_explained(replay, base)
-            and found is not None
-            and is_certain(replay, found)
-        ):
-            places.append(f"{_size(found)} nats {'more' if found.value > 0.0 else 'less'} along {where} directions")
-    text += f"; it makes {' and '.join(places)}." if places else "; where it falls cannot be told beyond the error."
-    return Point(tone="good" if lower else "caution", text=text)
+        return Point(tone=tone, text=claim.sentence, claims=(claim,))
+    places = compare_progress(replay)
+    claims = [claim, *(places[name, base, part] for part in PARTS if (name, base, part) in places)]
+    text = _sentences(claims)
+    if claim.status != "open" and _among_all(replay, name, base).status == "open":
+        text += f" Among the {len(compare_losses(replay))} comparisons of all optimizers it is not told."
+    if is_missed(replay, name) or is_missed(replay, base):
+        text += " Where the difference falls cannot be told: the allocations do not account for the loss changes."
+    return Point(tone=tone, text=text, claims=tuple(claims))
 
 
-def _where(replay: Replay, name: str) -> Point:
-    """Say along which directions one optimizer made its progress; as a share only of a change beyond its error."""
-    flat, sharp = replay.flat_progress(name), replay.sharp_progress(name)
-    change, share = replay.loss_change(name), replay.flat_share(name)
-    count = len(replay.eigenvalues)
-    if flat is None or sharp is None or change is None or share is None:
-        return Point(tone="plain", text=f"{name}: progress per direction was not recorded.")
-    text = (
-        f"{name}: {format_estimate(flat)} nats of progress along flat directions, {format_estimate(sharp)} along the "
-        f"{f'{count} sharp ones' if count != 1 else 'sharp one'}"
+def _among_all(replay: Replay, name: str, base: str) -> Claim:
+    """Return the claim on a pair among those on all pairs."""
+    claims = compare_losses(replay)
+    return claims[name, base] if (name, base) in claims else claims[base, name]
+
+
+def _between(replay: Replay) -> list[Point]:
+    """Say of every other pair who ends below whom."""
+    bases = compare_bases(replay)
+    claims = [one for pair, one in compare_losses(replay).items() if pair not in bases and pair[::-1] not in bases]
+    return [Point(tone="plain", text=_sentences(claims), claims=tuple(claims))] if claims else []
+
+
+def _where(replay: Replay, names: Sequence[str]) -> list[Point]:
+    """Say how far every optimizer lowered the loss, and along which directions."""
+    changes, parts = judge_changes(replay), judge_progress(replay)
+    points = []
+    for name in names:
+        claims = [changes[name]] if name in changes else []
+        claims += [parts[name, part] for part in PARTS if (name, part) in parts]
+        texts = [claim.sentence for claim in claims]
+        flat, sharp = replay.flat_progress(name), replay.sharp_progress(name)
+        if flat is None or sharp is None:
+            texts.append(f"{name}: progress per direction was not recorded.")
+        elif (name, "flat") not in parts:
+            missed = ", which do not account for its loss change" if is_missed(replay, name) else ""
+            places = [
+                f"{_measured(one, ' nats')} along {directions(replay, part)}"
+                for part, one in zip(PARTS, (flat, sharp), strict=True)
+            ]
+            texts.append(f"{name}: progress of {' and of '.join(places)}{missed}.")
+        share = replay.flat_share(name)
+        if share is not None and has_share(replay, name):
+            flat_part = format_measured_share(share.value, share.low, share.high)
+            texts.append(f"Of the progress of {name} {flat_part} is along flat directions.")
+        points.append(Point(tone="plain", text=" ".join(texts), claims=tuple(claims)))
+    return points
+
+
+def _corrected(replay: Replay) -> list[Point]:
+    """Say what was corrected for how many comparisons, and what the intervals cover."""
+    families = (
+        ("of final losses", compare_losses(replay)),
+        ("with a base", compare_bases(replay)),
+        ("of progress with a base's", compare_progress(replay)),
+        ("of loss changes with zero", judge_changes(replay)),
+        ("of progress with zero", judge_progress(replay)),
+        ("of ablations with the whole", judge_ablations(replay)),
     )
-    if has_share(replay, name):
-        text += f", {format_share(share.value, share.stderr)} of it flat"
-    closure = closure_of(replay, name)
-    if closure is not None and closure > _UNEXPLAINED:
-        text += f", which do not account for its loss change of {format_estimate(change)}"
-    elif is_certain(replay, sharp) and sharp.value < 0.0:
-        text += f"; along the sharp one{'s' if count != 1 else ''} it raised the loss"
-    return Point(tone="plain", text=f"{text}.")
+    claims = [claim for _, family in families for claim in family.values()]
+    counts = [f"{len(family)} {what}" for what, family in families if len(family) > 1]
+    if not claims:
+        return []
+    text = "intervals are 95%, not corrected, over seeds, for one evaluation set"
+    if counts:
+        over = f"the comparisons of each question ({_list(counts)})"
+        if len(counts) == 1:
+            over = counts[0].replace(" ", " comparisons ", 1)
+        text = f"Differences are claimed after Holm's correction over {over}; {text}"
+    if any(claim.status == "open" for claim in claims):
+        text += ". More seeds may tell what is not told"
+    return [Point(tone="plain", text=f"{text[0].upper()}{text[1:]}.")]
 
 
 def has_share(replay: Replay, name: str) -> bool:
@@ -192,8 +259,8 @@ def has_share(replay: Replay, name: str) -> bool:
     Its loss must have fallen beyond the error, the allocations account for that, and the share be one: where the sharp
     part raised the loss, the flat one is more than the whole.
     """
-    change, share = replay.loss_change(name), replay.flat_share(name)
-    if change is None or share is None or change.value >= 0.0 or not is_certain(replay, change):
+    change, share = judge_changes(replay).get(name), replay.flat_share(name)
+    if change is None or share is None or change.status != "holds":
         return False
     return is_explained(replay, name) and 0.0 <= share.value <= 1.0
 
@@ -201,13 +268,13 @@ def has_share(replay: Replay, name: str) -> bool:
 def _manner(replay: Replay, names: Sequence[str]) -> list[Point]:
     """Say how the optimizers move: how isotropic, along what curvature, with what step per curvature."""
     quantities = (
-        ("Isotropy of the updates (1 is isotropic)", "", replay.isotropy_entropy),
+        ("Isotropy of the updates (1 is isotropic)", "", lambda name: _within_one(replay.isotropy_entropy(name))),
         ("Curvature along the updates, dᵀHd/‖d‖²", " loss/param²", replay.directional_sharpness),
         ("Exponent a of η ∝ λ⁻ᵃ where η is positive (0 gradient descent, 1 Newton)", "", replay.exponent),
         (
             "Oscillation along sharp directions (0 straight, 1 to and fro)",
             "",
-            lambda name: mean_oscillation(replay, name),
+            lambda name: _within_one(mean_oscillation(replay, name)),
         ),
     )
     points = []
@@ -215,7 +282,7 @@ def _manner(replay: Replay, names: Sequence[str]) -> list[Point]:
         found = {name: value for name in names if (value := measure(name)) is not None}
         if found:
             parts = ", ".join(
-                f"{name} {format_estimate(value)}{of_seeds(value, len(replay.runs_of(name)))}"
+                f"{name} {_measured(value)}{of_seeds(value, len(replay.runs_of(name)))}"
                 for name, value in found.items()
             )
             points.append(Point(tone="plain", text=f"{title}: {parts}{unit}."))
@@ -229,35 +296,30 @@ def of_seeds(estimate: Estimate | None, runs: int) -> str:
     return f" (on {estimate.num_samples} of {count_of(runs, 'seed')})"
 
 
-def _ablations(replay: Replay, name: str) -> list[Point]:
+def _ablations(replay: Replay, names: Sequence[str]) -> list[Point]:
     """Say what either part of the update does alone, as far as the seeds allow."""
-    whole = replay.loss_change(name)
-    parts = []
-    for ablation in replay.ablations:
-        change = replay.loss_change(name, ablation)
-        words = _ABLATED.get(ablation, ablation)
-        if change is None:
-            parts.append(f"{words}, they reached the end on no seed")
-            continue
-        part = f"{words}, they change the loss by {format_estimate(change)}"
-        difference = replay.difference(name, name, ablation, "none")
-        if difference is not None and difference.num_samples > 1:
-            if not is_certain(replay, difference):
-                part += " (no different from the whole beyond the error)"
+    claims, points = judge_ablations(replay), []
+    for name in names:
+        texts = []
+        for ablation in replay.ablations:
+            change, words = replay.loss_change(name, ablation), f"{name} {ABLATED.get(ablation, ablation)}"
+            if change is None:
+                texts.append(f"{words} reached the end on no seed.")
             else:
-                part += f" ({'better' if difference.value < 0.0 else 'worse'} than the whole by {_size(difference)})"
-        parts.append(part)
-    if not parts or whole is None:
-        return []
-    text = f"{name}: whole updates change the loss by {format_estimate(whole)} nats; {'; '.join(parts)}."
-    return [Point(tone="plain", text=text)]
+                texts.append(f"{words} changes the loss by {_measured(change, ' nats')}.")
+            if (name, ablation) in claims:
+                texts.append(claims[name, ablation].sentence)
+        if texts:
+            made = tuple(claims[name, one] for one in replay.ablations if (name, one) in claims)
+            points.append(Point(tone="plain", text=" ".join(texts), claims=made))
+    return points
 
 
 def _divergence(replay: Replay, name: str) -> list[Point]:
     """Name every run of an optimizer that diverged."""
     texts = []
     for ablation in ("none", *replay.ablations):
-        part = "" if ablation == "none" else f" (updates {_ABLATED.get(ablation, ablation)})"
+        part = "" if ablation == "none" else f" (updates {ABLATED.get(ablation, ablation)})"
         texts += [
             f"{name}{part} diverged at step {run.diverged_at} of seed {run.seed}"
             for run in replay.diverged(name, ablation)
@@ -302,7 +364,7 @@ def _closure(replay: Replay, names: Sequence[str]) -> Point:
     closures = {name: value for name in names if (value := closure_of(replay, name)) is not None}
     if not closures:
         return Point(tone="plain", text="No loss change was allotted to directions.")
-    missed = {name: value for name, value in closures.items() if value > _UNEXPLAINED}
+    missed = {name: value for name, value in closures.items() if is_missed(replay, name)}
     parts = []
     if missed:
         errors = _list([f"{name} ({format_share(value)} of it is missed)" for name, value in missed.items()])
@@ -318,14 +380,21 @@ def _closure(replay: Replay, names: Sequence[str]) -> Point:
     return Point(tone="good" if max(closures.values()) <= _CLOSURE else "caution", text=" ".join(parts))
 
 
-def _size(estimate: Estimate) -> str:
-    """Write the size of an estimate, its sign told in words."""
-    return format_uncertain(abs(estimate.value), estimate.stderr if estimate.num_samples > 1 else None)
+def _measured(estimate: Estimate, unit: str = "") -> str:
+    """Write an estimate with its 95% interval over seeds; one seed has none."""
+    return format_measured(estimate.value, estimate.low, estimate.high, unit)
 
 
-def _interval(estimate: Estimate) -> str:
-    """Write a 95% interval."""
-    return f"{format_number(estimate.low, 2)} to {format_number(estimate.high, 2)}"
+def _within_one(estimate: Estimate | None) -> Estimate | None:
+    """Cut an interval to what the quantity can be, 0 to 1."""
+    if estimate is None:
+        return None
+    return replace(estimate, low=max(estimate.low, 0.0), high=min(estimate.high, 1.0))
+
+
+def _sentences(claims: Iterable[Claim]) -> str:
+    """Join claims into a text."""
+    return " ".join(claim.sentence for claim in claims)
 
 
 def _list(names: Sequence[str]) -> str:

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from lite_probe.reports.numbers import MISSING, count_of, format_number, format_share, format_uncertain
+from lite_probe.reports.replay_claims import base_of, closure_of, compare_bases, is_missed
 from lite_probe.reports.replay_verdict import (
     LR_SOURCES,
-    closure_of,
     format_estimate,
     has_share,
-    is_certain,
-    is_explained,
     judge_replay,
     mean_oscillation,
     of_seeds,
@@ -131,12 +129,6 @@ def make_replay_view(label: str, number: int, replay: Replay) -> ReplayView:
         sweeps=_sweep_table(replay, number),
         ablations=_ablation_table(replay, number),
     )
-
-
-def base_of(replay: Replay, name: str) -> str | None:
-    """Return the optimizer that a LITE variant is a variant of, where it was replayed too."""
-    base = name.removesuffix("-lite")
-    return base if base != name and base in replay.recipes else None
 
 
 # Figures
@@ -360,12 +352,10 @@ def _outcome_row(replay: Replay, name: str) -> list[Cell]:
     """Return the cells of one optimizer."""
     recipe, base = replay.recipes[name], base_of(replay, name)
     difference = replay.difference(name, base) if base is not None else None
-    tone = ""
-    if difference is not None and is_certain(replay, difference):
-        tone = "good" if difference.value < 0.0 else "caution"
+    claim = compare_bases(replay).get((name, base)) if base is not None else None
+    tone = {"holds": "good", "fails": "caution"}.get(claim.status, "") if claim is not None else ""
     share = replay.flat_share(name) if has_share(replay, name) else None
     runs, closure, exponent = replay.runs_of(name), closure_of(replay, name), replay.exponent(name)
-    is_missed = closure is not None and not is_explained(replay, name)
     seconds = [run.seconds / run.num_steps for run in runs if run.num_steps]
     return [
         _text(name),
@@ -385,7 +375,7 @@ def _outcome_row(replay: Replay, name: str) -> list[Cell]:
         _estimate(replay.directional_sharpness(name)),
         _estimate(exponent, rests_on=of_seeds(exponent, len(runs))),
         _estimate(mean_oscillation(replay, name)),
-        Cell(text=format_share(closure), raw=closure, tone="caution" if is_missed else ""),
+        Cell(text=format_share(closure), raw=closure, tone="caution" if is_missed(replay, name) else ""),
         Cell(text=format_number(sum(seconds) / len(seconds), 2) if seconds else MISSING, raw=_mean(seconds)),
         Cell(
             text=f"{len(runs)} of {replay.num_seeds}",

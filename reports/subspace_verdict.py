@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lite_probe.reports.numbers import format_count, format_number, format_share
+from lite_probe.reports.numbers import format_count, format_measured_share, format_number, format_share
 from lite_probe.reports.verdict import Point, Verdict
 from lite_probe.results.estimate import Ratio
 from lite_probe.results.spectrum import OperatorSpectrum
@@ -51,7 +51,8 @@ def _gradient(found: SubspaceMeasurement) -> str:
         text += f", {format_number(times, 2)} times as much as in {random}"
     else:
         text += f", {format_number(times, 2)} times k/N: not concentrated there"
-    return f"{text}; in the gradients of single training batches it is {format_share(batch.value, batch.stderr)}."
+    share = format_measured_share(batch.value, batch.low, batch.high)
+    return f"{text}; in the gradients of single training batches it is {share}."
 
 
 def _overlap(one: Overlap) -> Point:
@@ -128,8 +129,8 @@ def contrast_text(contrast: Ratio | None) -> str:
     if contrast is None or contrast.low is None or contrast.low <= 0.0:
         return ""
     if contrast.high is None or contrast.value is None or contrast.high > LOOSE * contrast.value:
-        return f"at least ×{format_number(contrast.low, 2)}"
-    return f"×{format_number(contrast.value, 2)}, {format_number(contrast.low, 2)} to {format_number(contrast.high, 2)}"
+        return f"95%: at least ×{format_number(contrast.low, 2)}"
+    return f"×{_interval(contrast.value, contrast.low, contrast.high)}"
 
 
 def _metric(plain: OperatorSpectrum, name: str, calibration: ProxyCalibration, measured: OperatorSpectrum) -> Point:
@@ -145,22 +146,22 @@ def _metric(plain: OperatorSpectrum, name: str, calibration: ProxyCalibration, m
     if change.low is None or change.high is None:
         return Point(tone="caution", text=f"{is_open}how much its state depends on the batches was not measured.")
     words = f"λ₁ over the root mean square λ {{}} from {format_number(before, 3)} to {format_number(after, 3)}"
-    covered = "over probes and warm-up batches"
+    covered = ", over probes and warm-up batches"
     if change.low > 1.0:
-        size = f"÷{_interval(change.value, change.low, change.high)} {covered}"
+        size = f"÷{_interval(change.value, change.low, change.high)}{covered}"
         text = f"The metric of {geometry} evens the curvature out: {words.format('falls')} ({size})."
     elif change.high < 1.0:
-        size = f"×{_interval(1.0 / change.value, 1.0 / change.high, 1.0 / change.low)} {covered}"
+        size = f"×{_interval(1.0 / change.value, 1.0 / change.high, 1.0 / change.low)}{covered}"
         text = f"The metric of {geometry} makes the curvature less even: {words.format('rises')} ({size})."
     else:
-        size = f"÷{_interval(change.value, change.low, change.high)} {covered}"
+        size = f"÷{_interval(change.value, change.low, change.high)}{covered}"
         text = f"In the metric of {geometry} {words.format('does not change beyond its error,')} ({size})."
     return Point(tone="plain", text=text)
 
 
 def _interval(value: float, low: float, high: float) -> str:
     """Write a factor with its 95% interval."""
-    return f"{format_number(value, 2)}, {format_number(low, 2)} to {format_number(high, 2)}"
+    return f"{format_number(value, 2)}, 95%: {format_number(low, 2)} to {format_number(high, 2)}"
 
 
 def _list(names: Sequence[str]) -> str:

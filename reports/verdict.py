@@ -9,7 +9,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lite_probe.reports.numbers import format_bounded, format_count, format_number, format_share, format_uncertain
+from lite_probe.reports.numbers import (
+    format_bounded,
+    format_count,
+    format_measured,
+    format_measured_share,
+    format_number,
+    format_share,
+)
+from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 
@@ -22,7 +30,8 @@ class Point:
     """One supporting statement of the verdict."""
 
     tone: str  # "good", "caution" or "plain"
-    text: str
+    text: str  # the sentences of its claims are in it, word for word
+    claims: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +40,11 @@ class Verdict:
 
     lead: str
     points: tuple[Point, ...]
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """Everything that is claimed, in the order of the points."""
+        return tuple(claim for point in self.points for claim in point.claims)
 
 
 def loss_unit(spectrum: Spectrum) -> str:
@@ -105,22 +119,26 @@ def _describe_anisotropy(spectrum: OperatorSpectrum) -> str:
 
 def _describe_mass(spectrum: OperatorSpectrum) -> str:
     """Describe trace and effective rank, unless the trace cannot be told from zero."""
-    trace = f"trace {format_uncertain(spectrum.trace.value, spectrum.trace.stderr)}"
-    if spectrum.trace.low <= 0 <= spectrum.trace.high:
+    estimate = spectrum.trace
+    trace = f"trace {format_measured(estimate.value, estimate.low, estimate.high)}"
+    if estimate.low <= 0 <= estimate.high:
         return f"The {trace} cannot be told from zero, so that effective rank and shares of it mean little."
-    rank = format_uncertain(spectrum.effective_rank, spectrum.effective_rank_stderr)
+    interval = spectrum.effective_rank_interval
+    rank = format_number(spectrum.effective_rank)
+    if spectrum.effective_rank is not None and interval is not None:
+        rank = format_measured(spectrum.effective_rank, *interval)
     sentence = f"The effective rank is {rank} of {format_count(spectrum.num_parameters)} directions"
     share = spectrum.top_share_of_trace
     # The largest eigenvalues of all may be negative.
     if share is None or share < 0.0 or not len(spectrum.eigenvalues):
         return f"{sentence}; the {trace}."
-    error = share * spectrum.trace.stderr / spectrum.trace.value
     count = len(spectrum.eigenvalues)
     subject = "the largest eigenvalue" if count == 1 else f"the {count} largest eigenvalues"
     if share > 1:
         return f"{sentence}; {subject} alone exceed{'s' if count == 1 else ''} the {trace}: negative ones cancel."
     verb = "carries" if count == 1 else "carry"
-    return f"{sentence}; {subject} {verb} {format_share(share, error)} of the {trace}."
+    part = format_measured_share(share, *(share * estimate.value / bound for bound in (estimate.high, estimate.low)))
+    return f"{sentence}; {subject} {verb} {part} of the {trace}."
 
 
 def _points(spectrum: Spectrum, prefix: str) -> tuple[Point, ...]:
@@ -240,7 +258,7 @@ def _compare_sharpest(first: OperatorSpectrum, last: OperatorSpectrum) -> str:
 def _moved_estimate(first: Estimate, last: Estimate) -> str:
     """Say how an estimate changed; the halves of the 95% intervals add in quadrature."""
     doubt = math.hypot(first.high - first.value, last.high - last.value)
-    texts = [format_uncertain(estimate.value, estimate.stderr) for estimate in (first, last)]
+    texts = [format_measured(estimate.value, estimate.low, estimate.high) for estimate in (first, last)]
     return _moved(first.value, last.value, doubt, texts)
 
 

@@ -45,6 +45,15 @@ class Estimate:
         """Return a value that was computed, not sampled: standard error zero."""
         return cls(value=value, stderr=0.0, low=value, high=value, num_samples=0)
 
+    @property
+    def p_value(self) -> float:
+        """Return the two-sided p-value of Student's t-test for a mean of zero; one sample alone has 1."""
+        if self.value == 0.0 or self.num_samples == 1:
+            return 1.0
+        if self.stderr == 0.0:
+            return 0.0
+        return 2.0 * float(special.stdtr(self.num_samples - 1, -abs(self.value) / self.stderr))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:

@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from lite_probe.errors import NumericsError
 from lite_probe.results.estimate import Estimate
@@ -179,6 +180,16 @@ class OperatorSpectrum:
         first = 2.0 * self.trace.stderr / self.trace.value
         second = self.trace_h2.stderr / self.trace_h2.value
         return float(rank * np.hypot(first, second))
+
+    @property
+    def effective_rank_interval(self) -> tuple[float, float] | None:
+        """The 95% interval of the effective rank: its standard error by Student's t of the probes, from 0 on."""
+        rank, stderr = self.effective_rank, self.effective_rank_stderr
+        if rank is None or stderr is None:
+            return None
+        count = max(self.trace.num_samples, self.trace_h2.num_samples)
+        reach = stderr * float(special.stdtrit(count - 1, 0.975)) if stderr else 0.0
+        return max(rank - reach, 0.0), rank + reach
 
     @property
     def condition_to_median(self) -> float | None:

@@ -7,6 +7,9 @@ from lite_probe.reports.numbers import (
     format_bytes,
     format_count,
     format_duration,
+    format_interval,
+    format_measured,
+    format_measured_share,
     format_number,
     format_share,
     format_uncertain,
@@ -36,6 +39,35 @@ def plain(text: str) -> str:
 )
 def test_significant_digits(value, digits, text):
     assert plain(format_number(value, digits)) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (0.171, 0.0896, 0.2524, "0.171 (95%: 0.090 to 0.252)"),
+        (-0.5, -2.5, 1.5, "−0.5 (95%: −2.5 to 1.5)"),
+        (-0.001, -0.19, 0.188, "−0.001 (95%: −0.19 to 0.19)"),
+        (-1e-9, -0.19, 0.188, "0.00 (95%: −0.19 to 0.19)"),
+        (1912.4, 1830.0, 1995.0, "1,912 (95%: 1,830 to 1,995)"),
+        (1.9124e6, 1.83e6, 1.99e6, "1.912 × 10⁶ (95%: 1.830 × 10⁶ to 1.990 × 10⁶)"),
+        (1.01e-4, 0.37e-4, 1.66e-4, "1.01 × 10⁻⁴ (95%: 0.37 × 10⁻⁴ to 1.66 × 10⁻⁴)"),
+        # What is claimed to be above zero does not begin at it.
+        (0.08, 0.0004, 0.16, "0.0800 (95%: 0.0004 to 0.1600)"),
+        (0.08, 4e-9, 0.16, "0.080000 (95%: 4.0000 × 10⁻⁹ to 0.16000)"),
+        (0.08, 0.0, 0.16, "0.080 (95%: 0.000 to 0.160)"),
+        (38.2149, 38.2148999, 38.2149001, "38.215 (95%: 38.215 to 38.215)"),
+        (0.5, 0.5, 0.5, "0.5000"),
+    ],
+)
+def test_a_value_and_its_interval_end_at_the_same_place(value, low, high, text):
+    assert plain(format_measured(value, low, high)) == text
+
+
+def test_intervals_of_units_shares_and_points():
+    assert plain(format_measured(0.171, 0.0896, 0.2524, " nats")) == "0.171 nats (95%: 0.090 to 0.252)"
+    assert format_measured_share(0.97, 0.965, 0.975) == "97.00% (95%: 96.50 to 97.50%)"
+    assert format_measured_share(0.97, 0.97, 0.97) == "97.0%"
+    assert format_interval(0.5, 0.5, 0.5) == ("0.5000", "95%: 0.5000 to 0.5000")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lite_probe.commands.replay_summary import progress_table
-from lite_probe.reports.replay_verdict import format_estimate, is_certain, judge_replay, mean_oscillation
+from lite_probe.reports.replay_verdict import format_estimate, judge_replay, mean_oscillation
 from lite_probe.reports.replay_view import make_replay_view
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import Replay
@@ -53,26 +53,30 @@ def same() -> Replay:
 
 
 def test_leads_with_who_ends_lowest_and_below_whom(found):
-    difference = found.difference("muon-lite", "muon")
-    assert is_certain(found, difference)
-    text = lead(found)
-    assert text.startswith("After 20 steps muon-lite ends lowest, 0.03")
-    assert "nats below the start's 1.472 (3 seeds, paired); below muon by 0.0" in text
-    tone, text = about(found, "muon-lite ends")
-    assert tone == "good"
-    assert "nats below muon (3 seeds, paired, 95% from −0.0" in text
-    assert "it makes 0.0" in text
-    assert "nats more along flat directions" in text
+    assert lead(found) == (
+        "After 20 steps muon-lite ends lowest, 0.0391 nats below the start's 1.472 (95%: 0.0354 to 0.0429), below muon "
+        "(3 seeds, paired)."
+    )
+    assert about(found, "muon-lite ends") == (
+        "good",
+        "muon-lite ends 0.0076 nats below muon (95%: 0.0065 to 0.0087). muon-lite makes 0.0077 nats more progress than "
+        "muon along flat directions (95%: 0.0065 to 0.0089). muon-lite makes 1.01 × 10⁻⁴ nats less progress than muon "
+        "along the 10 sharp directions (95%: 0.37 × 10⁻⁴ to 1.66 × 10⁻⁴).",
+    )
 
 
 def test_a_difference_within_its_error_is_none(same):
     # ±2e-3 over three seeds, mean −1e-4: far inside t₂ = 4.3 standard errors of 1.2e-3.
     vague = shifted(same, "muon-lite", [2e-3, -2e-3, -3e-4])
-    assert not is_certain(vague, vague.difference("muon-lite", "muon"))
-    assert lead(vague).endswith("(3 seeds, paired); no different beyond the error from muon.")
-    tone, text = about(vague, "muon-lite minus muon")
+    assert lead(vague) == (
+        "After 20 steps muon and muon-lite cannot be told apart and end 0.0315 to 0.0316 nats below the start's 1.472 "
+        "(3 seeds, paired)."
+    )
+    tone, text = about(vague, "muon-lite minus muon: ")
     assert tone == "plain"
-    assert "no difference beyond the error (3 seeds, paired, 95% from −0.0" in text
+    assert text.startswith(
+        "muon-lite minus muon: −0.0001 nats of final loss (95%: −0.0051 to 0.0049), not beyond the error. "
+    )
     claims = (lead(vague), *(text for _, text in points(vague)))
     assert not [text for text in claims if " below muon" in text or " above muon" in text]
 
@@ -84,10 +88,10 @@ def test_no_winner_is_named_within_rounding(same, seeds):
     tied = shifted(start, "muon-lite", [-1e-7] * 3)
     assert lead(tied).startswith("After 20 steps muon and muon-lite cannot be told apart and end 0.0")
     told = "muon-lite and muon cannot be told apart: their losses differ by rounding alone"
-    assert about(tied, "muon-lite and muon") == ("plain", f"{told} ({seeds} seed{'s' if seeds > 1 else ''}).")
+    assert about(tied, "muon-lite and muon") == ("plain", f"{told}{' (1 seed)' if seeds == 1 else ''}.")
     assert make_replay_view("", 1, tied).outcome.rows[1][5].tone == ""
     texts = (lead(tied), *(text for _, text in points(tied)))
-    assert not [text for text in texts if "lowest," in text or " below muon" in text or "by 0" in text]
+    assert not [text for text in texts if "lowest," in text or " below muon" in text or "minus" in text]
     third = [replace(run, optimizer="soap", losses=run.losses + np.linspace(0, 0.01, 21)) for run in start.runs[:seeds]]
     recipes = {**tied.recipes, "soap": tied.recipes["muon"]}
     behind = replace(tied, recipes=recipes, runs=(*tied.runs, *third))
@@ -114,9 +118,9 @@ def test_a_difference_beyond_its_error_is_told_either_way(same):
     better = shifted(same, "muon-lite", [-1.00e-3, -1.01e-3, -0.99e-3])
     tone, text = about(better, "muon-lite ends")
     assert tone == "good"
-    assert "(10.000 ± 0.058) × 10⁻⁴ nats below muon" in text
+    assert text.startswith("muon-lite ends 0.001000 nats below muon (95%: 0.000975 to 0.001025). ")
     # The losses were moved, the allocations were not.
-    assert text.endswith("; where it falls cannot be told beyond the error.")
+    assert "muon-lite minus muon along flat directions: 0 nats of progress" in text
     worse = shifted(same, "muon-lite", [1.00e-3, 1.01e-3, 0.99e-3])
     tone, text = about(worse, "muon-lite ends")
     assert tone == "caution"
@@ -131,9 +135,10 @@ def test_one_seed_claims_nothing():
     assert about(replay, "muon-lite minus muon")[1].endswith(" nats on one seed, which has no error.")
     for text in (lead(replay), *(text for _, text in points(replay))):
         assert "±" not in text
-        assert "beyond the error" not in text
-        assert "than the whole" not in text
-        assert "% of it flat" not in text
+        assert "not beyond" not in text
+        assert "the whole" not in text
+        assert "is along flat" not in text
+    assert judge_replay(replay).claims == ()
     alone = make_replay(optimizers=("muon",), seeds=1)
     assert lead(alone).startswith("After 20 steps muon ends 0.0")
     assert "lowest" not in lead(make_replay(optimizers=("muon",)))
@@ -141,11 +146,14 @@ def test_one_seed_claims_nothing():
 
 def test_a_change_within_its_own_error_has_no_flat_share(same):
     vague = shifted(shifted(same, "muon", [0.1, 0.03, -0.05]), "muon-lite", [0.1, 0.03, -0.05])
-    assert "which is within its own error" in lead(vague)
-    text = about(vague, "muon:")[1]
-    assert "nats of progress along flat directions" in text
-    assert "of it flat" not in text
-    assert "of it flat" in about(same, "muon:")[1]
+    assert lead(replace(vague, runs=vague.runs_of("muon"))).endswith(
+        "muon ends 0.005 nats below the start's 1.472 (95%: −0.18 to 0.19), not beyond the error, over 3 seeds."
+    )
+    assert about(vague, "muon changes the loss by")[1].startswith(
+        "muon changes the loss by −0.005 nats (95%: −0.19 to 0.18), not beyond the error. "
+    )
+    assert "is along flat" not in about(vague, "muon changes the loss by")[1]
+    assert "is along flat" in about(same, "muon lowers the loss")[1]
 
 
 def test_a_sharp_part_that_raised_the_loss_is_named(found):
@@ -154,20 +162,40 @@ def test_a_sharp_part_that_raised_the_loss_is_named(found):
         return replace(run, sharp_allocations=sharp)
 
     raised = replace(found, runs=tuple(reversed_sharp(run) for run in found.runs))
-    text = about(raised, "muon:")[1]
-    assert text.endswith("; along the sharp ones it raised the loss.")
-    assert "of it flat" not in text  # more than all of it
+    text = about(raised, "muon lowers")[1]
+    assert text.endswith(
+        ". muon raises the loss by 0.003525 nats along the 10 sharp directions (95%: 0.003497 to 0.003552)."
+    )
+    assert "is along flat" not in text  # more than all of it
+    (claim,) = [one for one in judge_replay(raised).claims if one.sentence in text and "sharp" in one.quantity]
+    assert (claim.subject, claim.quantity, claim.status) == ("muon", "progress along the 10 sharp directions", "fails")
 
 
 def test_divergence_names_optimizer_seed_and_step():
     replay = make_replay(diverged=(("soap", 1, 7), ("soap", 2, 3)), ablations=True)
     assert points(replay)[0] == ("caution", "soap diverged at step 7 of seed 1; soap diverged at step 3 of seed 2.")
-    assert lead(replay).endswith("not compared with soap, for want of two common seeds.")
+    assert ", below muon and soap-lite, but not compared with soap for want of two common seeds (3 seeds" in lead(
+        replay
+    )
+    assert "lowest" not in lead(replay)
     assert "on one seed, which has no error" in about(replay, "soap-lite minus soap")[1]
     apart = make_replay(
         optimizers=("muon", "muon-lite"), diverged=(("muon", 0, 1), ("muon-lite", 1, 1), ("muon-lite", 2, 1))
     )
     assert ("caution", "muon-lite and muon have no seed that both finished.") in points(apart)
+
+
+def test_one_optimizer_rests_on_the_seeds_that_reached_the_end():
+    whole = make_replay(optimizers=("muon",))
+    assert (
+        lead(whole)
+        == "After 20 steps muon ends 0.0315 nats below the start's 1.472 (95%: 0.0286 to 0.0344), over 3 seeds."
+    )
+    rest = make_replay(optimizers=("muon",), diverged=(("muon", 0, 4), ("muon", 2, 4)))
+    assert re.fullmatch(
+        r"After 20 steps muon ends 0\.0\d+ nats below the start's 1\.472, on 1 of 3 seeds\.", lead(rest)
+    )
+    assert judge_replay(rest).claims == ()
 
 
 def test_all_may_diverge():
@@ -183,7 +211,8 @@ def test_manners_have_their_errors(found):
     for start in ("Isotropy of the updates", "Curvature along the updates", "Exponent a", "Oscillation along"):
         text = about(found, start)[1]
         assert "muon " in text
-        assert text.count("±") == 2, text
+        assert text.count("(95%: ") == 2, text
+        assert "±" not in text
     oscillation = mean_oscillation(found, "muon")
     runs = found.runs_of("muon")
     assert oscillation.value == pytest.approx(np.mean([run.oscillations.mean() for run in runs]))
@@ -197,22 +226,26 @@ def test_an_exponent_that_some_seeds_do_not_have_says_so(found):
         for run in found.runs
     ]
     _, text = about(replace(found, runs=tuple(backwards)), "Exponent a")
-    assert re.search(r"muon [\d.]+ \(on 1 of 3 seeds\), muon-lite [\d.]+\s±\s[\d.]+\.$", text)
+    assert re.search(r"muon [\d.]+ \(on 1 of 3 seeds\), muon-lite 0\.51 \(95%: 0\.40 to 0\.61\)\.$", text)
 
 
 def test_ablations_are_compared_with_the_whole():
     replay = make_replay(optimizers=("muon",), ablations=True)
-    text = about(replay, "muon: whole")[1]
-    assert "projected on the sharp subspace, they change the loss by (−6." in text
-    assert "(worse than the whole by 0.0" in text
+    assert about(replay, "muon projected on the sharp subspace changes")[1] == (
+        "muon projected on the sharp subspace changes the loss by −6.30 × 10⁻⁴ nats (95%: −6.88 × 10⁻⁴ to "
+        "−5.73 × 10⁻⁴). muon projected on the sharp subspace ends 0.0309 nats above the whole (95%: 0.0281 to 0.0337). "
+        "muon projected off the sharp subspace changes the loss by −0.0306 nats (95%: −0.0334 to −0.0278). muon "
+        "projected off the sharp subspace ends 0.000945 nats above the whole (95%: 0.000859 to 0.001032)."
+    )
     runs = tuple(
         replace(run, losses=replay.runs_of("muon")[run.seed].losses) if run.ablation == "bulk" else run
         for run in replay.runs
     )
-    assert "(no different from the whole beyond the error)" in about(replace(replay, runs=runs), "muon: whole")[1]
+    text = about(replace(replay, runs=runs), "muon projected on the sharp subspace changes")[1]
+    assert text.endswith("cannot be told from the whole: the losses differ by rounding alone.")
     failed = tuple(replace(run, diverged_at=20) if run.ablation == "dominant" else run for run in replay.runs)
-    text = about(replace(replay, runs=failed), "muon: whole")[1]
-    assert "projected on the sharp subspace, they reached the end on no seed" in text
+    text = about(replace(replay, runs=failed), "muon projected on the sharp subspace reached")[1]
+    assert text.startswith("muon projected on the sharp subspace reached the end on no seed. muon projected off")
     texts = [text for _, text in points(replace(replay, runs=failed))]
     assert texts[0].startswith("muon (updates projected on the sharp subspace) diverged at step 20 of seed 0; ")
 
@@ -277,11 +310,15 @@ def test_allocations_that_miss_the_change_are_not_taken_for_it(found):
         "not to be relied on, and no share is shown. Allocations add up to the true loss change within 0.0"
     )
     assert text.endswith("of it (worst of the others: muon-lite).")
-    assert ", which do not account for its loss change of −0.0" in about(wrong, "muon:")[1]
-    assert "of it flat" not in about(wrong, "muon:")[1]
-    assert "of it flat" in about(wrong, "muon-lite:")[1]
+    told = about(wrong, "muon lowers")[1]
+    assert " muon: progress of 0.0306 nats (95%: 0.0278 to 0.0335) along flat directions and of 8.812 × 10⁻⁴" in told
+    assert told.endswith(", which do not account for its loss change.")
+    assert "is along flat" in about(wrong, "muon-lite lowers")[1]
+    assert {claim.subject for claim in judge_replay(wrong).claims if "progress" in claim.quantity} == {"muon-lite"}
     # Where the difference fell is told by the parts of both.
-    assert about(wrong, "muon-lite ends")[1].endswith("; where it falls cannot be told beyond the error.")
+    assert about(wrong, "muon-lite ends")[1].endswith(
+        " Where the difference falls cannot be told: the allocations do not account for the loss changes."
+    )
     rows = make_replay_view("", 1, wrong).outcome.rows
     assert [row[8].text == "–" for row in rows] == [True, False]
     assert [row[13].tone for row in rows] == ["caution", ""]
@@ -295,7 +332,7 @@ def test_what_is_no_share_is_not_printed_as_one(found):
         runs = [replace(run, sharp_allocations=factor * run.sharp_allocations) for run in found.runs]
         replay = replace(found, runs=tuple(runs))
         row = make_replay_view("", 1, replay).outcome.rows[0]
-        return row[8].text, progress_table(replay)[1][0][3], about(replay, "muon:")[1]
+        return row[8].text, progress_table(replay)[1][0][3], about(replay, "muon lowers")[1].replace("95%: ", "")
 
     assert replace(found).flat_share("muon").value < 1.0
     for factor in (-4.0, 40.0):
@@ -306,8 +343,6 @@ def test_what_is_no_share_is_not_printed_as_one(found):
     assert all("%" in shown for shown in (page, terminal, text))
 
 
-def test_estimates_in_words(found):
+def test_estimates_in_words():
     assert format_estimate(None) == "–"
     assert format_estimate(Estimate(value=0.5, stderr=0.0, low=0.5, high=0.5, num_samples=1)) == "0.5000"
-    assert not is_certain(found, None)
-    assert not is_certain(found, Estimate(value=0.5, stderr=0.0, low=0.5, high=0.5, num_samples=1))

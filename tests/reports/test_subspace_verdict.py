@@ -34,7 +34,7 @@ def test_leads_with_the_gradient_against_random_directions(subspace):
     text = lead(subspace)
     assert text.startswith("26.1% of the gradient's energy lies in the 10 sharpest of 10.72 million directions, ")
     assert "2.8 × 10⁵ times as much as in 10 random ones" in text
-    assert text.endswith("in the gradients of single training batches it is (25.0 ± 1.0)%.")
+    assert text.endswith("in the gradients of single training batches it is 25.0% (95%: 23.0 to 27.1%).")
 
 
 def test_a_gradient_like_a_random_vector_is_not_concentrated(subspace):
@@ -93,8 +93,8 @@ def test_operators_and_checkpoints_are_compared(subspace):
 def test_the_assumption_is_told_by_block(subspace):
     tone, text = about(subspace, "soap-lite")
     assert tone == "plain"  # norm is open
-    assert "what it calls sharp is sharper than what it calls flat in emb (at least ×" in text
-    assert "qk (×30, 26 to 36)" in text
+    assert "what it calls sharp is sharper than what it calls flat in emb (95%: at least ×" in text
+    assert "qk (×30, 95%: 26 to 36)" in text
     assert "not decided within the error in norm" in text
     assert text.endswith("no difference is made in out.")
     tone, text = about(make_subspace(answers={"norm": "fails"}), "muon-lite")
@@ -139,9 +139,9 @@ def test_negative_flat_curvature_is_named_in_place_of_a_ratio(subspace):
 
 def test_contrasts_in_words():
     ratio = Ratio(value=4.0, stderr=0.5, low=3.0, high=5.5, num_samples=16)
-    assert contrast_text(ratio) == "×4.0, 3.0 to 5.5"
-    assert contrast_text(replace(ratio, high=None)) == "at least ×3.0"
-    assert contrast_text(replace(ratio, high=1e6)) == "at least ×3.0"
+    assert contrast_text(ratio) == "×4.0, 95%: 3.0 to 5.5"
+    assert contrast_text(replace(ratio, high=None)) == "95%: at least ×3.0"
+    assert contrast_text(replace(ratio, high=1e6)) == "95%: at least ×3.0"
     assert contrast_text(replace(ratio, low=None)) == ""
     assert contrast_text(replace(ratio, low=-1.0)) == ""
     assert contrast_text(None) == ""
@@ -160,7 +160,7 @@ def test_metrics_even_the_curvature_out_or_do_not(subspace):
         "The metric of adamw makes the curvature less even: λ₁ over the root mean square λ rises"
     )
     assert texts[2].startswith("The metric of soap evens the curvature out: λ₁ over the root mean square λ falls from")
-    assert re.search(r"\(÷1\.8, [0-9.]+ to [0-9.]+ over probes and warm-up batches\)\.$", texts[2])
+    assert re.search(r"\(÷1\.8, 95%: [0-9.]+ to [0-9.]+, over probes and warm-up batches\)\.$", texts[2])
     assert not [text for _, text in points(make_subspace(preconditioned=False)) if "metric" in text]
 
 

@@ -1,5 +1,6 @@
 """The verdict says what the numbers allow, and no more."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -36,7 +37,9 @@ def test_leads_with_loss_sharpest_direction_and_rank(spectrum):
     assert text.startswith("At a loss of 1.472 nats per token, the sharpest direction of the Hessian has curvature λ₁")
     assert "λ₁ = 38.210 ± 0.002 loss/param²" in text
     assert "of 10.72 million directions; the 10 largest eigenvalues carry" in text
-    assert f"The effective rank is {whole.effective_rank:.1f} ± {whole.effective_rank_stderr:.1f} of" in text
+    low, high = whole.effective_rank_interval
+    assert f"The effective rank is {whole.effective_rank:.1f} (95%: {low:.1f} to {high:.1f}) of" in text
+    assert f"{whole.trace.low:,.0f} to {whole.trace.high:,.0f})" in text
 
 
 def test_a_sharpest_direction_that_has_not_converged_is_a_lower_bound(spectrum):
@@ -89,7 +92,8 @@ def test_without_eigenpairs_it_says_so(spectrum):
 
 def test_a_trace_that_may_be_zero_gives_no_rank(spectrum):
     vague = with_whole(spectrum, trace=Estimate.from_samples(np.array([-900.0, 1000.0])))
-    assert "cannot be told from zero" in lead(vague)
+    # t of one degree of freedom: 12.7 standard errors of 950.
+    assert "The trace 50 (95%: −12,000 to 12,000) cannot be told from zero" in lead(vague)
     assert "effective rank is" not in lead(vague)
 
 
@@ -169,7 +173,8 @@ def test_a_change_within_its_error_is_none(spectrum):
     noisy = with_whole(same, residual_norms=np.full(10, 0.01), trace=spectrum.trace)
     text = lead(spectrum, noisy)
     assert "λ₁ did not change beyond its error (from 38.210 ± 0.002 to 38.21 ± 0.01)" in text
-    assert "the trace did not change beyond its error" in text
+    low, high = (f"{bound:,.0f}" for bound in (spectrum.trace.low, spectrum.trace.high))
+    assert re.search(rf"the trace did not change beyond its error \(from [\d,]+ \(95%: {low} to {high}\) to ", text)
 
 
 def test_what_cannot_be_compared_is_not(spectrum):

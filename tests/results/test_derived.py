@@ -32,6 +32,16 @@ def spectrum_of(**changes: Any) -> OperatorSpectrum:
     return replace(make_operator_spectrum(top=2, bottom=1, probes=2, steps=4), **(values | changes))
 
 
+def test_the_effective_rank_has_students_interval() -> None:
+    # 36/24 = 1.5; its relative error is √((2·0.3/6)² + (2.4/24)²) = 0.1·√2, and of two probes t is 12.706.
+    whole = spectrum_of()
+    assert whole.effective_rank_stderr == pytest.approx(0.15 * np.sqrt(2.0))
+    assert whole.effective_rank_interval == pytest.approx((0.0, 1.5 + 12.706 * 0.15 * np.sqrt(2.0)), rel=1e-4)
+    exact = spectrum_of(trace=Estimate.certain(6.0), trace_h2=Estimate.certain(24.0))
+    assert exact.effective_rank_interval == (1.5, 1.5)
+    assert spectrum_of(trace=Estimate.certain(0.0)).effective_rank_interval is None
+
+
 def test_shares_of_the_mass() -> None:
     found = spectrum_of()
     # Below zero are the node of ¼ and that of ⅛, each of one probe in two, and one atom of eight.
