@@ -27,7 +27,7 @@ RANK = {
     "runtime": 6,
     "optim": 6,
     "operators": 6,
-    "training": 6,
+    "training": 7,
     "spectra": 7,
     "subspaces": 8,
     "replays": 9,

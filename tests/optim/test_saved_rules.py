@@ -7,7 +7,7 @@ import torch
 
 from lite_probe.errors import InputError, UsageError
 from lite_probe.optim import make_optimizer
-from tests.optim.test_restoring import adam, make_parameters, restore, single
+from tests.optim.test_state_import import adam, make_parameters, restore, single
 
 UP = "model.layers.0.mlp.up_proj.weight"
 BUFFER = {"momentum_buffer": torch.ones(16, 8)}
