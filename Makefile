@@ -8,13 +8,16 @@ READY := .venv/.ready
 BENCHMARK_BIN := .venv-benchmark/bin
 BENCHMARK_READY := .venv-benchmark/.ready
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test test-fast lint benchmark clean
 
 demo: $(READY)
 	$(BIN)/lite-probe demo
 
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 # mypy cannot follow the package map of an editable install, so it reads the installed wheel.
 # build/ goes first: setuptools would put files that are gone from the tree into the wheel.

@@ -18,6 +18,8 @@ import pytest
 
 import lite_probe as lp
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
 PROGRAMS = {

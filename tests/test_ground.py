@@ -33,6 +33,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_room_and_one_top_level_name(installed: Path) -> None:
     package = installed / "lite_probe"
     assert (package / "py.typed").is_file()

@@ -140,6 +140,7 @@ def test_help_loads_neither_torch_nor_plotly() -> None:
         assert "Usage: lite-probe" in done.stdout
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_no_torch() -> None:
     script = "import sys, lite_probe; assert 'torch' not in sys.modules; lite_probe.Task; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

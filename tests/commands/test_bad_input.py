@@ -259,6 +259,7 @@ def test_no_space_left_while_saving(
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text_leave_as_they_are_on_disk(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     shutil.copy(text, tmp_path / f"{name}.txt")

@@ -233,6 +233,7 @@ TALKER = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirection", "code", "out"),
     [

@@ -69,6 +69,7 @@ def test_an_edited_number_is_named_with_a_way_out(tmp_path: Path) -> None:
     assert "measure again with --fresh" in found.stderr
 
 
+@pytest.mark.slow
 def test_an_edited_result_is_measured_again_and_said(run_folder: Path, tiny_llama: Path, text: Path) -> None:
     """Not reused, and not taken for one of another checkpoint."""
     path = run_folder / "subspace.json"

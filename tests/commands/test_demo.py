@@ -13,6 +13,8 @@ from lite_probe.commands.demo import findings
 from lite_probe.results.spectrum import Spectrum
 from tests.commands.running import run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ import pytest
 from lite_probe.results.store import load
 from tests.commands.running import run
 
+pytestmark = pytest.mark.slow
+
 MINE = """
 import torch
 

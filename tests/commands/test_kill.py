@@ -22,6 +22,8 @@ import torch, transformers.models.llama.modeling_llama
 import lite_probe.task.build, lite_probe.reports.page, lite_probe.spectra
 from lite_probe.commands.main import cli
 
+pytestmark = pytest.mark.slow
+
 for line in sys.stdin:
     limit, arguments = json.loads(line)
     started = time.monotonic()

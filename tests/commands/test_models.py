@@ -11,6 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen2MoeConfig, Qwen2MoeFo
 
 from lite_probe.commands.main import cli
 
+pytestmark = pytest.mark.slow
+
 SHORT = ["--probes", "3", "--warm-batches", "4"]
 REPLAY = ["--steps", "3", "--seeds", "2", "--warm-batches", "4", "--lr", "0.002"]
 WINDOWS = ["--tokenizer", "bytes", "--seq-len", "16", "--batch-size", "4", "--batches", "2"]

@@ -195,6 +195,7 @@ def test_fresh_replays_with_the_same_numbers(run_folder: Path, tiny_llama: Path,
         assert np.array_equal(first.band_allocations, second.band_allocations)
 
 
+@pytest.mark.slow
 def test_every_option_reaches_the_replay(run_folder: Path, tiny_llama: Path, text: Path) -> None:
     found = replay(
         tiny_llama, text, run_folder, "--json", "--steps", 2, "--seeds", 1, "--optimizers", "sgd, muon-lite", "--lr",
@@ -215,6 +216,7 @@ def test_every_option_reaches_the_replay(run_folder: Path, tiny_llama: Path, tex
     assert "±: one standard error" not in found.stderr
 
 
+@pytest.mark.slow
 def test_who_is_not_named_is_swept(run_folder: Path, tiny_llama: Path, text: Path) -> None:
     found = replay(tiny_llama, text, run_folder, "--json", "--lr", "muon=0.01", "--steps", 2, "--seeds", 1)
     assert "learning rates of 1 swept" in found.stderr

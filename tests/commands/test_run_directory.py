@@ -126,6 +126,7 @@ def test_unfinished_work_belongs_to_its_checkpoint(tmp_path: Path) -> None:
     assert names(tmp_path / "ckpt") == ["spectrum.state"]
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused_while_the_first_is_at_work(tmp_path: Path) -> None:
     script = (
         "import sys, time\n"
@@ -253,6 +254,7 @@ def two(tiny_llama: Path, other_llama: Path, tmp_path: Path, monkeypatch: pytest
     return first, second
 
 
+@pytest.mark.slow
 def test_two_checkpoints_of_one_name_keep_their_results(two: tuple[Path, Path], text: Path) -> None:
     first, second = (run("spectrum", one, "--data", text, *BATCH, *QUICK) for one in two)
     assert (first.exit_code, second.exit_code) == (0, 0), second.stderr

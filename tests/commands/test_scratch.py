@@ -85,6 +85,7 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_measurement_continues_from_the_scratch_folder(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     asked = ["spectrum", tiny_llama, "--data", text, *BATCH, "--scratch", scratch]
@@ -106,6 +107,7 @@ def test_a_killed_measurement_continues_from_the_scratch_folder(tiny_llama: Path
     assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_subspace_and_replay_use_it_too(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     for command in (subspace, replay):

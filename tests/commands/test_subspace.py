@@ -14,6 +14,8 @@ from lite_probe.commands.main import cli
 from lite_probe.commands.subspace import SubspaceOptions, command
 from tests.commands.running import BATCH, SUBSPACE, run, subspace
 
+pytestmark = pytest.mark.slow
+
 Probed = tuple[Path, Result, Result]
 
 

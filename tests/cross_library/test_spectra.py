@@ -25,6 +25,8 @@ from lite_probe.spectra.verify import _probes_needed, _trace_estimate
 from lite_probe.vectors.layout import ParameterLayout
 from tests import models, oracles
 
+pytestmark = pytest.mark.slow
+
 
 @functools.cache
 def measured() -> Spectrum:

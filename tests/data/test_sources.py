@@ -233,6 +233,7 @@ def test_the_builtin_docs_are_those_of_python() -> None:
     assert text == "\n".join(topics[key] for key in sorted(topics))
 
 
+@pytest.mark.slow
 def test_the_builtin_source_is_that_of_python() -> None:
     library = Path(sysconfig.get_path("stdlib"))
     first, second = ((library / name).read_text(encoding="utf-8") for name in ("__future__.py", "__hello__.py"))

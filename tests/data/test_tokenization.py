@@ -34,6 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_bytes_are_the_utf8_of_the_text(text: str) -> None:
     ids = ByteTokenizer().encode(text)

@@ -25,6 +25,8 @@ from examples.compare_optimizers import (
 from lite_probe.errors import UsageError
 from lite_probe.training import train_byte_llama
 
+pytestmark = pytest.mark.slow
+
 SETTING = Setting(steps=4, batch_size=2, seq_len=16, hidden=32, layers=1, eval_batches=2)
 
 

@@ -394,6 +394,7 @@ print(1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_t
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_refusing_all_of_them_takes_little_memory(tmp_path: Path) -> None:
     """One process for all, since a process's peak only grows; bytes that were never read are not in it."""

@@ -22,6 +22,8 @@ from lite_probe.checkpoints import open_checkpoint
 from lite_probe.errors import LiteProbeError, UnsafePickleError
 from tests.checkpoints import writers
 
+pytestmark = pytest.mark.slow
+
 NUM_MUTATIONS = 300
 SECONDS_EACH = 10  # a hang, not a slow machine: one takes milliseconds
 JSON_VALUES: list[Any] = [

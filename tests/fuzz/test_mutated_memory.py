@@ -27,6 +27,8 @@ from tests.fuzz.test_mutated_checkpoints import (
     zero_range,
 )
 
+pytestmark = pytest.mark.slow
+
 NUM_FILES = 32
 MEMORY_BYTES = 2**30
 EXIT_CODES = {0, 2, 3, 4, 5, 6}  # 1 is a defect of lite-probe

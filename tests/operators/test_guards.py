@@ -148,6 +148,7 @@ def precisions() -> list[dict[str, Any]]:
     return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_matmul_precision_comes_back_however_it_was_set(precisions: list[dict[str, Any]]) -> None:
     assert len(precisions) == 2 * 5
     for told in precisions:

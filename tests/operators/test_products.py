@@ -16,6 +16,8 @@ from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
 from tests import models, oracles
 
+pytestmark = pytest.mark.slow
+
 # Rounding of a product relative to ‖H‖‖v‖ for a random v: a few eps times the depth of the graph. Seen: 1e-16 and 2e-8.
 TOLERANCE = {torch.float64: 1e-14, torch.float32: 1e-6}
 DTYPES = (torch.float64, torch.float32)

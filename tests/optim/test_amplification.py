@@ -20,6 +20,8 @@ from transformers import (
 from lite_probe.optim import OPTIMIZERS, make_optimizer
 from tests import models
 
+pytestmark = pytest.mark.slow
+
 VOCAB = 48
 STEPS = 10
 # Float32 gradients differ by 1e-7 between machines; LITE's first steps multiply that, in the directions whose singular

@@ -23,6 +23,8 @@ from lite_probe.results.blocks import BlockPart
 from tests import models
 from tests.checkpoints import writers
 
+pytestmark = pytest.mark.slow
+
 RAMPS: dict[str, Any] = {"schedule": "cosine", "total_steps": 40, "warmup_steps": 3, "min_lr_ratio": 0.1}
 # Small enough that SOAP renews its bases in a short run.
 OFTEN: dict[str, Any] = {"precondition_frequency": 3}

@@ -588,6 +588,7 @@ def test_the_state_of_every_format_is_restored(name: str, tmp_path: Path) -> Non
     assert restored.restored > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_states_of_damaged_files_are_restored_or_refused(name: str, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
@@ -864,6 +865,7 @@ WHOLE: dict[str, tuple[str, Callable[[], list[Any]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", WHOLE)
 def test_a_mutated_state_dict_is_restored_or_refused(source: str) -> None:
     name, make_states = WHOLE[source]

@@ -41,6 +41,7 @@ def step_of(
     return change, after - before, start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "lr"), [("mlp", 0.01), ("llama", 0.002)])
 def test_simpson_closes_to_a_millionth_and_the_trapezoid_to_a_hundredth(name: str, lr: float) -> None:
     """MATH section 7: in float64, over a replay at an ordinary learning rate."""

@@ -30,6 +30,7 @@ def held(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_the_plan_says_how_much_goes_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Saved after every step, a run beside its last save is as large as was planned."""
     seen: list[int] = []

@@ -17,6 +17,8 @@ from lite_probe.replays.entrants import Asked, entrants_of, name_of
 from lite_probe.results.replay import Replay
 from tests.replays.conftest import spectrum_of, with_training
 
+pytestmark = pytest.mark.slow
+
 _ASKED: dict[str, Any] = {"steps": 6, "seeds": 2, "warm_batches": 4}
 Named = list[tuple[str, nn.Parameter]]
 

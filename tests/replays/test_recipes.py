@@ -150,6 +150,7 @@ def test_what_the_checkpoint_lacks_is_said_before_any_compute(
         replay(task, ["sgd", "soap"], spectrum=spectrum, steps=3, seeds=1, warm_batches=3, saved=saved, **asked)
 
 
+@pytest.mark.slow
 def test_another_saved_state_is_another_replay(task: Task) -> None:
     """Weights and batches are the same: a result must not be taken for that of another optimizer state."""
     asked: dict[str, Any] = {"spectrum": spectrum_of(task), "steps": 3, "seeds": 1, "warm_batches": 3, "lr": 0.01}
@@ -177,6 +178,7 @@ def _at_rate(saved: SavedOptimizer, rate: float) -> dict[str, Any]:
     return {**state, "param_groups": [{**group, "lr": rate} for group in state["param_groups"]]}
 
 
+@pytest.mark.slow
 def test_the_plan_knows_who_is_not_warmed(task: Task) -> None:
     asked: dict[str, Any] = {"steps": 3, "seeds": 1, "warm_batches": 3, "lr": 0.01, "tolerance": 0.99}
     asked |= {"spectrum": spectrum_of(task), "saved": trained(task, own(task, "muon"))}

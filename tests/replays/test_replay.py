@@ -30,6 +30,8 @@ from lite_probe.vectors.layout import ParameterLayout
 from tests import models
 from tests.replays.conftest import spectrum_of, with_training
 
+pytestmark = pytest.mark.slow
+
 STEPS, SEEDS, WARM = 4, 2, 3
 BATCHES = WARM + STEPS * (SEEDS + 1)
 SHORT: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM}

@@ -64,6 +64,7 @@ def cost(run: Run) -> np.ndarray:
     return np.array([num_calls(lambda: make_view([run])), num_calls(lambda: draw_figures(view)), len(page)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [with_spectra, with_calibrations, with_bands])
 def test_twice_the_blocks_are_twice_the_work(make: Callable[[int], Run]) -> None:
     few, some, many = (cost(make(count)) for count in (20, 40, 80))

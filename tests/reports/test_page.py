@@ -94,6 +94,7 @@ def whole_page(whole_rendered):
     return Page(whole_rendered)
 
 
+@pytest.mark.slow
 def test_is_the_same_to_the_byte(runs, rendered, whole_runs, whole_rendered):
     assert render_page(runs) == rendered
     assert render_page(whole_runs) == whole_rendered
@@ -255,6 +256,7 @@ def test_renders_from_files_alone(spectra, rendered, tmp_path):
     assert out.read_text() == rendered
 
 
+@pytest.mark.slow
 def test_renders_every_result_of_a_run(whole_runs, whole_rendered, tmp_path):
     for place, run in enumerate(whole_runs):
         for result in run.results.values():
@@ -279,6 +281,7 @@ def test_refuses_what_it_cannot_read_or_write(spectra, tmp_path):
         write_report([run], tmp_path)
 
 
+@pytest.mark.slow
 def test_needs_no_torch():
     code = "import sys, lite_probe.reports.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -81,6 +81,7 @@ def replays(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_of_four_equal_optimizers_a_winner_is_named_in_one_replay_of_twenty_at_most(seeds: int) -> None:
     """Some of the six differences is beyond its own 95% interval in more than 15% of replays."""
@@ -95,6 +96,7 @@ def test_of_four_equal_optimizers_a_winner_is_named_in_one_replay_of_twenty_at_m
     assert single >= 60  # the correction has something to correct
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_no_question_is_answered_falsely_in_more_than_one_replay_of_twenty(seeds: int) -> None:
     pairs = ("muon", "muon-lite", "soap", "soap-lite")
@@ -105,6 +107,7 @@ def test_no_question_is_answered_falsely_in_more_than_one_replay_of_twenty(seeds
     assert all(count <= MOST for count in false.values()), false
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_the_interval_of_every_claim_covers(seeds: int) -> None:
     """Student's t: ± one standard error covers 50%, 58% and 63%."""

@@ -85,6 +85,7 @@ def test_a_page_names_its_parts(spectrum):
     assert "10.73 million parameters" in alone.subtitle
 
 
+@pytest.mark.slow
 def test_several_runs_have_a_row_or_a_section_each(spectrum):
     runs = [
         Run(subspace=make_subspace(), replay=make_replay(steps=3)),

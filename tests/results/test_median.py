@@ -14,6 +14,7 @@ from tests.reports.fixtures import make_operator_spectrum
 SPECTRUM = make_operator_spectrum(probes=0)
 
 
+@pytest.mark.slow
 @given(
     values=hnp.arrays(np.float64, st.integers(6, 60), elements=st.floats(-1e3, 1e3, width=32)),
     atoms=st.integers(0, 2),

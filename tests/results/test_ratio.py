@@ -19,6 +19,7 @@ def paired(
     return samples[:, 0], samples[:, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("correlation", [0.0, 0.8, -0.5])
 def test_the_interval_covers_the_truth_95_times_in_a_hundred(correlation: float) -> None:
     """Fieller's set is exact for normals. A binomial share of 4,000 has a standard error of 0.0034; four of these."""
@@ -46,6 +47,7 @@ def test_the_interval_is_where_the_difference_may_be_zero() -> None:
     assert ratio.num_samples == PROBES
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_that_of_many_repeats() -> None:
     """The delta method holds where the denominator is well away from zero; repeats know their spread to 1/√2·4,000."""
     generator = np.random.default_rng(2)

@@ -692,6 +692,7 @@ def save_and_die(result: Spectrum, run_directory: Path, moment: int, monkeypatch
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_the_old_pair_or_the_new(spectrum, tmp_path, monkeypatch):
     doubled = replace(spectrum, loss=2.0, eigenvectors=2 * spectrum.eigenvectors)
     tripled = replace(spectrum, loss=3.0, eigenvectors=3 * spectrum.eigenvectors)

@@ -32,6 +32,7 @@ def held(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["device", "disk"])
 def test_the_plan_says_how_much_goes_to_disk(placement: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Saved after every step, nothing that lies there exceeds what was planned, nor falls far below."""

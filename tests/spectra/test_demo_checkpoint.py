@@ -13,6 +13,8 @@ import lite_probe as lp
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.training import train_byte_llama
 
+pytestmark = pytest.mark.slow
+
 PAIRS, TOLERANCE = 10, 1e-3
 STEPS = 60  # where the demo saves its first checkpoint
 # Krylov vectors are orthogonal to within an eps of float32, and a Ritz vector combines up to 60 of them: √60 eps if

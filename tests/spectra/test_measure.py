@@ -30,6 +30,8 @@ from lite_probe.spectra.plan import Costs, lay_out
 from lite_probe.task import Task
 from tests import models, oracles
 
+pytestmark = pytest.mark.slow
+
 FloatArray = NDArray[np.float64]
 TOP, BOTTOM, PROBES = 6, 3, 8
 ASKED: dict[str, Any] = {"top": TOP, "bottom": BOTTOM, "probes": PROBES, "probe_steps": 5}

@@ -28,6 +28,8 @@ from lite_probe.task import Task
 from lite_probe.vectors.basis import KrylovBasis
 from tests import models, oracles
 
+pytestmark = pytest.mark.slow
+
 ASKED: dict[str, Any] = {"top": 2, "bottom": 1, "probes": 2, "probe_steps": 3, "tolerance": 1e-2}
 
 

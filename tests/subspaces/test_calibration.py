@@ -18,6 +18,8 @@ from lite_probe.subspaces.calibration import Exact, Proxy, Samples, calibrate, r
 from lite_probe.vectors.layout import ParameterLayout
 from tests.subspaces import landscapes
 
+pytestmark = pytest.mark.slow
+
 FloatArray = NDArray[np.float64]
 OPTIMIZERS = ("adamw-lite", "muon-lite", "soap-lite")
 PROBES, WARM = 16, 30

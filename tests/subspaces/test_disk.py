@@ -29,6 +29,7 @@ def held(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["device", "disk"])
 @pytest.mark.parametrize("more", [{"preconditioned": False}, {"overlaps": False}], ids=["halves", "metric"])
 def test_the_plan_says_how_much_goes_to_disk(

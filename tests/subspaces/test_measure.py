@@ -32,6 +32,8 @@ from lite_probe.task import Task
 from tests import models, oracles
 from tests.subspaces import landscapes
 
+pytestmark = pytest.mark.slow
+
 K, PROBES, WARM = 3, 8, 6
 OPTIMIZERS = ("adamw-lite", "soap-lite")
 ASKED: dict[str, Any] = {"probes": PROBES, "warm_batches": WARM}

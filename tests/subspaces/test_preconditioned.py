@@ -63,6 +63,7 @@ def test_products_are_those_of_the_dense_matrix(model: str, optimizer: str) -> N
     assert operator.operator.num_products == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_its_spectrum_is_that_of_the_dense_matrix(optimizer: str) -> None:
     task, directions = directions_of("llama", optimizer)
