@@ -113,7 +113,8 @@ def make_foreign(
         hyperparameters: Further keyword arguments.
 
     Raises:
-        InputError: If the function raises, or what comes back cannot be replayed; it says why.
+        InputError: If the function raises, or what comes back cannot be replayed; it says why. So does a step of it
+            that raises.
 
     Cost: the function is called twice, to see what the learning rate does.
     """
@@ -127,6 +128,8 @@ def make_foreign(
         )
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group[_RATIO] = rate
+    step = optimizer.step
+    optimizer.step = lambda: run_code(step, f"a step of {what}")  # type: ignore[method-assign]
     return optimizer
 
 

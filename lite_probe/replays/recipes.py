@@ -1,6 +1,7 @@
 """What each optimizer starts a replay with: its hyperparameters, its learning rate, its state at θ₀."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -216,12 +217,13 @@ def prepare(
 def _require_whole_state(
     task: Task, entrant: Entrant, hyperparameters: Mapping[str, Any], optimizer: Replayable, batch: Batch
 ) -> None:
-    """Refuse an optimizer whose next step is another one after its state went out and came back into a new one.
+    """Refuse an optimizer that does not move from its state, or moves otherwise from a copy of it.
 
-    Every run of a replay starts from such a copy: what an optimizer keeps elsewhere would leak from run to run.
+    Every run of a replay starts from such a copy: what an optimizer keeps elsewhere would leak from run to run. Some
+    take no state at learning rate 0: what they would step by is zero for ever, or no number.
 
     Raises:
-        InputError: If the steps differ: by a bit on a CPU, by more than rounding elsewhere.
+        InputError: If it does not move; or if the steps differ, by a bit on a CPU, by more than rounding elsewhere.
 
     Cost: two gradients and two steps, a copy of the state.
     """
@@ -238,8 +240,14 @@ def _require_whole_state(
         ends.append(layout.read())
     layout.write(start)
     load_state(optimizer, state)
-    apart = norm(ends[0] - ends[1])
-    if apart > (0.0 if task.device.type == "cpu" else 1e-3) * norm(ends[0] - start):
+    moved, apart = norm(ends[0] - start), norm(ends[0] - ends[1])
+    if not 0.0 < moved < math.inf:
+        raise InputError(
+            f"expected {entrant.what} to move the parameters after its state was warmed at learning rate 0, got a step "
+            f"of length {moved:g}",
+            "use --state cold",
+        )
+    if not apart <= (0.0 if task.device.type == "cpu" else 1e-3) * moved:
         raise InputError(
             f"expected state_dict() and load_state_dict() of {entrant.what} to carry all its state, got another step "
             "from a copy",

@@ -255,6 +255,34 @@ def test_the_checkpoint_s_state_is_for_ours() -> None:
         replayed([make_sign], state="checkpoint")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "SGD"),
+        "Muon",
+    ],
+)
+def test_torchs_own_are_replayed(name: str) -> None:
+    found = replayed([f"torch.{name}"], steps=2, seeds=1)
+    (run,) = found.runs_of(f"torch.{name}")
+    assert run.is_recorded
+    assert run.update_norms.min() > 0.0
+
+
+def test_one_that_takes_no_state_at_learning_rate_zero_is_told_apart() -> None:
+    """ASGD's next step has the length that the rate of the last one gave it: none, after warming."""
+    with pytest.raises(InputError, match=r"expected torch\.ASGD to move .* got a step of length 0") as caught:
+        replayed(["torch.ASGD"])
+    assert caught.value.hint == "use --state cold"
+    found = replayed(["torch.ASGD"], state="cold", steps=2, seeds=1)
+    assert found.runs_of("torch.ASGD")[0].update_norms.min() > 0.0
+
+
+def test_a_step_that_raises_is_an_input_refused() -> None:
+    with pytest.raises(InputError, match=r"expected a step of torch\.SparseAdam to run, got RuntimeError: .*dense"):
+        replayed(["torch.SparseAdam"])
+
+
 # -- who is meant ----------------------------------------------------------------------------------------------------
 
 
