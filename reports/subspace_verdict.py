@@ -51,7 +51,7 @@ def _gradient(found: SubspaceMeasurement) -> str:
         text += f", {format_number(times, 2)} times as much as in {random}"
     else:
         text += f", {format_number(times, 2)} times k/N: not concentrated there"
-    share = format_measured_share(batch.value, batch.low, batch.high)
+    share = format_measured_share(batch.value, max(batch.low, 0.0), min(batch.high, 1.0))
     return f"{text}; in the gradients of single training batches it is {share}."
 
 

@@ -37,6 +37,12 @@ def test_leads_with_the_gradient_against_random_directions(subspace):
     assert text.endswith("in the gradients of single training batches it is 25.0% (95%: 23.0 to 27.1%).")
 
 
+def test_the_interval_of_a_share_is_one_of_shares(subspace):
+    two = Estimate.from_samples(np.array([0.06, 0.20]))
+    assert two.low < 0.0 < 1.0 < two.high
+    assert lead(replace(subspace, batch_gradient_share=two)).endswith("it is 13% (95%: 0 to 100%).")
+
+
 def test_a_gradient_like_a_random_vector_is_not_concentrated(subspace):
     expected = subspace.expected_share
     random = replace(subspace, gradient_share=subspace.random_share.high)
