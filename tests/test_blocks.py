@@ -7,6 +7,7 @@ from torch import nn
 from lite_probe.blocks import FAMILIES, block_map, block_sizes
 from lite_probe.errors import InputError
 from lite_probe.results.blocks import BlockMap, BlockPart
+from tests import families
 from tests.checkpoints import writers
 
 # A llama of hidden 8, feed-forward 16, two heads, one key-value head of 4, one layer, 32 tokens.
@@ -59,7 +60,9 @@ def test_blocks_partition_every_family(name: str) -> None:
 
 
 def test_every_family_is_tested() -> None:
-    assert {config["model_type"] for config in writers.CONFIGS.values()} | {"nanogpt"} == set(FAMILIES)
+    assert {config["model_type"] for config in (writers.CONFIGS | families.CONFIGS).values()} | {"nanogpt"} == set(
+        FAMILIES
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -82,14 +85,15 @@ def test_a_fused_weight_is_divided_along_its_fused_dimension() -> None:
 
 def test_names_that_match_nothing_are_an_error_that_names_them() -> None:
     names = {f"model.layers.{layer}.adapter.weight": (2, 2) for layer in range(9)}
-    message = r"got none for model\.layers\.0\.adapter\.weight, .* and 1 more; pass overrides"
+    message = r"got none for model\.layers\.0\.adapter\.weight, .* and 1 more; known families are llama, mistral"
     with pytest.raises(InputError, match=message):
         block_map({"lm_head.weight": (2, 2), **names}, "llama")
 
 
-@pytest.mark.parametrize("family", [None, "mamba"])
+@pytest.mark.parametrize("family", [None, "rwkv"])
 def test_an_unknown_family_is_an_error(family: str | None) -> None:
-    with pytest.raises(InputError, match=r"expected a family whose blocks are known \(llama, mistral, .*got"):
+    message = f"expected a block for every parameter of {family or 'a model of no known family'}, got none for w; known"
+    with pytest.raises(InputError, match=message):
         block_map({"w": (2, 2)}, family)
 
 

@@ -44,6 +44,7 @@ from lite_probe.runtime.memory import memory_allowed, require_memory
 from lite_probe.runtime.provenance import provenance_of
 from lite_probe.runtime.state_folder import StateFolder, remove
 from lite_probe.spectra import require_same_task
+from lite_probe.spectra.measure import landscape
 from lite_probe.subspaces import Bands, Subspace, cut_bands, optimizer_of, own_gradients, warm
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
@@ -687,5 +688,11 @@ def _fingerprint(
     task: Task, request: _Request, splits: BatchSplits, spectrum: Spectrum, taken: Mapping[str, str]
 ) -> str:
     digests = [batches_digest(splits.warm), splits.sweep.digest, *(one.digest for one in splits.segments)]
-    asked = {**_config(request, task), "batches": digests, "spectrum": spectrum.fingerprint, "inherited": taken}
+    asked = {
+        **_config(request, task),
+        **landscape(task, spectrum.loss, per_block=True),
+        "batches": digests,
+        "spectrum": spectrum.fingerprint,
+        "inherited": taken,
+    }
     return task_fingerprint(task, "evaluation", asked)

@@ -168,9 +168,7 @@ def test_a_model_of_ones_own_is_mapped_by_patterns() -> None:
 @pytest.mark.parametrize("name", ["muon", "muon-lite", "soap-lite", "adamw-lite"])
 def test_an_unmapped_matrix_is_an_error_that_says_how(name: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    message = (
-        r"expected every matrix to match a block pattern, got none for 0\.weight, 1\.weight; say which block .*blocks="
-    )
+    message = r"expected a block for every matrix, got none for 0\.weight, 1\.weight; say which block .*blocks="
     with pytest.raises(InputError, match=message):
         make_optimizer(name, model.named_parameters(), lr=1e-3)
     many = {f"w{index}": nn.Parameter(torch.zeros(2, 2)) for index in range(8)}
