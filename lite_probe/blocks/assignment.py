@@ -17,7 +17,8 @@ Given = Mapping[str, str | Sequence[BlockPart]]  # name, or regular expression f
 
 BLOCKS_HINT = (
     'say which block each belongs to, as in blocks={"fc1.weight": "ffn", r"h\\.\\d+\\.q\\.weight": "qk"}, or in a file '
-    f"for --blocks; blocks are {', '.join(BLOCK_NAMES)}"
+    f"for --blocks; blocks are {', '.join(BLOCK_NAMES)}; an optimizer of a transformers model may be given "
+    "config=model.config"
 )
 _NAMES_SHOWN = 8
 
@@ -28,10 +29,12 @@ def infer_family(names: Iterable[str]) -> str | None:
     Families that share their patterns are not told apart: the first of them stands for all.
     """
     names = list(names)
-    families = {rules: family for family, rules in reversed(FAMILIES.items())}
+    families: dict[tuple[Rule, ...], str] = {}
+    for family, rules in FAMILIES.items():
+        families.setdefault(rules, family)
     matched = {
         family: sum(any(_matches(rule.pattern, name) for rule in rules) for name in names)
-        for rules, family in reversed(families.items())
+        for rules, family in families.items()
     }
     best = max(matched, key=lambda family: matched[family])
     return best if matched[best] else None
@@ -95,8 +98,8 @@ def unknown_blocks(unknown: Sequence[str], family: str | None) -> tuple[str, str
     more = f" and {len(unknown) - _NAMES_SHOWN:,} more" if len(unknown) > _NAMES_SHOWN else ""
     return (
         f"expected a block for every parameter of {family or 'a model of no known family'}, got none for {shown}{more}",
-        f"known families are {', '.join(FAMILIES)}; for others say it by --blocks FILE or, in Python, "
-        "blocks={pattern: block}; a file to start from:",
+        "say which by --blocks FILE or, in Python, blocks={pattern: block} "
+        f"(known families: {', '.join(FAMILIES)}); a file to start from:",
         blocks_to_start_from(unknown),
     )
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from lite_probe.blocks import assign_blocks, no_block_of_matrices, stored_transposed
+from lite_probe.blocks import assign_blocks, model_type, no_block_of_matrices, stored_transposed
 from lite_probe.errors import InputError, UsageError
 from lite_probe.optim.buckets import Piece, is_hidden_matrix
 from lite_probe.optim.lite import LiteOptimizer
@@ -64,6 +64,7 @@ def make_optimizer(
     *,
     lr: float,
     blocks: Mapping[str, str | Sequence[BlockPart]] | None = None,
+    config: object = None,
     **hyperparameters: Any,
 ) -> LiteOptimizer:
     """Make an optimizer for a model's parameters.
@@ -81,6 +82,8 @@ def make_optimizer(
             AdamW's values serve.
         blocks: Name, or regular expression for the end of one, → block, or its parts, for names that the families of
             `lite_probe.blocks` do not know.
+        config: A transformers model's own. It names the family, and knows how many heads a fused weight has where
+            names and shapes do not tell (GPT-NeoX, Bloom, Falcon, Phi-3, DeepSeek-V3).
         **hyperparameters: See `hyperparameters_of(name)` for those of each optimizer with their defaults. For LITE
             `flat_lr_ratio` (χ) and `sharp_ratio` (ρ) are a float or a dict by block, whose missing blocks keep their
             defaults; `schedule`, `total_steps`, `warmup_steps`, `min_lr_ratio` and `stable_ratio` shape its ramps.
@@ -106,7 +109,7 @@ def make_optimizer(
         if not parameter.is_floating_point():
             raise InputError(f"expected parameters of real floating-point numbers, got {key} of {parameter.dtype}")
     groups: dict[str, dict[str, Any]] = {}
-    for (key, parameter), pieces in zip(named, _pieces(name, named, blocks), strict=True):
+    for (key, parameter), pieces in zip(named, _pieces(name, named, blocks, config), strict=True):
         label = "+".join(dict.fromkeys(piece.block for piece in pieces))
         group = groups.setdefault(
             label, {"params": [], "pieces": [], "optimizer": name, "block": label, "lr": lr, **settings}
@@ -271,10 +274,11 @@ def _pieces(
     name: str,
     named: Sequence[tuple[str, nn.Parameter]],
     blocks: Mapping[str, str | Sequence[BlockPart]] | None,
+    config: object,
 ) -> list[list[Piece]]:
     """Divide each parameter into what one geometry sees, and choose the geometry."""
     shapes = {key: tuple(parameter.shape) for key, parameter in named}
-    parts, unknown = assign_blocks(shapes, None, overrides=blocks)
+    parts, unknown = assign_blocks(shapes, model_type(config), config=config, overrides=blocks)
     needed = [key for key in unknown if len(shapes[key]) >= 2 and (name.endswith("-lite") or name == "muon")]
     if needed:
         raise no_block_of_matrices(needed, unknown)

@@ -19,7 +19,9 @@ def optimizer_of(task: Task, name: str, hyperparameters: Mapping[str, Any] = {})
     Raises:
         UsageError, InputError: As `make_optimizer`.
     """
-    return make_optimizer(name, task.model.named_parameters(), lr=1.0, blocks=task.blocks, **hyperparameters)
+    config = getattr(task.model, "config", None)
+    named = task.model.named_parameters()
+    return make_optimizer(name, named, lr=1.0, blocks=task.blocks, config=config, **hyperparameters)
 
 
 def can_take(name: str, task: Task) -> bool:
