@@ -1,6 +1,7 @@
 """Block patterns partition the parameters of every shipped family, or say what is left."""
 
 import os
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -276,7 +277,7 @@ def test_an_unknown_family_may_fuse_its_weights_in_an_order_of_its_own() -> None
 class WithConfig(nn.Module):
     """A module of these parameters and config."""
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], config: object) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], config: object) -> None:
         super().__init__()
         self.config = config
         for name, shape in shapes.items():

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from lite_probe.blocks.block_file import blocks_to_start_from
-from lite_probe.blocks.families import FAMILIES, GPT2_FUSED, GPT2_LINEAR, Rule, Width
+from lite_probe.blocks.families import FAMILIES, GPT2_FUSED, GPT2_LINEAR, TABLES, Rule, Width
 from lite_probe.errors import InputError
 from lite_probe.results.blocks import BLOCK_NAMES, BlockMap, BlockPart
 
@@ -46,7 +46,7 @@ def _rules_of(names: Iterable[str], family: str | None) -> tuple[Rule, ...]:
     A family that is not known may have another's names and yet fuse its weights in another order: of such names only
     those that are one matrix each are taken to be known.
     """
-    if family in FAMILIES:
+    if family is not None and family in FAMILIES:
         return FAMILIES[family]
     inferred = infer_family(names)
     rules = FAMILIES[inferred] if inferred else ()
@@ -62,6 +62,11 @@ def stored_transposed(names_and_shapes: Mapping[str, Shape]) -> frozenset[str]:
     if not fused or any(shape[1] <= shape[0] for shape in fused):
         return frozenset()
     return frozenset(name for name in names_and_shapes if _matches(GPT2_LINEAR, name))
+
+
+def is_table(name: str) -> bool:
+    """Return whether a parameter is no linear map, however many dimensions it has: for an optimizer it is a vector."""
+    return _matches(TABLES, name)
 
 
 def block_map(

@@ -182,5 +182,7 @@ FAMILIES: Mapping[str, tuple[Rule, ...]] = {
     "mamba": _MAMBA,
 }
 
+# Stored with two dimensions, and yet no linear map: each entry stands for itself.
+TABLES = r"mixer\.A_log"
 GPT2_LINEAR = r"attn\.c_attn\.weight|attn\.c_proj\.weight|mlp\.c_(fc|proj)\.weight"
 GPT2_FUSED = r"attn\.c_attn\.weight"

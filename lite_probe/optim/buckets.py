@@ -4,6 +4,7 @@ A piece is a parameter, one of the matrices that were fused into it (q, k and v)
 state of a bucket is stacked once; `optimizer.state[parameter]` holds views of it, so that it saves like any other.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,12 +31,13 @@ class Piece:
     geometry: str
     part: BlockPart | None = None  # None: all of it
     transposed: bool = False  # stored as (in, out)
+    is_table: bool = False  # no linear map: a vector, whatever its dimensions
     suffix: str = ""  # of its names in the parameter's state, where a parameter has several pieces
 
     def place(self, tensor: Tensor) -> Tensor:
         """Return where the piece lies in the parameter, or in its gradient, as a view that can be written to.
 
-        Of `shape`, but for one more dimension where its rows come in every period.
+        Of `shape`, but for one more dimension where its rows come in every period, and all those of a table.
         """
         part = self.part
         if self.transposed:
@@ -57,6 +59,8 @@ class Piece:
     def shape(self) -> torch.Size:
         """As the geometry sees it: (count, out, in) or (1, …)."""
         shape = list(self.parameter.shape if self.part is None else self.part.shape_in(self.parameter.shape))
+        if self.is_table:
+            shape = [math.prod(shape)]
         if self.transposed:
             shape[-2:] = reversed(shape[-2:])
         return torch.Size(shape if self.is_stack else [1, *(shape or [1])])
@@ -64,7 +68,7 @@ class Piece:
     @property
     def is_stack(self) -> bool:
         """Whether the parameter is a stack of matrices already."""
-        return self.parameter.ndim == 3 and self.geometry != "diagonal"
+        return self.parameter.ndim == 3 and self.geometry != "diagonal" and not self.is_table
 
     @property
     def is_hidden_matrix(self) -> bool:

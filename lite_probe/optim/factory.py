@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from lite_probe.blocks import assign_blocks, model_type, no_block_of_matrices, stored_transposed
+from lite_probe.blocks import assign_blocks, is_table, model_type, no_block_of_matrices, stored_transposed
 from lite_probe.errors import InputError, UsageError
 from lite_probe.optim.buckets import Piece, is_hidden_matrix
 from lite_probe.optim.lite import LiteOptimizer
@@ -293,6 +293,7 @@ def _pieces(
                     name=key,
                     block=part.block,
                     geometry=_geometry(name, key, part.shape_in(parameter.shape), part.block),
+                    is_table=is_table(key),
                     part=None if part == BlockPart(part.block) else part,
                     transposed=key in transposed,
                     suffix=f".{index}" if len(own) > 1 else "",
@@ -317,4 +318,4 @@ def _geometry(name: str, key: str, shape: tuple[int, ...], block: str) -> str:
         )
     if base == "soap":
         return "kronecker"
-    return "orthogonal" if is_hidden_matrix(shape, block) else "diagonal"
+    return "orthogonal" if is_hidden_matrix(shape, block) and not is_table(key) else "diagonal"

@@ -108,7 +108,8 @@ def narrow(tensor: Tensor, part: BlockPart) -> Tensor:
     """
     dim = part.dim
     if part.period is not None:
-        tensor, dim = tensor.unflatten(dim, (-1, part.period)), dim + 1
+        tensor = tensor.view(*tensor.shape[:dim], -1, part.period, *tensor.shape[dim + 1 :])
+        dim += 1
     stop = tensor.shape[dim] if part.stop is None else part.stop
     return tensor.narrow(dim, part.start, stop - part.start)
 
