@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from lite_probe.blocks.block_file import blocks_to_start_from
 from lite_probe.blocks.families import FAMILIES, GPT2_FUSED, GPT2_LINEAR, TABLES, Rule, Width
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, shown
 from lite_probe.results.blocks import BLOCK_NAMES, BlockMap, BlockPart
 
 Shape = tuple[int, ...]
@@ -219,8 +219,8 @@ def _divide(name: str, shape: Shape, rule: Rule, config: object) -> tuple[BlockP
     unit, rest = divmod(shape[dim], total) if dim < len(shape) else (0, 1)
     if rest or any(width * unit % repeats for width in widths):
         raise InputError(
-            f"expected a fused dimension divisible by {total} in {name}"
-            + (f", each part by {repeats}" if repeats > 1 else "")
+            f"expected a fused dimension divisible by {shown(total)} in {name}"
+            + (f", each part by {shown(repeats)}" if repeats > 1 else "")
             + f", got shape {shape}",
             "pass blocks with the parts of this parameter",
         )

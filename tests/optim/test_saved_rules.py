@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.optim.test_restoring import adam, make_parameters, restore, single
 
 from lite_probe.errors import InputError, UsageError
 from lite_probe.optim import make_optimizer
+from tests.optim.test_restoring import adam, make_parameters, restore, single
 
 UP = "model.layers.0.mlp.up_proj.weight"
 BUFFER = {"momentum_buffer": torch.ones(16, 8)}
