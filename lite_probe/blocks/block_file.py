@@ -62,18 +62,21 @@ def read_blocks(path: Path) -> dict[str, str]:
 def blocks_to_start_from(names: Sequence[str]) -> str:
     """Return a file of blocks for parameters of which none is known: a line for all layers, guessed by its name."""
     lines = [f"# blocks are {', '.join(BLOCK_NAMES)}"]
-    for pattern, example in {_pattern(name): name for name in reversed(names)}.items():
+    patterns: dict[str, str] = {}
+    for name in names:
+        patterns.setdefault(_pattern(name), name)
+    for pattern, example in patterns.items():
         block = next((block for block, word in _GUESSES if re.search(word, example)), None)
         why = "its name tells nothing" if block is None else "a guess, by its name"
         if re.search(_FUSED, example):
             why = "queries, keys and values in one: blocks= in Python divides it"
         lines.append(f'{_quoted(pattern)} = "{block or "other"}"  # {why}')
-    return "\n".join([lines[0], *reversed(lines[1:])])
+    return "\n".join(lines)
 
 
 def _pattern(name: str) -> str:
     """Return the regular expression of a name and its like in other layers."""
-    return r"\.".join(r"\d+" if part.isdigit() else re.escape(part) for part in name.split("."))
+    return r"\.".join(r"\d+" if part.isdecimal() else re.escape(part) for part in name.split("."))
 
 
 def _quoted(key: str) -> str:
