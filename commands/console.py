@@ -151,11 +151,17 @@ class Terminal:
         for message in dict.fromkeys(messages):
             self.line(f"note: {message}", style="yellow")
 
-    def error(self, message: str, hint: str = "") -> None:
+    def error(self, message: str, hint: str = "", sample: str = "") -> None:
         """Write an error and what to do about it, quiet or not."""
         self._write(f"error: {message}", "red")
         if hint:
             self._write(f"hint: {hint}", "")
+        if sample:
+            self.sample(sample)
+
+    def sample(self, lines: str) -> None:
+        """Write lines to copy, quiet or not: none is broken, however narrow the terminal."""
+        self._console.print(Text(plain(lines)), soft_wrap=True)
 
     def _write(self, text: str, style: str) -> None:
         # A pipe gets each text on one line, where it can be searched for; a terminal breaks lines at words.

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,8 +20,10 @@ from lite_probe.commands.options import (
     json_option,
 )
 from lite_probe.commands.wording import count, duration, size
+from lite_probe.errors import InputError
 
 if TYPE_CHECKING:
+    from lite_probe.checkpoints import Checkpoint
     from lite_probe.results.checkpoint import CheckpointSummary
 
 _TYPICAL_BASIS_COLUMNS = 45  # seen for ten pairs at a tolerance of 1e-3, on trained language models
@@ -56,6 +59,7 @@ def command(
     checkpoint: str,
     trust_pickle: bool,
     model_config: str | None,
+    blocks_file: str | None,
     tokens: int,
     as_json: bool,
 ) -> None:
@@ -65,14 +69,29 @@ def command(
     the graph of a batch and knows better.
     """
     with terminal.waiting(f"opening {checkpoint}"):
+        from lite_probe.blocks import read_blocks
         from lite_probe.checkpoints import open_checkpoint
 
-        summary = open_checkpoint(checkpoint, trust_pickle=trust_pickle, model_config=model_config).summary()
+        blocks = None if blocks_file is None else read_blocks(Path(blocks_file))
+        opened = open_checkpoint(checkpoint, trust_pickle=trust_pickle, model_config=model_config)
+        summary = opened.summary(blocks)
         needs = estimate_needs(summary.num_parameters, tokens, looked_up=looked_up_parameters(summary.block_parameters))
     if as_json:
         print_stdout(json.dumps({**asdict(summary), "estimated_needs": asdict(needs)}, default=dict))
     else:
         print_summary(terminal, summary, needs)
+        if not summary.block_parameters and opened.family is not None:
+            tell_unknown_blocks(terminal, opened)
+
+
+def tell_unknown_blocks(terminal: Terminal, checkpoint: "Checkpoint") -> None:
+    """Say which parameters' blocks are not known, and show a file for `--blocks` to start from."""
+    try:
+        checkpoint.block_map()
+    except InputError as error:
+        terminal.notes([f"{error.message}; {error.hint}" if error.hint else error.message])
+        if error.sample and not terminal.quiet:
+            terminal.sample(error.sample)
 
 
 def estimate_needs(num_parameters: int, num_tokens: int, *, looked_up: int = 0) -> Needs:

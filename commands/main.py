@@ -113,7 +113,7 @@ def _report(error: Exception | Terminated, terminal: Terminal) -> int:
     if terminal.verbosity > 0 and not isinstance(error, click.ClickException):
         terminal.traceback()
     if isinstance(error, LiteProbeError):
-        terminal.error(error.message, error.hint)
+        terminal.error(error.message, error.hint, error.sample)
         return error.exit_code
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)

@@ -21,7 +21,7 @@ COMMANDS = ("inspect", "spectrum", "subspace", "replay", "report", "demo")
 
 # Not for a file: what runs code, what says where to write, and how one call behaves.
 _NOT_CONFIGURABLE = {
-    *("trust_pickle", "task_file", "out", "scratch"),
+    *("trust_pickle", "task_file", "blocks_file", "out", "scratch"),
     *("config_file", "fresh", "as_json", "dry_run", "quiet", "verbose"),
 }
 _MOST_CONFIG_BYTES = 2**20
@@ -268,6 +268,12 @@ checkpoint_options = _bundle(
         help="Unpickle names outside the allow-list: this runs code from the file.",
     ),
     click.option("--model-config", metavar="FILE", help="A config.json, for a checkpoint without one."),
+    click.option(
+        "--blocks",
+        "blocks_file",
+        metavar="FILE",
+        help="TOML lines pattern = block, for parameters whose block is not known.",
+    ),
 )
 task_option = click.option(
     "--task", "task_file", metavar="FILE.py:FUNCTION", help="A function that returns a Task, in place of CKPT."

@@ -250,7 +250,8 @@ def require_made(opened: Opened, asked: ReplayOptions) -> None:
         try:
             entrant.make(opened.task, asked.measurement["hyperparameters"].get(name, {}))
         except InputError as error:
-            raise InputError(error.message, f"{error.hint} (--optimizers)".strip()) from error
+            hint = error.hint if error.sample else f"{error.hint} (--optimizers)".strip()
+            raise InputError(error.message, hint, error.sample) from error
     try:
         optimizer_of(opened.task, str(asked.bands))
     except InputError as error:

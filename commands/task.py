@@ -43,6 +43,7 @@ class TaskOptions:
     as_json: bool
     dry_run: bool
     scratch: str | None = None
+    blocks_file: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -76,6 +77,7 @@ class Opened:
 
 def open_task(asked: TaskOptions, *, train_batches: int = 0) -> Opened:
     """Build the task asked for, with so many training batches; a task of the user's own brings what it has."""
+    from lite_probe.blocks import read_blocks
     from lite_probe.checkpoints import open_checkpoint
     from lite_probe.commands.compute import choose_device, choose_dtype, choose_threads, move_task
     from lite_probe.runtime.fingerprint import task_fingerprint
@@ -83,8 +85,11 @@ def open_task(asked: TaskOptions, *, train_batches: int = 0) -> Opened:
 
     device = choose_device(asked.device)
     choose_threads(asked.threads)
+    blocks = None if asked.blocks_file is None else read_blocks(Path(asked.blocks_file))
     if asked.task_file is not None:
         task = load_task_file(asked.task_file)
+        if blocks is not None:
+            task.give_blocks(blocks)
         if not task.info.checkpoint_fingerprint:
             # Before anything is converted: the same weights have the same run directory, whatever the precision.
             weights = task_fingerprint(replace(task, evaluation=()), "evaluation", {})
@@ -107,9 +112,10 @@ def open_task(asked: TaskOptions, *, train_batches: int = 0) -> Opened:
         seed=asked.seed,
         device=device,
         dtype=choose_dtype(asked.precision or "float32"),
+        blocks=blocks,
         on_note=notes.append,
     )
-    summary = checkpoint.summary()
+    summary = checkpoint.summary(blocks)
     noted = tuple(dict.fromkeys((*summary.notes, *notes)))
     return Opened(task=task, checkpoint=checkpoint, summary=summary, notes=noted)
 

@@ -13,17 +13,20 @@ class LiteProbeError(Exception):
     Args:
         message: What was expected and what came, with the names involved.
         hint: What to do about it; may be empty where the message says it all.
+        sample: Lines to copy, such as a file to start from; printed below as they are.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", sample: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.sample = sample
 
     def __str__(self) -> str:
-        return f"{self.message}; {self.hint}" if self.hint else self.message
+        said = f"{self.message}; {self.hint}" if self.hint else self.message
+        return f"{said}\n{self.sample}" if self.sample else said
 
 
 class UsageError(LiteProbeError):

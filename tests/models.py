@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PretrainedConfig,
@@ -72,6 +74,18 @@ def _gpt2() -> nn.Module:
     return GPT2LMHeadModel(config)
 
 
+def _gpt_neox() -> nn.Module:
+    config = GPTNeoXConfig(
+        vocab_size=11,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+    )
+    return GPTNeoXForCausalLM(config)
+
+
 def _mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 10), nn.Tanh(), nn.Linear(10, 7), nn.GELU(), nn.Linear(7, 4))
 
@@ -82,8 +96,8 @@ _MAKERS: Mapping[str, Callable[[], nn.Module]] = {
     "tied_llama": _tied_llama,
     "qwen2_moe": _qwen2_moe,
     "gpt2": _gpt2,
+    "gpt_neox": _gpt_neox,
 }
-_FAMILIES = {"llama": "llama", "tied_llama": "llama", "qwen2_moe": "qwen2_moe", "gpt2": "gpt2", "mlp": None}
 _MLP_BLOCKS = {r"[02]\.(weight|bias)": "ffn", r"4\.(weight|bias)": "out"}
 
 
@@ -169,12 +183,12 @@ def _as_task(name: str, model: nn.Module, dtype: torch.dtype) -> Task:
         predict=predict_logits,
         criterion=next_token_cross_entropy,
         evaluation=token_batches(config.vocab_size),
-        blocks=block_map(shapes, _FAMILIES[name]),
+        blocks=block_map(shapes, config.model_type, config=config),
     )
 
 
 def make_task(name: str, dtype: torch.dtype = torch.float64) -> Task:
-    """Return a fresh copy of a trained model with its batches; `name` is one of `MODELS` or "tied_llama"."""
+    """Return a fresh copy of a trained model with its batches; `name` is in `MODELS`, "tied_llama" or "gpt_neox"."""
     model = copy.deepcopy(_trained(name))
     return _as_task(name, model.to(dtype), dtype)
 

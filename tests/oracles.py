@@ -110,8 +110,10 @@ def block_indices(task: Task, block: str) -> Tensor:
         mask = torch.zeros(parameter.shape, dtype=torch.bool)
         for part in blocks[name]:
             if part.block == block:
-                stop = mask.shape[part.dim] if part.stop is None else part.stop
-                mask.narrow(part.dim, part.start, stop - part.start).fill_(True)
+                length = part.period or (mask.shape[part.dim] if mask.ndim else 1)
+                stop = length if part.stop is None else part.stop
+                inside = [part.start <= row % length < stop for row in range(mask.shape[part.dim])]
+                mask.movedim(part.dim, 0)[torch.tensor(inside)] = True
         masks.append(mask.flatten())
     return torch.cat(masks).nonzero().flatten()
 

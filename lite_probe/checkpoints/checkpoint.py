@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lite_probe.blocks import FAMILIES, block_map, block_sizes
+from lite_probe.blocks import Given, assign_blocks, block_map, block_sizes, given_parts
 from lite_probe.checkpoints.json_files import as_json
 from lite_probe.checkpoints.models import Adapt, build_skeleton, leave_as_is, load_model, parse_config
 from lite_probe.checkpoints.optimizers import (
@@ -28,7 +28,7 @@ from lite_probe.checkpoints.optimizers import (
 from lite_probe.checkpoints.weights import Weights
 from lite_probe.errors import InputError
 from lite_probe.files import open_regular
-from lite_probe.results.blocks import BlockMap, BlockPart
+from lite_probe.results.blocks import BlockMap
 from lite_probe.results.checkpoint import CheckpointSummary, OptimizerFound
 from lite_probe.results.provenance import Note
 
@@ -239,14 +239,12 @@ class Checkpoint:
         """
         return load_model(self._skeleton, self.weights, adapt=self._adapt, device=device, dtype=dtype)
 
-    def block_map(
-        self, model: nn.Module, *, overrides: Mapping[str, str | Sequence[BlockPart]] | None = None
-    ) -> BlockMap:
+    def block_map(self, model: nn.Module | None = None, *, overrides: Given | None = None) -> BlockMap:
         """Assign the model's parameters to blocks.
 
         Args:
-            model: From `build_model`.
-            overrides: As for `lite_probe.blocks.block_map`.
+            model: From `build_model`; None takes the names and shapes that are in the checkpoint.
+            overrides: As for `lite_probe.blocks.block_map`; each has to match a parameter.
 
         Returns:
             Parameter name → its parts; together they partition the parameters.
@@ -254,17 +252,29 @@ class Checkpoint:
         Raises:
             InputError: If the family's blocks are not known, naming the parameters that match nothing.
         """
-        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        return block_map(shapes, self.family, overrides=overrides)
+        shapes = self._shapes
+        if model is not None:
+            shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        own = None if overrides is None else given_parts(shapes, overrides)
+        return block_map(shapes, self.family, config=self._config, overrides=own)
 
-    def summary(self) -> CheckpointSummary:
+    def summary(self, blocks: Given | None = None) -> CheckpointSummary:
         """Return all of the above as plain values.
+
+        Args:
+            blocks: As `overrides` of `block_map`.
+
+        Raises:
+            InputError: If the model config makes no model, or `blocks` do not fit it.
 
         Cost: one pass over the files for the fingerprint; weights are not loaded.
         """
         sizes: dict[str, int] = {}
-        if self.family in FAMILIES:
-            sizes = block_sizes(self._shapes, block_map(self._shapes, self.family))
+        if blocks is not None:
+            sizes = block_sizes(self._shapes, self.block_map(overrides=blocks))
+        elif self._config is not None:
+            parts, unknown = assign_blocks(self._shapes, self.family, config=self._config)
+            sizes = {} if unknown else block_sizes(self._shapes, parts)
         return CheckpointSummary(
             path=str(self.path),
             name=self.name,

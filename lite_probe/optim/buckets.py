@@ -4,14 +4,17 @@ A piece is a parameter, one of the matrices that were fused into it (q, k and v)
 state of a bucket is stacked once; `optimizer.state[parameter]` holds views of it, so that it saves like any other.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lite_probe.optim.geometry import Geometry, State
+from lite_probe.results.blocks import BlockPart
+from lite_probe.vectors.layout import narrow
 
 _LARGEST_STACK = 2**24  # entries: each temporary of a step is as large as its stack
 _LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -20,36 +23,57 @@ MASTER = "master"  # float32 weights of a parameter of lower precision
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one geometry sees of a parameter: all of it, or `narrow(dim, start, stop − start)` of it."""
+    """What one geometry sees of a parameter: all of it, or a part of it."""
 
     parameter: nn.Parameter
     name: str
     block: str
     geometry: str
-    bounds: tuple[int, int, int] | None = None  # (dim, start, stop); None: all of it
+    part: BlockPart | None = None  # None: all of it
     transposed: bool = False  # stored as (in, out)
+    is_table: bool = False  # no linear map: a vector, whatever its dimensions
     suffix: str = ""  # of its names in the parameter's state, where a parameter has several pieces
 
-    def view(self, tensor: Tensor) -> Tensor:
-        """Return the piece of the parameter, or of its gradient, as a view: (count, out, in) or (1, …)."""
-        if self.bounds is not None:
-            dim, start, stop = self.bounds
-            tensor = tensor.narrow(dim, start, stop - start)
+    def place(self, tensor: Tensor) -> Tensor:
+        """Return where the piece lies in the parameter, or in its gradient, as a view that can be written to.
+
+        Of `shape`, but for one more dimension where its rows come in every period, and all those of a table.
+        """
+        part = self.part
         if self.transposed:
-            tensor = tensor.mT
+            tensor, part = tensor.mT, part and replace(part, dim=1 - part.dim)
+        if part is not None:
+            tensor = narrow(tensor, part)
         if self.is_stack:
             return tensor
         return tensor.unsqueeze(0) if tensor.ndim else tensor.reshape(1, 1)
 
+    def view(self, tensor: Tensor) -> Tensor:
+        """Return the piece of the parameter, or of its gradient: (count, out, in) or (1, …); to be read.
+
+        A view, or a copy where its rows come in every period.
+        """
+        return self.place(tensor).reshape(self.shape)
+
+    @property
+    def shape(self) -> torch.Size:
+        """As the geometry sees it: (count, out, in) or (1, …)."""
+        shape = list(self.parameter.shape if self.part is None else self.part.shape_in(self.parameter.shape))
+        if self.is_table:
+            shape = [math.prod(shape)]
+        if self.transposed:
+            shape[-2:] = reversed(shape[-2:])
+        return torch.Size(shape if self.is_stack else [1, *(shape or [1])])
+
     @property
     def is_stack(self) -> bool:
         """Whether the parameter is a stack of matrices already."""
-        return self.parameter.ndim == 3 and self.geometry != "diagonal"
+        return self.parameter.ndim == 3 and self.geometry != "diagonal" and not self.is_table
 
     @property
     def is_hidden_matrix(self) -> bool:
         """See the function of that name."""
-        return is_hidden_matrix(self.view(self.parameter.detach()).shape, self.block)
+        return is_hidden_matrix(self.shape, self.block)
 
 
 @dataclass(slots=True)
@@ -87,24 +111,30 @@ class Bucket:
         keep_after: float = 1.0,
     ) -> None:
         """Set w ← keep_after·(keep_before·w − scale·change/divisor)."""
-        targets = [self.weights()] if MASTER in self.state else self._views()
-        sizes = [len(target) for target in targets]
+        targets = [self.weights()] if MASTER in self.state else self._places()
         if keep_before != 1.0:
             torch._foreach_mul_(targets, keep_before)
         if divisor is None:
-            torch._foreach_add_(targets, change.split_with_sizes(sizes), alpha=-scale)
+            torch._foreach_add_(targets, _split_like(change, targets), alpha=-scale)
         else:
-            torch._foreach_addcdiv_(
-                targets, change.split_with_sizes(sizes), divisor.split_with_sizes(sizes), value=-scale
-            )
+            torch._foreach_addcdiv_(targets, _split_like(change, targets), _split_like(divisor, targets), value=-scale)
         if keep_after != 1.0:
             torch._foreach_mul_(targets, keep_after)
         if MASTER in self.state:
-            views = self._views()
-            torch._foreach_copy_(views, targets[0].split_with_sizes([len(view) for view in views]))
+            places = self._places()
+            torch._foreach_copy_(places, _split_like(targets[0], places))
 
     def _views(self) -> list[Tensor]:
         return [piece.view(piece.parameter.detach()) for piece in self.pieces]
+
+    def _places(self) -> list[Tensor]:
+        return [piece.place(piece.parameter.detach()) for piece in self.pieces]
+
+
+def _split_like(stack: Tensor, places: Sequence[Tensor]) -> list[Tensor]:
+    """Divide a stack among its pieces, each shaped as its place is."""
+    parts = stack.split_with_sizes([len(place) for place in places])
+    return [part.reshape(place.shape) for part, place in zip(parts, places, strict=True)]
 
 
 def is_hidden_matrix(shape: Sequence[int], block: str) -> bool:
@@ -141,10 +171,10 @@ def build_buckets(
     """
     sorted_pieces: dict[tuple[Any, ...], list[tuple[Piece, Mapping[str, Any]]]] = {}
     for piece, group in pieces:
-        view = piece.view(piece.parameter.detach())
-        step = states[piece.parameter].setdefault("step", 0)
-        alone = None if geometries[piece.geometry].stacked_on_cpu or view.is_cuda else (piece.name, piece.suffix)
-        key = (id(group), piece.geometry, piece.block, view.shape[1:], view.dtype, view.device, step, alone)
+        kept = piece.parameter
+        step = states[kept].setdefault("step", 0)
+        alone = None if geometries[piece.geometry].stacked_on_cpu or kept.is_cuda else (piece.name, piece.suffix)
+        key = (id(group), piece.geometry, piece.block, piece.shape[1:], kept.dtype, kept.device, step, alone)
         sorted_pieces.setdefault(key, []).append((piece, group))
     buckets = []
     for members in sorted_pieces.values():
@@ -162,7 +192,7 @@ def build_buckets(
 
 def _chunks(members: list[tuple[Piece, Mapping[str, Any]]]) -> list[list[tuple[Piece, Mapping[str, Any]]]]:
     """Divide a bucket whose stack would be large."""
-    entries = members[0][0].view(members[0][0].parameter.detach()).numel()
+    entries = members[0][0].shape.numel()
     length = max(1, _LARGEST_STACK // max(entries, 1))
     return [members[start : start + length] for start in range(0, len(members), length)]
 

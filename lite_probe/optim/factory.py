@@ -4,10 +4,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lite_probe.blocks import BLOCKS_HINT, assign_blocks, infer_family, stored_transposed
+from lite_probe.blocks import assign_blocks, is_table, model_type, no_block_of_matrices, stored_transposed
 from lite_probe.errors import InputError, UsageError
 from lite_probe.optim.buckets import Piece, is_hidden_matrix
 from lite_probe.optim.lite import LiteOptimizer
@@ -65,6 +64,7 @@ def make_optimizer(
     *,
     lr: float,
     blocks: Mapping[str, str | Sequence[BlockPart]] | None = None,
+    config: object = None,
     **hyperparameters: Any,
 ) -> LiteOptimizer:
     """Make an optimizer for a model's parameters.
@@ -82,6 +82,8 @@ def make_optimizer(
             AdamW's values serve.
         blocks: Name, or regular expression for the end of one, → block, or its parts, for names that the families of
             `lite_probe.blocks` do not know.
+        config: A transformers model's own. It names the family, and knows how many heads a fused weight has where
+            names and shapes do not tell (GPT-NeoX, Bloom, Falcon, Phi-3, DeepSeek-V3).
         **hyperparameters: See `hyperparameters_of(name)` for those of each optimizer with their defaults. For LITE
             `flat_lr_ratio` (χ) and `sharp_ratio` (ρ) are a float or a dict by block, whose missing blocks keep their
             defaults; `schedule`, `total_steps`, `warmup_steps`, `min_lr_ratio` and `stable_ratio` shape its ramps.
@@ -107,7 +109,7 @@ def make_optimizer(
         if not parameter.is_floating_point():
             raise InputError(f"expected parameters of real floating-point numbers, got {key} of {parameter.dtype}")
     groups: dict[str, dict[str, Any]] = {}
-    for (key, parameter), pieces in zip(named, _pieces(name, named, blocks), strict=True):
+    for (key, parameter), pieces in zip(named, _pieces(name, named, blocks, config), strict=True):
         label = "+".join(dict.fromkeys(piece.block for piece in pieces))
         group = groups.setdefault(
             label, {"params": [], "pieces": [], "optimizer": name, "block": label, "lr": lr, **settings}
@@ -272,17 +274,14 @@ def _pieces(
     name: str,
     named: Sequence[tuple[str, nn.Parameter]],
     blocks: Mapping[str, str | Sequence[BlockPart]] | None,
+    config: object,
 ) -> list[list[Piece]]:
     """Divide each parameter into what one geometry sees, and choose the geometry."""
     shapes = {key: tuple(parameter.shape) for key, parameter in named}
-    parts, unknown = assign_blocks(shapes, infer_family(shapes), overrides=blocks)
+    parts, unknown = assign_blocks(shapes, model_type(config), config=config, overrides=blocks)
     needed = [key for key in unknown if len(shapes[key]) >= 2 and (name.endswith("-lite") or name == "muon")]
     if needed:
-        raise InputError(
-            f"expected every matrix to match a block pattern, got none for {', '.join(needed[:6])}"
-            + (f" and {len(needed) - 6:,} more" if len(needed) > 6 else ""),
-            BLOCKS_HINT,
-        )
+        raise no_block_of_matrices(needed, unknown)
     transposed = stored_transposed(shapes)
     result = []
     for key, parameter in named:
@@ -293,8 +292,9 @@ def _pieces(
                     parameter=parameter,
                     name=key,
                     block=part.block,
-                    geometry=_geometry(name, key, _narrowed(parameter, part), part.block),
-                    bounds=_bounds(parameter, part),
+                    geometry=_geometry(name, key, part.shape_in(parameter.shape), part.block),
+                    is_table=is_table(key),
+                    part=None if part == BlockPart(part.block) else part,
                     transposed=key in transposed,
                     suffix=f".{index}" if len(own) > 1 else "",
                 )
@@ -304,18 +304,7 @@ def _pieces(
     return result
 
 
-def _bounds(parameter: Tensor, part: BlockPart) -> tuple[int, int, int] | None:
-    if part == BlockPart(part.block):
-        return None
-    return part.dim, part.start, parameter.shape[part.dim] if part.stop is None else part.stop
-
-
-def _narrowed(parameter: Tensor, part: BlockPart) -> torch.Size:
-    bounds = _bounds(parameter, part)
-    return parameter.shape if bounds is None else parameter.narrow(bounds[0], bounds[1], bounds[2] - bounds[1]).shape
-
-
-def _geometry(name: str, key: str, shape: torch.Size, block: str) -> str:
+def _geometry(name: str, key: str, shape: tuple[int, ...], block: str) -> str:
     base = name.removesuffix("-lite")
     if base == "sgd":
         return "euclidean"
@@ -323,10 +312,10 @@ def _geometry(name: str, key: str, shape: torch.Size, block: str) -> str:
         return "diagonal"
     if len(shape) > 3:
         raise InputError(
-            f"expected vectors, matrices or stacks of matrices under {name}, got {key} with shape {tuple(shape)}",
+            f"expected vectors, matrices or stacks of matrices under {name}, got {key} with shape {shape}",
             f"adamw, adamw-lite and sgd take any shape: name one of them instead of {name}, "
             f"or freeze {key} by requires_grad_(False)",
         )
     if base == "soap":
         return "kronecker"
-    return "orthogonal" if is_hidden_matrix(shape, block) else "diagonal"
+    return "orthogonal" if is_hidden_matrix(shape, block) and not is_table(key) else "diagonal"

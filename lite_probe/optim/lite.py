@@ -224,7 +224,7 @@ class LiteOptimizer(torch.optim.Optimizer):
         flat = found.flat if found.flat is not None else torch.zeros_like(found.divisor)
         directions, start = [], 0
         for piece in bucket.pieces:
-            own = slice(start, start + len(piece.view(piece.parameter.detach())))
+            own = slice(start, start + piece.shape[0])
             start = own.stop
             directions.append(
                 Directions(
@@ -265,8 +265,7 @@ class LiteOptimizer(torch.optim.Optimizer):
     def _lite(self, bucket: Bucket) -> LiteSettings:
         """Return LITE's hyperparameters of a bucket at this step."""
         group, piece, schedule = bucket.group, bucket.pieces[0], self.schedule
-        shape = piece.view(piece.parameter.detach()).shape
-        lite = lite_settings(group, shape, block=piece.block, geometry=piece.geometry)
+        lite = lite_settings(group, piece.shape, block=piece.block, geometry=piece.geometry)
         chi = lite.flat_lr_ratio
         return replace(
             lite,

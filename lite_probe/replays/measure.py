@@ -46,6 +46,7 @@ from lite_probe.runtime.memory import memory_allowed, require_memory
 from lite_probe.runtime.provenance import provenance_of
 from lite_probe.runtime.state_folder import StateFolder, remove
 from lite_probe.spectra import require_same_task
+from lite_probe.spectra.measure import landscape
 from lite_probe.subspaces import Bands, Subspace, cut_bands, optimizer_of, own_gradients, warm
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
@@ -699,7 +700,13 @@ def _fingerprint(
     taken: Mapping[str, str],
 ) -> str:
     digests = [batches_digest(splits.warm), splits.sweep.digest, *(one.digest for one in splits.segments)]
-    asked = {**_config(request, task), "batches": digests, "spectrum": spectrum.fingerprint, "inherited": taken}
+    asked = {
+        **_config(request, task),
+        **landscape(task, spectrum.loss, per_block=True),
+        "batches": digests,
+        "spectrum": spectrum.fingerprint,
+        "inherited": taken,
+    }
     foreign = [one for one in entrants.values() if not one.is_ours]
     if foreign:
         asked["made"] = {one.name: one.digest(task, request.hyperparameters.get(one.name, {})) for one in foreign}

@@ -69,7 +69,7 @@ def linear_theory(
 
 def _recipes(name: str, one: Directions, group: Mapping[str, Any]) -> tuple[LinearRecipe, LinearRecipe]:
     """Return what the optimizer is to the sharp and the flat directions of a piece, in the metric of its divisor."""
-    shape = one.piece.view(one.piece.parameter.detach()).shape
+    shape = one.piece.shape
     if one.piece.geometry == "diagonal":
         shape = shape[1:]
     hyperparameters = {key: group[key] for key in hyperparameters_of(name) if key in group}

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lite_probe.blocks import assign_blocks, model_type, unknown_blocks
 from lite_probe.errors import OutputError, UsageError
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator
 from lite_probe.operators.guards import preserve_state, require_precision
@@ -391,9 +392,15 @@ def _check(task: Task, request: SpectrumRequest, operator: str, method: str, per
     if operator == "ggn" and method == "finite-differences":
         raise UsageError("expected finite differences of the Hessian, got ggn", "leave out one of the two")
     if per_block and task.blocks is None:
+        shapes = {name: tuple(parameter.shape) for name, parameter in task.model.named_parameters()}
+        config = getattr(task.model, "config", None)
+        family = model_type(config)
+        _, unknown = assign_blocks(shapes, family, config=config)
+        _, hint, sample = unknown_blocks(unknown, family) if unknown else ("", "give the task blocks={}", "")
         raise UsageError(
             "expected a task whose blocks are known for a spectrum per block, got one without",
-            "give the task a block map, or leave out --per-block",
+            f"leave out --per-block, or {hint}",
+            sample,
         )
 
 

@@ -104,7 +104,8 @@ class Bands:
         for one in self._labelled:
             rotated = one.directions.rotate(one.directions.piece.view(views[one.parameter]))
             kept = one.directions.rotate_back(rotated * keep[one.labels.long()])
-            one.directions.piece.view(targets[one.parameter]).copy_(kept)
+            place = one.directions.piece.place(targets[one.parameter])
+            place.copy_(kept.reshape(place.shape))
         return result
 
 
@@ -154,15 +155,14 @@ def cut_bands(layout: ParameterLayout, directions: Sequence[Directions], *, opti
 
 
 def _size(part: Directions) -> int:
-    return part.piece.view(part.piece.parameter.detach()).numel()
+    return part.piece.shape.numel()
 
 
 def _expanded(part: Directions) -> Tensor:
     """Return a proxy with one entry per direction; where one number stands for all, it is spread over the piece."""
     if part.proxy.ndim:
         return part.proxy
-    piece = part.piece.view(part.piece.parameter.detach())
-    return part.proxy.to(piece).expand(piece.shape)
+    return part.proxy.to(part.piece.parameter.detach()).expand(part.piece.shape)
 
 
 def _cut(

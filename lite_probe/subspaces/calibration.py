@@ -74,7 +74,7 @@ class Proxy:
         self.dimensions = np.zeros(len(self.blocks))
         for one in directions:
             place = self._block[one.piece.block]
-            size = one.piece.view(one.piece.parameter.detach()).numel()
+            size = one.piece.shape.numel()
             self.dimensions[place] += size
             self.flat_dimensions[place] += size * float(one.flat.double().mean())
             self.distinguishes[place] |= one.distinguishes

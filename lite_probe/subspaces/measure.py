@@ -858,7 +858,7 @@ def _request(
         try:
             _sharp_pairs(other, task)
         except InputError as error:
-            raise InputError(f"{name}: {error.message}", error.hint) from error
+            raise InputError(f"{name}: {error.message}", error.hint, error.sample) from error
     available = Subspace.of_spectrum(spectrum, task, size=size, memory=0).size
     return _Request(
         size=available,

@@ -51,7 +51,7 @@ class PreconditionedOperator(SymmetricOperator):
         """Share of the parameters whose F had to be bounded."""
         bounded = total = 0.0
         for one, least in zip(self._directions, self._least, strict=True):
-            size = one.piece.view(one.piece.parameter.detach()).numel()
+            size = one.piece.shape.numel()
             total += size
             bounded += size * float((one.divisor < least).double().mean())
         return bounded / total
@@ -65,9 +65,10 @@ class PreconditionedOperator(SymmetricOperator):
         result = torch.empty_like(vector)
         sources, targets = self._layout.views(vector), self._layout.views(result)
         for one, scale in zip(self._directions, self._scales, strict=True):
-            place = self._index[one.piece.name]
-            rotated = one.rotate(one.piece.view(sources[place]))
-            one.piece.view(targets[place]).copy_(one.rotate_back(rotated * scale))
+            index = self._index[one.piece.name]
+            rotated = one.rotate(one.piece.view(sources[index]))
+            place = one.piece.place(targets[index])
+            place.copy_(one.rotate_back(rotated * scale).reshape(place.shape))
         return result
 
 

@@ -1,6 +1,5 @@
 """Optimizer states at a fixed θ₀: what an optimizer knows of a landscape that it has looked at without moving."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lite_probe.blocks import assign_blocks, infer_family
 from lite_probe.errors import InputError, NumericsError
 from lite_probe.optim import LiteOptimizer, make_optimizer
 from lite_probe.optim.interface import Replayable
@@ -22,14 +20,9 @@ def optimizer_of(task: Task, name: str, hyperparameters: Mapping[str, Any] = {})
     Raises:
         UsageError, InputError: As `make_optimizer`.
     """
-    shapes = {key: tuple(p.shape) for key, p in task.model.named_parameters() if p.requires_grad}
-    inferred, _ = assign_blocks(shapes, infer_family(shapes))
-    own = {
-        f"^{re.escape(key)}": tuple(task.blocks[key])
-        for key in shapes
-        if task.blocks is not None and key in task.blocks and tuple(task.blocks[key]) != tuple(inferred.get(key, ()))
-    }
-    return make_optimizer(name, task.model.named_parameters(), lr=1.0, blocks=own, **hyperparameters)
+    config = getattr(task.model, "config", None)
+    named = task.model.named_parameters()
+    return make_optimizer(name, named, lr=1.0, blocks=task.blocks, config=config, **hyperparameters)
 
 
 def can_take(name: str, task: Task) -> bool:

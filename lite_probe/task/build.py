@@ -19,6 +19,7 @@ from lite_probe.task import Task, TaskInfo
 from lite_probe.user_code import load_function, run_code
 
 if TYPE_CHECKING:
+    from lite_probe.blocks import Given
     from lite_probe.checkpoints import Checkpoint
     from lite_probe.results.blocks import BlockMap
 
@@ -44,6 +45,7 @@ def make_task(
     dtype: torch.dtype = torch.float32,
     text_field: str = "text",
     token_dtype: TokenDtype | None = None,
+    blocks: "Given | None" = None,
     on_note: OnNote | None = None,
 ) -> Task:
     """Build the task of a language-model checkpoint: next-token cross-entropy on batches of a text.
@@ -65,13 +67,15 @@ def make_task(
         dtype: Of the parameters.
         text_field: Field of a JSON line, column of a parquet file.
         token_dtype: Type of .bin ids; None decides by header or content.
+        blocks: Name, or regular expression for the end of one, → block, or its parts, before what is known of the
+            model's family.
         on_note: Told what was decided or left out.
 
     Returns:
         The task; batches are int64 tensors (batch_size, seq_len + 1).
 
     Raises:
-        InputError: If text, tokenizer, weights and model do not fit together.
+        InputError: If text, tokenizer, weights and model do not fit together, or `blocks` and the model.
         UsageError: If a count is out of range.
         NumericsError: If a weight is not finite.
 
@@ -105,7 +109,7 @@ def make_task(
         criterion=next_token_cross_entropy,
         evaluation=[torch.from_numpy(batch.copy()).to(device) for batch in plan.evaluation],
         train=[torch.from_numpy(batch.copy()).to(device) for batch in plan.train],
-        blocks=_find_blocks(checkpoint, model, tell),
+        blocks=_find_blocks(checkpoint, model, blocks, tell),
         info=TaskInfo(
             name=checkpoint.name,
             data_name=stream.name,
@@ -200,11 +204,15 @@ def _choose_seq_len(
     return shorter
 
 
-def _find_blocks(checkpoint: "Checkpoint", model: nn.Module, tell: OnNote) -> "BlockMap | None":
+def _find_blocks(checkpoint: "Checkpoint", model: nn.Module, given: "Given | None", tell: OnNote) -> "BlockMap | None":
+    """Return the blocks; None, noted, where nobody gave any and the family is unknown: not everything needs them."""
     try:
-        return checkpoint.block_map(model)
+        return checkpoint.block_map(model, overrides=given)
     except InputError as error:
-        tell(Note(code="blocks-unknown", message=f"Blocks are not known for this model: {error}."))
+        if given is not None:
+            raise
+        message = f"Blocks are not known for this model: {error.message}; --blocks FILE can say them."
+        tell(Note(code="blocks-unknown", message=message))
         return None
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from lite_probe.blocks import named_blocks
+from lite_probe.blocks import Given, given_parts, named_blocks
 from lite_probe.results.blocks import BlockMap
 
 Split = Literal["evaluation", "train"]
@@ -75,12 +75,28 @@ class Task:
             InputError: If a matrix is in no block, or its parts are no partition.
         """
         if self.blocks is not None:
-            shapes = {
-                name: tuple(parameter.shape)
-                for name, parameter in self.model.named_parameters()
-                if parameter.requires_grad or name in self.blocks
-            }
-            self.blocks = named_blocks(shapes, self.blocks)
+            self._name_blocks(self.blocks)
+
+    def give_blocks(self, blocks: Given) -> None:
+        """Give parameters blocks, in place of those they had.
+
+        Args:
+            blocks: Name, or regular expression for the end of one, → block, or its parts.
+
+        Raises:
+            InputError: If one matches no parameter, or a matrix is left in no block.
+        """
+        parameters = self.model.named_parameters()
+        own = given_parts({name: tuple(parameter.shape) for name, parameter in parameters}, blocks)
+        self._name_blocks({**(self.blocks or {}), **own})
+
+    def _name_blocks(self, given: Given) -> None:
+        shapes = {
+            name: tuple(parameter.shape)
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad or name in given
+        }
+        self.blocks = named_blocks(shapes, given, config=getattr(self.model, "config", None))
 
     def batches(self, split: Split) -> Sequence[Batch]:
         """Return the batches of one split."""

@@ -102,9 +102,16 @@ class ParameterLayout:
 
 
 def narrow(tensor: Tensor, part: BlockPart) -> Tensor:
-    """Return the rows or columns of a tensor that a part names, as a view."""
-    stop = tensor.shape[part.dim] if part.stop is None else part.stop
-    return tensor.narrow(part.dim, part.start, stop - part.start)
+    """Return the rows or columns of a tensor that a part names, as a view.
+
+    Where they come in every period, the dimension becomes two: (periods, rows of each).
+    """
+    dim = part.dim
+    if part.period is not None:
+        tensor = tensor.view(*tensor.shape[:dim], -1, part.period, *tensor.shape[dim + 1 :])
+        dim += 1
+    stop = tensor.shape[dim] if part.stop is None else part.stop
+    return tensor.narrow(dim, part.start, stop - part.start)
 
 
 def _shapes_in_block(
@@ -123,7 +130,7 @@ def _merged(parts: Sequence[BlockPart]) -> list[BlockPart]:
     """Join parts that follow one another: the query and key rows of a fused weight are one stretch."""
     merged: list[BlockPart] = []
     for part in parts:
-        if merged and merged[-1].dim == part.dim and merged[-1].stop == part.start:
+        if merged and replace(merged[-1], start=part.start, stop=part.stop) == part and merged[-1].stop == part.start:
             merged[-1] = replace(merged[-1], stop=part.stop)
         else:
             merged.append(part)

@@ -73,7 +73,7 @@ def test_a_model_that_cannot_be_measured_is_refused_before_its_spectrum(
     more = REPLAY if command == "replay" else SHORT
     found = run(command, "--task", convolution, "--out", tmp_path / "run", *more)
     assert found.exit_code == 3
-    assert "expected every matrix to match a block pattern" in found.stderr or "expected vectors" in found.stderr
+    assert "expected a block for every matrix" in found.stderr or "expected vectors" in found.stderr
     assert "plan:" not in found.stderr
     assert not (tmp_path / "run").exists()
 

@@ -83,7 +83,7 @@ def test_the_dense_hessian_is_no_small_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("make", [hessian_of, gauss_newton_of])
-@pytest.mark.parametrize("name", ["mlp", "gpt2"])
+@pytest.mark.parametrize("name", ["mlp", "gpt2", "gpt_neox"])
 def test_kept_partly_kept_and_rebuilt_graphs_give_the_same_bits(name: str, make: type) -> None:
     task = models.make_task(name, torch.float32)
     with oracles.mathematical_attention():

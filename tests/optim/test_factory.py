@@ -154,6 +154,32 @@ def test_frozen_parameters_are_left_out() -> None:
     assert not any("lm_head.weight" in group["param_names"] for group in optimizer.param_groups)
 
 
+def test_a_table_of_numbers_is_no_matrix() -> None:
+    """Mamba's A has two dimensions and is multiplied by nothing: entries step by themselves, undamped as biases do."""
+    model = nn.ModuleDict({"mixer": nn.ParameterDict({"A_log": nn.Parameter(torch.ones(6, 4))})})
+    found = {name: geometries(name, model)["mixer.A_log"] for name in ("muon", "muon-lite", "soap", "adamw")}
+    assert found == {
+        "muon": [("other", "diagonal", (1, 24))],
+        "muon-lite": [("other", "diagonal", (1, 24))],
+        "soap": [("other", "kronecker", (1, 24))],
+        "adamw": [("other", "diagonal", (1, 24))],
+    }
+    moved = {}
+    for name in ("muon", "muon-lite", "soap", "soap-lite"):
+        table = nn.Parameter(torch.ones(6, 4))
+        vector = nn.Parameter(torch.ones(24))
+        named = [("mixer.A_log", table), ("mixer.D", vector)]
+        optimizer = make_optimizer(name, named, lr=1e-2)
+        gradient = torch.randn(24, generator=torch.Generator().manual_seed(4))
+        for _ in range(3):
+            table.grad, vector.grad = gradient.view(6, 4), gradient
+            optimizer.step()
+        assert torch.equal(table.flatten(), vector), name
+        moved[name] = table.detach()
+    assert not torch.equal(moved["muon"], torch.ones(6, 4))
+    assert torch.equal(moved["muon"], moved["muon-lite"])
+
+
 def test_a_model_of_ones_own_is_mapped_by_patterns() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 2))
     blocks = {r"[02]\.weight": "ffn", r"3\.weight": "out"}
@@ -168,9 +194,7 @@ def test_a_model_of_ones_own_is_mapped_by_patterns() -> None:
 @pytest.mark.parametrize("name", ["muon", "muon-lite", "soap-lite", "adamw-lite"])
 def test_an_unmapped_matrix_is_an_error_that_says_how(name: str) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    message = (
-        r"expected every matrix to match a block pattern, got none for 0\.weight, 1\.weight; say which block .*blocks="
-    )
+    message = r"expected a block for every matrix, got none for 0\.weight, 1\.weight; say which block .*blocks="
     with pytest.raises(InputError, match=message):
         make_optimizer(name, model.named_parameters(), lr=1e-3)
     many = {f"w{index}": nn.Parameter(torch.zeros(2, 2)) for index in range(8)}

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -459,6 +460,55 @@ def test_the_state_of_other_blocks_is_refused() -> None:
         halves.load_state_dict(whole.state_dict())
     with pytest.raises(InputError, match="with the names and blocks of this optimizer's, got 1 in 1"):
         make("muon", named, blocks={"w.weight": "qk"}).load_state_dict(whole.state_dict())
+
+
+HEADS = (BlockPart("qk", 0, 0, 4, 12), BlockPart("qk", 0, 4, 8, 12), BlockPart("vo", 0, 8, 12, 12))
+
+
+def of_heads(fused: Tensor, place: int) -> Tensor:
+    """The rows of two heads' queries, keys or values in a weight that has them head by head."""
+    return torch.cat([fused[12 * head + 4 * place : 12 * head + 4 * place + 4] for head in range(2)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weights_fused_head_by_head_step_as_if_they_were_apart(name: str, transposed: bool, dtype: torch.dtype) -> None:
+    """Also where the fused one is stored (in, out); and a state that was saved goes on."""
+    generator = torch.Generator().manual_seed(9)
+    weight, bias = torch.randn(24, 5, generator=generator).to(dtype), torch.randn(24, generator=generator).to(dtype)
+    # GPT-2's name says that it is stored (in, out).
+    key = "attn.c_attn" if transposed else "attn.query_key_value"
+    parts = [replace(part, dim=1) for part in HEADS] if transposed else HEADS
+    fused = [(f"{key}.weight", nn.Parameter(weight.T.clone() if transposed else weight.clone()))]
+    fused += [(f"{key}.bias", nn.Parameter(bias.clone()))]
+    apart = [
+        (f"{word}.{kind}", nn.Parameter(of_heads(tensor, place)))
+        for kind, tensor in (("weight", weight), ("bias", bias))
+        for place, word in enumerate("qkv")
+    ]
+    together = {f"{key}.weight": parts, f"{key}.bias": HEADS}
+    one = make(name, fused, blocks=together)
+    other = make(name, apart, blocks={"[qk].(weight|bias)": "qk", "v.(weight|bias)": "vo"})
+    for step in range(4):
+        if step == 2:
+            saved = copy.deepcopy(one.state_dict())
+            one = make(name, fused, blocks=together)
+            one.load_state_dict(saved)
+        change = [torch.randn(shape, generator=generator).to(dtype) for shape in ((24, 5), (24,))]
+        fused[0][1].grad = change[0].T if transposed else change[0]
+        fused[1][1].grad = change[1]
+        gradients = [of_heads(tensor, place) for tensor in change for place in range(3)]
+        for (_, parameter), gradient in zip(apart, gradients, strict=True):
+            parameter.grad = gradient
+        one.step()
+        other.step()
+    moved = [fused[0][1].T if transposed else fused[0][1], fused[1][1]]
+    found = [of_heads(tensor.detach(), place) for tensor in moved for place in range(3)]
+    for got, (_, expected) in zip(found, apart, strict=True):
+        tolerance = 1e-6 if dtype == torch.float32 else 4e-3
+        torch.testing.assert_close(got, expected.detach(), rtol=tolerance, atol=tolerance)
+    assert not torch.equal(found[0], of_heads(weight, 0))
 
 
 def test_what_schedulers_add_to_a_state_is_kept() -> None:

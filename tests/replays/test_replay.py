@@ -550,6 +550,12 @@ def test_the_plan_counts_what_is_made(
     assert f"{runs} runs of 4 steps, 2 seeds: ~{gradients} gradients" in plan.summary()
 
 
+def test_other_blocks_change_the_fingerprint(task: Task, spectrum: Spectrum) -> None:
+    plan = plan_replay(task, ["muon"], spectrum=spectrum, lr=1e-4, **SHORT)
+    task.give_blocks({r"up_proj\.weight": "other"})
+    assert plan_replay(task, ["muon"], spectrum=spectrum, lr=1e-4, **SHORT).fingerprint != plan.fingerprint
+
+
 def test_the_plan_of_a_sweep(task: Task, spectrum: Spectrum) -> None:
     given = plan_replay(task, ["muon", "soap"], spectrum=spectrum, lr=1e-4, **SHORT)
     swept = plan_replay(task, ["muon", "soap"], spectrum=spectrum, lr={"muon": 1e-4}, **SHORT)

@@ -20,7 +20,7 @@ def warmed(name: str, optimizer: str) -> tuple[Task, ParameterLayout, Bands]:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "soap-lite", "sgd"])
-@pytest.mark.parametrize("name", ["llama", "qwen2_moe", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2_moe", "gpt2", "gpt_neox"])
 def test_projectors_are_orthogonal_and_sum_to_the_identity(name: str, optimizer: str) -> None:
     """To rounding: bases in float32 are orthonormal to a few 1e-7, SOAP's, from repeated QR, likewise."""
     task, layout, bands = warmed(name, optimizer)

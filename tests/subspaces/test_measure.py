@@ -579,7 +579,7 @@ def test_other_checkpoints_are_looked_at_before_anything_is_measured() -> None:
 
 def test_blocks_that_nobody_knows_are_refused_by_the_optimizer() -> None:
     task = replace(trained("mlp"), blocks=None)
-    with pytest.raises(InputError, match="expected every matrix to match a block pattern"):
+    with pytest.raises(InputError, match="expected a block for every matrix"):
         measure_subspace(task, spectrum_of("mlp"), **QUICK)
 
 

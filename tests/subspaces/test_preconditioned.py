@@ -42,7 +42,7 @@ def floored(directions: list[Directions]) -> list[Directions]:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("model", ["quadratic", "llama", "gpt2", "qwen2_moe"])
+@pytest.mark.parametrize("model", ["quadratic", "llama", "gpt2", "gpt_neox", "qwen2_moe"])
 def test_products_are_those_of_the_dense_matrix(model: str, optimizer: str) -> None:
     task, directions = directions_of(model, optimizer)
     layout = layout_of(task)

@@ -222,7 +222,7 @@ def test_a_checkpoint_without_a_config_is_refused(tmp_path: Path, text: Path) ->
 
 
 def test_unknown_blocks_are_a_note(llama: Checkpoint, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Checkpoint, model: nn.Module) -> None:
+    def refuse(self: Checkpoint, model: nn.Module, *, overrides: object) -> None:
         raise InputError("expected a known family, got 'other'")
 
     monkeypatch.setattr(Checkpoint, "block_map", refuse)
@@ -230,7 +230,16 @@ def test_unknown_blocks_are_a_note(llama: Checkpoint, text: Path, monkeypatch: p
     task = make_task(llama, data=text, seq_len=8, on_note=notes.append)
     assert task.blocks is None
     assert [note.code for note in notes] == ["blocks-unknown"]
-    assert "expected a known family, got 'other'" in notes[0].message
+    assert "expected a known family, got 'other'; --blocks FILE can say them" in notes[0].message
+
+
+def test_blocks_are_given(llama: Checkpoint, text: Path) -> None:
+    """Before the family's; what they leave out stays the family's."""
+    task = make_task(llama, data=text, seq_len=8, blocks={r"mlp\.\w+\.weight": "other", "lm_head.weight": "emb"})
+    blocks = {part.block for parts in (task.blocks or {}).values() for part in parts}
+    assert blocks == {"emb", "qk", "vo", "norm", "other"}
+    with pytest.raises(InputError, match=r"expected patterns that match .*, got 'fc1', which matches none; correct it"):
+        make_task(llama, data=text, seq_len=8, blocks={"fc1": "ffn"})
 
 
 # A user's own file

@@ -152,3 +152,20 @@ def test_parts_of_a_block_that_follow_one_another_are_one_piece() -> None:
 )
 def test_parts_are_rows_or_columns(part: BlockPart, expected: list[list[int]]) -> None:
     assert narrow(torch.arange(6).view(2, 3), part).tolist() == expected
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_parts_of_every_head_are_one_piece(dim: int) -> None:
+    """Rows 0 and 1 of every three; back in their places, and nothing elsewhere."""
+    values = torch.arange(24.0).view(6, 4) if dim == 0 else torch.arange(24.0).view(4, 6)
+    weight = nn.Parameter(values.clone())
+    parts = (BlockPart("qk", dim, 0, 1, 3), BlockPart("qk", dim, 1, 2, 3), BlockPart("vo", dim, 2, 3, 3))
+    inside = torch.tensor([True, True, False, True, True, False])
+    layout = ParameterLayout([("w", weight)], block="qk", block_map={"w": parts})
+    assert len(layout.pieces) == 1
+    expected = torch.where(inside.view(6, 1) if dim == 0 else inside, values, 0.0)
+    (found,) = layout.unflatten(layout.read())
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    layout.write(torch.full((layout.size,), -1.0))
+    assert torch.equal(weight == -1.0, expected.sign().bool() | (values == 0.0))
+    assert parts[2].shape_in(weight.shape) == ((2, 4) if dim == 0 else (4, 2))
