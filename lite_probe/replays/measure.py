@@ -158,7 +158,7 @@ def plan_replay(
     with preserve_state(task.model), own_gradients(layout.parameters):
         makers: dict[str, Callable[[], Replayable]] = {
             name: lambda one=one: one.make(task, request.hyperparameters.get(one.name, {}))  # type: ignore[misc]
-            for name, one in {request.bands: Entrant(request.bands), **entrants}.items()
+            for name, one in {**entrants, request.bands: entrants.get(request.bands, Entrant(request.bands))}.items()
         }
         costs, start = planning.measure_costs(task, layout, splits, makers, on_progress)
     require_same_task(spectrum, task, loss=start.loss)
