@@ -13,6 +13,8 @@ from lite_probe.results.store import load
 from tests import families
 from tests.commands.running import BATCH, REPLAY, run
 
+pytestmark = pytest.mark.slow
+
 SPECTRUM = ("--top", "1", "--bottom", "0", "--probes", "2", "--tol", "0.5")
 FROM_THE_COMMAND_LINE = (
     *("gpt_neox", "phi3", "opt", "falcon", "falcon-groups", "deepseek_v3", "bert", "gemma3_text", "olmo2", "mamba"),
