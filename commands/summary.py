@@ -143,5 +143,7 @@ def estimate_object(estimate: "Estimate | None") -> dict[str, float | None] | No
     """Return an estimate with its error and 95% interval; null where there is none, as for the error of one sample."""
     if estimate is None:
         return None
-    doubt = {name: None if estimate.num_samples == 1 else getattr(estimate, name) for name in ("stderr", "low", "high")}
-    return {"value": estimate.value, **doubt}
+    uncertainty = {
+        name: None if estimate.num_samples == 1 else getattr(estimate, name) for name in ("stderr", "low", "high")
+    }
+    return {"value": estimate.value, **uncertainty}

@@ -1,4 +1,4 @@
-"""Numbers in words: how a value, its doubt, a size and a duration are written in the terminal."""
+"""Numbers in words: how a value, its error, a size and a duration are written in the terminal."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them: as many digits as the doubt allows, a true minus sign, powers of ten."""
+"""Numbers as people read them: as many digits as the error allows, a true minus sign, powers of ten."""
 
 import math
 

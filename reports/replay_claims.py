@@ -112,7 +112,7 @@ def compare_progress(replay: Replay) -> dict[tuple[str, str, str], Claim]:
     found = {}
     for (name, base, part), answer in _ask(replay, asked).items():
         where = f"along {directions(replay, part)}"
-        sentence = f"{name} minus {base} {where}: {answer.size} of progress ({answer.interval}), {answer.doubt}."
+        sentence = f"{name} minus {base} {where}: {answer.size} of progress ({answer.interval}), {answer.reservation}."
         if answer.sign:
             more = "more" if answer.sign > 0 else "less"
             sentence = f"{name} makes {answer.size} {more} progress than {base} {where} ({answer.interval})."
@@ -125,7 +125,7 @@ def judge_changes(replay: Replay) -> dict[str, Claim]:
     """Ask of every optimizer whether it lowers the loss."""
     found = {}
     for name, answer in _ask(replay, {name: replay.loss_change(name) for name in replay.optimizers}).items():
-        sentence = f"{name} changes the loss by {answer.size} ({answer.interval}), {answer.doubt}."
+        sentence = f"{name} changes the loss by {answer.size} ({answer.interval}), {answer.reservation}."
         if answer.is_rounding:
             sentence = f"{name} leaves the loss where it was but for rounding."
         elif answer.sign:
@@ -152,7 +152,7 @@ def judge_progress(replay: Replay) -> dict[tuple[str, str], Claim]:
         sentence = f"{name} makes {answer.size} of progress {where} ({answer.interval})"
         if answer.sign < 0:
             sentence = f"{name} raises the loss by {answer.size} {where} ({answer.interval})"
-        sentence += "." if answer.sign else f", {answer.doubt}."
+        sentence += "." if answer.sign else f", {answer.reservation}."
         found[name, part] = answer.claim(name, f"progress {where}", sentence, wanted=1)
     return found
 
@@ -167,7 +167,7 @@ def judge_ablations(replay: Replay) -> dict[tuple[str, str], Claim]:
     found = {}
     for (name, ablation), answer in _ask(replay, asked).items():
         subject = f"{name} {ABLATED.get(ablation, ablation)}"
-        sentence = f"{subject} minus the whole: {answer.size} of final loss ({answer.interval}), {answer.doubt}."
+        sentence = f"{subject} minus the whole: {answer.size} of final loss ({answer.interval}), {answer.reservation}."
         if answer.is_rounding:
             sentence = f"{subject} cannot be told from the whole: the losses differ by rounding alone."
         elif answer.sign:
@@ -211,7 +211,7 @@ class _Answer:
         return interval
 
     @property
-    def doubt(self) -> str:
+    def reservation(self) -> str:
         """Say why nothing is claimed."""
         if self.is_rounding:
             return "not beyond rounding"
@@ -256,7 +256,7 @@ def _compare_losses(replay: Replay, asked: Mapping[tuple[str, str], Estimate | N
     """Say of each pair who ends below whom."""
     found = {}
     for (name, other), answer in _ask(replay, asked).items():
-        sentence = f"{name} minus {other}: {answer.size} of final loss ({answer.interval}), {answer.doubt}."
+        sentence = f"{name} minus {other}: {answer.size} of final loss ({answer.interval}), {answer.reservation}."
         if answer.is_rounding:
             sentence = f"{name} and {other} cannot be told apart: their losses differ by rounding alone."
         elif answer.sign:

@@ -146,10 +146,10 @@ def _end(replay: Replay, name: str) -> str:
         return f"{format_number(abs(change.value))} nats {'below' if is_lower else 'above'} {place}"
     ends = (-change.high, -change.low) if is_lower else (change.low, change.high)
     size, interval = format_interval(abs(change.value), *ends)
-    doubt = ", not beyond the error" if claim.status == "open" else ""
+    reservation = ", not beyond the error" if claim.status == "open" else ""
     if is_corrected_away(replay, claim):
-        doubt = f", not beyond {correction(claim.comparisons)}"
-    return f"{size} nats {'below' if is_lower else 'above'} {place} ({interval}){doubt}"
+        reservation = f", not beyond {correction(claim.comparisons)}"
+    return f"{size} nats {'below' if is_lower else 'above'} {place} ({interval}){reservation}"
 
 
 def _span(replay: Replay, changes: Sequence[Estimate]) -> str:
@@ -272,7 +272,7 @@ def _manner(replay: Replay, names: Sequence[str]) -> list[Point]:
         ("Curvature along the updates, dᵀHd/‖d‖²", " loss/param²", replay.directional_sharpness),
         ("Exponent a of η ∝ λ⁻ᵃ where η is positive (0 gradient descent, 1 Newton)", "", replay.exponent),
         (
-            "Oscillation along sharp directions (0 straight, 1 to and fro)",
+            "Oscillation along sharp directions (0 straight, 1 back where it began)",
             "",
             lambda name: _within_one(mean_oscillation(replay, name)),
         ),

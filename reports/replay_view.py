@@ -246,7 +246,7 @@ def _oscillation(replay: Replay, names: Sequence[str], number: int) -> PointsVie
     if not (series and indices):
         return None
     sentences = [f"{one.optimizer}: {format_number(sum(one.value) / len(one.value), 2)} on average." for one in series]
-    summary = "Oscillation along each sharp eigenvector, 0 straight and 1 to and fro. " + " ".join(sentences)
+    summary = "Oscillation along each sharp eigenvector, 0 straight and 1 back where it began. " + " ".join(sentences)
     return PointsView(name=f"oscillation-{number}", title="", series=series, summary=summary)
 
 

@@ -247,25 +247,25 @@ def _compare_sharpest(first: OperatorSpectrum, last: OperatorSpectrum) -> str:
         return "λ₁ was not measured for both"
     if not (first.converged[0] and last.converged[0]):
         return "λ₁ cannot be compared, as it has not converged for both"
-    doubt = float(first.residual_norms[0] + last.residual_norms[0])
+    error = float(first.residual_norms[0] + last.residual_norms[0])
     values, residuals = zip(
         *((float(s.eigenvalues[0]), float(s.residual_norms[0])) for s in (first, last)), strict=True
     )
     texts = [format_bounded(value, residual) for value, residual in zip(values, residuals, strict=True)]
-    return f"λ₁ {_moved(values[0], values[1], doubt, texts)}"
+    return f"λ₁ {_moved(values[0], values[1], error, texts)}"
 
 
 def _moved_estimate(first: Estimate, last: Estimate) -> str:
     """Say how an estimate changed; the halves of the 95% intervals add in quadrature."""
-    doubt = math.hypot(first.high - first.value, last.high - last.value)
+    error = math.hypot(first.high - first.value, last.high - last.value)
     texts = [format_measured(estimate.value, estimate.low, estimate.high) for estimate in (first, last)]
-    return _moved(first.value, last.value, doubt, texts)
+    return _moved(first.value, last.value, error, texts)
 
 
-def _moved(first: float, last: float, doubt: float = 0.0, texts: Sequence[str] = ()) -> str:
-    """Say how a number changed, and whether by more than its doubt."""
+def _moved(first: float, last: float, error: float = 0.0, texts: Sequence[str] = ()) -> str:
+    """Say how a number changed, and whether by more than its error."""
     before, after = texts or (format_number(first), format_number(last))
-    if abs(last - first) <= doubt:
+    if abs(last - first) <= error:
         return f"did not change beyond its error (from {before} to {after})"
     factor = f" (×{format_number(last / first, 3)})" if texts and first > 0 and last > 0 else ""
     return f"{'rose' if last > first else 'fell'} from {before} to {after}{factor}"

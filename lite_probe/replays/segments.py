@@ -30,7 +30,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class BatchSplits:
-    """Who trains on what."""
+    """How a task's training batches are split among warming, the sweep and the segments."""
 
     warm: Sequence[Batch]
     sweep: Segment

@@ -1,4 +1,4 @@
-"""A number with its doubt."""
+"""A value and its uncertainty."""
 
 from dataclasses import dataclass
 

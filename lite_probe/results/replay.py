@@ -133,7 +133,7 @@ class ReplayRun:
 
     @property
     def oscillations(self) -> FloatArray:
-        """(k,) 1 − |Σ_t c_i|/Σ_t|c_i|: 0 straight, 1 to and fro."""
+        """(k,) 1 − |Σ_t c_i|/Σ_t|c_i|: 0 along a straight path, 1 where nothing is left of the way."""
         lengths = np.abs(self.sharp_updates).sum(axis=0)
         straight = np.abs(self.sharp_updates.sum(axis=0))
         return np.asarray(1.0 - np.divide(straight, lengths, out=np.zeros_like(lengths), where=lengths > 0))

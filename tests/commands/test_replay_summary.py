@@ -133,7 +133,7 @@ def test_every_pair_has_its_difference_both_ways(found: Replay) -> None:
     assert one["low"] == pytest.approx(-other["high"], rel=1e-12)
 
 
-def test_one_seed_has_a_value_and_null_for_its_doubt() -> None:
+def test_one_seed_has_a_value_and_null_for_its_error() -> None:
     one = json_object(make_replay(seeds=1))["optimizers"]["muon"]["loss_change"]
     assert one["value"] < 0.0
     assert (one["stderr"], one["low"], one["high"]) == (None, None, None)

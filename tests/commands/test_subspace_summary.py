@@ -1,4 +1,4 @@
-"""A measurement as the terminal and programs get it: every number with its doubt, and nothing broken in two."""
+"""A measurement as the terminal and programs get it: every number with its error, and nothing broken in two."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Who trains on what: the same for every optimizer, other batches for every seed, none of them evaluated on."""
+"""How batches are split: the same for every optimizer, other batches for every seed, none of them evaluated on."""
 
 from dataclasses import dataclass
 from typing import Any

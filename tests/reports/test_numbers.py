@@ -1,4 +1,4 @@
-"""Numbers are written with as many digits as their doubt allows."""
+"""Numbers are written with as many digits as their error allows."""
 
 import pytest
 
