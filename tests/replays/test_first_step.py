@@ -21,6 +21,7 @@ from lite_probe.checkpoints.models import quiet_transformers
 from lite_probe.criteria import next_token_cross_entropy
 from lite_probe.optim import make_optimizer
 from lite_probe.replays import SavedOptimizer
+from lite_probe.replays.entrants import Entrant
 from lite_probe.replays.recipes import Prepared, prepare
 from lite_probe.task import Task
 from tests.checkpoints import writers
@@ -59,7 +60,9 @@ def restored(checkpoint: Checkpoint, name: str, **hyperparameters: Any) -> tuple
         evaluation=[writers.tokens()],
     )
     saved = SavedOptimizer(states=checkpoint.optimizer_states(), step=checkpoint.step)
-    prepared = prepare(task, name, hyperparameters=hyperparameters, state="checkpoint", warm_batches=[], saved=saved)
+    prepared = prepare(
+        task, Entrant(name), hyperparameters=hyperparameters, state="checkpoint", warm_batches=[], saved=saved
+    )
     prepared.optimizer.load_state_dict(prepared.state)  # as every run begins
     for group in prepared.optimizer.param_groups:
         group["lr"] = LR

@@ -11,6 +11,7 @@ from lite_probe.checkpoints.optimizers import SavedSchedule
 from lite_probe.errors import InputError
 from lite_probe.optim import LiteOptimizer
 from lite_probe.replays import SavedOptimizer, plan_replay, replay
+from lite_probe.replays.entrants import Entrant
 from lite_probe.replays.recipes import prepare, saved_learning_rate
 from lite_probe.subspaces import optimizer_of
 from lite_probe.task import Task
@@ -38,7 +39,7 @@ def trained(task: Task, optimizer: torch.optim.Optimizer) -> SavedOptimizer:
 
 
 def prepared(task: Task, name: str, state: str, saved: SavedOptimizer | None = None) -> Any:
-    return prepare(task, name, hyperparameters={}, state=state, warm_batches=task.train[:5], saved=saved)
+    return prepare(task, Entrant(name), hyperparameters={}, state=state, warm_batches=task.train[:5], saved=saved)
 
 
 def steps_of(optimizer: LiteOptimizer) -> set[int]:
