@@ -65,7 +65,7 @@ def command(terminal: Terminal, /, out: str, as_json: bool, **compute: Any) -> N
     A byte-level Llama of about a million parameters learns from the Python documentation. Early and late in training
     its Hessian spectrum is measured per block, then its sharp subspace and LITE's proxies of it; from the early
     checkpoint, where there is most to gain, a segment is replayed under Muon, SOAP and their LITE variants. One page
-    shows it all. Two cores need under five minutes.
+    shows it all. Two fast cores need some five minutes, slow ones up to half an hour.
     """
     from lite_probe.reports.page import write_report
     from lite_probe.task import TaskInfo
