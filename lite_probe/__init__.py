@@ -12,6 +12,9 @@
     replay = lp.replay(task, optimizers=["muon", "muon-lite"], steps=50, spectrum=spectrum)
 
 A name is imported when it is first used, so that `import lite_probe` alone loads neither torch nor transformers.
+
+To add an optimizer: a function of named parameters and learning rate, given to `replay` as it is. A model family: one
+entry of `lite_probe.blocks.families.FAMILIES`, patterns of names and their blocks.
 """
 
 from importlib import import_module
