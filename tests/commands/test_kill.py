@@ -12,6 +12,8 @@ import pytest
 
 from lite_probe.results.store import load
 
+pytestmark = pytest.mark.slow
+
 KILLS = 10
 
 # Runs one command after another, each in a process of its own that is killed after so many seconds. The libraries are
@@ -21,8 +23,6 @@ import json, os, signal, sys, time
 import torch, transformers.models.llama.modeling_llama
 import lite_probe.task.build, lite_probe.reports.page, lite_probe.spectra
 from lite_probe.commands.main import cli
-
-pytestmark = pytest.mark.slow
 
 for line in sys.stdin:
     limit, arguments = json.loads(line)
@@ -69,11 +69,12 @@ def test_ten_kills_change_no_bit(tiny_llama: Path, text: Path, tmp_path: Path) -
             answer = ""
             while not answer.startswith("["):  # the commands print their paths before
                 answer = runner.stdout.readline()
+                assert answer, "the runner ended"
             code, seconds = json.loads(answer)
             return code, seconds
 
-        preserve_state = tmp_path / "preserve_state"
-        code, duration = run(preserve_state, 250)
+        undisturbed = tmp_path / "undisturbed"
+        code, duration = run(undisturbed, 250)
         assert code == 0
         # Killed runs get further and further; one that came to its end makes room for another.
         finished, disturbed = 0, tmp_path / "disturbed-0"
@@ -82,15 +83,15 @@ def test_ten_kills_change_no_bit(tiny_llama: Path, text: Path, tmp_path: Path) -
             assert code in (0, -9)
             killed += code == -9
             if code == 0:
-                assert numbers(disturbed) == numbers(preserve_state)
+                assert numbers(disturbed) == numbers(undisturbed)
                 finished += 1
                 disturbed = tmp_path / f"disturbed-{finished}"
         assert run(disturbed, 250)[0] == 0
-    assert numbers(disturbed) == numbers(preserve_state)
+    assert numbers(disturbed) == numbers(undisturbed)
     spectrum = load(disturbed, "spectrum")
     assert spectrum.whole.converged.all()
     left = {path.name for path in disturbed.iterdir()}
-    assert left == {path.name for path in (tmp_path / "preserve_state").iterdir()}
+    assert left == {path.name for path in undisturbed.iterdir()}
 
 
 def started(tiny_llama: Path, text: Path, out: Path, *more: str) -> "subprocess.Popen[str]":
