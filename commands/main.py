@@ -55,18 +55,23 @@ class ProbeGroup(click.Group):
         return command
 
     def main(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, prog_name: str | None = None, *, is_all: bool = False, **extra: Any
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        *,
+        ends_process: bool = False,
+        **extra: Any,
     ) -> NoReturn:
         """Run a command and leave with its exit code.
 
-        `is_all` says that the process ends with it: a signal that ended it counts once to the very end.
+        Where the process ends with it, a signal that ended it counts once to the very end.
         """
         arguments = sys.argv[1:] if args is None else list(args)
         terminal = Terminal(plain(shlex.join(["lite-probe", *arguments])))
         # Loading bars and advice of the libraries underneath are not what was asked for.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        with forgiving_stderr(), _signals_raise(is_all):
+        with forgiving_stderr(), _signals_raise(ends_process):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -78,7 +83,7 @@ class ProbeGroup(click.Group):
 
 
 @contextmanager
-def _signals_raise(is_all: bool) -> Iterator[None]:
+def _signals_raise(ends_process: bool) -> Iterator[None]:
     """Turn SIGTERM and SIGHUP into `Terminated`, once: `timeout` and a closing terminal send theirs twice.
 
     A signal that is ignored, as `nohup` does, stays ignored. Where the process ends with what follows, the second one
@@ -99,7 +104,7 @@ def _signals_raise(is_all: bool) -> Iterator[None]:
         yield
     finally:
         for one in taken:
-            signal.signal(one, signal.SIG_IGN if is_all and raised else signal.SIG_DFL)
+            signal.signal(one, signal.SIG_IGN if ends_process and raised else signal.SIG_DFL)
 
 
 def _report(error: Exception | Terminated, terminal: Terminal) -> int:
@@ -170,4 +175,4 @@ def main() -> NoReturn:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
-    cli.main(is_all=True)
+    cli.main(ends_process=True)

@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import tomllib
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -13,8 +12,8 @@ from typing import Any, ClassVar, TypeVar
 import click
 
 from lite_probe.commands.console import Terminal
-from lite_probe.errors import InputError, UsageError
-from lite_probe.files import read_bounded
+from lite_probe.errors import UsageError
+from lite_probe.files import read_toml
 
 CONFIG_NAME = "lite-probe.toml"
 COMMANDS = ("inspect", "spectrum", "subspace", "replay", "report", "demo")
@@ -161,13 +160,7 @@ def read_config(path: Path) -> dict[str, Any]:
         UsageError: If it holds a key that no command knows or that belongs on the command line, or a value of a kind
             that no option takes.
     """
-    content = read_bounded(path, "a configuration file", max_bytes=_MOST_CONFIG_BYTES)
-    try:
-        settings = tomllib.loads(content.decode())
-    except RecursionError:
-        raise InputError(f"expected TOML in {path}, got values nested too deeply", _TOML_EXAMPLE) from None
-    except ValueError as error:  # also of bytes that are no UTF-8, and numbers of thousands of digits
-        raise InputError(f"expected TOML in {path}, got {error}", _TOML_EXAMPLE) from error
+    settings = read_toml(path, "a configuration file", max_bytes=_MOST_CONFIG_BYTES, example=_TOML_EXAMPLE)
     known = _options()
     defaults: dict[str, Any] = {}
     for key, value in settings.items():

@@ -6,9 +6,10 @@ decided before the first byte. What is written never goes through a link that wa
 
 import os
 import stat
+import tomllib
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lite_probe.errors import InputError
 
@@ -65,6 +66,27 @@ def read_bounded(path: Path, expected: str, *, max_bytes: int) -> bytes:
                 "check that it is the file you mean",
             )
     return content
+
+
+def read_toml(path: Path, expected: str, *, max_bytes: int, example: str) -> dict[str, Any]:
+    """Read a small TOML file.
+
+    Args:
+        path: A regular file, or a link to one.
+        expected: What it is for, as in "expected … at PATH".
+        max_bytes: More is refused before it is read.
+        example: What to write in it, for the hint.
+
+    Raises:
+        InputError: If it cannot be read as `read_bounded` does, or is no TOML.
+    """
+    content = read_bounded(path, expected, max_bytes=max_bytes)
+    try:
+        return tomllib.loads(content.decode())
+    except RecursionError:
+        raise InputError(f"expected TOML in {path}, got values nested too deeply", example) from None
+    except ValueError as error:  # also of bytes that are no UTF-8, and numbers of thousands of digits
+        raise InputError(f"expected TOML in {path}, got {error}", example) from error
 
 
 def create_anew(path: Path) -> BinaryIO:

@@ -1,5 +1,6 @@
 """Functions from a user's own Python file, and what becomes of what they raise."""
 
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -52,11 +53,11 @@ def load_function(spec: str, option: str, hint: str) -> tuple[Callable[..., Any]
         found = ", ".join(name for name, _ in own if not name.startswith("_"))
         raise InputError(f"expected a function {function_name!r} in {path.name}, got {found or 'none'}", hint)
 
+    @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         with _importable(folder):
             return function(*args, **options)
 
-    call.__name__, call.__wrapped__ = function_name, function  # type: ignore[attr-defined]
     return call, f"{function_name} of {path.name}"
 
 

@@ -2,12 +2,11 @@
 
 import json
 import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 from lite_probe.errors import InputError, shown
-from lite_probe.files import read_bounded
+from lite_probe.files import read_toml
 from lite_probe.results.blocks import BLOCK_NAMES
 
 _MOST_BYTES = 2**20
@@ -38,13 +37,7 @@ def read_blocks(path: Path) -> dict[str, str]:
     Raises:
         InputError: If the file cannot be read, is larger than 1 MiB, is no TOML, or names an unknown block.
     """
-    content = read_bounded(path, "a file of blocks", max_bytes=_MOST_BYTES)
-    try:
-        table = tomllib.loads(content.decode())
-    except RecursionError:
-        raise InputError(f"expected TOML in {path}, got values nested too deeply", _EXAMPLE) from None
-    except ValueError as error:  # also of bytes that are no UTF-8, and numbers of thousands of digits
-        raise InputError(f"expected TOML in {path}, got {error}", _EXAMPLE) from error
+    table = read_toml(path, "a file of blocks", max_bytes=_MOST_BYTES, example=_EXAMPLE)
     if not table:
         raise InputError(f"expected lines pattern = block in {path}, got none", _EXAMPLE)
     for pattern, block in table.items():

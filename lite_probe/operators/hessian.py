@@ -51,10 +51,10 @@ class _GraphOperator(SymmetricOperator):
 
     def _products(self, rows: Tensor) -> Tensor:
         result = torch.zeros_like(rows)
-        unflatten = [self.layout.unflatten(row) for row in rows]
+        vectors = [self.layout.unflatten(row) for row in rows]
         try:
             for graph, batch in self._each_graph():
-                for index, cotangent in enumerate(unflatten):
+                for index, cotangent in enumerate(vectors):
                     product = self._through(graph, batch, cotangent)
                     self.layout.accumulate(result[index], product, 1.0 / self.count)
                 del graph  # before the next batch's graph is built

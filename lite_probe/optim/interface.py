@@ -53,14 +53,16 @@ class OptimizerMaker(Protocol):
 
 
 class Together:
-    """Several optimizers that step as one, each with parameters of its own.
+    """Optimizers of somebody else's that step as one, each with parameters of its own.
 
     Args:
         members: In the order in which they step.
+        what: Who made them, for the message where a step raises.
     """
 
-    def __init__(self, members: Sequence[torch.optim.Optimizer]) -> None:
+    def __init__(self, members: Sequence[torch.optim.Optimizer], what: str) -> None:
         self.members = tuple(members)
+        self.what = what
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -73,9 +75,13 @@ class Together:
         return {key: value for member in self.members for key, value in member.state.items()}
 
     def step(self) -> None:
-        """Let each make its step."""
+        """Let each make its step.
+
+        Raises:
+            InputError: If one raises; it says where.
+        """
         for member in self.members:
-            member.step()
+            run_code(member.step, f"a step of {self.what}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states in order."""
@@ -103,7 +109,7 @@ def make_foreign(
     what: str,
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     hyperparameters: Mapping[str, Any],
-) -> Replayable:
+) -> Together:
     """Make an optimizer by somebody else's function; its learning rate is 1 until it is set.
 
     Args:
@@ -128,8 +134,6 @@ def make_foreign(
         )
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group[_RATIO] = rate
-    step = optimizer.step
-    optimizer.step = lambda: run_code(step, f"a step of {what}")  # type: ignore[method-assign]
     return optimizer
 
 
@@ -139,7 +143,7 @@ def _made(
     named: list[tuple[str, nn.Parameter]],
     lr: float,
     hyperparameters: Mapping[str, Any],
-) -> Replayable:
+) -> Together:
     made = run_code(lambda: maker(list(named), lr, **hyperparameters), what)
     members: list[Any] = list(made) if isinstance(made, list | tuple) else [made]
     for member in members:
@@ -153,8 +157,7 @@ def _made(
         _require_plain_step(member, what)
         _require_rates(member, what)
     _require_partition(members, named, what)
-    optimizer: Replayable = members[0] if len(members) == 1 else Together(members)
-    return optimizer
+    return Together(members, what)
 
 
 def _require_plain_step(member: Any, what: str) -> None:

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lite_probe.errors import UsageError
 from lite_probe.optim import OPTIMIZERS
 from lite_probe.optim.interface import TORCH, OptimizerMaker, Replayable, make_foreign, torch_maker
@@ -51,7 +53,11 @@ class Entrant:
         if self.maker is None:
             return ""
         groups = self.make(task, hyperparameters).param_groups
-        settings = [{key: repr(value) for key, value in group.items() if key != "params"} for group in groups]
+        # A tensor by its entries: torch shortens what it prints.
+        settings = [
+            {key: one if isinstance(one, Tensor) else repr(one) for key, one in group.items() if key != "params"}
+            for group in groups
+        ]
         return batches_digest([code_digest(self.maker), settings])
 
 

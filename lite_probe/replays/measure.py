@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -157,7 +158,7 @@ def plan_replay(
     layout = ParameterLayout(list(task.model.named_parameters()))
     with preserve_state(task.model), own_gradients(layout.parameters):
         makers: dict[str, Callable[[], Replayable]] = {
-            name: lambda one=one: one.make(task, request.hyperparameters.get(one.name, {}))  # type: ignore[misc]
+            name: partial(one.make, task, request.hyperparameters.get(name, {}))
             for name, one in {**entrants, request.bands: entrants.get(request.bands, Entrant(request.bands))}.items()
         }
         costs, start = planning.measure_costs(task, layout, splits, makers, on_progress)

@@ -146,7 +146,7 @@ def command(terminal):
 module = types.ModuleType('lite_probe.commands.report')
 module.command = command
 sys.modules['lite_probe.commands.report'] = module
-cli.main(['report'], is_all=True)
+cli.main(['report'], ends_process=True)
 """
 
 

@@ -1,7 +1,5 @@
 """A replay's working files and its result are as large as was planned, and their room is checked first."""
 
-import shutil
-from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,9 @@ from lite_probe.errors import OutputError
 from lite_probe.replays import discard_state, plan_replay, replay, runner
 from lite_probe.results.blocks import BlockPart
 from lite_probe.results.store import save, write_atomically
+from tests.disks import held, leave_room
 from tests.replays.conftest import spectrum_of, with_training
 
-_Usage = namedtuple("_Usage", "total used free")
 _ASKED: dict[str, Any] = {
     "steps": 12,
     "seeds": 2,
@@ -24,10 +22,6 @@ _ASKED: dict[str, Any] = {
     "ablations": True,
 }
 _NAMES = ("muon", "soap")
-
-
-def held(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.slow
@@ -76,7 +70,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_replayed(
     task = with_training("mlp", 60)
     spectrum = spectrum_of(task)
     plan = plan_replay(task, _NAMES, spectrum=spectrum, **_ASKED)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(10**9, 0, plan.scratch_bytes - 1))
+    leave_room(monkeypatch, plan.scratch_bytes - 1)
     told: list[Any] = []
     with pytest.raises(OutputError, match=rf"expected 0\.\d MB of free disk in {tmp_path}, got 0\.\d MB"):
         replay(

@@ -1,7 +1,5 @@
 """What goes to disk is planned, its room is checked, and it is as large as was said."""
 
-import shutil
-from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,24 +13,11 @@ from lite_probe.runtime.disk import disk_size, require_room
 from lite_probe.spectra import discard_state, measure_spectrum, plan_spectrum
 from lite_probe.spectra import state as saving
 from tests import models
+from tests.disks import held, leave_room
 
-_Usage = namedtuple("_Usage", "total used free")
 _ASKED: dict[str, Any] = {"top": 10, "bottom": 3, "probes": 2}
 
 
-@pytest.fixture
-def free(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How much room disks have."""
-    room = {"bytes": 10**6}
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(10**9, 0, room["bytes"]))
-    return room
-
-
-def held(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["device", "disk"])
 def test_the_plan_says_how_much_goes_to_disk(placement: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Saved after every step, nothing that lies there exceeds what was planned, nor falls far below."""
@@ -53,27 +38,31 @@ def test_the_plan_says_how_much_goes_to_disk(placement: Any, tmp_path: Path, mon
     assert plan.result_bytes <= held(tmp_path) <= plan.result_bytes + small
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_measured(free: dict[str, int], tmp_path: Path) -> None:
+def test_a_disk_without_room_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = models.make_task("mlp", torch.float32)
     plan = plan_spectrum(task, **_ASKED)
-    free["bytes"] = plan.scratch_bytes - 1
+    leave_room(monkeypatch, plan.scratch_bytes - 1)
     told: list[Any] = []
     with pytest.raises(OutputError, match=rf"expected 0\.\d MB of free disk in {tmp_path}, got 0\.\d MB") as caught:
         measure_spectrum(task, **_ASKED, plan=plan, state_directory=tmp_path, on_progress=lambda *now: told.append(now))
     assert "--scratch DIR" in caught.value.hint
     assert told == []
     assert list(tmp_path.iterdir()) == []
-    free["bytes"] = plan.scratch_bytes
+    leave_room(monkeypatch, plan.scratch_bytes)
     measure_spectrum(task, **_ASKED, plan=plan, state_directory=tmp_path)
 
 
-def test_folders_of_one_file_system_share_its_room(free: dict[str, int], tmp_path: Path) -> None:
+def test_folders_of_one_file_system_share_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_room(monkeypatch, 10**6)
     require_room([(tmp_path / "a" / "b", 600_000), (tmp_path, 400_000)])
     with pytest.raises(OutputError, match=r"expected 1\.0 MB of free disk in .*/a/b and .*, got 1\.0 MB"):
         require_room([(tmp_path / "a" / "b", 600_000), (tmp_path, 400_001)])
 
 
-def test_what_lies_there_already_needs_no_room(free: dict[str, int], tmp_path: Path) -> None:
+def test_what_lies_there_already_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_room(monkeypatch, 10**6)
     (tmp_path / "basis").write_bytes(bytes(500_000))
     require_room([(tmp_path, 1_500_000)])
     with pytest.raises(OutputError, match="of free disk"):

@@ -1,7 +1,5 @@
 """A subspace's working files are as large as was planned, and their room is checked first."""
 
-import shutil
-from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,14 @@ from lite_probe.spectra import state as saving
 from lite_probe.subspaces import measure_subspace, plan_subspace
 from lite_probe.task import Task
 from tests import models
+from tests.disks import held, leave_room
 
-_Usage = namedtuple("_Usage", "total used free")
 _ASKED: dict[str, Any] = {"size": 4, "probes": 2, "warm_batches": 3, "optimizers": ["adamw-lite"]}
 
 
 def task_of(name: str) -> Task:
     task = models.make_task(name, torch.float32)
     return replace(task, train=[batch for seed in (1, 2) for batch in models.token_batches(13, seed=seed)])
-
-
-def held(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.slow
@@ -62,7 +56,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_measured(
     task = task_of("gpt2")
     spectrum = measure_spectrum(task, top=6, bottom=1, probes=2)
     plan = plan_subspace(task, spectrum, **_ASKED)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(10**9, 0, plan.scratch_bytes - 1))
+    leave_room(monkeypatch, plan.scratch_bytes - 1)
     told: list[Any] = []
     with pytest.raises(OutputError, match=rf"expected 0\.\d MB of free disk in {tmp_path}, got 0\.\d MB"):
         measure_subspace(

@@ -64,7 +64,7 @@ def test_pieces_lie_end_to_end(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_partition_the_parameters(name: str) -> None:
-    """Painting each block's unflatten paints every parameter entry exactly once."""
+    """Painting each block's tensors paints every parameter entry exactly once."""
     task = models.make_task(name)
     painted = {key: torch.zeros_like(parameter) for key, parameter in task.model.named_parameters()}
     for block in blocks_of(task):

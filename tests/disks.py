@@ -1,0 +1,19 @@
+"""What lies on a disk, and disks that have only so much room."""
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+_Usage = namedtuple("_Usage", "total used free")
+
+
+def held(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def leave_room(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    """Let every disk have this much room."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: _Usage(10**9, 0, num_bytes))
