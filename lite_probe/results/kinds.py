@@ -1,0 +1,59 @@
+"""The kinds of measurement: one table from which store, run directories, pages and the command line know them.
+
+A kind is a request (what can be asked, and how it is planned and run), a record (what was measured), and a section of
+the page with its template. Its parts are named, not imported: each room loads its own when it needs it, so that a
+command's help loads no torch, and a page none either.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One kind of measurement; its name is that of its files, its command and its section.
+
+    Attributes:
+        name: For example "spectrum".
+        record: "module:name" of the frozen dataclass that holds what was measured.
+        request: Of the dataclass of what can be asked, a `lite_probe.measurements.base.Request`.
+        section: Of an instance of `lite_probe.reports.sections.section.Section`.
+        command: Of its click command; empty where it has nothing of its own.
+    """
+
+    name: str
+    record: str
+    request: str
+    section: str
+    command: str = ""
+
+    def load(self, part: str) -> Any:
+        """Import a part: "record", "request", "section" or "command"."""
+        module, _, name = getattr(self, part).partition(":")
+        return getattr(import_module(module), name)
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def register_kind(kind: Kind) -> None:
+    """Add a kind of measurement.
+
+    Raises:
+        ValueError: If another one has its name.
+    """
+    if KINDS.setdefault(kind.name, kind) != kind:
+        raise ValueError(f"expected a new kind of measurement, got {kind.name!r}, which there is")
+
+
+for _name, _record in (("spectrum", "Spectrum"), ("subspace", "SubspaceMeasurement"), ("replay", "Replay")):
+    register_kind(
+        Kind(
+            name=_name,
+            record=f"lite_probe.results.{_name}:{_record}",
+            request=f"lite_probe.measurements.{_name}:{_record.removesuffix('Measurement')}Request",
+            section=f"lite_probe.reports.sections.{_name}:SECTION",
+            command=f"lite_probe.commands.{_name}:command",
+        )
+    )
