@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 import click
 
 from lite_probe.commands.console import Terminal, print_stdout
+from lite_probe.commands.measuring import RunOptions
 from lite_probe.commands.options import (
     ConfiguredCommand,
     Whole,
-    checkpoint_options,
     config_option,
     console_options,
     example,
-    json_option,
+    options_from,
 )
+from lite_probe.commands.task import TaskOptions
 from lite_probe.commands.wording import count, duration, size
 from lite_probe.errors import InputError
 
@@ -48,9 +49,9 @@ class Needs:
 
 @click.command("inspect", cls=ConfiguredCommand, epilog=example("inspect runs/gpt/ckpt.pt"))
 @click.argument("checkpoint", metavar="CKPT", type=click.Path())
-@checkpoint_options
+@options_from(TaskOptions, "trust_pickle", "model_config", "blocks_file")
 @click.option("--tokens", type=Whole(1), default=4096, show_default=True, help="Of the batches of the estimate.")
-@json_option
+@options_from(RunOptions, "as_json")
 @config_option
 @console_options
 @click.pass_obj
@@ -102,11 +103,9 @@ def estimate_needs(num_parameters: int, num_tokens: int, *, looked_up: int = 0) 
         num_tokens: Of all batches together.
         looked_up: Parameters of which a token takes a row, which costs next to nothing.
     """
-    from lite_probe.commands import spectrum
-    from lite_probe.spectra.operator import SpectrumRequest
+    from lite_probe.spectra import OperatorRequest
 
-    asked = spectrum.defaults()
-    products = SpectrumRequest(**{name: asked[name] for name in ("top", "bottom", "probes")}).expected_products
+    products = OperatorRequest().expected_products
     rate = _operations_per_second()
     work = products * _OPERATIONS_PER_PARAMETER_AND_TOKEN * (num_parameters - looked_up) * num_tokens
     return Needs(

@@ -13,15 +13,15 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
 from lite_probe.commands.console import Terminal, forgiving_stderr
-from lite_probe.commands.options import COMMANDS, example
+from lite_probe.commands.options import COMMANDS, example, find_command
 from lite_probe.commands.wording import plain
 from lite_probe.errors import InputError, LiteProbeError, OutputError
+from lite_probe.results.kinds import KINDS
 
 DEFECT = 1
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -45,14 +45,11 @@ class ProbeGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order of a user's way through them."""
-        return list(COMMANDS)
+        return [*COMMANDS, *(name for name in KINDS if name not in COMMANDS)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = import_module(f"lite_probe.commands.{cmd_name}").command
-        return command
+        return find_command(cmd_name)
 
     def main(  # type: ignore[override]
         self,

@@ -1,10 +1,10 @@
 """The options that commands share, their types, and the configuration file that supplies their defaults."""
 
-import os
 import re
 import shlex
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -14,6 +14,8 @@ import click
 from lite_probe.commands.console import Terminal
 from lite_probe.errors import UsageError
 from lite_probe.files import read_toml
+from lite_probe.measurements.requests import Option, options_of
+from lite_probe.results.kinds import KINDS
 
 CONFIG_NAME = "lite-probe.toml"
 COMMANDS = ("inspect", "spectrum", "subspace", "replay", "report", "demo")
@@ -24,8 +26,6 @@ _NOT_CONFIGURABLE = {
     *("config_file", "fresh", "as_json", "dry_run", "quiet", "verbose"),
 }
 _MOST_CONFIG_BYTES = 2**20
-# More than a few for each processor only wait for each other; a million end the process.
-_MOST_THREADS = 4 * max(os.cpu_count() or 1, 16)
 _PATH_OPTIONS = {"data_path", "tokenizer", "model_config"}
 _NOT_PATHS = re.compile(r"builtin:|bytes$")
 _TOML_EXAMPLE = "write lines such as top = 10"
@@ -211,11 +211,23 @@ def _kind(value: object) -> str:
     return kinds.get(type(value), "a date or time")
 
 
+def find_command(name: str) -> click.Command | None:
+    """Import a command: a module of `lite_probe.commands`, or one made for a kind of measurement that has none."""
+    if name in COMMANDS:
+        command: click.Command = import_module(f"lite_probe.commands.{name}").command
+        return command
+    if name in KINDS:
+        made: click.Command = import_module("lite_probe.commands.measuring").measuring_command(name)
+        return made
+    return None
+
+
 def _options() -> dict[str, click.Option]:
     """Return option → parameter for every option of every command, named as on the command line."""
     known: dict[str, click.Option] = {}
-    for command in COMMANDS:
-        for param in import_module(f"lite_probe.commands.{command}").command.params:
+    for name in COMMANDS:
+        command = find_command(name)
+        for param in command.params if command is not None else ():
             if isinstance(param, click.Option):
                 known[max(param.opts, key=len).removeprefix("--")] = param
     return known
@@ -243,7 +255,45 @@ def example(*arguments: str) -> str:
     return "\b\nExample:\n" + "\n".join(f"  lite-probe {line}" for line in arguments)
 
 
-def _bundle(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
+def options_from(record: type, *names: str) -> Callable[[Decorated], Decorated]:
+    """Return a decorator that adds the options that a dataclass's fields are, or some of them, in order."""
+    defaults = {field.name: field for field in fields(record)}
+    known = options_of(record)
+    return bundle(*(_click_option(name, known[name], defaults[name]) for name in names or known))
+
+
+def _click_option(name: str, one: Option, field: Field[Any]) -> Callable[[Decorated], Decorated]:
+    """Return one field as an option of a command."""
+    default = one.written if one.parse is not None else field.default
+    more: dict[str, Any] = {"default": default, "show_default": default is not None}
+    if default is False:
+        more = {"is_flag": True}
+    elif one.multiple:
+        more = {"multiple": True}
+    elif one.is_size:
+        more["type"] = MemorySize()
+    elif one.least is not None:
+        more["type"] = Whole(one.least, one.most)
+    elif one.below is not None:
+        more["type"] = Positive(one.below)
+    elif one.among:
+        more["type"] = Among(list(one.among))
+    if one.metavar:
+        more["metavar"] = one.metavar
+    return click.option(one.flag or f"--{name.replace('_', '-')}", name, help=one.help, **more)
+
+
+def taken_from(record: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the values that a command line gives a dataclass's fields, taken out of all of its options."""
+    known = options_of(record)
+    values = {field.name: options.pop(field.name) for field in fields(record) if field.name in options}
+    return {
+        name: known[name].parse(value) if name in known and known[name].parse is not None else value  # type: ignore[misc]
+        for name, value in values.items()
+    }
+
+
+def bundle(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
     """Join options into one decorator that keeps their order in the help."""
 
     def decorate(command: Decorated) -> Decorated:
@@ -254,38 +304,6 @@ def _bundle(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated],
     return decorate
 
 
-checkpoint_options = _bundle(
-    click.option(
-        "--trust-pickle",
-        is_flag=True,
-        help="Unpickle names outside the allow-list: this runs code from the file.",
-    ),
-    click.option("--model-config", metavar="FILE", help="A config.json, for a checkpoint without one."),
-    click.option(
-        "--blocks",
-        "blocks_file",
-        metavar="FILE",
-        help="TOML lines pattern = block, for parameters whose block is not known.",
-    ),
-)
-task_option = click.option(
-    "--task", "task_file", metavar="FILE.py:FUNCTION", help="A function that returns a Task, in place of CKPT."
-)
-memory_option = click.option("--memory", type=MemorySize(), metavar="SIZE", help="Stay below this much, such as 8GiB.")
-scratch_option = click.option(
-    "--scratch", metavar="DIR", help="For working files, on a disk with room; by default the run directory."
-)
-out_option = click.option("--out", metavar="DIR", help="The run directory; by default probe/NAME.")
-fresh_option = click.option("--fresh", is_flag=True, help="Measure again what is already there.")
-dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Say what would be measured and what that costs, and stop."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-seed_option = click.option(
-    "--seed", type=Whole(0, 2**63 - 1), default=0, show_default=True, help="Draws batches and probes."
-)
-
-
 def _set_verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
         ctx.ensure_object(Terminal).verbosity = -1 if param.name == "quiet" else 1
@@ -293,7 +311,7 @@ def _set_verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> N
             warnings.simplefilter("default")  # the group silences them, and puts everything back at the end
 
 
-console_options = _bundle(
+console_options = bundle(
     click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=_set_verbosity, help="Only errors."),
     click.option(
         "-v",
@@ -310,34 +328,4 @@ config_option = click.option(
     metavar="FILE",
     expose_value=False,  # ConfiguredCommand has read it before the options are known
     help=f"Defaults for these options; by default {CONFIG_NAME} in the working directory.",
-)
-compute_options = _bundle(
-    click.option(
-        "--device",
-        type=Among(["auto", "cpu", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="Where to compute; auto takes CUDA where there is one, and leaves a --task where it is.",
-    ),
-    click.option(
-        "--precision",
-        type=Among(["float32", "float64"]),
-        help="Of parameters and products; by default float32, and a --task keeps its own.",
-    ),
-    click.option(
-        "--threads", type=Whole(1, _MOST_THREADS), metavar="N", help="CPU threads; by default torch's own choice."
-    ),
-)
-batch_options = _bundle(
-    click.option(
-        "--data",
-        "data_path",
-        metavar="PATH",
-        help="Text, .jsonl, .jsonl.zst, parquet, .bin or .npy tokens, a folder of these, or builtin:python-docs.",
-    ),
-    click.option("--tokenizer", metavar="PATH", help="By default the checkpoint's own; `bytes` for bytes."),
-    click.option("--text-field", default="text", show_default=True, help="Of .jsonl and parquet rows."),
-    click.option("--seq-len", type=Whole(1), help="Tokens per sample; by default 256, or what model and text allow."),
-    click.option("--batch-size", type=Whole(1), default=8, show_default=True, help="Samples per batch."),
-    click.option("--batches", type=Whole(1), default=4, show_default=True, help="Batches to measure on."),
 )

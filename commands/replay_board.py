@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lite_probe.commands.wording import number, percent
 
 if TYPE_CHECKING:
-    from lite_probe.replays import ReplayStep
+    from lite_probe.measurements.replay_session import ReplayStep
 
 HEADER = ("optimizer", "", "lr", "step", "loss", "change", "flat", "left")
 _PHASES = {"warm": "warming", "sweep": "sweeping", "replay": "replaying"}

@@ -6,14 +6,15 @@ from pathlib import Path
 import click
 
 from lite_probe.commands.console import Terminal, print_stdout
-from lite_probe.commands.options import console_options, example, json_option
+from lite_probe.commands.measuring import RunOptions
+from lite_probe.commands.options import console_options, example, options_from
 from lite_probe.commands.wording import plural
 
 
 @click.command("report", epilog=example("report probe/early probe/late --out both.html"))
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
 @click.option("--out", metavar="FILE", help="The page; by default report.html in the first RUN.")
-@json_option
+@options_from(RunOptions, "as_json")
 @console_options
 @click.pass_obj
 def command(terminal: Terminal, runs: tuple[str, ...], out: str | None, as_json: bool) -> None:

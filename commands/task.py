@@ -1,49 +1,68 @@
-"""What commands that measure share: the task they are asked for, how it is opened, and its spectrum."""
+"""The task that commands are asked to measure, and how it is opened."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lite_probe.commands.console import Terminal
 from lite_probe.commands.wording import count, plural
-from lite_probe.errors import InputError, UsageError
+from lite_probe.errors import UsageError
+from lite_probe.measurements.requests import option
 
 if TYPE_CHECKING:
     from lite_probe.checkpoints import Checkpoint
-    from lite_probe.commands.spectrum import SpectrumOptions
     from lite_probe.results.checkpoint import CheckpointSummary
     from lite_probe.results.provenance import Note
-    from lite_probe.results.spectrum import Spectrum
-    from lite_probe.spectra import SpectrumPlan
     from lite_probe.task import Task
+
+
+# More than a few for each processor only wait for each other; a million end the process.
+_MOST_THREADS = 4 * max(os.cpu_count() or 1, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOptions:
-    """Which model on which batches, and where; the fields are options of every command that measures."""
+    """Which model on which batches, and where it computes."""
 
-    checkpoint: str | None
-    task_file: str | None
-    trust_pickle: bool
-    model_config: str | None
-    data_path: str | None
-    tokenizer: str | None
-    text_field: str
-    seq_len: int | None
-    batch_size: int
-    batches: int
-    memory: int | None
-    device: str
-    precision: str | None
-    threads: int | None
-    seed: int
-    out: str | None
-    fresh: bool
-    as_json: bool
-    dry_run: bool
-    scratch: str | None = None
-    blocks_file: str | None = None
+    checkpoint: str | None = None
+    data_path: str | None = option(
+        None,
+        "Text, .jsonl, .jsonl.zst, parquet, .bin or .npy tokens, a folder of these, or builtin:python-docs.",
+        flag="--data",
+        metavar="PATH",
+    )
+    tokenizer: str | None = option(None, "By default the checkpoint's own; `bytes` for bytes.", metavar="PATH")
+    text_field: str = option("text", "Of .jsonl and parquet rows.")
+    seq_len: int | None = option(None, "Tokens per sample; by default 256, or what model and text allow.", least=1)
+    batch_size: int = option(8, "Samples per batch.", least=1)
+    batches: int = option(4, "Batches to measure on.", least=1)
+    task_file: str | None = option(
+        None, "A function that returns a Task, in place of CKPT.", flag="--task", metavar="FILE.py:FUNCTION"
+    )
+    trust_pickle: bool = option(False, "Unpickle names outside the allow-list: this runs code from the file.")
+    model_config: str | None = option(None, "A config.json, for a checkpoint without one.", metavar="FILE")
+    blocks_file: str | None = option(
+        None,
+        "TOML lines pattern = block, for parameters whose block is not known.",
+        flag="--blocks",
+        metavar="FILE",
+    )
+    device: str = option(
+        "auto",
+        "Where to compute; auto takes CUDA where there is one, and leaves a --task where it is.",
+        among=("auto", "cpu", "cuda"),
+    )
+    precision: str | None = option(
+        None,
+        "Of parameters and products; by default float32, and a --task keeps its own.",
+        among=("float32", "float64"),
+    )
+    threads: int | None = option(
+        None, "CPU threads; by default torch's own choice.", least=1, most=_MOST_THREADS, metavar="N"
+    )
+    seed: int = 0  # the request's: --seed draws batches and probes
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -56,10 +75,8 @@ class TaskOptions:
                 "pass the text or tokens to measure on, or builtin:python-docs",
             )
 
-    @property
-    def task_options(self) -> dict[str, Any]:
-        """These options alone, without those of one command."""
-        return {field.name: getattr(self, field.name) for field in fields(TaskOptions)}
+
+COMPUTE = ("device", "precision", "threads")  # the fields that say where
 
 
 OPENING = "opening the checkpoint"  # what takes seconds of imports before anything can be said
@@ -125,8 +142,7 @@ def tell_task(terminal: Terminal, task: "Task", batches: Sequence[object]) -> No
     import torch
 
     info = task.info
-    num_parameters = _size(task)
-    what = [info.checkpoint_format, info.architecture, f"{count(num_parameters)} parameters"]
+    what = [info.checkpoint_format, info.architecture, f"{count(size_of(task))} parameters"]
     if info.checkpoint_step is not None:
         what.append(f"step {info.checkpoint_step:,}")
     # A task of the user's own may tell neither the size of its batches nor where they come from.
@@ -148,91 +164,6 @@ def tell_task(terminal: Terminal, task: "Task", batches: Sequence[object]) -> No
     )
 
 
-def _size(task: "Task") -> int:
+def size_of(task: "Task") -> int:
+    """Return the number of parameters that are trained."""
     return sum(parameter.numel() for parameter in task.model.parameters() if parameter.requires_grad)
-
-
-def find_spectrum(terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path) -> "Spectrum | None":
-    """Return the spectrum that a run directory holds; None, said why, where one has to be measured first.
-
-    Raises:
-        InputError: If the one there is damaged, or of other batches or another checkpoint; `--fresh` measures anew.
-    """
-    from lite_probe.results.store import load
-    from lite_probe.spectra import require_same_task
-
-    path = folder / "spectrum.json"
-    if not path.is_file():
-        terminal.line(f"no spectrum in {folder} yet: it comes first, with the defaults of lite-probe spectrum")
-        return None
-    try:
-        found: Spectrum = load(folder, "spectrum")
-        require_same_task(found, opened.task)
-    except InputError as error:
-        if not asked.fresh:
-            hint = error.hint if "--fresh" in error.hint else f"{error.hint}; --fresh replaces it"
-            raise InputError(f"{path}: {error.message}", hint) from error
-        terminal.line(f"replacing {path}: {error.message}")
-        return None
-    return found
-
-
-def plan_spectrum_first(
-    terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path, pairs: int = 0
-) -> "tuple[SpectrumPlan, SpectrumOptions]":
-    """Plan the spectrum that another command starts from; say what it costs.
-
-    It is of at least so many pairs, and of no more by itself than there are parameters.
-    """
-    from lite_probe.commands import spectrum as command
-
-    own = command.SpectrumOptions(**asked.task_options, **command.defaults())
-    top = max(min(own.top, _size(opened.task)), pairs)
-    own = replace(own, top=top, bottom=min(own.bottom, max(_size(opened.task) - top, 0)))
-    return command.plan_and_tell(terminal, opened.task, own, folder), own
-
-
-def measure_spectrum_first(
-    terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path, pairs: int = 0
-) -> "Spectrum":
-    """Measure and save the spectrum that another command starts from, of at least so many pairs."""
-    from lite_probe.commands import spectrum as command
-
-    plan, own = plan_spectrum_first(terminal, opened, asked, folder, pairs)
-    return command.measure(terminal, opened.task, opened.notes, plan, own, folder)
-
-
-def spectrum_plan_object(
-    terminal: Terminal, opened: Opened, asked: TaskOptions, folder: Path, pairs: int = 0
-) -> dict[str, Any]:
-    """Return what `--dry-run --json` prints where the spectrum is not there yet: all that can be planned by then."""
-    from lite_probe.commands import spectrum as command
-
-    plan, own = plan_spectrum_first(terminal, opened, asked, folder, pairs)
-    terminal.line("what follows can be planned once the spectrum is there")
-    return {"spectrum": command.plan_object(plan, own, folder)}
-
-
-def reusable(terminal: Terminal, folder: Path, kind: str, fingerprint: str, *, fresh: bool) -> Any | None:
-    """Return the saved result with this fingerprint, None where it has to be measured; say which it is."""
-    from lite_probe.results.store import find_result
-
-    damage: list[InputError] = []
-    found = None if fresh else find_result(folder, kind, fingerprint, on_damaged=damage.append)
-    path = folder / f"{kind}.json"
-    if found is not None:
-        terminal.line(f"already measured: {path}; --fresh measures again")
-    elif not fresh and path.exists():
-        why = damage[0].message if damage else "it is of another checkpoint, other batches or options"
-        terminal.line(f"replacing {path}: {why}")
-    return found
-
-
-def write_page(opened: Opened, folder: Path, kind: str) -> list[Path]:
-    """Write what goes with a saved result; return the paths for the user, the page first."""
-    from lite_probe.reports.page import write_report
-    from lite_probe.results.store import save
-
-    if opened.summary is not None:
-        save(opened.summary, folder)
-    return [write_report([folder], folder / "report.html"), folder / f"{kind}.json"]

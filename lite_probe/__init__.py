@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lite_probe import optim as optim
     from lite_probe.checkpoints import open_checkpoint as open_checkpoint
-    from lite_probe.replays import replay as replay
+    from lite_probe.measurements.replay import replay as replay
+    from lite_probe.measurements.spectrum import measure_spectrum as measure_spectrum
+    from lite_probe.measurements.subspace import measure_subspace as measure_subspace
     from lite_probe.results.store import load as load
     from lite_probe.results.store import save as save
-    from lite_probe.spectra import measure_spectrum as measure_spectrum
-    from lite_probe.subspaces import measure_subspace as measure_subspace
     from lite_probe.task import Task as Task
     from lite_probe.task.build import make_task as make_task
     from lite_probe.version import __version__ as __version__
@@ -37,9 +37,9 @@ _HOME = {
     "make_task": "lite_probe.task.build",
     "load": "lite_probe.results.store",
     "save": "lite_probe.results.store",
-    "measure_spectrum": "lite_probe.spectra",
-    "measure_subspace": "lite_probe.subspaces",
-    "replay": "lite_probe.replays",
+    "measure_spectrum": "lite_probe.measurements.spectrum",
+    "measure_subspace": "lite_probe.measurements.subspace",
+    "replay": "lite_probe.measurements.replay",
     "Task": "lite_probe.task",
     "__version__": "lite_probe.version",
 }

@@ -31,8 +31,9 @@ RANK = {
     "spectra": 7,
     "subspaces": 8,
     "replays": 9,
-    "reports": 10,
-    "commands": 11,
+    "measurements": 10,
+    "reports": 11,
+    "commands": 12,
 }
 ONLY_IN = {"click": {"commands"}, "rich": {"commands"}, "plotly": {"reports"}, "jinja2": {"reports"}}
 NEVER_IN = {"results": {"torch", "transformers"}, "reports": {"torch", "transformers"}}

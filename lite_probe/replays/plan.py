@@ -23,36 +23,6 @@ WATCHED = {"simpson": 2, "trapezoid": 1}  # evaluation gradients of a step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayPlan:
-    """What a replay will do, and what that takes."""
-
-    num_parameters: int
-    num_gradients: int  # expected, all runs together
-    seconds: float  # expected
-    memory_bytes: int  # expected peak of the process (CPU) or of the device's allocations
-    vector_memory: int | None  # bytes that the sharp subspace may take; None leaves it to what is free
-    scratch_bytes: int  # on disk at the worst moment: a run in progress, saved anew beside the last save
-    result_bytes: int  # of the saved replay
-    num_runs: int
-    steps: int
-    num_seeds: int
-    swept: tuple[str, ...]  # optimizers whose learning rate is swept
-    fingerprint: str
-    start_loss: float  # on the evaluation set at θ₀
-
-    def summary(self) -> str:
-        """Return the plan as one line for people."""
-        sweep = f", learning rates of {len(self.swept)} swept" if self.swept else ""
-        counts = ((self.num_runs, "run"), (self.steps, "step"), (self.num_seeds, "seed"))
-        runs, steps, seeds = (f"{number:,} {thing}{'' if number == 1 else 's'}" for number, thing in counts)
-        return (
-            f"{runs} of {steps}, {seeds}"
-            f"{sweep}: ~{self.num_gradients:,} gradients, ~{_duration(self.seconds)}, "
-            f"{self.memory_bytes / 2**30:.1f} GiB"
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
     """What parts of a replay cost on this machine."""
 
@@ -200,9 +170,3 @@ def _timed(task: Task, call: Callable[[], Any]) -> float:
     if task.device.type == "cuda":
         torch.cuda.synchronize(task.device)
     return time.perf_counter() - started
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -23,7 +23,7 @@ from lite_probe.replays.segments import Segment
 from lite_probe.results.replay import ReplayRun
 from lite_probe.results.sealing import read_sealed, write_sealed
 from lite_probe.results.store import write_atomically
-from lite_probe.runtime.state_folder import remove
+from lite_probe.runtime.resumable import remove
 from lite_probe.subspaces import Subspace, set_gradients
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout

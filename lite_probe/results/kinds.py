@@ -17,7 +17,8 @@ class Kind:
     Attributes:
         name: For example "spectrum".
         record: "module:name" of the frozen dataclass that holds what was measured.
-        request: Of the dataclass of what can be asked, a `lite_probe.measurements.base.Request`.
+        request: Of the dataclass of what can be asked, a `lite_probe.measurements.requests.Request`.
+        plan: Of the class that plans and runs it, a `lite_probe.measurements.base.Plan`.
         section: Of an instance of `lite_probe.reports.sections.section.Section`.
         command: Of its click command; empty where it has nothing of its own.
     """
@@ -25,11 +26,12 @@ class Kind:
     name: str
     record: str
     request: str
+    plan: str
     section: str
     command: str = ""
 
     def load(self, part: str) -> Any:
-        """Import a part: "record", "request", "section" or "command"."""
+        """Import a part: "record", "request", "plan", "section" or "command"."""
         module, _, name = getattr(self, part).partition(":")
         return getattr(import_module(module), name)
 
@@ -52,7 +54,8 @@ for _name, _record in (("spectrum", "Spectrum"), ("subspace", "SubspaceMeasureme
         Kind(
             name=_name,
             record=f"lite_probe.results.{_name}:{_record}",
-            request=f"lite_probe.measurements.{_name}:{_record.removesuffix('Measurement')}Request",
+            request=f"lite_probe.measurements.requests.{_name}:{_name.capitalize()}Request",
+            plan=f"lite_probe.measurements.{_name}:{_name.capitalize()}Plan",
             section=f"lite_probe.reports.sections.{_name}:SECTION",
             command=f"lite_probe.commands.{_name}:command",
         )

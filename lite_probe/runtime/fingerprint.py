@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import asdict
 from enum import Enum
 from types import BuiltinFunctionType, EllipsisType, FunctionType, MethodType, NoneType
 from typing import Any
@@ -48,6 +49,15 @@ def task_fingerprint(task: Task, split: Split, config: Mapping[str, object]) -> 
         _update(digest, batch)
     digest.update(json.dumps(config, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def landscape(task: Task, loss: float, per_block: bool) -> dict[str, object]:
+    """Return what tells a task from another one of the same weights and batches: its loss and its blocks.
+
+    The loss stands for the code of criterion and model, by four digits: its last ones depend on the machine.
+    """
+    blocks = {name: [asdict(part) for part in parts] for name, parts in (task.blocks or {}).items()}
+    return {"loss": f"{loss:.3e}", "blocks": blocks if per_block else None}
 
 
 def batches_digest(batches: Sequence[Batch]) -> str:

@@ -1,18 +1,73 @@
-"""How much memory this process holds: resident memory on a CPU, the allocator's count on an accelerator."""
+"""What a process holds and a measurement takes: resident memory on a CPU, allocations on an accelerator."""
 
 import os
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from lite_probe.errors import UsageError
+from lite_probe.errors import OutputError, UsageError
+from lite_probe.vectors.basis import KrylovBasis
+from lite_probe.vectors.layout import ParameterLayout
 
+Placement = Literal["device", "cpu", "disk"]
+
+_LEAST_SPARE = 6  # basis vectors beside the wanted pairs, without which a restart gets nowhere
 _SHARE_OF_FREE = 0.8  # of what is free, where nothing was asked; the rest is left to others
 _STATUS = Path("/proc/self/status")
 _RESET_PEAK = "5"  # what Linux takes, written to clear_refs, to begin a new VmHWM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryLayout:
+    """How a measurement of curvature is laid out in memory.
+
+    Attributes:
+        kept_graphs: Batches whose graphs stay.
+        vectors_per_pass: Vectors that share a rebuilt graph.
+        basis_placement: Where Krylov vectors are.
+        basis_columns: How many there is room for.
+    """
+
+    kept_graphs: int
+    vectors_per_pass: int
+    basis_placement: Placement
+    basis_columns: int
+
+    def basis(self, layout: ParameterLayout, pairs: int, folder: Path | None) -> KrylovBasis:
+        """Make room for Krylov vectors.
+
+        Args:
+            layout: Of the parameters; one vector has its size and type.
+            pairs: That are wanted: some more columns than that are needed.
+            folder: For a basis on disk.
+
+        Raises:
+            UsageError: If it is to be on disk, and there is no folder.
+            OutputError: If it cannot be made there.
+        """
+        first, file = layout.parameters[0], None
+        if self.basis_placement == "disk":
+            if folder is None:
+                raise UsageError(
+                    "expected a state_directory for a basis on disk, got none", "pass one, or allow more memory"
+                )
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"expected a folder for the basis at {folder}, got {error.strerror}") from error
+            file = folder / "basis.bin"
+        device = first.device if self.basis_placement == "device" else torch.device("cpu")
+        columns = self.capacity(layout.size, pairs)
+        return KrylovBasis(layout.size, columns, dtype=first.dtype, device=device, file=file)
+
+    def capacity(self, size: int, pairs: int) -> int:
+        """Return the columns that a basis for some pairs is made with, of n = `size`."""
+        return min(size, max(self.basis_columns, pairs + _LEAST_SPARE))
 
 
 def memory_allowed(device: torch.device, memory: int | None) -> int:

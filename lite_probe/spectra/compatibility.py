@@ -3,8 +3,7 @@
 from lite_probe.errors import InputError
 from lite_probe.operators.guards import require_precision
 from lite_probe.results.spectrum import Spectrum
-from lite_probe.runtime.fingerprint import batches_digest, task_fingerprint
-from lite_probe.spectra.measure import landscape
+from lite_probe.runtime.fingerprint import batches_digest, landscape, task_fingerprint
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
 

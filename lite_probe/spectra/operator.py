@@ -21,7 +21,7 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum
-from lite_probe.runtime.state_folder import damage_note
+from lite_probe.runtime.resumable import damage_note
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.density import (
     Probes,
@@ -43,7 +43,7 @@ _CHECK_PROBES = 2  # probes, of as many steps, that then look whether anything i
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpectrumRequest:
+class OperatorRequest:
     """What is wanted of one operator.
 
     Args:
@@ -118,7 +118,7 @@ class OperatorMeasurement:
     def __init__(
         self,
         operator: SymmetricOperator,
-        request: SpectrumRequest,
+        request: OperatorRequest,
         *,
         basis: KrylovBasis,
         state: SavedState | None = None,
@@ -417,7 +417,7 @@ def build_spectrum(measurement: OperatorMeasurement, pairs: RitzPairs) -> Operat
 
 def measure_operator(
     operator: SymmetricOperator,
-    request: SpectrumRequest,
+    request: OperatorRequest,
     *,
     basis: KrylovBasis | None = None,
     block: int = 1,

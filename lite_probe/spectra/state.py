@@ -8,7 +8,6 @@ together, and what was changed since is not continued from.
 
 import hashlib
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,9 @@ from lite_probe.errors import InputError, OutputError
 from lite_probe.files import create_anew, open_regular
 from lite_probe.results.sealing import seal, unseal
 from lite_probe.results.store import write_atomically
-from lite_probe.runtime.state_folder import remove
+from lite_probe.runtime.resumable import SaveClock, remove
 from lite_probe.vectors.basis import KrylovBasis
 
-_LONGEST_INTERVAL = 50.0  # seconds between saves; a kill loses at most about a minute
-_COST_FACTOR = 20.0  # a save that took s seconds is followed by at least 20 s without one: at most 5% overhead
 _MOST_HEAD_BYTES = 1 << 28  # T of three thousand basis vectors
 _READ_BYTES = 1 << 24
 
@@ -50,14 +47,12 @@ class SavedState:
         self._rows_written = 0
         self._basis_digest = hashlib.sha256()  # of the rows written
         self.damage: InputError | None = None
-        self._last_end = time.monotonic()
-        self._last_cost = 0.0
+        self._clock = SaveClock()
 
     @property
     def due(self) -> bool:
-        """Whether it is time to save: a minute has passed, or saving is cheap beside what passed."""
-        waited = time.monotonic() - self._last_end
-        return self.directory is not None and waited >= min(_LONGEST_INTERVAL, _COST_FACTOR * self._last_cost)
+        """Whether it is time to save."""
+        return self.directory is not None and self._clock.due
 
     def save(self, head: dict[str, Any], *, basis: KrylovBasis, epoch: int, vectors: Sequence[Tensor]) -> None:
         """Write one consistent state.
@@ -71,11 +66,15 @@ class SavedState:
         Raises:
             OutputError: No space or no permission.
         """
-        if self.directory is None:
-            return
-        started = time.monotonic()
+        if self.directory is not None:
+            with self._clock.saving():
+                self._save(self.directory, head, basis, epoch, vectors)
+
+    def _save(
+        self, directory: Path, head: dict[str, Any], basis: KrylovBasis, epoch: int, vectors: Sequence[Tensor]
+    ) -> None:
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(parents=True, exist_ok=True)
             self._append_basis(basis, epoch)
             self._serial += 1
             vectors_digest = hashlib.sha256()
@@ -85,7 +84,7 @@ class SavedState:
                 _sync(file)
         except OSError as error:
             raise OutputError(
-                f"expected to save the measurement's state in {self.directory}, got {error.strerror}",
+                f"expected to save the measurement's state in {directory}, got {error.strerror}",
                 "free some space or choose another --scratch",
             ) from error
         content = seal(
@@ -100,10 +99,8 @@ class SavedState:
                 "head": head,
             }
         )
-        write_atomically(self.directory / "head.json", lambda file: file.write(content))
+        write_atomically(directory / "head.json", lambda file: file.write(content))
         self._remove_superseded()
-        self._last_end = time.monotonic()
-        self._last_cost = self._last_end - started
 
     def load(self, size: int, dtype: torch.dtype) -> tuple[dict[str, Any], Iterator[Tensor], list[Tensor]] | None:
         """Return head, basis and vectors of the last save; None where there is none to continue.

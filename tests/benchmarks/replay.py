@@ -17,13 +17,14 @@ import torch
 
 import lite_probe as lp
 from lite_probe.operators.guards import preserve_state
-from lite_probe.replays import plan_replay, replay, required_train_batches
+from lite_probe.replays import required_train_batches
 from lite_probe.replays.allocation import evaluate, integrate_step
 from lite_probe.replays.recorder import Recorder
 from lite_probe.runtime.memory import peak_during
 from lite_probe.subspaces import Subspace, cut_bands, optimizer_of, own_gradients, set_gradients, warm
 from lite_probe.training import train_byte_llama
 from lite_probe.vectors.layout import ParameterLayout
+from tests.plans import plan_replay
 
 OPTIMIZERS = ("adamw", "muon", "muon-lite", "soap", "soap-lite")
 ROUNDS, WARM_BATCHES = 9, 12
@@ -113,7 +114,7 @@ def memory_of(task: lp.Task, spectrum: Any) -> dict[str, float]:
         "warm_batches": WARM_BATCHES,
     }
     plan = plan_replay(task, **asked)
-    true = peak_during(task.device, lambda: replay(task, **asked, plan=plan))
+    true = peak_during(task.device, lambda: plan.run(task))
     return {"planned": plan.memory_bytes / 2**20, "true": true / 2**20, "ratio": plan.memory_bytes / true}
 
 

@@ -55,7 +55,7 @@ def rewrite_config(folder: Path, **values: object) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a text file\n", r"expected a Hugging Face folder.* got .*begins with b'a text file"),
+        (b"a text file\n", r"expected a LITE training folder.* got .*begins with b'a text file"),
         (PNG, r"begins with b'\\x89PNG"),
         (b"", "an empty file"),
         (b"PK\x03\x04 but no archive", "expected a file written by torch.save, got thing, which is damaged"),
@@ -71,7 +71,7 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes, message: s
 
 
 def test_paths_that_are_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"expected a Hugging Face folder.*got nothing there; check the path"):
+    with pytest.raises(InputError, match=r"expected a LITE training folder.*got nothing there; check the path"):
         open_checkpoint(tmp_path / "missing.pt")
     with pytest.raises(InputError, match=r"got the folder .* with nothing in it"):
         open_checkpoint(tmp_path)
@@ -628,7 +628,7 @@ def test_a_folder_without_permission() -> None:
 
     try:
         for mode in (0o700, 0o600):
-            refused(model, mode, lambda: open_checkpoint(model), "expected a Hugging Face folder.*Permission denied")
+            refused(model, mode, lambda: open_checkpoint(model), "expected a LITE training folder.*Permission denied")
             refused(model, mode, lambda: load_tokenizer(model), "expected a tokenizer at .*Permission denied")
             refused(model, mode, lambda: load_task_file(f"{model}/a.py:f"), "expected a Python file, got Permission")
             refused(model, mode, lambda: open_tokens(model / "a.txt", tokenizer=None), "Permission denied")

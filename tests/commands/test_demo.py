@@ -21,9 +21,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = {"hidden": 16, "layers": 1, "heads": 2, "seq_len": 128, "batch_size": 2, "eval_batches": 1}
     monkeypatch.setattr(training, "train_byte_llama", functools.partial(training.train_byte_llama, **shape))
     monkeypatch.setattr(demo, "_STEPS", (2, 4))
-    monkeypatch.setattr(demo, "_PROBES", 2)
-    monkeypatch.setattr(demo, "_WARM_BATCHES", 2)
-    monkeypatch.setattr(demo, "_REPLAY", demo._REPLAY | {"steps": 2, "seeds": 1, "lr": "0.001", "warm_batches": 2})
+    monkeypatch.setattr(demo, "_SUBSPACE", {"probes": 2, "warm_batches": 2})
+    monkeypatch.setattr(demo, "_REPLAY", {"steps": 2, "seeds": 1, "lr": 0.001, "warm_batches": 2})
 
 
 @pytest.mark.usefixtures("small")

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from lite_probe.commands.console import Terminal
 from lite_probe.commands.main import cli
 from lite_probe.commands.options import Among, MemorySize, Positive, Whole, read_config
-from lite_probe.commands.spectrum import SpectrumOptions, command
+from lite_probe.commands.spectrum import SpectrumMeasuring, command
 from lite_probe.errors import InputError, UsageError
 
 
@@ -72,9 +72,11 @@ def test_tolerances_lie_strictly_between_their_bounds(value: Any) -> None:
         Positive(below=1.0).convert(value, None, None)
 
 
-def parse(*arguments: str) -> SpectrumOptions:
-    with click.Context(cli, obj=Terminal("lite-probe")) as parent:
-        return SpectrumOptions(**command.make_context("spectrum", list(arguments), parent=parent).params)
+def parse(*arguments: str) -> SpectrumMeasuring:
+    terminal = Terminal("lite-probe")
+    with click.Context(cli, obj=terminal) as parent:
+        given = command.make_context("spectrum", list(arguments), parent=parent).params
+    return SpectrumMeasuring.asked_for(terminal, given)
 
 
 @pytest.fixture
@@ -88,14 +90,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_file_in_the_working_directory_supplies_defaults_and_flags_win(here: Path) -> None:
     (here / "lite-probe.toml").write_text('top = 4\nper-block = true\ndata = "val.bin"\ntol = 1e-4\nmemory = "2GiB"\n')
-    request = parse("elsewhere/ckpt.pt", "--top", "7")
+    asked = parse("elsewhere/ckpt.pt", "--top", "7")
+    request = asked.request
     assert (request.top, request.per_block, request.tolerance, request.memory) == (7, True, 1e-4, 2**31)
-    assert request.data_path == "val.bin"
+    assert asked.asked.data_path == "val.bin"
 
 
 def test_a_path_in_a_named_file_is_taken_from_its_folder(here: Path, tmp_path: Path) -> None:
     (tmp_path / "named.toml").write_text('data = "val.bin"\ntokenizer = "bytes"\nseq_len = 32\n')
-    request = parse("ckpt.pt", "--config", str(tmp_path / "named.toml"))
+    request = parse("ckpt.pt", "--config", str(tmp_path / "named.toml")).asked
     assert (request.data_path, request.tokenizer, request.seq_len) == (str(tmp_path / "val.bin"), "bytes", 32)
 
 
@@ -103,7 +106,7 @@ def test_config_names_another_file_and_that_of_the_working_directory_is_not_read
     (here / "lite-probe.toml").write_text("top = 4\nprobes = 9\n")
     other = tmp_path / "other.toml"
     other.write_text("top = 5\n")
-    request = parse("ckpt.pt", "--data", "x", "--config", str(other))
+    request = parse("ckpt.pt", "--data", "x", "--config", str(other)).request
     assert (request.top, request.probes) == (5, 4)
 
 
@@ -114,15 +117,15 @@ def test_what_lies_beside_a_checkpoint_supplies_nothing_and_that_is_said(
 ) -> None:
     Path("come").mkdir()
     Path("come/lite-probe.toml").write_text("top = 4\nno toml at all")
-    assert parse(checkpoint, "--data", "x").top == 10
+    assert parse(checkpoint, "--data", "x").request.top == 10
     assert capsys.readouterr().err == (
         "note: come/lite-probe.toml, beside the checkpoint, is not read: pass --config come/lite-probe.toml if it is "
         "yours, or move it to the working directory\n"
     )
     # Who names a file knows which one is read.
     Path("mine.toml").write_text("top = 5\n")
-    assert parse(checkpoint, "--data", "x", "--config", "mine.toml").top == 5
-    assert parse(checkpoint, "--data", "x", "-q").top == 10
+    assert parse(checkpoint, "--data", "x", "--config", "mine.toml").request.top == 5
+    assert parse(checkpoint, "--data", "x", "-q").request.top == 10
     assert capsys.readouterr().err == ""
 
 
@@ -142,7 +145,7 @@ def test_a_file_of_the_working_directory_is_read_when_the_checkpoint_lies_there_
 ) -> None:
     (here / "lite-probe.toml").write_text("top = 4\n")
     for checkpoint in ("ckpt.pt", ".", str(here / "ckpt.pt")):
-        assert parse(checkpoint, "--data", "x").top == 4
+        assert parse(checkpoint, "--data", "x").request.top == 4
     assert capsys.readouterr().err == ""
 
 
@@ -191,9 +194,9 @@ def test_a_value_of_a_kind_that_no_option_takes_is_refused(tmp_path: Path, value
 def test_an_option_that_may_be_repeated_takes_a_list(tmp_path: Path) -> None:
     path = tmp_path / "lite-probe.toml"
     path.write_text('set = ["muon.momentum=0.9", "soap.eps=1e-9"]')
-    assert read_config(path) == {"settings": ["muon.momentum=0.9", "soap.eps=1e-9"]}
+    assert read_config(path) == {"hyperparameters": ["muon.momentum=0.9", "soap.eps=1e-9"]}
     path.write_text('set = "muon.momentum=0.9"')
-    assert read_config(path) == {"settings": ["muon.momentum=0.9"]}
+    assert read_config(path) == {"hyperparameters": ["muon.momentum=0.9"]}
     path.write_text('set = [["muon.momentum=0.9"]]')
     with pytest.raises(UsageError, match="expected a text, number, true or false for set"):
         read_config(path)

@@ -1,6 +1,5 @@
 """The command from end to end on tiny checkpoints: options, files, stdout, reuse, refusals, divergence, Ctrl-C."""
 
-import inspect
 import json
 import re
 from pathlib import Path
@@ -11,16 +10,14 @@ import numpy as np
 import pytest
 from click.testing import Result
 
+from lite_probe.commands.console import Terminal
 from lite_probe.commands.main import cli
-from lite_probe.commands.replay import (
-    ReplayOptions,
-    command,
-    parse_learning_rates,
-    parse_settings,
-    require_some_finished,
-)
+from lite_probe.commands.replay import ReplayMeasuring, command, require_some_finished
 from lite_probe.commands.replay_board import ReplayBoard
 from lite_probe.errors import ReplayError, UsageError
+from lite_probe.measurements.replay import ReplayPlan
+from lite_probe.measurements.requests.replay import ReplayRequest, parse_learning_rates, parse_settings
+from lite_probe.measurements.spectrum import SpectrumPlan
 from lite_probe.results.store import load
 from tests.commands.running import BATCH, replay, run
 from tests.reports.fixtures import make_replay
@@ -229,7 +226,7 @@ def test_who_is_not_named_is_swept(run_folder: Path, tiny_llama: Path, text: Pat
 def test_a_foreign_spectrum_is_refused_before_anything_is_replayed(
     run_folder: Path, other_llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lite_probe.replays.plan_replay", lambda *a, **k: pytest.fail("planned"))
+    monkeypatch.setattr(ReplayPlan, "of", lambda *a, **k: pytest.fail("planned"))
     for more in ((), ("--fresh",)):
         found = replay(other_llama, text, run_folder, *more)
         assert found.exit_code == 6
@@ -306,7 +303,7 @@ def test_a_dry_run_with_a_spectrum_says_the_plan_and_writes_nothing(
 def test_a_fresh_dry_run_on_a_foreign_spectrum_measures_nothing(
     run_folder: Path, tiny_llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lite_probe.spectra.measure_spectrum", lambda *a, **k: pytest.fail("measured"))
+    monkeypatch.setattr(SpectrumPlan, "run", lambda *a, **k: pytest.fail("measured"))
     found = replay(tiny_llama, text, run_folder, "--seed", 1, "--fresh", "--dry-run", "--json")
     assert found.exit_code == 0, found.stderr
     assert set(json.loads(found.stdout)) == {"spectrum"}
@@ -446,23 +443,14 @@ def test_the_file_in_the_working_directory_supplies_defaults(tmp_path: Path, mon
     )
     with click.Context(cli) as parent:
         given = command.make_context("replay", [str(tmp_path / "ckpt.pt"), "--steps", "8"], parent=parent).params
-    asked = ReplayOptions(**given)
-    assert asked.measurement["optimizers"] == ["soap"]
-    assert asked.measurement["lr"] == 0.002
-    assert asked.measurement["hyperparameters"] == {"soap": {"eps": 1e-9}}
-    assert (asked.steps, asked.data_path) == (8, "val.bin")
+    one = ReplayMeasuring.asked_for(Terminal(""), given)
+    assert one.request.optimizers == ("soap",)
+    assert one.request.lr == 0.002
+    assert one.request.hyperparameters == {"soap": {"eps": 1e-9}}
+    assert (one.request.steps, one.asked.data_path) == (8, "val.bin")
 
 
 def test_defaults_are_those_of_the_library() -> None:
-    from lite_probe.replays import plan_replay
-    from lite_probe.replays import replay as run_replay
-
     with click.Context(cli) as parent:
         shown = command.make_context("replay", ["ckpt.pt", "--data", "x"], parent=parent).params
-    asked = ReplayOptions(**shown).measurement
-    asked["optimizers"] = tuple(asked["optimizers"])
-    assert asked["bands"] is None  # SOAP's where it can take the model: see `with_bands`
-    asked["bands"] = "soap"
-    for function in (plan_replay, run_replay):
-        defaults = {name: one.default for name, one in inspect.signature(function).parameters.items()}
-        assert {name: defaults[name] for name in asked} == asked
+    assert ReplayMeasuring.asked_for(Terminal(""), shown).request == ReplayRequest()

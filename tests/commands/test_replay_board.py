@@ -8,7 +8,7 @@ from rich.cells import cell_len
 from lite_probe.commands import console
 from lite_probe.commands.console import Terminal
 from lite_probe.commands.replay_board import HEADER, ReplayBoard
-from lite_probe.replays import ReplayStep
+from lite_probe.measurements.replay_session import ReplayStep
 from tests.commands.running import lines_on, on_screen
 
 NAMES = ("muon", "muon-lite", "soap", "soap-lite")

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lite_probe.commands import options
+from lite_probe.measurements.base import Plan
 from lite_probe.results.store import load
 from tests.commands.running import BATCH, replay, run, subspace
 
@@ -20,15 +22,14 @@ FEW = ("--top", "2", "--bottom", "1", "--probes", "2")
 def test_working_files_go_to_the_scratch_folder(
     tiny_llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lite_probe.spectra import measure_spectrum
-
     seen: list[Path] = []
+    run_plan = Plan.run
 
-    def measured(*args: object, **given: object) -> object:
-        seen.append(Path(str(given["state_directory"])))
-        return measure_spectrum(*args, **given)  # type: ignore[arg-type]
+    def measured(plan: Any, task: Any, **given: Any) -> object:
+        seen.append(given["state_directory"])
+        return run_plan(plan, task, **given)
 
-    monkeypatch.setattr("lite_probe.spectra.measure_spectrum", measured)
+    monkeypatch.setattr(Plan, "run", measured)
     scratch, out = tmp_path / "scratch", tmp_path / "out"
     scratch.mkdir()
     for folder in (out, tmp_path / "other" / "out"):
@@ -72,9 +73,9 @@ def test_a_full_disk_is_refused_first(
 _SLOWLY = """
 import sys, time
 import torch
-from lite_probe.spectra import state
+from lite_probe.runtime import resumable
 from lite_probe.spectra.lanczos import Lanczos
-state._LONGEST_INTERVAL = 0.0
+resumable._LONGEST_INTERVAL = 0.0
 step = Lanczos.step
 def slowly(self):
     step(self)

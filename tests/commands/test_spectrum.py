@@ -177,7 +177,7 @@ def test_a_task_of_ones_own(tmp_path: Path) -> None:
 
 def test_defaults_are_those_of_the_library() -> None:
     """One default, one place: what the command line says is what Python does."""
-    from lite_probe.spectra import measure_spectrum
+    from lite_probe.measurements.spectrum import measure_spectrum
     from lite_probe.task.build import make_task
 
     with click.Context(cli) as parent:

@@ -1,6 +1,5 @@
 """The command from end to end on tiny checkpoints: files, stdout, reuse, refusals, and several checkpoints at once."""
 
-import inspect
 import json
 import re
 from pathlib import Path
@@ -10,8 +9,12 @@ import click
 import pytest
 from click.testing import Result
 
+from lite_probe.commands.console import Terminal
 from lite_probe.commands.main import cli
-from lite_probe.commands.subspace import SubspaceOptions, command
+from lite_probe.commands.subspace import SubspaceMeasuring, command
+from lite_probe.measurements.requests.subspace import SubspaceRequest
+from lite_probe.measurements.spectrum import SpectrumPlan
+from lite_probe.measurements.subspace import SubspacePlan
 from tests.commands.running import BATCH, SUBSPACE, run, subspace
 
 pytestmark = pytest.mark.slow
@@ -100,7 +103,7 @@ def test_the_json_object_of_one_checkpoint_is_an_object(run_folder: Path, tiny_l
 def test_a_foreign_spectrum_is_refused_before_anything_is_measured(
     run_folder: Path, tiny_llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lite_probe.subspaces.plan_subspace", lambda *a, **k: pytest.fail("planned"))
+    monkeypatch.setattr(SubspacePlan, "of", lambda *a, **k: pytest.fail("planned"))
     before = {path.name: path.stat().st_mtime_ns for path in run_folder.iterdir()}
     found = subspace(tiny_llama, text, run_folder, "--seed", 1)
     assert found.exit_code == 3
@@ -145,7 +148,7 @@ def test_a_dry_run_with_a_spectrum_says_the_plan_and_writes_nothing(
 def test_a_fresh_dry_run_on_a_foreign_spectrum_measures_nothing(
     run_folder: Path, tiny_llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lite_probe.spectra.measure_spectrum", lambda *a, **k: pytest.fail("measured"))
+    monkeypatch.setattr(SpectrumPlan, "run", lambda *a, **k: pytest.fail("measured"))
     found = subspace(tiny_llama, text, run_folder, "--seed", 1, "--fresh", "--dry-run", "--json")
     assert found.exit_code == 0, found.stderr
     assert set(json.loads(found.stdout)) == {"spectrum"}
@@ -279,7 +282,7 @@ def test_interrupted_it_says_that_it_continues(
     def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lite_probe.subspaces.measure_subspace", interrupted)
+    monkeypatch.setattr(SubspacePlan, "run", interrupted)
     found = subspace(tiny_llama, text, run_folder, "--fresh")
     assert found.exit_code == 130
     assert found.stderr.endswith("error: interrupted; the same command continues from what it saved last\n")
@@ -295,18 +298,8 @@ def test_the_file_in_the_working_directory_supplies_defaults(tmp_path: Path, mon
 
 
 def test_defaults_are_those_of_the_library() -> None:
-    from lite_probe.subspaces import measure_subspace, plan_subspace
-
     with click.Context(cli) as parent:
-        shown = command.make_context("subspace", ["ckpt.pt"], parent=parent).params
-    for function in (plan_subspace, measure_subspace):
-        defaults = {name: one.default for name, one in inspect.signature(function).parameters.items()}
-        shared = {name: defaults[name] for name in shown if name in defaults}
-        assert set(shared) == {"size", "probes", "warm_batches", "seed", "memory"}
-        assert shared == {name: shown[name] for name in shared}
-
-
-def test_every_option_is_a_field() -> None:
-    with click.Context(cli) as parent:
-        shown = command.make_context("subspace", ["ckpt.pt"], parent=parent).params
-    assert {"checkpoint", *shown} - {"checkpoints"} == set(SubspaceOptions.__dataclass_fields__)
+        shown = command.make_context("subspace", ["ckpt.pt", "--data", "x"], parent=parent).params
+    checkpoints = shown.pop("checkpoints")
+    one = SubspaceMeasuring.asked_for(Terminal(""), {**shown, "checkpoint": checkpoints[0]})
+    assert one.request == SubspaceRequest()

@@ -10,10 +10,13 @@ import pytest
 import torch
 from click.testing import Result
 
-from lite_probe.commands import spectrum as spectra
 from lite_probe.commands.console import Terminal
-from lite_probe.commands.task import TaskOptions, find_spectrum, open_task, reusable, tell_task
+from lite_probe.commands.measuring import Measuring, RunOptions
+from lite_probe.commands.subspace import SubspaceMeasuring
+from lite_probe.commands.task import TaskOptions, open_task, tell_task
 from lite_probe.errors import InputError
+from lite_probe.measurements.requests.spectrum import SpectrumRequest
+from lite_probe.measurements.requests.subspace import SubspaceRequest
 from lite_probe.task import Task, TaskInfo
 from tests import models
 
@@ -47,24 +50,13 @@ def ask(tiny_llama: Path, text: Path) -> Ask:
     def asked(**changes: Any) -> TaskOptions:
         options: dict[str, Any] = {
             "checkpoint": str(tiny_llama),
-            "task_file": None,
-            "trust_pickle": False,
-            "model_config": None,
             "data_path": str(text),
             "tokenizer": "bytes",
-            "text_field": "text",
             "seq_len": 16,
             "batch_size": 4,
             "batches": 1,
-            "memory": None,
             "device": "cpu",
-            "precision": None,
             "threads": 1,
-            "seed": 0,
-            "out": None,
-            "fresh": False,
-            "as_json": False,
-            "dry_run": False,
         }
         return TaskOptions(**(options | changes))
 
@@ -102,14 +94,26 @@ def test_what_was_noted_on_the_way_is_kept(ask: Ask) -> None:
     assert "seq-len-shortened" in [note.code for note in open_task(ask(seq_len=None, batches=60)).notes]
 
 
+def find_spectrum(asked: TaskOptions, folder: Path, *, fresh: bool = False) -> tuple[Any, Measuring | None]:
+    """Return the spectrum that a subspace starts from, and who measures it first."""
+    opened = open_task(asked, train_batches=2)
+    request = SubspaceRequest(seed=asked.seed, warm_batches=2)
+    one = SubspaceMeasuring(Terminal(""), asked, RunOptions(fresh=fresh), request)
+    missing = one.find_spectrum(opened, folder)
+    return one.request.spectrum, missing
+
+
 def test_the_spectrum_in_the_run_directory_is_taken(ask: Ask, run_folder: Path) -> None:
-    found = find_spectrum(Terminal(""), open_task(ask()), ask(), run_folder)
-    assert found is not None
+    found, missing = find_spectrum(ask(), run_folder)
+    assert missing is None
     assert found.whole.num_parameters == 10_800
 
 
 def test_a_spectrum_that_is_not_there_comes_first(ask: Ask, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert find_spectrum(Terminal(""), open_task(ask()), ask(), tmp_path) is None
+    found, missing = find_spectrum(ask(), tmp_path)
+    assert found is None
+    assert missing is not None
+    assert missing.request == SpectrumRequest()
     assert f"no spectrum in {tmp_path} yet: it comes first, with the defaults of lite-probe spectrum" in (
         capsys.readouterr().err
     )
@@ -127,51 +131,45 @@ def test_a_spectrum_of_something_else_is_refused(
     ask: Ask, run_folder: Path, changes: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ask(**changes)
-    opened = open_task(asked)
     with pytest.raises(InputError, match=said) as error:
-        find_spectrum(Terminal(""), opened, asked, run_folder)
+        find_spectrum(asked, run_folder)
     assert error.value.hint.endswith("; --fresh replaces it")
-    assert find_spectrum(Terminal(""), opened, replace(asked, fresh=True), run_folder) is None
+    assert find_spectrum(asked, run_folder, fresh=True)[0] is None
     assert f"replacing {run_folder / 'spectrum.json'}: expected a spectrum of" in capsys.readouterr().err
 
 
 def test_a_spectrum_of_other_weights_is_refused(ask: Ask, run_folder: Path, other_llama: Path) -> None:
     asked = ask(checkpoint=str(other_llama))
     with pytest.raises(InputError, match=r"expected a spectrum of these weights, those of other, got .* those of tiny"):
-        find_spectrum(Terminal(""), open_task(asked), asked, run_folder)
+        find_spectrum(asked, run_folder)
 
 
 def test_a_damaged_spectrum_is_refused_or_replaced(ask: Ask, run_folder: Path) -> None:
     path = run_folder / "spectrum.json"
     path.write_text(path.read_text()[:-100])
-    opened = open_task(ask())
     with pytest.raises(InputError, match=r"spectrum\.json: expected the JSON head of a result"):
-        find_spectrum(Terminal(""), opened, ask(), run_folder)
-    assert find_spectrum(Terminal(""), opened, ask(fresh=True), run_folder) is None
+        find_spectrum(ask(), run_folder)
+    assert find_spectrum(ask(), run_folder, fresh=True)[0] is None
 
 
-def test_the_defaults_of_the_spectrum_are_the_commands_own() -> None:
-    found = spectra.defaults()
-    assert set(found) == set(spectra.SpectrumOptions.__dataclass_fields__) - set(TaskOptions.__dataclass_fields__)
-    assert (found["top"], found["operator"], found["split"], found["per_block"]) == (10, "hessian", "evaluation", False)
-
-
-def test_a_result_is_reused_by_its_fingerprint(
-    probed: tuple[Path, Result, Result], run_folder: Path, capsys: pytest.CaptureFixture[str]
+def test_a_result_is_reused_where_it_is_what_is_asked_for(
+    ask: Ask, probed: tuple[Path, Result, Result], run_folder: Path
 ) -> None:
-    from lite_probe.results.store import load
+    def saved(*, is_asked_for: bool, fresh: bool = False) -> Any:
+        one = SubspaceMeasuring(Terminal(""), ask(), RunOptions(fresh=fresh), SubspaceRequest())
+        return one.saved(run_folder, lambda found: is_asked_for)
 
-    fingerprint = load(run_folder, "subspace").fingerprint
-    terminal, path = Terminal(""), run_folder / "subspace.json"
-    assert reusable(terminal, run_folder, "subspace", fingerprint, fresh=False) is not None
-    assert capsys.readouterr().err == f"already measured: {path}; --fresh measures again\n"
-    assert reusable(terminal, run_folder, "subspace", fingerprint, fresh=True) is None
-    assert capsys.readouterr().err == ""
-    assert reusable(terminal, run_folder, "subspace", "another", fresh=False) is None
-    assert capsys.readouterr().err.startswith(f"replacing {path}: it is of another checkpoint, other batches")
+    found, why_not = saved(is_asked_for=True)
+    assert found is not None
+    assert why_not == ""
+    assert saved(is_asked_for=True, fresh=True) == (None, "")
+    assert saved(is_asked_for=False) == (None, "it is of another checkpoint, other batches or options")
+    (run_folder / "subspace.json").write_text("{")
+    found, why_not = saved(is_asked_for=True)
+    assert found is None
+    assert why_not.startswith("expected the JSON head of a result")
     shutil.rmtree(run_folder)
-    assert reusable(terminal, run_folder, "subspace", fingerprint, fresh=False) is None
-    assert capsys.readouterr().err == ""
+    assert saved(is_asked_for=True) == (None, "")
 
 
 @pytest.mark.parametrize(
@@ -198,10 +196,8 @@ def test_what_is_measured_on_is_said_as_far_as_it_is_known(
 
 
 def test_planning_says_how_far_it_is(ask: Ask, run_folder: Path) -> None:
-    from lite_probe.replays import plan_replay
     from lite_probe.results.store import load
-    from lite_probe.spectra import plan_spectrum
-    from lite_probe.subspaces import plan_subspace
+    from tests.plans import plan_replay, plan_spectrum, plan_subspace
 
     task = open_task(ask(), train_batches=20).task
     found = load(run_folder, "spectrum")

@@ -16,11 +16,12 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from lite_probe.criteria import classification_cross_entropy
 from lite_probe.errors import UsageError
+from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.hessian import GraphStore, HessianOperator
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.spectrum import STANDARD_ERRORS, Spectrum
-from lite_probe.spectra import measure_spectrum, verify_spectrum
+from lite_probe.spectra import verify_spectrum
 from lite_probe.spectra.verify import _probes_needed, _trace_estimate
 from lite_probe.vectors.layout import ParameterLayout
 from tests import models, oracles

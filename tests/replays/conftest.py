@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.results.spectrum import Spectrum
-from lite_probe.spectra import measure_spectrum
 from lite_probe.task import Task
 from tests import models
 

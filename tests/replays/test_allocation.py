@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lite_probe.errors import NumericsError
+from lite_probe.measurements.replay import replay
 from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import GraphStore, HessianOperator
-from lite_probe.replays import replay
 from lite_probe.replays.allocation import Point, StepChange, _gradients_at, evaluate, integrate_step
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout

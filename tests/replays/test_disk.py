@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from lite_probe.errors import OutputError
-from lite_probe.replays import discard_state, plan_replay, replay, runner
+from lite_probe.measurements.base import discard_state
+from lite_probe.replays import runner
 from lite_probe.results.blocks import BlockPart
 from lite_probe.results.store import save, write_atomically
 from tests.disks import held, leave_room
+from tests.plans import plan_replay
 from tests.replays.conftest import spectrum_of, with_training
 
 _ASKED: dict[str, Any] = {
@@ -45,11 +47,11 @@ def test_the_plan_says_how_much_goes_to_disk(tmp_path: Path, monkeypatch: pytest
     task.blocks = {name: (BlockPart("ffn"),) for name, _ in task.model.named_parameters()}
     spectrum = spectrum_of(task)
     plan = plan_replay(task, _NAMES, spectrum=spectrum, **_ASKED)
-    found = replay(task, _NAMES, spectrum=spectrum, **_ASKED, plan=plan, state_directory=tmp_path)
+    found = plan.run(task, state_directory=tmp_path)
     small = 2**14 * plan.num_runs  # heads of what is finished
     assert small < 0.1 * plan.scratch_bytes
     assert 0.7 * plan.scratch_bytes <= max(seen) <= plan.scratch_bytes + small
-    discard_state(tmp_path)
+    discard_state(tmp_path, "replay")
     save(found, tmp_path)
     arrays = (tmp_path / "replay.safetensors").stat().st_size
     # Ablations, which are planned like the others, record less.
@@ -73,14 +75,6 @@ def test_a_disk_without_room_is_refused_before_anything_is_replayed(
     leave_room(monkeypatch, plan.scratch_bytes - 1)
     told: list[Any] = []
     with pytest.raises(OutputError, match=rf"expected 0\.\d MB of free disk in {tmp_path}, got 0\.\d MB"):
-        replay(
-            task,
-            _NAMES,
-            spectrum=spectrum,
-            **_ASKED,
-            plan=plan,
-            state_directory=tmp_path,
-            on_step=told.append,
-        )
+        plan.run(task, state_directory=tmp_path, on_event=told.append)
     assert told == []
     assert list(tmp_path.iterdir()) == []

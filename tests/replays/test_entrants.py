@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 import lite_probe as lp
 from lite_probe.errors import InputError, UsageError
+from lite_probe.measurements.base import discard_state
+from lite_probe.measurements.replay import replay
 from lite_probe.optim.interface import Together, make_foreign, set_learning_rate, torch_maker
-from lite_probe.replays import discard_state, plan_replay, replay, runner
+from lite_probe.replays import runner
 from lite_probe.replays.entrants import Asked, entrants_of, name_of
 from lite_probe.results.replay import Replay
+from tests.plans import plan_replay
 from tests.replays.conftest import spectrum_of, with_training
 
 pytestmark = pytest.mark.slow
@@ -132,7 +135,7 @@ def test_it_continues_after_a_kill_bitwise(asked: Asked, tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         replay(task, [asked], spectrum=spectrum, lr=2e-3, **_ASKED, state_directory=tmp_path, on_step=stop_at(4))
     again = replay(task, [asked], spectrum=spectrum, lr=2e-3, **_ASKED, state_directory=tmp_path)
-    discard_state(tmp_path)
+    discard_state(tmp_path, "replay")
     assert [note for note in again.notes if note.code == "damaged-state"] == []
     for one, other in zip(whole.runs, again.runs, strict=True):
         assert one.losses.tobytes() == other.losses.tobytes()

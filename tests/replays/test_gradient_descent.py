@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lite_probe.replays import plan_replay, replay
+from lite_probe.measurements.replay import replay
 from lite_probe.replays.segments import deal_segments
 from lite_probe.results.replay import Replay, ReplayRun
 from lite_probe.subspaces import Subspace
 from lite_probe.task import Task
 from tests.oracles import matrix_with
+from tests.plans import plan_replay
 from tests.replays.conftest import powers, quadratic_task, spectrum_of
 
 EIGENVALUES = [4.0, 2.0, 1.0, 0.25, 0.1, 0.02, 0.005]

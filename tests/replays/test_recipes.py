@@ -9,12 +9,14 @@ from torch import nn
 
 from lite_probe.checkpoints.optimizers import SavedSchedule
 from lite_probe.errors import InputError
+from lite_probe.measurements.replay import replay
 from lite_probe.optim import LiteOptimizer
-from lite_probe.replays import SavedOptimizer, plan_replay, replay
+from lite_probe.replays import SavedOptimizer
 from lite_probe.replays.entrants import Entrant
 from lite_probe.replays.recipes import prepare, saved_learning_rate
 from lite_probe.subspaces import optimizer_of
 from lite_probe.task import Task
+from tests.plans import plan_replay
 from tests.replays.conftest import spectrum_of, with_training
 
 
@@ -185,7 +187,7 @@ def test_the_plan_knows_who_is_not_warmed(task: Task) -> None:
     asked |= {"spectrum": spectrum_of(task), "saved": trained(task, own(task, "muon"))}
     made: list[int] = []
     plan = plan_replay(task, ["muon", "soap"], **asked)
-    found = replay(task, ["muon", "soap"], **asked, plan=plan, on_progress=lambda done, *_: made.append(done))
+    found = plan.run(task, on_progress=lambda done, *_: made.append(done))
     assert [found.recipes[name].state for name in ("muon", "soap")] == ["checkpoint", "warm"]
     assert plan.num_gradients == made[-1] == 2 * 3 + 2 * 3 * 3  # bands and soap are warmed; steps take three each
 

@@ -18,8 +18,10 @@ import lite_probe as lp
 from lite_probe.blocks import block_map
 from lite_probe.criteria import classification_cross_entropy
 from lite_probe.errors import InputError, NumericsError, UsageError
-from lite_probe.replays import discard_state, plan_replay, replay, runner
-from lite_probe.replays.measure import ReplayStep
+from lite_probe.measurements.base import discard_state
+from lite_probe.measurements.replay import replay
+from lite_probe.measurements.replay_session import ReplayStep
+from lite_probe.replays import runner
 from lite_probe.replays.recorder import Recorder
 from lite_probe.results.replay import Replay, ReplayRun
 from lite_probe.results.spectrum import Spectrum
@@ -28,6 +30,7 @@ from lite_probe.subspaces import Subspace
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
 from tests import models
+from tests.plans import plan_replay
 from tests.replays.conftest import spectrum_of, with_training
 
 pytestmark = pytest.mark.slow
@@ -251,7 +254,7 @@ def test_a_replay_that_was_stopped_goes_on_with_the_same_bits(
     once_more = replay(task, **_asked(spectrum), state_directory=tmp_path, on_step=finished.append)
     assert dict(numbers(once_more)) == dict(numbers(in_one_go))
     assert finished == []
-    discard_state(tmp_path)
+    discard_state(tmp_path, "replay")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -274,7 +277,7 @@ def test_a_replay_that_was_stopped_by_its_progress_bar_goes_on(
                 raise _StopError
 
         with contextlib.suppress(_StopError):
-            found = replay(task, **_asked(spectrum), plan=plan, state_directory=tmp_path, on_progress=stop)
+            found = plan.run(task, state_directory=tmp_path, on_progress=stop)
     assert found is not None
     assert len(reached) > 2
     assert reached == sorted(reached)
@@ -401,7 +404,7 @@ def test_nothing_is_written_through_a_link(task: Task, spectrum: Spectrum, tmp_p
     asked: dict[str, Any] = {"optimizers": ["sgd"], "lr": 0.01, "spectrum": spectrum, **SHORT}
     replay(task, **asked, state_directory=tmp_path / "run")
     assert [path.read_text() for path in mine.iterdir()] == ["precious"]
-    discard_state(tmp_path / "run")
+    discard_state(tmp_path / "run", "replay")
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -542,7 +545,7 @@ def test_the_plan_counts_what_is_made(
     asked: dict[str, Any] = {"spectrum": spectrum, "lr": {"muon": 1e-4, "soap": 1e-4}, "tolerance": 0.99}
     asked |= {**SHORT, **changed}
     plan = plan_replay(task, ["muon", "soap"], **asked)
-    found = replay(task, ["muon", "soap"], **asked, plan=plan, on_progress=lambda done, *_: made.append(done))
+    found = plan.run(task, on_progress=lambda done, *_: made.append(done))
     assert made[-1] == plan.num_gradients == gradients
     assert plan.num_runs == len(found.runs) == runs
     assert plan.fingerprint == found.fingerprint

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from lite_probe.errors import OutputError
+from lite_probe.measurements.base import discard_state
 from lite_probe.results.store import save
+from lite_probe.runtime import resumable
 from lite_probe.runtime.disk import disk_size, require_room
-from lite_probe.spectra import discard_state, measure_spectrum, plan_spectrum
-from lite_probe.spectra import state as saving
 from tests import models
 from tests.disks import held, leave_room
+from tests.plans import laid_out, plan_spectrum
 
 _ASKED: dict[str, Any] = {"top": 10, "bottom": 3, "probes": 2}
 
@@ -21,19 +22,17 @@ _ASKED: dict[str, Any] = {"top": 10, "bottom": 3, "probes": 2}
 @pytest.mark.parametrize("placement", ["device", "disk"])
 def test_the_plan_says_how_much_goes_to_disk(placement: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Saved after every step, nothing that lies there exceeds what was planned, nor falls far below."""
-    monkeypatch.setattr(saving, "_LONGEST_INTERVAL", 0.0)
+    monkeypatch.setattr(resumable, "_LONGEST_INTERVAL", 0.0)
     task = models.make_task("gpt2", torch.float32)
-    plan = replace(plan_spectrum(task, **_ASKED), basis_placement=placement)
+    plan = laid_out(plan_spectrum(task, **_ASKED), basis_placement=placement)
     vector = 4 * plan.num_parameters
     if placement == "disk":
-        plan = replace(plan, scratch_bytes=plan.scratch_bytes + plan.basis_columns * vector)
+        plan = replace(plan, scratch_bytes=plan.scratch_bytes + plan.layout.basis_columns * vector)
     seen = []
-    spectrum = measure_spectrum(
-        task, **_ASKED, plan=plan, state_directory=tmp_path, on_progress=lambda *now: seen.append(held(tmp_path))
-    )
+    spectrum = plan.run(task, state_directory=tmp_path, on_progress=lambda *now: seen.append(held(tmp_path)))
     small = 2**16  # heads
     assert 0.3 * plan.scratch_bytes <= max(seen) <= plan.scratch_bytes + small
-    discard_state(tmp_path)
+    discard_state(tmp_path, "spectrum")
     save(spectrum, tmp_path)
     assert plan.result_bytes <= held(tmp_path) <= plan.result_bytes + small
 
@@ -46,12 +45,12 @@ def test_a_disk_without_room_is_refused_before_anything_is_measured(
     leave_room(monkeypatch, plan.scratch_bytes - 1)
     told: list[Any] = []
     with pytest.raises(OutputError, match=rf"expected 0\.\d MB of free disk in {tmp_path}, got 0\.\d MB") as caught:
-        measure_spectrum(task, **_ASKED, plan=plan, state_directory=tmp_path, on_progress=lambda *now: told.append(now))
+        plan.run(task, state_directory=tmp_path, on_progress=lambda *now: told.append(now))
     assert "--scratch DIR" in caught.value.hint
     assert told == []
     assert list(tmp_path.iterdir()) == []
     leave_room(monkeypatch, plan.scratch_bytes)
-    measure_spectrum(task, **_ASKED, plan=plan, state_directory=tmp_path)
+    plan.run(task, state_directory=tmp_path)
 
 
 def test_folders_of_one_file_system_share_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ import torch
 
 import lite_probe as lp
 from lite_probe.errors import InputError
+from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.results.spectrum import Spectrum
-from lite_probe.spectra import batches_digest, measure_spectrum, require_same_task
+from lite_probe.spectra import batches_digest, require_same_task
 from lite_probe.task import Task
 from tests import models
 

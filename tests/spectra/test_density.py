@@ -16,7 +16,7 @@ from scipy import stats
 
 from lite_probe.operators.base import MatrixOperator
 from lite_probe.results.spectrum import OperatorSpectrum
-from lite_probe.spectra import SpectrumRequest, measure_operator
+from lite_probe.spectra import OperatorRequest, measure_operator
 from lite_probe.spectra.density import deflate_rule
 from tests import oracles
 
@@ -27,7 +27,7 @@ SEEDS = range(40)
 # dimensions or a probe that is not normalised shows.
 KNOWN = np.sort(np.r_[30.0, 20.0, 12.0, -6.0, np.linspace(-1.0, 2.0, 180) ** 2 * 0.5 + 2.0])
 N = len(KNOWN)
-REQUEST = SpectrumRequest(top=3, bottom=1, probes=4, probe_steps=8, tolerance=1e-3)
+REQUEST = OperatorRequest(top=3, bottom=1, probes=4, probe_steps=8, tolerance=1e-3)
 # Weights of an eigenvector's first entries: squares that sum to one within the rounding of a small eigensolver.
 MASS = 1e-12
 
@@ -84,7 +84,7 @@ def test_the_weights_of_each_probe_sum_to_one_minus_the_atoms(seed: int, dtype: 
 def test_mass_is_one_whatever_is_measured(
     values: list[float], top: int, bottom: int, probes: int, steps: int, seed: int
 ) -> None:
-    request = SpectrumRequest(top=top, bottom=bottom, probes=probes, probe_steps=steps, seed=seed)
+    request = OperatorRequest(top=top, bottom=bottom, probes=probes, probe_steps=steps, seed=seed)
     spectrum = measure_operator(MatrixOperator(oracles.matrix_with(values)), request).spectrum
     np.testing.assert_allclose(
         moments(spectrum, 0) + len(spectrum.deflated_eigenvalues) / len(values), 1.0, rtol=MASS
@@ -242,7 +242,7 @@ def test_probes_of_a_low_rank_operator_stop_early(
     """A Krylov space has as many dimensions as there are distinct eigenvalues; the rule is exact once it is whole."""
     n = 60
     known = np.r_[nonzero, np.zeros(n - len(nonzero))]
-    request = SpectrumRequest(top=top, bottom=bottom, probes=3, probe_steps=20)
+    request = OperatorRequest(top=top, bottom=bottom, probes=3, probe_steps=20)
     spectrum = measure_operator(MatrixOperator(oracles.matrix_with(known).to(dtype)), request).spectrum
     np.testing.assert_allclose(moments(spectrum, 0), 1 - len(spectrum.deflated_eigenvalues) / n, rtol=MASS)
     for probe in range(3):
@@ -258,7 +258,7 @@ def test_probes_of_a_low_rank_operator_stop_early(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_identity_has_all_its_mass_at_one(dtype: torch.dtype) -> None:
-    request = SpectrumRequest(top=2, bottom=1, probes=3, probe_steps=10)
+    request = OperatorRequest(top=2, bottom=1, probes=3, probe_steps=10)
     spectrum = measure_operator(MatrixOperator(oracles.matrix_with(np.ones(50)).to(dtype)), request).spectrum
     np.testing.assert_allclose(spectrum.nodes, 1.0, rtol=100 * torch.finfo(dtype).eps)
     assert spectrum.trace.value == pytest.approx(50.0, rel=1e3 * torch.finfo(dtype).eps)

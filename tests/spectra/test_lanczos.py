@@ -20,7 +20,7 @@ from torch import Tensor
 from lite_probe.errors import UsageError
 from lite_probe.operators.base import MatrixOperator
 from lite_probe.results.spectrum import OperatorSpectrum
-from lite_probe.spectra import SpectrumRequest, lanczos, measure_operator
+from lite_probe.spectra import OperatorRequest, lanczos, measure_operator
 from lite_probe.spectra.lanczos import Lanczos
 from lite_probe.spectra.operator import Measured
 from lite_probe.vectors.basis import KrylovBasis
@@ -73,7 +73,7 @@ def matrix_of(name: str, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def measured(name: str, dtype: torch.dtype) -> Measured:
-    request = SpectrumRequest(top=TOP, bottom=BOTTOM, tolerance=TOLERANCE[dtype])
+    request = OperatorRequest(top=TOP, bottom=BOTTOM, tolerance=TOLERANCE[dtype])
     return measure_operator(MatrixOperator(matrix_of(name, dtype)), request)
 
 
@@ -193,7 +193,7 @@ def test_probes_find_the_missed_pairs(name: str, dtype: torch.dtype) -> None:
 
 
 def test_missed_pairs_are_noted() -> None:
-    request = SpectrumRequest(top=3, bottom=1, tolerance=1e-3)
+    request = OperatorRequest(top=3, bottom=1, tolerance=1e-3)
     result = measure_operator(MatrixOperator(matrix_of("repeated", torch.float64)), request)
     np.testing.assert_allclose(result.spectrum.eigenvalues, [10, 10, 10], rtol=1e-5)
     notes = [note for note in result.notes if note.code == "repeated-eigenvalues"]
@@ -204,7 +204,7 @@ def test_missed_pairs_are_noted() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_missed_pairs_are_found_whatever_the_seed(seed: int) -> None:
-    request = SpectrumRequest(top=3, bottom=1, tolerance=1e-4, seed=seed)
+    request = OperatorRequest(top=3, bottom=1, tolerance=1e-4, seed=seed)
     result = measure_operator(MatrixOperator(matrix_of("repeated", torch.float64)), request)
     np.testing.assert_allclose(result.spectrum.eigenvalues, [10, 10, 10], rtol=1e-6)
     np.testing.assert_allclose(result.spectrum.lower_eigenvalues, [-2], rtol=1e-6)
@@ -225,7 +225,7 @@ def test_traces_stay_right_when_pairs_were_missed() -> None:
 @pytest.mark.parametrize("block", [1, 2, 4])
 @pytest.mark.parametrize("name", ["separated", "clustered", "repeated", "rank two of both signs"])
 def test_any_block_size_gives_the_same_pairs(name: str, block: int, dtype: torch.dtype) -> None:
-    request = SpectrumRequest(top=TOP, bottom=BOTTOM, tolerance=TOLERANCE[dtype], max_products=400)
+    request = OperatorRequest(top=TOP, bottom=BOTTOM, tolerance=TOLERANCE[dtype], max_products=400)
     result = measure_operator(MatrixOperator(matrix_of(name, dtype)), request, block=block)
     known = np.sort(SPECTRA[name])
     errors = np.abs(values_of(result.spectrum) - np.r_[known[::-1][:TOP], known[:BOTTOM]])
@@ -272,7 +272,7 @@ def test_a_long_run_keeps_its_basis_orthonormal(dtype: torch.dtype) -> None:
 
 
 def test_restarted_and_unrestarted_measurements_agree() -> None:
-    request = SpectrumRequest(top=5, bottom=2, tolerance=1e-6)
+    request = OperatorRequest(top=5, bottom=2, tolerance=1e-6)
     operator = MatrixOperator(matrix_of("close to the bulk", torch.float64))
     result = measure_operator(operator, request, basis=basis_of(16, torch.float64))
     full = measured("close to the bulk", torch.float64)
@@ -284,7 +284,7 @@ def test_restarted_and_unrestarted_measurements_agree() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("capacity", [16, 80])
 def test_a_basis_on_disk_gives_the_same_bits(capacity: int, dtype: torch.dtype, tmp_path: Path) -> None:
-    request = SpectrumRequest(top=5, bottom=2)
+    request = OperatorRequest(top=5, bottom=2)
     in_memory, on_disk = (
         measure_operator(
             MatrixOperator(matrix_of("close to the bulk", dtype)),
@@ -305,7 +305,7 @@ def test_a_basis_on_disk_gives_the_same_bits(capacity: int, dtype: torch.dtype, 
 
 
 def test_too_few_products_are_said() -> None:
-    request = SpectrumRequest(top=TOP, bottom=BOTTOM, tolerance=1e-6, max_products=12)
+    request = OperatorRequest(top=TOP, bottom=BOTTOM, tolerance=1e-6, max_products=12)
     result = measure_operator(MatrixOperator(matrix_of("no outliers", torch.float64)), request)
     spectrum = result.spectrum
     assert spectrum.stop_reason == "max-products"
@@ -323,7 +323,7 @@ def test_too_few_products_are_said() -> None:
 
 def test_fewer_pairs_than_asked_are_announced() -> None:
     """A limit below the number of pairs leaves fewer Ritz pairs than asked: a note must say how many are missing."""
-    request = SpectrumRequest(top=TOP, bottom=BOTTOM, max_products=3)
+    request = OperatorRequest(top=TOP, bottom=BOTTOM, max_products=3)
     result = measure_operator(MatrixOperator(matrix_of("separated", torch.float64)), request)
     assert result.eigenvectors.shape[0] == len(values_of(result.spectrum))
     if len(values_of(result.spectrum)) < TOP + BOTTOM:
@@ -344,7 +344,7 @@ class _Noisy(MatrixOperator):
 
 
 def test_errors_of_products_show_in_the_residuals() -> None:
-    request = SpectrumRequest(top=3, bottom=0, tolerance=1e-3)
+    request = OperatorRequest(top=3, bottom=0, tolerance=1e-3)
     result = measure_operator(_Noisy(matrix_of("separated", torch.float64)), request)
     true = true_residuals(matrix_of("separated", torch.float64), result.spectrum.eigenvalues, result.eigenvectors)
     assert true.max() > 0.1
@@ -354,7 +354,7 @@ def test_errors_of_products_show_in_the_residuals() -> None:
 
 def test_the_note_gives_the_residual_that_counts() -> None:
     """What did not converge by a true residual must not be explained by the recurrence's, which is in order."""
-    request = SpectrumRequest(top=3, bottom=0, tolerance=1e-3)
+    request = OperatorRequest(top=3, bottom=0, tolerance=1e-3)
     result = measure_operator(_Noisy(matrix_of("separated", torch.float64)), request)
     (note,) = [note for note in result.notes if note.code == "not-converged"]
     worst = np.max(result.spectrum.residual_norms / np.abs(result.spectrum.eigenvalues))
@@ -364,7 +364,7 @@ def test_the_note_gives_the_residual_that_counts() -> None:
 def test_a_pair_at_zero_is_not_chased() -> None:
     """No residual gets small beside an eigenvalue of zero: on the scale of ‖H‖ it is known long before."""
     matrix = oracles.matrix_with(np.r_[5.0, 4.0, 3.0, np.geomspace(1e-9, 1.0, 197)]).float()
-    request = SpectrumRequest(top=2, bottom=1, tolerance=1e-3)
+    request = OperatorRequest(top=2, bottom=1, tolerance=1e-3)
     result = measure_operator(MatrixOperator(matrix), request)
     assert result.spectrum.stop_reason == "converged"
     assert result.spectrum.num_hvps < request.product_limit
@@ -379,7 +379,7 @@ def test_a_pair_at_zero_is_not_chased() -> None:
 def test_more_pairs_than_dimensions_are_refused() -> None:
     operator = MatrixOperator(oracles.matrix_with([3.0, 2.0, 1.0, -1.0, -2.0]))
     with pytest.raises(UsageError, match=r"expected --top plus --bottom of at most 5, .* got 4 \+ 2"):
-        measure_operator(operator, SpectrumRequest(top=4, bottom=2))
+        measure_operator(operator, OperatorRequest(top=4, bottom=2))
 
 
 @pytest.mark.parametrize(("top", "bottom"), [(4, 1), (3, 2), (5, 0), (1, 0), (1, 4)])
@@ -387,7 +387,7 @@ def test_more_pairs_than_dimensions_are_refused() -> None:
 def test_every_pair_of_a_small_matrix(top: int, bottom: int, dtype: torch.dtype) -> None:
     known = np.array([-2.0, -1.0, 1.0, 2.0, 3.0])
     operator = MatrixOperator(oracles.matrix_with(known).to(dtype))
-    spectrum = measure_operator(operator, SpectrumRequest(top=top, bottom=bottom, tolerance=TOLERANCE[dtype])).spectrum
+    spectrum = measure_operator(operator, OperatorRequest(top=top, bottom=bottom, tolerance=TOLERANCE[dtype])).spectrum
     np.testing.assert_allclose(spectrum.eigenvalues, known[::-1][:top], atol=NEAR[dtype])
     np.testing.assert_allclose(spectrum.lower_eigenvalues, known[:bottom], atol=NEAR[dtype])
     if top + bottom == 5:
@@ -398,7 +398,7 @@ def test_every_pair_of_a_small_matrix(top: int, bottom: int, dtype: torch.dtype)
 
 def test_a_single_number_is_a_matrix_too() -> None:
     spectrum = measure_operator(
-        MatrixOperator(torch.tensor([[2.5]], dtype=torch.float64)), SpectrumRequest(top=1, bottom=0)
+        MatrixOperator(torch.tensor([[2.5]], dtype=torch.float64)), OperatorRequest(top=1, bottom=0)
     ).spectrum
     assert spectrum.eigenvalues.tolist() == [2.5]
     assert spectrum.trace.value == 2.5
@@ -472,7 +472,7 @@ def test_ritz_values_interlace(seed: int, block: int) -> None:
 )
 def test_any_spectrum_gives_true_residuals(values: list[float], seed: int) -> None:
     matrix = oracles.matrix_with(values, seed=seed % 5)
-    request = SpectrumRequest(top=3, bottom=2, tolerance=1e-6, seed=seed)
+    request = OperatorRequest(top=3, bottom=2, tolerance=1e-6, seed=seed)
     result = measure_operator(MatrixOperator(matrix), request)
     spectrum = result.spectrum
     true = true_residuals(matrix, values_of(spectrum), result.eigenvectors)

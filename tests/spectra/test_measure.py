@@ -20,15 +20,17 @@ from torch.autograd.function import once_differentiable
 
 from lite_probe.criteria import squared_error
 from lite_probe.errors import InputError, NumericsError, UsageError
+from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.operators.hessian import GaussNewtonOperator, HessianOperator
 from lite_probe.results.blocks import BLOCK_NAMES, BlockPart
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.runtime.fingerprint import task_fingerprint
-from lite_probe.spectra import SpectrumRequest, measure_spectrum, plan_spectrum
-from lite_probe.spectra import plan as planning
-from lite_probe.spectra.plan import Costs, lay_out
+from lite_probe.spectra import OperatorRequest
+from lite_probe.spectra import costs as planning
+from lite_probe.spectra.costs import Costs, lay_out
 from lite_probe.task import Task
 from tests import models, oracles
+from tests.plans import laid_out, plan_spectrum
 
 pytestmark = pytest.mark.slow
 
@@ -401,7 +403,7 @@ def test_every_product_is_counted(operator: Any, monkeypatch: pytest.MonkeyPatch
         return through(self, *args)
 
     monkeypatch.setattr(kind, "_through", counted)
-    spectrum = measure_spectrum(task, **asked, plan=plan)
+    spectrum = plan.run(task)
     products = spectrum.whole.num_hvps + sum(block.num_hvps for block in spectrum.blocks.values())
     assert len(seen) == products * len(task.evaluation)
 
@@ -432,11 +434,18 @@ def test_fewer_products_give_fewer_pairs_converged_and_a_note() -> None:
 
 # -- memory layouts --------------------------------------------------------------------------------------------------
 
-_REQUEST = SpectrumRequest(top=4, bottom=2, probes=2)
+_REQUEST = OperatorRequest(top=4, bottom=2, probes=2)
 # Numbers that tell their origin: 5 at rest, 1,000 a graph, 10 a vector; a product through one graph was measured.
 _COSTS = Costs(product_bytes=5 + 1000 + 20, graph_bytes=1000, vector_bytes=10, build_seconds=0.0, product_seconds=0.0)
 _AMPLE = 10_000
 _LONGEST, _SHORTEST = 3 * 6 + 30, 6 + 8
+
+
+def chosen(costs: Costs, budget: int, size: int = 1000) -> tuple[int, int, str]:
+    """Return graphs kept, basis vectors and their place, of three batches."""
+    layout = lay_out(_REQUEST, costs, 3, budget, size)
+    assert layout.vectors_per_pass == (1 if layout.kept_graphs == 3 or costs.graph_bytes == 0 else 4)
+    return layout.kept_graphs, layout.basis_columns, layout.basis_placement
 
 
 def layouts_down_to_nothing() -> list[tuple[int, tuple[int, int, str]]]:
@@ -444,14 +453,14 @@ def layouts_down_to_nothing() -> list[tuple[int, tuple[int, int, str]]]:
     found = []
     for budget in range(_AMPLE, 0, -1):
         try:
-            found.append((budget, lay_out(_REQUEST, _COSTS, 3, budget, 1000)))
+            found.append((budget, chosen(_COSTS, budget)))
         except UsageError:
             return found
     raise AssertionError("a budget of nothing was accepted")
 
 
 def test_ample_memory_keeps_every_graph_and_a_long_basis() -> None:
-    assert lay_out(_REQUEST, _COSTS, 3, _AMPLE, 1000) == (3, _LONGEST, "device")
+    assert chosen(_COSTS, _AMPLE) == (3, _LONGEST, "device")
 
 
 def test_memory_is_saved_in_order_of_cost() -> None:
@@ -488,14 +497,14 @@ def test_too_little_memory_is_refused() -> None:
 
 
 def test_a_basis_never_has_more_columns_than_parameters() -> None:
-    assert lay_out(_REQUEST, _COSTS, 3, 10**9, 20) == (3, 20, "device")
+    assert chosen(_COSTS, 10**9, 20) == (3, 20, "device")
 
 
 def test_finite_differences_keep_no_graphs() -> None:
     costs = replace(_COSTS, graph_bytes=0)
-    assert lay_out(_REQUEST, costs, 3, 10**9, 1000) == (0, _LONGEST, "device")
+    assert chosen(costs, 10**9) == (0, _LONGEST, "device")
     plan = plan_spectrum(models.make_task("mlp"), method="finite-differences")
-    assert (plan.graph_mode, plan.kept_graphs, plan.vectors_per_pass) == ("none", 0, 1)
+    assert (plan.graph_mode, plan.layout.kept_graphs, plan.layout.vectors_per_pass) == ("none", 0, 1)
     assert "finite differences" in plan.summary()
 
 
@@ -506,10 +515,10 @@ def test_the_memory_option_moves_the_plan(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(planning, "probe_costs", lambda *args: costs)
     task = models.make_task("llama", torch.float32)
     ample = plan_spectrum(task, top=4, bottom=2, probes=2, memory=10**8)
-    assert (ample.graph_mode, ample.basis_placement, ample.vectors_per_pass) == ("kept", "device", 1)
+    assert (ample.graph_mode, ample.layout.basis_placement, ample.layout.vectors_per_pass) == ("kept", "device", 1)
     least = plan_spectrum(task, top=4, bottom=2, probes=2, memory=costs.product_bytes + 15 * costs.vector_bytes)
-    assert (least.graph_mode, least.basis_placement) == ("recomputed", "disk")
-    assert least.vectors_per_pass > 1
+    assert (least.graph_mode, least.layout.basis_placement) == ("recomputed", "disk")
+    assert least.layout.vectors_per_pass > 1
     assert "graphs rebuilt" in least.summary()
     assert "on disk" in least.summary()
     assert least.memory_bytes < ample.memory_bytes
@@ -530,8 +539,8 @@ def test_every_layout_gives_the_same_pairs(layout: str, tmp_path: Path) -> None:
     """As `lay_out` would choose them for ten and three pairs, from more memory to less."""
     task = models.make_task("gpt2", torch.float32)
     asked: dict[str, Any] = {"top": 10, "bottom": 3, "probes": 2}
-    plan = replace(plan_spectrum(task, **asked), **_LAYOUTS[layout])
-    spectrum = measure_spectrum(task, **asked, plan=plan, state_directory=tmp_path)
+    plan = laid_out(plan_spectrum(task, **asked), **_LAYOUTS[layout])
+    spectrum = plan.run(task, state_directory=tmp_path)
     dense = oracles.known_hessian("gpt2").numpy()
     assert spectrum.whole.converged.all()
     assert spectrum.whole.lower_converged.all()
@@ -543,16 +552,16 @@ def test_a_basis_on_disk_gives_the_same_bits(tmp_path: Path) -> None:
     task = models.make_task("llama", torch.float32)
     asked: dict[str, Any] = {"top": 3, "bottom": 1, "probes": 2}
     plan = plan_spectrum(task, **asked)
-    in_memory = measure_spectrum(task, **asked, plan=plan)
-    on_disk = measure_spectrum(task, **asked, plan=replace(plan, basis_placement="disk"), state_directory=tmp_path)
+    in_memory = plan.run(task)
+    on_disk = laid_out(plan, basis_placement="disk").run(task, state_directory=tmp_path)
     assert_same_bits(on_disk, in_memory)
 
 
 def test_a_basis_on_disk_needs_a_folder() -> None:
     task = models.make_task("mlp")
-    plan = replace(plan_spectrum(task), basis_placement="disk")
+    plan = laid_out(plan_spectrum(task), basis_placement="disk")
     with pytest.raises(UsageError, match="expected a state_directory for a basis on disk, got none"):
-        measure_spectrum(task, plan=plan)
+        plan.run(task)
 
 
 def test_a_plan_costs_what_it_says() -> None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from lite_probe.operators.base import MatrixOperator
-from lite_probe.spectra import SpectrumRequest, lanczos, measure_operator
+from lite_probe.spectra import OperatorRequest, lanczos, measure_operator
 from tests import oracles
 
 FloatArray = NDArray[np.float64]
@@ -39,7 +39,7 @@ def test_the_lower_end_of_a_positive_spectrum_costs_like_the_upper(name: str, bo
 @pytest.mark.parametrize("name", list(POSITIVE))
 def test_what_is_said_of_it_holds(name: str) -> None:
     """Each is within the tolerance of zero, beside ‖H‖, and probes take nothing of the edge for missed pairs."""
-    request = SpectrumRequest(top=5, bottom=2)
+    request = OperatorRequest(top=5, bottom=2)
     result = measure_operator(MatrixOperator(oracles.matrix_with(POSITIVE[name]).float()), request)
     spectrum = result.spectrum
     assert spectrum.stop_reason == "converged"
@@ -54,7 +54,7 @@ def test_what_is_said_of_it_holds(name: str) -> None:
 def test_negative_curvature_is_found_however_small(share: float) -> None:
     """A negative Ritz value proves negative curvature: it is followed until it has converged."""
     values = np.r_[POSITIVE["outliers and a bulk from zero"][:-1], share * 10.0]
-    result = measure_operator(MatrixOperator(oracles.matrix_with(values)), SpectrumRequest(top=5, bottom=1))
+    result = measure_operator(MatrixOperator(oracles.matrix_with(values)), OperatorRequest(top=5, bottom=1))
     assert result.spectrum.lower_converged.all()
     assert result.spectrum.lower_eigenvalues[0] == pytest.approx(share * 10.0, rel=1e-5)
 
@@ -62,7 +62,7 @@ def test_negative_curvature_is_found_however_small(share: float) -> None:
 def test_a_small_upper_pair_is_resolved() -> None:
     """Only the lower end is let off: a leading pair far below the first is part of the sharp subspace."""
     values = np.r_[100.0, 0.05, 0.04, np.linspace(0.0, 1e-3, N - 3)]
-    result = measure_operator(MatrixOperator(oracles.matrix_with(values)), SpectrumRequest(top=3, bottom=1))
+    result = measure_operator(MatrixOperator(oracles.matrix_with(values)), OperatorRequest(top=3, bottom=1))
     assert result.spectrum.converged.all()
     np.testing.assert_allclose(result.spectrum.eigenvalues, [100.0, 0.05, 0.04], rtol=1e-5)
 
@@ -75,7 +75,7 @@ def test_a_small_upper_pair_is_resolved() -> None:
 def test_residuals_are_true_where_the_basis_spans_the_space(size: int, dtype: torch.dtype) -> None:
     values = np.linspace(-2.0, 3.0, size) + 0.01
     matrix = oracles.matrix_with(values).to(dtype)
-    result = measure_operator(MatrixOperator(matrix), SpectrumRequest(top=size - 2, bottom=2))
+    result = measure_operator(MatrixOperator(matrix), OperatorRequest(top=size - 2, bottom=2))
     spectrum = result.spectrum
     assert spectrum.stop_reason == "complete"
     reported = np.r_[spectrum.residual_norms, spectrum.lower_residual_norms]

@@ -10,11 +10,11 @@ from lite_probe.errors import InputError, NumericsError
 from lite_probe.operators.base import MatrixOperator
 from lite_probe.results import store
 from lite_probe.results.estimate import Estimate
-from lite_probe.spectra.operator import SpectrumRequest, measure_operator
+from lite_probe.spectra.operator import OperatorRequest, measure_operator
 from tests import oracles
 from tests.reports.fixtures import make_spectrum
 
-REQUEST = SpectrumRequest(top=3, bottom=1, probes=2, probe_steps=4)
+REQUEST = OperatorRequest(top=3, bottom=1, probes=2, probe_steps=4)
 
 
 def operator(scale: float) -> MatrixOperator:

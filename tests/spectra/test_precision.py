@@ -9,12 +9,11 @@ import pytest
 import torch
 
 from lite_probe.errors import InputError
-from lite_probe.replays import plan_replay
-from lite_probe.spectra import measure_spectrum, plan_spectrum
-from lite_probe.subspaces import plan_subspace
+from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.task import Task
 from tests import models
 from tests.commands.running import run
+from tests.plans import plan_replay, plan_spectrum, plan_subspace
 
 _MINE = """
 import torch

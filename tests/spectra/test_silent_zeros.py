@@ -11,10 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from lite_probe.criteria import classification_cross_entropy
 from lite_probe.errors import NumericsError, UsageError
+from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.operators.guards import preserve_state
-from lite_probe.spectra import measure_spectrum, plan_spectrum
 from lite_probe.task import Task
 from tests import models, oracles
+from tests.plans import plan_spectrum
 
 _ASKED: dict[str, Any] = {"top": 3, "bottom": 1, "probes": 2, "probe_steps": 4}
 

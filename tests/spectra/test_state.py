@@ -18,15 +18,19 @@ import pytest
 import torch
 
 from lite_probe.errors import OutputError
+from lite_probe.measurements.base import discard_state
+from lite_probe.measurements.spectrum import SpectrumPlan, measure_spectrum
 from lite_probe.operators.base import MatrixOperator
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
-from lite_probe.spectra import SpectrumPlan, SpectrumRequest, discard_state, measure_spectrum, plan_spectrum
+from lite_probe.runtime import resumable
+from lite_probe.spectra import OperatorRequest
 from lite_probe.spectra import state as states
 from lite_probe.spectra.operator import Measured, OperatorMeasurement
 from lite_probe.spectra.state import SavedState
 from lite_probe.task import Task
 from lite_probe.vectors.basis import KrylovBasis
 from tests import models, oracles
+from tests.plans import laid_out, plan_spectrum
 
 pytestmark = pytest.mark.slow
 
@@ -83,7 +87,7 @@ def mlp() -> Task:
 def calls_of(task: Task, plan: SpectrumPlan, **asked: Any) -> tuple[Spectrum, int]:
     """An undisturbed measurement and the number of its progress calls."""
     told: list[str] = []
-    spectrum = measure_spectrum(task, **asked, plan=plan, on_progress=lambda *now: told.append(now[2]))
+    spectrum = plan.run(task, on_progress=lambda *now: told.append(now[2]))
     return spectrum, len(told)
 
 
@@ -104,22 +108,18 @@ _PLANS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", list(_PLANS))
 def test_an_interruption_at_any_step_changes_no_bit(name: str, tmp_path: Path) -> None:
     task = mlp()
-    plan = replace(plan_spectrum(task, **ASKED), **_PLANS[name])
-    undisturbed = measure_spectrum(task, **ASKED, plan=plan, state_directory=tmp_path / "undisturbed")
+    plan = laid_out(plan_spectrum(task, **ASKED), **_PLANS[name])
+    undisturbed = plan.run(task, state_directory=tmp_path / "undisturbed")
     told: list[str] = []
-    again = measure_spectrum(
-        task, **ASKED, plan=plan, state_directory=tmp_path / "counted", on_progress=lambda *now: told.append(now[2])
-    )
+    again = plan.run(task, state_directory=tmp_path / "counted", on_progress=lambda *now: told.append(now[2]))
     assert_same_bits(again, undisturbed)
     assert len(told) > 10
     for call in range(1, len(told) + 1):
         folder = tmp_path / str(call)
         with pytest.raises(_KilledError):
-            measure_spectrum(task, **ASKED, plan=plan, state_directory=folder, on_progress=killed_at(call))
+            plan.run(task, state_directory=folder, on_progress=killed_at(call))
         first: list[int] = []
-        continued = measure_spectrum(
-            task, **ASKED, plan=plan, state_directory=folder, on_progress=lambda *now, to=first: to.append(now[0])
-        )
+        continued = plan.run(task, state_directory=folder, on_progress=lambda *now, to=first: to.append(now[0]))
         assert_same_bits(continued, undisturbed)
         # It went on from where it stood: the first step it made is the one that the interruption lost.
         assert len(first) == len(told) - call + 1, call
@@ -129,7 +129,7 @@ def test_an_interruption_at_any_step_changes_no_bit(name: str, tmp_path: Path) -
 def test_restarts_did_happen() -> None:
     """Guard of the test above: with a basis of eight vectors the mlp takes more products than fit."""
     task = mlp()
-    spectrum = measure_spectrum(task, **ASKED, plan=plan_spectrum(task, **ASKED))
+    spectrum = plan_spectrum(task, **ASKED).run(task)
     # Products of the pairs: all but the probes' and the check's, with three steps of two probes.
     assert spectrum.whole.num_hvps - 1 - 2 * 3 > 12
 
@@ -142,8 +142,8 @@ def test_interruptions_between_and_within_blocks_change_no_bit(tmp_path: Path) -
     for call in range(1, calls + 1, 8):
         folder = tmp_path / str(call)
         with pytest.raises(_KilledError):
-            measure_spectrum(task, **asked, plan=plan, state_directory=folder, on_progress=killed_at(call))
-        assert_same_bits(measure_spectrum(task, **asked, plan=plan, state_directory=folder), undisturbed)
+            plan.run(task, state_directory=folder, on_progress=killed_at(call))
+        assert_same_bits(plan.run(task, state_directory=folder), undisturbed)
         shutil.rmtree(folder)
 
 
@@ -158,7 +158,7 @@ def test_a_measurement_killed_again_and_again_ends_the_same(per_block: bool, tmp
     kills = 0
     while spectrum is None:
         try:
-            spectrum = measure_spectrum(task, **asked, plan=plan, state_directory=tmp_path, on_progress=killed_at(3))
+            spectrum = plan.run(task, state_directory=tmp_path, on_progress=killed_at(3))
         except _KilledError:
             kills += 1
             assert kills <= calls, "it does not get on"
@@ -173,8 +173,8 @@ def test_a_language_model_is_continued_too(tmp_path: Path) -> None:
     for call in (calls // 2, calls - 2):
         folder = tmp_path / str(call)
         with pytest.raises(_KilledError):
-            measure_spectrum(task, **ASKED, plan=plan, state_directory=folder, on_progress=killed_at(call))
-        assert_same_bits(measure_spectrum(task, **ASKED, plan=plan, state_directory=folder), undisturbed)
+            plan.run(task, state_directory=folder, on_progress=killed_at(call))
+        assert_same_bits(plan.run(task, state_directory=folder), undisturbed)
 
 
 def test_float64_and_finite_differences_are_continued_too(tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_float64_and_finite_differences_are_continued_too(tmp_path: Path) -> Non
         undisturbed, calls = calls_of(task, plan, **asked)
         folder = tmp_path / str(index)
         with pytest.raises(_KilledError):
-            measure_spectrum(task, **asked, plan=plan, state_directory=folder, on_progress=killed_at(calls // 2))
-        continued = measure_spectrum(task, **asked, plan=plan, state_directory=folder)
+            plan.run(task, state_directory=folder, on_progress=killed_at(calls // 2))
+        continued = plan.run(task, state_directory=folder)
         if method == "autograd":
             assert_same_bits(continued, undisturbed)
         else:  # the step is chosen anew on another vector; both are as good
@@ -201,7 +201,7 @@ def repeated(folder: Path | None, on_progress: Any = None) -> Measured:
     matrix = oracles.matrix_with(np.r_[10, 10, 10, 7, 5, -2, np.linspace(-0.5, 1, 74)])
     return OperatorMeasurement(
         MatrixOperator(matrix),
-        SpectrumRequest(top=3, bottom=1, probes=2, probe_steps=4),
+        OperatorRequest(top=3, bottom=1, probes=2, probe_steps=4),
         basis=KrylovBasis(80, 80, dtype=torch.float64, device=torch.device("cpu")),
         state=SavedState(folder, "one"),
         on_progress=on_progress,
@@ -232,7 +232,7 @@ def interrupted(task: Task, folder: Path, call: int = 8, **asked: Any) -> Spectr
     """Leave a half-finished measurement in a folder."""
     plan = plan_spectrum(task, **{**ASKED, **asked})
     with pytest.raises(_KilledError):
-        measure_spectrum(task, **{**ASKED, **asked}, plan=plan, state_directory=folder, on_progress=killed_at(call))
+        plan.run(task, state_directory=folder, on_progress=killed_at(call))
     return plan
 
 
@@ -365,7 +365,7 @@ def test_a_state_that_was_continued_is_damaged_like_any_other(tmp_path: Path) ->
     """The digest goes on over the rows that an earlier process wrote."""
     plan = interrupted(mlp(), tmp_path, call=5)
     with pytest.raises(_KilledError):
-        measure_spectrum(mlp(), **ASKED, plan=plan, state_directory=tmp_path, on_progress=killed_at(4))
+        plan.run(mlp(), state_directory=tmp_path, on_progress=killed_at(4))
     whole = saved_file(tmp_path, "basis-*.bin").read_bytes()
     spectrum, began = first_product(mlp(), Path(shutil.copytree(tmp_path, tmp_path.with_name("copy"))))
     assert began == 8
@@ -427,14 +427,14 @@ MUTATIONS = _mutations()
 def test_whatever_happens_to_a_saved_file_the_numbers_are_the_same(what: str, tmp_path: Path) -> None:
     task = mlp()
     plan = interrupted(task, tmp_path / "running")
-    undisturbed = measure_spectrum(task, **ASKED, plan=plan, state_directory=tmp_path / "finished")
+    undisturbed = plan.run(task, state_directory=tmp_path / "finished")
     files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
     assert len(files) == 7, files  # twice the layout; head, basis and vectors; head and arrays
     for index, (stage, *rest) in enumerate(file.parts for file in files):
         folder = tmp_path / str(index)
         shutil.copytree(tmp_path / stage, folder)
         MUTATIONS[what](folder.joinpath(*rest))
-        spectrum = measure_spectrum(task, **ASKED, plan=plan, state_directory=folder)
+        spectrum = plan.run(task, state_directory=folder)
         assert_same_bits(undamaged(spectrum), undisturbed)
 
 
@@ -445,17 +445,17 @@ def test_nothing_is_written_or_removed_through_a_link(where: str, tmp_path: Path
     """A run directory may have come with a checkpoint, its links leading anywhere."""
     run, mine = tmp_path / "run", tmp_path / "mine"
     task = mlp()
-    plan = replace(plan_spectrum(task, **ASKED), basis_placement="disk")
+    plan = laid_out(plan_spectrum(task, **ASKED), basis_placement="disk")
     with pytest.raises(_KilledError):
-        measure_spectrum(task, **ASKED, plan=plan, state_directory=run, on_progress=killed_at(8))
+        plan.run(task, state_directory=run, on_progress=killed_at(8))
     link = run / "spectrum.state" / where
     link.rename(mine)
     link.symlink_to(mine)
     before = contents(mine)
-    spectrum = measure_spectrum(task, **ASKED, plan=plan, state_directory=run)
+    spectrum = plan.run(task, state_directory=run)
     assert contents(mine) == before
-    assert_same_bits(undamaged(spectrum), measure_spectrum(task, **ASKED, plan=replace(plan, basis_placement="cpu")))
-    discard_state(run)
+    assert_same_bits(undamaged(spectrum), laid_out(plan, basis_placement="cpu").run(task))
+    discard_state(run, "spectrum")
     assert list(run.iterdir()) == []
     assert contents(mine) == before
 
@@ -493,11 +493,11 @@ def test_a_continued_measurement_keeps_its_memory_layout(tmp_path: Path) -> None
     """More or less memory at the second call must not change how sums are rounded."""
     task = mlp()
     plan = interrupted(task, tmp_path)
-    undisturbed = measure_spectrum(task, **ASKED, plan=plan)
-    other = replace(plan, kept_graphs=0, vectors_per_pass=4, basis_columns=8)
-    assert_same_bits(measure_spectrum(task, **ASKED, plan=other, state_directory=tmp_path), undisturbed)
+    undisturbed = plan.run(task)
+    other = laid_out(plan, kept_graphs=0, vectors_per_pass=4, basis_columns=8)
+    assert_same_bits(other.run(task, state_directory=tmp_path), undisturbed)
     layout = json.loads((tmp_path / "spectrum.state" / "layout.json").read_text())
-    assert layout["content"]["value"]["vectors_per_pass"] == plan.vectors_per_pass
+    assert layout["content"]["value"]["vectors_per_pass"] == plan.layout.vectors_per_pass
 
 
 # -- afterwards ------------------------------------------------------------------------------------------------------
@@ -518,9 +518,9 @@ def test_discarding_removes_all(tmp_path: Path) -> None:
     other.write_text("the result")
     interrupted(mlp(), tmp_path)
     assert (tmp_path / "spectrum.state").is_dir()
-    discard_state(tmp_path)
+    discard_state(tmp_path, "spectrum")
     assert list(tmp_path.iterdir()) == [other]
-    discard_state(tmp_path)  # nothing to remove is no error
+    discard_state(tmp_path, "spectrum")  # nothing to remove is no error
     assert first_product(mlp(), tmp_path)[1] == 1
 
 
@@ -573,7 +573,7 @@ class _Clock:
 def test_saving_takes_at_most_a_twentieth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the real `due`
     clock = _Clock()
-    monkeypatch.setattr(states, "time", clock)
+    monkeypatch.setattr(resumable, "time", clock)
     state = SavedState(tmp_path, "one")
     assert state.due  # nothing is known to cost anything yet
     sync = states._sync
@@ -590,7 +590,7 @@ def test_saving_takes_at_most_a_twentieth_of_the_time(tmp_path: Path, monkeypatc
     clock.now += 0.2
     assert state.due
     # However long a save takes, a kill loses no more than about a minute.
-    state._last_cost = 1000.0
+    state._clock._last_cost = 1000.0
     clock.now += 60.0
     assert state.due
     assert not SavedState(None, "one").due

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.optim import Directions
 from lite_probe.results.blocks import BlockPart
 from lite_probe.results.spectrum import Spectrum
-from lite_probe.spectra import measure_spectrum
 from lite_probe.subspaces import Bands
 from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout

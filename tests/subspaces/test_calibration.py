@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from lite_probe.measurements.subspace import measure_subspace
 from lite_probe.results.subspace import SubspaceMeasurement
-from lite_probe.subspaces import cut_bands, measure_subspace, optimizer_of, warm
+from lite_probe.subspaces import cut_bands, optimizer_of, warm
 from lite_probe.subspaces.calibration import Exact, Proxy, Samples, calibrate, rank_correlation
 from lite_probe.vectors.layout import ParameterLayout
 from tests.subspaces import landscapes

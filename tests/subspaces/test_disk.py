@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from lite_probe.errors import OutputError
-from lite_probe.spectra import measure_spectrum
-from lite_probe.spectra import state as saving
-from lite_probe.subspaces import measure_subspace, plan_subspace
+from lite_probe.measurements.spectrum import measure_spectrum
+from lite_probe.runtime import resumable
 from lite_probe.task import Task
 from tests import models
 from tests.disks import held, leave_room
+from tests.plans import laid_out, plan_subspace
 
 _ASKED: dict[str, Any] = {"size": 4, "probes": 2, "warm_batches": 3, "optimizers": ["adamw-lite"]}
 
@@ -30,22 +30,14 @@ def test_the_plan_says_how_much_goes_to_disk(
     more: Any, placement: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Saved after every step, nothing that lies there exceeds what was planned, nor falls far below."""
-    monkeypatch.setattr(saving, "_LONGEST_INTERVAL", 0.0)
+    monkeypatch.setattr(resumable, "_LONGEST_INTERVAL", 0.0)
     task = task_of("gpt2")
     spectrum = measure_spectrum(task, top=6, bottom=1, probes=2)
-    plan = replace(plan_subspace(task, spectrum, **_ASKED, **more), basis_placement=placement)
+    plan = laid_out(plan_subspace(task, spectrum, **_ASKED, **more), basis_placement=placement)
     if placement == "disk":
-        plan = replace(plan, scratch_bytes=plan.scratch_bytes + plan.basis_columns * 4 * plan.num_parameters)
+        plan = replace(plan, scratch_bytes=plan.scratch_bytes + plan.layout.basis_columns * 4 * plan.num_parameters)
     seen = []
-    measure_subspace(
-        task,
-        spectrum,
-        **_ASKED,
-        **more,
-        plan=plan,
-        state_directory=tmp_path,
-        on_progress=lambda *now: seen.append(held(tmp_path)),
-    )
+    plan.run(task, **more, state_directory=tmp_path, on_progress=lambda *now: seen.append(held(tmp_path)))
     small = 2**16  # heads, and what is finished
     assert 0.3 * plan.scratch_bytes <= max(seen) <= plan.scratch_bytes + small
 
@@ -59,13 +51,6 @@ def test_a_disk_without_room_is_refused_before_anything_is_measured(
     leave_room(monkeypatch, plan.scratch_bytes - 1)
     told: list[Any] = []
     with pytest.raises(OutputError, match=rf"expected 0\.\d MB of free disk in {tmp_path}, got 0\.\d MB"):
-        measure_subspace(
-            task,
-            spectrum,
-            **_ASKED,
-            plan=plan,
-            state_directory=tmp_path,
-            on_progress=lambda *now: told.append(now),
-        )
+        plan.run(task, state_directory=tmp_path, on_progress=lambda *now: told.append(now))
     assert told == []
     assert list(tmp_path.iterdir()) == []

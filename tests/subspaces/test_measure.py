@@ -16,20 +16,19 @@ from torch import Tensor, nn
 
 import lite_probe as lp
 from lite_probe.errors import InputError, LiteProbeError, NumericsError, UsageError
+from lite_probe.measurements.base import discard_state
+from lite_probe.measurements.spectrum import measure_spectrum
+from lite_probe.measurements.subspace import measure_subspace
 from lite_probe.operators.hessian import GaussNewtonOperator, HessianOperator
 from lite_probe.results.blocks import BlockPart
 from lite_probe.results.record import encode_record
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.subspace import SubspaceMeasurement
-from lite_probe.spectra import batches_digest, measure_spectrum
+from lite_probe.spectra import batches_digest
 from lite_probe.spectra.state import SavedState
-from lite_probe.subspaces import (
-    discard_state,
-    measure_subspace,
-    plan_subspace,
-)
 from lite_probe.task import Task
 from tests import models, oracles
+from tests.plans import laid_out, plan_subspace
 from tests.subspaces import landscapes
 
 pytestmark = pytest.mark.slow
@@ -242,7 +241,7 @@ def test_every_product_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
             return through(self, *args)
 
         monkeypatch.setattr(kind, "_through", counted)
-    found = measure_subspace(task, spectrum_of("mlp"), **ASKED, plan=plan)
+    found = plan.run(task)
     assert sum(seen.values()) == pytest.approx(found.num_hvps)
     assert found.num_hvps == sum(found.hvps_by_part.values())
     assert seen[GaussNewtonOperator] == pytest.approx(found.hvps_by_part["overlap with Gauss–Newton"])
@@ -282,7 +281,7 @@ def test_a_plan_counts_what_optimizers_hold() -> None:
     )
     # Bytes per parameter of Muon's and SOAP's directions; peaks of two runs of this process differ by some pages.
     assert three.memory_bytes - one.memory_bytes >= 44 * one.num_parameters - 2**22
-    assert one.basis_placement == three.basis_placement == "device"
+    assert one.layout.basis_placement == three.layout.basis_placement == "device"
 
 
 @pytest.mark.parametrize("placement", ["cpu", "disk"])
@@ -290,8 +289,8 @@ def test_krylov_vectors_elsewhere_give_the_same_numbers(placement: Any, tmp_path
     asked = {**ASKED, "optimizers": ("soap-lite",)}
     plan = plan_subspace(trained("mlp"), spectrum_of("mlp"), **asked)
     found = [
-        measure_subspace(trained("mlp"), spectrum_of("mlp"), **asked, plan=one, state_directory=tmp_path / name)
-        for name, one in (("a", plan), ("b", replace(plan, basis_placement=placement)))
+        one.run(trained("mlp"), state_directory=tmp_path / name)
+        for name, one in (("a", plan), ("b", laid_out(plan, basis_placement=placement)))
     ]
     assert_same_bits(*found)
 
@@ -299,14 +298,14 @@ def test_krylov_vectors_elsewhere_give_the_same_numbers(placement: Any, tmp_path
 def test_a_basis_on_disk_needs_a_folder() -> None:
     plan = replace(plan_subspace(trained("mlp"), spectrum_of("mlp"), **ASKED), basis_placement="disk")
     with pytest.raises(UsageError, match="expected a state_directory for a basis on disk, got none"):
-        measure_subspace(trained("mlp"), spectrum_of("mlp"), **ASKED, plan=plan)
+        plan.run(trained("mlp"))
 
 
 def test_rebuilt_graphs_and_shared_passes_give_the_same_numbers() -> None:
     task, spectrum = trained("mlp"), spectrum_of("mlp")
     plan = plan_subspace(task, spectrum, **QUICK)
-    lean = replace(plan, kept_graphs=0, vectors_per_pass=3)
-    one, other = (measure_subspace(task, spectrum, **QUICK, plan=each) for each in (plan, lean))
+    lean = laid_out(plan, kept_graphs=0, vectors_per_pass=3)
+    one, other = (each.run(task) for each in (plan, lean))
     for name in OPTIMIZERS:
         for block, found in one.calibrations[name].blocks.items():
             np.testing.assert_allclose(other.calibrations[name].blocks[block].curvature, found.curvature, rtol=1e-9)
@@ -423,7 +422,7 @@ def test_finished_parts_are_not_measured_again(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(HessianOperator, "_through", refuse)
     monkeypatch.setattr(GaussNewtonOperator, "_through", refuse)
-    assert_same_bits(measure_subspace(trained("mlp"), spectrum_of("mlp"), **asked, plan=plan), first)
+    assert_same_bits(plan.run(trained("mlp")), first)
 
 
 def _zeroed(path: Path) -> None:
@@ -483,20 +482,20 @@ def test_a_measurement_of_something_else_begins_anew(tmp_path: Path) -> None:
 def test_an_interrupted_measurement_keeps_its_memory_layout(tmp_path: Path) -> None:
     task, spectrum = trained("mlp"), spectrum_of("mlp")
     plan = plan_subspace(task, spectrum, **RESUMED)
-    short = replace(plan, basis_columns=K + 6)
-    expected = measure_subspace(task, spectrum, **RESUMED, plan=short)
+    short = laid_out(plan, basis_columns=K + 6)
+    expected = short.run(task)
     with pytest.raises(_InterruptionError):
-        measure_subspace(task, spectrum, **RESUMED, plan=short, state_directory=tmp_path, on_progress=killed_at(30))
+        short.run(task, state_directory=tmp_path, on_progress=killed_at(30))
     # A later process may find more memory free; its own layout would round differently.
-    assert_same_bits(measure_subspace(task, spectrum, **RESUMED, plan=plan, state_directory=tmp_path), expected)
+    assert_same_bits(plan.run(task, state_directory=tmp_path), expected)
 
 
 def test_discarding_removes_the_state(tmp_path: Path) -> None:
     measure_subspace(trained("mlp"), spectrum_of("mlp"), **QUICK, state_directory=tmp_path)
     assert (tmp_path / "subspace.state").is_dir()
-    discard_state(tmp_path)
+    discard_state(tmp_path, "subspace")
     assert list(tmp_path.iterdir()) == []
-    discard_state(tmp_path)  # and again, where there is none
+    discard_state(tmp_path, "subspace")  # and again, where there is none
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

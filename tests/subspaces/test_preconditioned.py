@@ -10,7 +10,7 @@ import torch
 from lite_probe.operators.base import MatrixOperator
 from lite_probe.operators.hessian import HessianOperator
 from lite_probe.optim import Directions
-from lite_probe.spectra import SpectrumRequest, measure_operator
+from lite_probe.spectra import OperatorRequest, measure_operator
 from lite_probe.subspaces import optimizer_of, warm
 from lite_probe.subspaces.preconditioned import PreconditionedOperator
 from lite_probe.task import Task
@@ -73,7 +73,7 @@ def test_its_spectrum_is_that_of_the_dense_matrix(optimizer: str) -> None:
         operator = PreconditionedOperator(
             HessianOperator(task, layout, count=count), layout, directions, num_batches=BATCHES
         )
-        measured = measure_operator(operator, SpectrumRequest(top=3, bottom=1, probes=2, probe_steps=4, tolerance=1e-4))
+        measured = measure_operator(operator, OperatorRequest(top=3, bottom=1, probes=2, probe_steps=4, tolerance=1e-4))
     root = landscapes.dense_function(task, floored(directions), -0.5)
     exact = np.linalg.eigvalsh(root @ oracles.known_hessian("llama").numpy() @ root)
     assert measured.spectrum.converged.all()

@@ -1,13 +1,12 @@
-"""What a measurement will take, and how it is laid out in memory: decided before anything large is allocated.
+"""What curvature costs on a task, and how it is laid out in memory: decided before anything large is allocated.
 
 The plan rests on the task itself: two gradients (which also prove the loss deterministic), the graph of one batch with
 the bytes it holds counted, and two products through it, timed, with the memory they needed.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,62 +14,20 @@ from torch import Tensor
 from lite_probe.errors import NumericsError
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator, GaussNewtonDifferenceOperator
-from lite_probe.operators.gradient import LossAndGradient, require_deterministic
+from lite_probe.operators.gradient import LossAndGradient
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
-from lite_probe.runtime.memory import memory_allowed, peak_during, require_memory
+from lite_probe.runtime.memory import MemoryLayout, Placement, peak_during, require_memory
 from lite_probe.seeds import derive_seed
-from lite_probe.spectra.operator import OnProgress, SpectrumRequest
+from lite_probe.spectra.operator import OperatorRequest
 from lite_probe.task import Split, Task
 from lite_probe.task.batches import num_entries
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.random import random_vector
 from lite_probe.vectors.reductions import norm
 
-CurvatureName = Literal["hessian", "ggn"]
-MethodName = Literal["autograd", "finite-differences"]
-Placement = Literal["device", "cpu", "disk"]
-
-_BLOCK_PRODUCT_SHARE = 0.6  # a block's product over a whole one: the backward pass is the same, the rest is less
 _AGREEMENT = 0.05  # relative, between a product and the differences of the gradient: more is a part that is missing
 _DIFFERENCE_ERRORS = 5.0  # or so many of the differences' own estimated errors
 _SHARING = 4  # vectors through one rebuilt graph: building it costs 1.4 products, which more than four hardly lower
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpectrumPlan:
-    """How a spectrum will be measured, and what that takes."""
-
-    num_parameters: int
-    num_hvps: int  # expected, all operators together
-    seconds: float  # expected
-    memory_bytes: int  # expected peak of the process (CPU) or of the device's allocations
-    graph_mode: Literal["kept", "partly kept", "recomputed", "none"]
-    kept_graphs: int  # batches whose graphs stay
-    vectors_per_pass: int  # probes that share a rebuilt graph
-    basis_placement: Placement
-    basis_columns: int
-    fingerprint: str  # of checkpoint content, batches and config
-    loss: float
-    gradient_norm: float
-    count: int  # tokens or samples behind the loss
-    unused: tuple[str, ...]  # parameters without influence on the loss
-    scratch_bytes: int  # on disk at the worst moment: saved state, a basis that is there, what is finished so far
-    result_bytes: int  # of the saved spectrum, its eigenvectors almost all of it
-    checkpointing_off: bool = False  # the model checkpoints activations reentrantly, which a measurement leaves out
-
-    def summary(self) -> str:
-        """Return the plan as one line for people."""
-        graphs = {
-            "kept": "graphs kept",
-            "partly kept": f"{self.kept_graphs} graphs kept",
-            "recomputed": "graphs rebuilt",
-            "none": "finite differences",
-        }[self.graph_mode]
-        where = "" if self.basis_placement == "device" else f" on {self.basis_placement}"
-        return (
-            f"~{self.num_hvps} Hessian products, ~{_duration(self.seconds)}, {self.memory_bytes / 2**30:.1f} GiB "
-            f"({graphs}, basis of {self.basis_columns} vectors{where})"
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,95 +126,12 @@ def _require_agreement(task: Task, layout: ParameterLayout, operator: HessianOpe
         )
 
 
-def plan_spectrum(
-    task: Task,
-    request: SpectrumRequest,
-    *,
-    operator: CurvatureName,
-    method: MethodName,
-    block_requests: Sequence[SpectrumRequest],
-    split: Split,
-    memory: int | None,
-    fingerprint_of: Callable[[float], str],
-    on_progress: OnProgress | None = None,
-) -> SpectrumPlan:
-    """Decide how to measure; see `lite_probe.spectra.plan_spectrum` for the arguments.
-
-    `fingerprint_of` names the measurement once the loss is known.
-
-    Raises:
-        NumericsError: If loss or gradient are not finite or not deterministic.
-        UsageError: If the memory allowed does not hold even the leanest layout.
-
-    Cost: two gradients, one graph and two products of one batch.
-    """
-    layout = ParameterLayout(list(task.model.named_parameters()))
-    num_batches = len(task.batches(split))
-    done = 0
-
-    def on_batch(index: int) -> None:
-        nonlocal done
-        done += 1
-        if on_progress is not None:
-            on_progress(done, 2 * num_batches + 1, "planning")  # two gradients, and the graph of one batch
-
-    started = time.perf_counter()
-    evaluated = require_deterministic(task, layout, split, on_batch)
-    gradient_seconds = (time.perf_counter() - started) / 2.0
-    gradient_norm = float(evaluated.gradient.double().square().sum().sqrt())
-    # N numbers that are no longer needed; a slice would keep them.
-    evaluated = replace(evaluated, gradient=evaluated.gradient.new_empty(0))
-    kind = "finite-differences" if method == "finite-differences" else operator
-    costs = probe_costs(task, layout, evaluated, split, kind)
-    allowed = memory_allowed(task.device, memory)
-    kept, columns, placement = lay_out(request, costs, num_batches, allowed, layout.size)
-    rebuilt = num_batches - kept
-    per_pass = _vectors_per_pass(costs, rebuilt)
-    rebuild_seconds = costs.build_seconds * rebuilt / num_batches
-    seconds = 2 * gradient_seconds + costs.build_seconds
-    for asked in (request, *block_requests):
-        share = 1.0 if asked is request else _BLOCK_PRODUCT_SHARE
-        seconds += share * asked.expected_products * costs.product_seconds
-        seconds += (asked.expected_pair_products + asked.probes * asked.probe_steps / per_pass) * rebuild_seconds
-    mode: Literal["kept", "partly kept", "recomputed", "none"]
-    if kind == "finite-differences":
-        mode = "none"
-    else:
-        mode = "kept" if rebuilt == 0 else "partly kept" if kept else "recomputed"
-    return SpectrumPlan(
-        num_parameters=layout.size,
-        num_hvps=sum(asked.expected_products for asked in (request, *block_requests)),
-        seconds=seconds,
-        # The basis's room is taken as it fills.
-        memory_bytes=_peak(
-            costs, num_batches, kept, min(columns, request.expected_pair_products) if placement == "device" else 0
-        ),
-        graph_mode=mode,
-        kept_graphs=kept,
-        vectors_per_pass=per_pass,
-        basis_placement=placement,
-        basis_columns=columns,
-        fingerprint=fingerprint_of(evaluated.loss),
-        loss=evaluated.loss,
-        gradient_norm=gradient_norm,
-        count=evaluated.count,
-        unused=evaluated.unused,
-        scratch_bytes=scratch_bytes(request, costs.vector_bytes, columns, placement, per_pass),
-        result_bytes=_result_bytes(request, layout.size),
-    )
-
-
-def lay_out(
-    request: SpectrumRequest, costs: Costs, num_batches: int, budget: int, size: int
-) -> tuple[int, int, Placement]:
+def lay_out(request: OperatorRequest, costs: Costs, num_batches: int, budget: int, size: int) -> MemoryLayout:
     """Choose how many graphs to keep, how many basis vectors to hold, and where.
 
     A short basis restarts, which costs some products; rebuilding graphs costs part of every product; a basis on disk
     is read three times per product. Hence: all graphs and a long basis, all graphs and a shorter basis, fewer graphs
     and a short basis, and at last a basis on disk with as many graphs as fit.
-
-    Returns:
-        Graphs kept, basis vectors, where the basis is.
 
     Raises:
         UsageError: If even that does not fit.
@@ -265,34 +139,38 @@ def lay_out(
     pairs = request.top + request.bottom
     longest, shortest, on_disk = (min(size, n) for n in (3 * pairs + 30, pairs + max(8, pairs // 2), 2 * pairs + 10))
     most = 0 if costs.graph_bytes == 0 else num_batches
-    least = min(_peak(costs, num_batches, kept, 0) for kept in range(most + 1))
+    least = min(peak_bytes(costs, num_batches, kept, 0) for kept in range(most + 1))
     require_memory(least, budget, "one batch's graph", "lower --batch-size or --seq-len")
     for columns in range(longest, shortest - 1, -1):
-        if _peak(costs, num_batches, most, columns) <= budget:
-            return most, columns, "device"
+        if peak_bytes(costs, num_batches, most, columns) <= budget:
+            return _laid_out(costs, num_batches, most, "device", columns)
     for kept in range(most - 1, -1, -1):
-        if _peak(costs, num_batches, kept, shortest) <= budget:
-            return kept, shortest, "device"
-    kept = max(kept for kept in range(most + 1) if _peak(costs, num_batches, kept, 0) <= budget)
-    return kept, on_disk, "disk"
+        if peak_bytes(costs, num_batches, kept, shortest) <= budget:
+            return _laid_out(costs, num_batches, kept, "device", shortest)
+    kept = max(kept for kept in range(most + 1) if peak_bytes(costs, num_batches, kept, 0) <= budget)
+    return _laid_out(costs, num_batches, kept, "disk", on_disk)
 
 
-def scratch_bytes(request: SpectrumRequest, vector: int, columns: int, placement: Placement, per_pass: int) -> int:
+def _laid_out(costs: Costs, num_batches: int, kept: int, placement: Placement, columns: int) -> MemoryLayout:
+    return MemoryLayout(
+        kept_graphs=kept,
+        vectors_per_pass=_vectors_per_pass(costs, num_batches - kept),
+        basis_placement=placement,
+        basis_columns=columns,
+    )
+
+
+def scratch_bytes(request: OperatorRequest, vector: int, layout: MemoryLayout) -> int:
     """Return the bytes of working files at the worst moment: the first save after the basis was rotated.
 
     The basis that was saved before lies there until the rotated one does too; so do two sets of the vectors between
     steps, the pending one and two per probe. A basis on disk has its room taken at once. Blocks come after the whole,
     whose eigenvectors wait beside theirs: they are smaller.
     """
-    rows = min(columns, request.expected_pair_products)
-    saved = 2 * rows + 2 * (1 + 2 * per_pass)
+    rows = min(layout.basis_columns, request.expected_pair_products)
+    saved = 2 * rows + 2 * (1 + 2 * layout.vectors_per_pass)
     waiting = request.top + request.bottom
-    return vector * (max(saved, waiting) + (columns if placement == "disk" else 0))
-
-
-def _result_bytes(request: SpectrumRequest, size: int) -> int:
-    """Return the bytes of the saved spectrum; eigenvectors are kept in float32."""
-    return 4 * size * (request.top + request.bottom)
+    return vector * (max(saved, waiting) + (layout.basis_columns if layout.basis_placement == "disk" else 0))
 
 
 def _vectors_per_pass(costs: Costs, rebuilt: int) -> int:
@@ -300,7 +178,7 @@ def _vectors_per_pass(costs: Costs, rebuilt: int) -> int:
     return 1 if rebuilt == 0 or costs.graph_bytes == 0 else _SHARING
 
 
-def _peak(costs: Costs, num_batches: int, kept: int, columns: int) -> int:
+def peak_bytes(costs: Costs, num_batches: int, kept: int, columns: int) -> int:
     """Return the bytes in use at the worst moment, a probe's step.
 
     The product through one graph was measured with one vector and its image. Each probe that takes part in a pass has
@@ -316,9 +194,10 @@ def _peak(costs: Costs, num_batches: int, kept: int, columns: int) -> int:
 def build_operator(
     task: Task,
     layout: ParameterLayout,
-    plan: SpectrumPlan,
     *,
     kind: str,
+    count: int,
+    vectors_per_pass: int,
     split: Split,
     graphs: GraphStore,
 ) -> SymmetricOperator:
@@ -326,7 +205,7 @@ def build_operator(
     if kind == "finite-differences":
         return FiniteDifferenceOperator(task, layout, split=split)
     curvature = _graph_operator(kind)
-    return curvature(task, layout, count=plan.count, split=split, graphs=graphs, vectors_per_pass=plan.vectors_per_pass)
+    return curvature(task, layout, count=count, split=split, graphs=graphs, vectors_per_pass=vectors_per_pass)
 
 
 def _graph_operator(kind: str) -> type[HessianOperator] | type[GaussNewtonOperator]:
@@ -339,9 +218,3 @@ def _timed(call: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -6,34 +6,73 @@ in it is a real one, since a link that came with somebody's checkpoint would lea
 
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lite_probe.errors import InputError
 from lite_probe.results.provenance import Note
 from lite_probe.results.sealing import seal, unseal
 from lite_probe.results.store import find_result, save, write_atomically
 
+Finished = TypeVar("Finished")
+
 _LAYOUT = "layout.json"
+_LONGEST_INTERVAL = 50.0  # seconds between saves; a kill loses at most about a minute
+_COST_FACTOR = 20.0  # a save that took s seconds is followed by at least 20 s without one: at most 5% overhead
 
 
-class StateFolder:
-    """Finished parts and small values of a measurement, each with the measurement's fingerprint.
+class SaveClock:
+    """Says when to save what is in progress: once a minute, and more often where that is cheap."""
+
+    def __init__(self) -> None:
+        self._last_end = time.monotonic()
+        self._last_cost = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time: a minute has passed, or saving is cheap beside what passed."""
+        return time.monotonic() - self._last_end >= min(_LONGEST_INTERVAL, _COST_FACTOR * self._last_cost)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Time a save."""
+        started = time.monotonic()
+        yield
+        self._last_end = time.monotonic()
+        self._last_cost = self._last_end - started
+
+
+class ResumableRun:
+    """Finished stages and small values of a measurement, each with the measurement's fingerprint, and its progress.
 
     Args:
         path: Of the folder, which need not exist; None keeps nothing.
         fingerprint: Of the measurement; what has another one is not continued from.
+        on_progress: Told `(done, expected, label)`.
 
     Attributes:
         notes: What was damaged.
+        done: Steps of progress so far, those of an earlier process among them.
+        expected: All of them, as far as is known.
     """
 
-    def __init__(self, path: Path | None, fingerprint: str) -> None:
+    def __init__(
+        self, path: Path | None, fingerprint: str, on_progress: Callable[[int, int, str], None] | None = None
+    ) -> None:
         self.path = path
         self.fingerprint = fingerprint
         self.notes: list[Note] = []
+        self.done = self.expected = 0
+        self._on_progress = on_progress
+
+    def advance(self, steps: int, label: str) -> None:
+        """Count some steps of progress, and tell."""
+        self.done += steps
+        if self._on_progress is not None:
+            self._on_progress(self.done, max(self.expected, self.done), label)
 
     def folder(self, *parts: str) -> Path | None:
         """Return the folder of a part, which need not exist; links and files in its place are removed."""
@@ -64,8 +103,25 @@ class StateFolder:
         self.write(_LAYOUT, dict(chosen))
         return chosen
 
+    def stage(self, part: str, kind: str, measure: Callable[[], Finished]) -> Finished:
+        """Return a finished stage: what an earlier process kept of it, else what `measure` returns, kept.
+
+        What it saved of itself meanwhile, in its folder's `running`, goes then.
+
+        Args:
+            part: Its name.
+            kind: Of the registered dataclass that it is kept as, which has the measurement's fingerprint.
+            measure: Measures it.
+        """
+        found: Finished | None = self.find(part, kind)
+        if found is None:
+            found = measure()
+            self.keep(part, found)
+            self.forget(f"{part}/running")
+        return found
+
     def find(self, part: str, kind: str) -> Any | None:
-        """Return a finished part, None where it has to be measured."""
+        """Return a finished stage, None where it has to be measured."""
         folder = self.folder(part)
         if folder is None:
             return None
@@ -77,7 +133,7 @@ class StateFolder:
         return find_result(folder, kind, self.fingerprint, on_damaged=begin_anew)
 
     def keep(self, part: str, finished: object) -> None:
-        """Save a finished part, an instance of a registered dataclass."""
+        """Save a finished stage, an instance of a registered dataclass."""
         folder = self.folder(part)
         if folder is not None:
             save(finished, folder)
@@ -104,7 +160,7 @@ class StateFolder:
             write_atomically(folder / name, lambda file: file.write(content))
 
     def forget(self, *parts: str) -> None:
-        """Remove finished parts."""
+        """Remove finished stages."""
         for part in parts:
             if self.path is not None:
                 remove(self.path / part)

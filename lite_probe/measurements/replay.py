@@ -1,0 +1,266 @@
+"""The replay: the same segment under several optimizers, each watched direction by direction."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lite_probe.errors import InputError
+from lite_probe.measurements.base import OnEvent, Outcome, Plan, spectrum_of
+from lite_probe.measurements.replay_session import ABLATIONS, ReplaySession, ReplayStep, put_back, splits_of
+from lite_probe.measurements.requests import OnProgress, takes
+from lite_probe.measurements.requests.replay import Asked, ReplayRequest
+from lite_probe.operators.guards import preserve_state, require_precision
+from lite_probe.optim.interface import Replayable
+from lite_probe.replays import plan as planning
+from lite_probe.replays.entrants import Entrant, entrants_of
+from lite_probe.replays.recipes import inherited, require_settings
+from lite_probe.replays.segments import require_disjoint
+from lite_probe.results.provenance import Note
+from lite_probe.results.replay import Replay
+from lite_probe.results.spectrum import Spectrum
+from lite_probe.runtime.fingerprint import batches_digest
+from lite_probe.runtime.memory import memory_allowed, require_memory
+from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.spectra.compatibility import require_same_task
+from lite_probe.subspaces import Subspace, can_take, optimizer_of, own_gradients
+from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayPlan(Plan[Replay]):
+    """What a replay will do, and what that takes."""
+
+    shown: ClassVar[tuple[str, ...]] = (
+        *("num_parameters", "num_runs", "num_gradients", "seconds", "memory_bytes", "scratch_bytes", "result_bytes"),
+        *("start_loss", "fingerprint", "swept"),
+    )
+
+    request: ReplayRequest
+    num_gradients: int  # expected, all runs together
+    vector_memory: int | None  # bytes that the sharp subspace may take; None leaves it to what is free
+    num_runs: int
+    swept: tuple[str, ...]  # optimizers whose learning rate is swept
+    start_loss: float  # on the evaluation set at θ₀
+
+    @classmethod
+    def vet(cls, request: ReplayRequest) -> None:
+        """Refuse optimizers and hyperparameters that there are not.
+
+        Raises:
+            UsageError: An unknown optimizer or hyperparameter.
+            InputError: A user's file that has no such function, or raised.
+        """
+        require_settings(entrants_of(request.asked), request.hyperparameters)
+
+    @classmethod
+    def checked(cls, task: Task, request: ReplayRequest) -> ReplayRequest:
+        """Refuse what cannot be replayed; settle whose proxy orders the directions.
+
+        Raises:
+            UsageError: As `vet`, or a hyperparameter out of range.
+            InputError: An optimizer, or that of the bands, that cannot take a parameter; too few training batches,
+                evaluation samples that are trained on; a state or learning rate that the checkpoint does not have; a
+                spectrum of something else.
+        """
+        cls.vet(request)
+        require_precision(task.model)
+        if request.bands is None:
+            takes_soap = can_take("soap", task) or not can_take("adamw", task)
+            request = replace(request, bands="soap" if takes_soap else "adamw")
+        entrants = entrants_of(request.asked)
+        for name, entrant in entrants.items():
+            try:
+                entrant.make(task, request.hyperparameters.get(name, {}))
+            except InputError as error:
+                hint = error.hint if error.sample else f"{error.hint} (--optimizers)".strip()
+                raise InputError(error.message, hint, error.sample) from error
+        try:
+            optimizer_of(task, str(request.bands))
+        except InputError as error:
+            raise InputError(error.message, f"leave out --bands {request.bands}, or use --bands adamw") from error
+        splits_of(task, request)
+        require_disjoint(task)
+        _inherited(task, request, entrants)
+        if request.spectrum is not None:
+            require_same_task(request.spectrum, task)
+        return request
+
+    @classmethod
+    def identity(cls, task: Task, request: ReplayRequest) -> Mapping[str, Any]:
+        """Return the batches of each part, the spectrum, what is taken from the checkpoint, and code of the user's."""
+        splits, entrants = splits_of(task, request), entrants_of(request.asked)
+        own: dict[str, Any] = {
+            "batches": [batches_digest(splits.warm), splits.sweep.digest, *(one.digest for one in splits.segments)],
+            "spectrum": spectrum_of(request).fingerprint,
+            "inherited": _inherited(task, request, entrants),
+        }
+        foreign = [one for one in entrants.values() if not one.is_ours]
+        if foreign:
+            own["made"] = {one.name: one.digest(task, request.hyperparameters.get(one.name, {})) for one in foreign}
+        return own
+
+    @classmethod
+    def of(cls, task: Task, request: ReplayRequest, on_progress: OnProgress | None) -> "ReplayPlan":
+        """Say what a replay will do, and what it costs.
+
+        Raises:
+            UsageError: Too little memory.
+            NumericsError: A loss or gradient at θ₀ that is not finite.
+
+        Cost: two evaluation gradients; three training gradients and steps of each optimizer.
+        """
+        spectrum, bands = spectrum_of(request), str(request.bands)
+        splits, entrants = splits_of(task, request), entrants_of(request.asked)
+        layout = ParameterLayout(list(task.model.named_parameters()))
+        with preserve_state(task.model), own_gradients(layout.parameters):
+            makers: dict[str, Callable[[], Replayable]] = {
+                name: partial(one.make, task, request.hyperparameters.get(name, {}))
+                for name, one in {**entrants, bands: entrants.get(bands, Entrant(bands))}.items()
+            }
+            costs, start = planning.measure_costs(task, layout, splits, makers, on_progress)
+        require_same_task(spectrum, task, loss=start.loss)
+        taken = _inherited(task, request, entrants)
+        swept = tuple(name for name, rate in request.rates.items() if rate == "sweep")
+        ablated = len(ABLATIONS) if request.ablations else 0
+        common: dict[str, Any] = {
+            "steps": request.steps,
+            "seeds": request.seeds,
+            "rule": request.rule,
+            "warm_batches": len(splits.warm),
+            "warmed": tuple(name for name in request.names if request.state != "cold" and name not in taken),
+            "swept": swept,
+            "ablations": ablated,
+        }
+        needed = planning.expected_memory(costs, layout, bands=bands)
+        allowed = memory_allowed(task.device, request.memory)
+        require_memory(needed, allowed, "a step and the states of its optimizers", "lower --batch-size or --seq-len")
+        # Unasked, the subspace takes a quarter of what is free; asked, what the rest leaves, and else it stays in its
+        # file.
+        vectors = None if request.memory is None else allowed - needed
+        basis = Subspace.of_spectrum(spectrum, task, memory=vectors)
+        runs = len(request.names) * request.seeds * (1 + ablated)
+        blocks = {part.block for parts in task.blocks.values() for part in parts} if task.blocks else {"other"}
+        records = planning.records_bytes(runs=runs, steps=request.steps, sharp=basis.size, blocks=len(blocks))
+        return cls(
+            request=request,
+            num_parameters=layout.size,
+            num_gradients=planning.count_gradients(request.names, **common),
+            seconds=planning.expected_seconds(costs, request.names, bands=bands, **common),
+            memory_bytes=needed + basis.num_bytes,
+            vector_memory=vectors,
+            scratch_bytes=planning.scratch_bytes(costs, layout, records=records, runs=runs),
+            result_bytes=records,
+            num_runs=runs,
+            swept=swept,
+            fingerprint=cls.key(task, request, spectrum.loss),
+            start_loss=start.loss,
+        )
+
+    def summary(self) -> str:
+        """Return the plan as one line for people."""
+        sweep = f", learning rates of {len(self.swept)} swept" if self.swept else ""
+        counts = ((self.num_runs, "run"), (self.request.steps, "step"), (self.request.seeds, "seed"))
+        runs, steps, seeds = (f"{number:,} {thing}{'' if number == 1 else 's'}" for number, thing in counts)
+        return f"{runs} of {steps}, {seeds}{sweep}: ~{self.num_gradients:,} gradients, {self.time_and_memory}"
+
+    def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:
+        """Replay one optimizer after another; `on_event` is told a `ReplayStep` of every step."""
+        layout = ParameterLayout(list(task.model.named_parameters()))
+        spectrum = spectrum_of(self.request)
+        run.expected = self.num_gradients
+        subspace = Subspace.of_spectrum(spectrum, task, memory=self.vector_memory)
+        with own_gradients(layout.parameters), put_back(layout) as start:
+            session = ReplaySession(task, layout, start, self.request, subspace, run, on_event)
+            session.run()
+        notes = [*session.splits.notes, *session.notes]
+        if self.request.bands == "adamw" and not can_take("soap", task):
+            message = "Directions are ordered by the proxy of adamw: soap cannot take this model."
+            notes.insert(0, Note(code="bands", message=message))
+        segments = {f"segment of seed {index}": one.digest for index, one in enumerate(session.splits.segments)}
+        return Outcome(
+            fields={
+                "steps": self.request.steps,
+                "num_seeds": self.request.seeds,
+                "rule": self.request.rule,
+                "tolerance": self.request.tolerance,
+                "start_loss": session.start_point.loss,
+                "eigenvalues": subspace.eigenvalues,
+                "eigenvalue_errors": subspace.residual_norms,
+                "num_parameters": layout.size,
+                "bands": session.bands.table,
+                "recipes": session.recipes,
+                "sweeps": session.sweeps,
+                "theory": session.theory,
+                "runs": tuple(session.runs),
+            },
+            count=session.count,
+            notes=notes,
+            details={
+                "spectrum": spectrum.fingerprint,
+                "training batches": batches_digest(task.train),
+                "warm-up batches": batches_digest(session.splits.warm),
+                **segments,
+            },
+        )
+
+
+def _inherited(task: Task, request: ReplayRequest, entrants: Mapping[str, Entrant]) -> Mapping[str, str]:
+    """Return who goes on from the checkpoint's state, and from what of it.
+
+    Raises:
+        InputError: If a state or learning rate is asked for that the checkpoint does not have.
+    """
+    return inherited(
+        task,
+        entrants,
+        request.rates,
+        hyperparameters=request.hyperparameters,
+        state=request.state,
+        saved=request.saved,
+    )
+
+
+@takes(ReplayRequest)
+def replay(
+    task: Task,
+    optimizers: Asked | Sequence[Asked] | None = None,
+    *,
+    spectrum: Spectrum,
+    state_directory: Path | None = None,
+    on_progress: OnProgress | None = None,
+    on_step: Callable[[ReplayStep], None] | None = None,
+    command: str = "",
+    **asked: Any,
+) -> Replay:
+    """Train the same short segment from θ₀ under several optimizers, and say who lowers the loss where.
+
+    Loss changes are those of the evaluation set. Each step's change is allotted to the spectrum's eigenvectors, to
+    their complement, and to every band of every block, by a quadrature whose closure error is kept.
+
+    Args:
+        task: Model, loss, evaluation batches and training batches; comes back bitwise as it was.
+        optimizers: As of `ReplayRequest`; by default Muon, SOAP and their LITE variants.
+        spectrum: Of this task, with eigenvectors: its positive converged top pairs are the sharp directions.
+        state_directory: As of `Plan.run`, as are the next two.
+        on_progress: In gradients.
+        on_step: Told of every step.
+        command: For provenance.
+        asked: Fields of `ReplayRequest`: steps=50, lr={"muon": 0.002}.
+
+    Returns:
+        The replay; a run that diverged says at which step, and the others went on.
+
+    Raises:
+        UsageError, InputError, NumericsError: As `ReplayRequest` and its plan.
+        OutputError: If there is no room for the working files.
+
+    Cost: per optimizer and seed K training gradients, K steps and 2K evaluation gradients (K under the trapezoid's
+        rule); the plan says.
+    """
+    if optimizers is not None:
+        asked["optimizers"] = optimizers
+    plan: ReplayPlan = ReplayRequest(spectrum=spectrum, **asked).plan(task)  # type: ignore[assignment]
+    return plan.run(task, state_directory=state_directory, on_progress=on_progress, on_event=on_step, command=command)

@@ -1,0 +1,354 @@
+"""The replay: the same segment under several optimizers, each watched direction by direction, resumable at any step."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from lite_probe.measurements.requests.replay import ReplayRequest
+from lite_probe.optim import LiteOptimizer
+from lite_probe.optim.interface import load_state
+from lite_probe.replays import plan as planning
+from lite_probe.replays.allocation import MOST_GRADIENTS, Point, evaluate
+from lite_probe.replays.entrants import entrants_of
+from lite_probe.replays.recipes import Prepared, prepare, saved_learning_rate
+from lite_probe.replays.recorder import Recorder
+from lite_probe.replays.runner import Ablation, RecordingConfig, Runner, RunRequest
+from lite_probe.replays.segments import BatchSplits, deal_segments
+from lite_probe.replays.sweep import sweep_learning_rates
+from lite_probe.replays.theory import linear_theory
+from lite_probe.results import replay as results
+from lite_probe.results.provenance import Note
+from lite_probe.results.store import register
+from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.subspaces import Bands, Subspace, cut_bands, optimizer_of, warm
+from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
+
+ABLATIONS: tuple[Ablation, ...] = ("dominant", "bulk")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayStep:
+    """Where a replay stands, for those who watch."""
+
+    phase: str  # "warm", "sweep" or "replay"
+    optimizer: str
+    ablation: str
+    seed: int
+    lr: float | None
+    step: int  # completed in this run
+    steps: int
+    loss: float | None  # on the evaluation set
+    flat_share: float | None  # of the loss change so far
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedRun:
+    """A finished run as it waits on disk for the others."""
+
+    fingerprint: str
+    run: results.ReplayRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedRecipe:
+    """An optimizer's settled learning rate and state, likewise."""
+
+    fingerprint: str
+    recipe: results.Recipe
+    sweep: results.Sweep | None
+    theory: results.LinearTheory | None
+    notes: tuple[Note, ...]
+
+
+_Kept = TypeVar("_Kept", _FinishedRun, _FinishedRecipe)
+
+register("replay-run", _FinishedRun, schema_version=1)
+register("replay-recipe", _FinishedRecipe, schema_version=1)
+
+
+class ReplaySession:
+    """Runs everything that was asked, one optimizer after another, and keeps what is finished."""
+
+    def __init__(
+        self,
+        task: Task,
+        layout: ParameterLayout,
+        start: torch.Tensor,
+        request: ReplayRequest,
+        subspace: Subspace,
+        run: ResumableRun,
+        on_step: Callable[[ReplayStep], None] | None,
+    ) -> None:
+        self.task = task
+        self.layout = layout
+        self.start = start
+        self.request = request
+        self.entrants = entrants_of(request.asked)
+        self.splits = splits_of(task, request)
+        self.state = run
+        self.subspace = subspace
+        self.on_step = on_step
+        self.recipes: dict[str, results.Recipe] = {}
+        self.sweeps: dict[str, results.Sweep] = {}
+        self.theory: dict[str, results.LinearTheory] = {}
+        self.runs: list[results.ReplayRun] = []
+        self.notes: list[Note] = list(self.subspace.notes)
+        self._label = ""
+        self._phase = "warm"
+        self.start_point: Point
+        self.count = 0
+        self.bands: Bands
+
+    def run(self) -> None:
+        """Measure at θ₀, then replay every optimizer."""
+        request = self.request
+        self.start_point = evaluate(self.task, self.layout)
+        self.count = self.start_point.count
+        self.bands = self._cut_bands()
+        self.runner = Runner(
+            self.task,
+            self.layout,
+            self.start,
+            self.start_point,
+            fingerprint=self.state.fingerprint,
+            state_file=folder / "running.pt" if (folder := self.state.folder()) is not None else None,
+            on_damaged=self.state.note,
+            on_step=self._on_step,
+            on_gradients=self._on_gradients,
+        )
+        watching = RecordingConfig(
+            recorder=Recorder(self.subspace, self.bands), rule=request.rule, tolerance=request.tolerance
+        )
+        for name in request.names:
+            self._replay(name, watching)
+        self.notes += self._closing_notes()
+
+    def _cut_bands(self) -> Bands:
+        """Order the directions by the proxy of an optimizer that has looked at θ₀."""
+        name = str(self.request.bands)
+        optimizer = optimizer_of(self.task, name)
+        self._label = f"warming {name} for the bands"
+        warm(self.task, [optimizer], self.splits.warm, on_batch=lambda index, gradient: self._on_gradients(1))
+        return cut_bands(self.layout, optimizer.directions(), optimizer=name)
+
+    def _replay(self, name: str, watching: RecordingConfig) -> None:
+        """Prepare one optimizer, choose its learning rate, and run its segments; what is finished is not made again."""
+        keys = [(seed, ablation) for seed in range(self.request.seeds) for ablation in self._ablations]
+        finished = {key: self._finished_run(name, *key) for key in keys}
+        known = self._load("recipe", name, _FinishedRecipe)
+        self._count_finished(name, known, finished.values())
+        prepared: Prepared | None = None
+        if known is None or None in finished.values():
+            prepared = self._prepare(name)
+            known = known or self._choose(name, prepared)
+        self.recipes[name] = known.recipe
+        if known.sweep is not None:
+            self.sweeps[name] = known.sweep
+        if known.theory is not None:
+            self.theory[name] = known.theory
+        self.notes += known.notes
+        for (seed, ablation), run in finished.items():
+            self._phase, self._label = "replay", _title(name, ablation, seed)
+            if run is None and prepared is not None:
+                request = RunRequest(
+                    optimizer=name,
+                    lr=known.recipe.lr,
+                    seed=seed,
+                    segment=self.splits.segments[seed],
+                    ablation=ablation,
+                )
+                run = self.runner.run(
+                    prepared.optimizer,
+                    prepared.state,
+                    request,
+                    watching=watching if ablation == "none" else None,
+                    subspace=self.subspace,
+                )
+                self._keep("run", request.key, _FinishedRun(fingerprint=self.state.fingerprint, run=run))
+            if run is not None:
+                self.runs.append(run)
+
+    @property
+    def _ablations(self) -> tuple[Ablation, ...]:
+        return ("none", *ABLATIONS) if self.request.ablations else ("none",)
+
+    def _prepare(self, name: str) -> Prepared:
+        self._phase, self._label = "warm", f"warming {name}"
+        self._tell(name, None)
+        self.layout.write(self.start)  # the runs before have left the parameters where they ended
+        return prepare(
+            self.task,
+            self.entrants[name],
+            hyperparameters=self.request.hyperparameters.get(name, {}),
+            state=self.request.state,
+            warm_batches=self.splits.warm,
+            saved=self.request.saved,
+            on_gradient=lambda: self._on_gradients(1),
+        )
+
+    def _choose(self, name: str, prepared: Prepared) -> "_FinishedRecipe":
+        """Settle an optimizer's learning rate; predict what the linear theory says of it."""
+        asked, sweep, notes = self.request.rates[name], None, prepared.notes
+        if asked == "sweep":
+            sweep = self._sweep(name, prepared)
+            lr, source = sweep.chosen, "sweep"
+        elif asked == "checkpoint":
+            rate = saved_learning_rate(name, prepared.origin, self.request.saved)
+            lr, source, notes = rate.lr, "checkpoint", (*notes, rate.note(name))
+        else:
+            lr, source = float(asked), "given"
+        theory = None
+        if prepared.origin != "cold" and isinstance(prepared.optimizer, LiteOptimizer):
+            theory = linear_theory(prepared.optimizer, name, lr, self.layout, self.subspace)
+        recipe = results.Recipe(
+            optimizer=name,
+            lr=lr,
+            lr_source=source,
+            hyperparameters=prepared.hyperparameters,
+            state=prepared.origin,
+            state_lines=prepared.lines,
+        )
+        known = _FinishedRecipe(
+            fingerprint=self.state.fingerprint, recipe=recipe, sweep=sweep, theory=theory, notes=notes
+        )
+        self._keep("recipe", name, known)
+        return known
+
+    def _sweep(self, name: str, prepared: Prepared) -> results.Sweep:
+        self._phase = "sweep"
+        known = self._tried(name)
+
+        def loss_at(lr: float) -> float | None:
+            key = lr.hex()
+            if key not in known:
+                self._label = f"{name} at learning rate {lr:.2g}"
+                request = RunRequest(optimizer=name, lr=lr, seed=-1, segment=self.splits.sweep)
+                known[key] = self.runner.final_loss(prepared.optimizer, prepared.state, request)
+                self._keep_tried(name, known)
+            return known[key]
+
+        sweep = sweep_learning_rates(loss_at)
+        # The linear theory reads the state at θ₀, where the last trial has not left it.
+        load_state(prepared.optimizer, prepared.state)
+        return sweep
+
+    def _closing_notes(self) -> Iterator[Note]:
+        for run in self.runs:
+            if run.diverged_at is not None:
+                title = _title(run.optimizer, run.ablation, run.seed)
+                yield Note(code="diverged", message=f"{title} diverged at step {run.diverged_at}; the others went on.")
+        for name, sweep in self.sweeps.items():
+            if bool(sweep.diverged.all()):
+                yield Note(code="sweep-diverged", message=f"{name} diverged at every learning rate that was tried.")
+        usual = planning.WATCHED[self.request.rule]
+        used = np.concatenate([run.gradients_used for run in self.runs])
+        if refined := int((used > usual).sum()):
+            message = (
+                f"{refined} of {len(used)} steps missed the closure tolerance with {usual} gradients and took more."
+            )
+            yield Note(code="refined", message=message)
+        if stopped := int((used >= MOST_GRADIENTS).sum()):
+            message = (
+                f"{stopped} of {len(used)} steps were refined to the end, {MOST_GRADIENTS} gradients: the loss is not "
+                "smooth along them, as where a router's choice changes; their closure error says what is missed."
+            )
+            yield Note(code="refined-to-the-end", message=message)
+
+    # -- progress ------------------------------------------------------------------------------------------------
+
+    def _on_gradients(self, count: int) -> None:
+        self.state.advance(count, self._label)
+
+    def _count_finished(
+        self, name: str, known: "_FinishedRecipe | None", runs: Iterable[results.ReplayRun | None]
+    ) -> None:
+        """Count the gradients of what an earlier process has finished: progress goes on where it was."""
+        made = sum(run.num_steps + int(run.gradients_used.sum()) for run in runs if run is not None)
+        if known is not None and known.sweep is not None:
+            made += len(known.sweep.lrs) * self.request.steps
+        if made:
+            self._label = f"{name} as far as it was"
+            self._on_gradients(made)
+
+    def _on_step(self, request: RunRequest, step: int, loss: float | None, flat_share: float | None) -> None:
+        self._tell(request.optimizer, request, step=step, loss=loss, flat_share=flat_share)
+
+    def _tell(
+        self,
+        name: str,
+        request: RunRequest | None,
+        *,
+        step: int = 0,
+        loss: float | None = None,
+        flat_share: float | None = None,
+    ) -> None:
+        if self.on_step is not None:
+            self.on_step(
+                ReplayStep(
+                    phase=self._phase,
+                    optimizer=name,
+                    ablation=request.ablation if request is not None else "none",
+                    seed=request.seed if request is not None else 0,
+                    lr=request.lr if request is not None else None,
+                    step=step,
+                    steps=self.request.steps,
+                    loss=loss,
+                    flat_share=flat_share,
+                )
+            )
+
+    # -- what is finished, on disk -------------------------------------------------------------------------------
+
+    def _finished_run(self, name: str, seed: int, ablation: str) -> results.ReplayRun | None:
+        found = self._load("run", f"{name}.{ablation}.{seed}", _FinishedRun)
+        return found.run if found is not None else None
+
+    def _load(self, what: str, key: str, kind: type[_Kept]) -> _Kept | None:
+        found = self.state.find(f"{what}-{key}", f"replay-{what}")
+        return found if isinstance(found, kind) else None
+
+    def _keep(self, what: str, key: str, finished: "_FinishedRun | _FinishedRecipe") -> None:
+        self.state.keep(f"{what}-{key}", finished)
+
+    def _tried(self, name: str) -> dict[str, float | None]:
+        """Return the sweep's losses that an earlier process found, by learning rate in hexadecimal."""
+        saved = self.state.read(_sweep_file(name))
+        return dict(saved) if isinstance(saved, dict) else {}
+
+    def _keep_tried(self, name: str, losses: Mapping[str, float | None]) -> None:
+        self.state.write(_sweep_file(name), dict(losses))
+
+
+def splits_of(task: Task, request: ReplayRequest) -> BatchSplits:
+    """Return the batches of each part of a replay.
+
+    Raises:
+        InputError: If there are too few.
+    """
+    return deal_segments(
+        task, steps=request.steps, seeds=request.seeds, warm_batches=request.warm_batches, seed=request.seed
+    )
+
+
+@contextmanager
+def put_back(layout: ParameterLayout) -> Iterator[torch.Tensor]:
+    """Yield a copy of the parameters, and set them to it at the end, bitwise."""
+    start = layout.read()
+    try:
+        yield start
+    finally:
+        layout.write(start)
+
+
+def _title(name: str, ablation: str, seed: int) -> str:
+    projected = "" if ablation == "none" else f", {ablation} part only,"
+    return f"{name}{projected} seed {seed}"
+
+
+def _sweep_file(name: str) -> str:
+    return f"sweep-{name}.json"

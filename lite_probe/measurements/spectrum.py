@@ -1,0 +1,364 @@
+"""The spectrum of a task's curvature, whole and per block, from one set of kept graphs."""
+
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lite_probe.blocks import assign_blocks, model_type, unknown_blocks
+from lite_probe.errors import UsageError
+from lite_probe.measurements.base import OnEvent, Outcome, Plan
+from lite_probe.measurements.requests import OnProgress, takes
+from lite_probe.measurements.requests.spectrum import SpectrumRequest
+from lite_probe.operators.finite_difference import FiniteDifferenceOperator
+from lite_probe.operators.gradient import require_deterministic
+from lite_probe.operators.guards import preserve_state, require_precision
+from lite_probe.operators.hessian import GraphStore
+from lite_probe.results.blocks import BLOCK_NAMES
+from lite_probe.results.provenance import Note
+from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
+from lite_probe.results.store import register
+from lite_probe.runtime.memory import MemoryLayout, memory_allowed
+from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.seeds import derive_seed
+from lite_probe.spectra import costs as costing
+from lite_probe.spectra.operator import OperatorMeasurement, OperatorRequest
+from lite_probe.spectra.state import SavedState
+from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
+
+_WHOLE = "whole"
+_BLOCK_TOP, _BLOCK_BOTTOM = 3, 1  # pairs per block: λ₁ and its neighbours; ten would double the cost of --per-block
+_BLOCK_PRODUCT_SHARE = 0.6  # a block's product over a whole one: the backward pass is the same, the rest is less
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Finished:
+    """One finished operator as it waits on disk for the others."""
+
+    fingerprint: str
+    spectrum: OperatorSpectrum
+    notes: tuple[Note, ...]
+    eigenvectors: NDArray[np.float32] | None
+
+
+register("operator", _Finished, schema_version=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpectrumPlan(Plan[Spectrum]):
+    """How a spectrum will be measured, and what that takes."""
+
+    shown: ClassVar[tuple[str, ...]] = (
+        *("num_parameters", "num_hvps", "seconds", "memory_bytes", "graph_mode", "layout"),
+        *("scratch_bytes", "result_bytes", "fingerprint"),
+    )
+
+    request: SpectrumRequest
+    num_hvps: int  # expected, all operators together
+    graph_mode: Literal["kept", "partly kept", "recomputed", "none"]
+    layout: MemoryLayout
+    loss: float
+    gradient_norm: float
+    count: int  # tokens or samples behind the loss
+    unused: tuple[str, ...]  # parameters without influence on the loss
+    checkpointing_off: bool  # the model checkpoints activations reentrantly, which a measurement leaves out
+
+    @classmethod
+    def checked(cls, task: Task, request: SpectrumRequest) -> SpectrumRequest:
+        """Refuse what cannot be measured.
+
+        Raises:
+            UsageError: More pairs than parameters, or blocks of a task that has none.
+            InputError: Parameters in half precision.
+        """
+        size = ParameterLayout(list(task.model.named_parameters())).size
+        if size == 0:
+            raise UsageError("expected a model with trainable parameters, got none")
+        require_precision(task.model)
+        if request.top + request.bottom > size:
+            raise UsageError(
+                f"expected --top plus --bottom of at most {size:,}, the number of parameters, "
+                f"got {request.top:,} + {request.bottom:,}",
+                "ask for fewer pairs",
+            )
+        if request.per_block and task.blocks is None:
+            shapes = {name: tuple(parameter.shape) for name, parameter in task.model.named_parameters()}
+            config = getattr(task.model, "config", None)
+            family = model_type(config)
+            _, unknown = assign_blocks(shapes, family, config=config)
+            _, hint, sample = unknown_blocks(unknown, family) if unknown else ("", "give the task blocks={}", "")
+            raise UsageError(
+                "expected a task whose blocks are known for a spectrum per block, got one without",
+                f"leave out --per-block, or {hint}",
+                sample,
+            )
+        return request
+
+    @classmethod
+    def of(cls, task: Task, request: SpectrumRequest, on_progress: OnProgress | None) -> "SpectrumPlan":
+        """Decide how to measure.
+
+        Raises:
+            NumericsError: If loss or gradient are not finite or not deterministic.
+            UsageError: If the memory allowed does not hold even the leanest layout.
+
+        Cost: two gradients, one graph and two products of one batch.
+        """
+        with preserve_state(task.model) as log:
+            plan = cls._of(task, request, on_progress)
+        return replace(plan, checkpointing_off=log.checkpoints > 0)
+
+    @classmethod
+    def _of(cls, task: Task, request: SpectrumRequest, on_progress: OnProgress | None) -> "SpectrumPlan":
+        layout = ParameterLayout(list(task.model.named_parameters()))
+        num_batches = len(task.batches(request.split))
+        done = 0
+
+        def on_batch(index: int) -> None:
+            nonlocal done
+            done += 1
+            if on_progress is not None:
+                on_progress(done, 2 * num_batches + 1, "planning")  # two gradients, and the graph of one batch
+
+        started = time.perf_counter()
+        evaluated = require_deterministic(task, layout, request.split, on_batch)
+        gradient_seconds = (time.perf_counter() - started) / 2.0
+        gradient_norm = float(evaluated.gradient.double().square().sum().sqrt())
+        # N numbers that are no longer needed; a slice would keep them.
+        evaluated = replace(evaluated, gradient=evaluated.gradient.new_empty(0))
+        kind = _kind(request)
+        costs = costing.probe_costs(task, layout, evaluated, request.split, kind)
+        whole = _operator_request(request, _WHOLE)
+        memory = costing.lay_out(whole, costs, num_batches, memory_allowed(task.device, request.memory), layout.size)
+        rebuilt = num_batches - memory.kept_graphs
+        rebuild_seconds = costs.build_seconds * rebuilt / num_batches
+        seconds = 2 * gradient_seconds + costs.build_seconds
+        asked = [_operator_request(request, name) for name in _operators(task, request)]
+        for one, share in zip(asked, [1.0, *[_BLOCK_PRODUCT_SHARE] * len(asked)], strict=False):
+            seconds += share * one.expected_products * costs.product_seconds
+            passes = one.expected_pair_products + one.probes * one.probe_steps / memory.vectors_per_pass
+            seconds += passes * rebuild_seconds
+        # The basis's room is taken as it fills.
+        filled = min(memory.basis_columns, whole.expected_pair_products) * (memory.basis_placement == "device")
+        mode: Literal["kept", "partly kept", "recomputed", "none"] = (
+            "partly kept" if memory.kept_graphs else "recomputed"
+        )
+        if kind == "finite-differences":
+            mode = "none"
+        elif rebuilt == 0:
+            mode = "kept"
+        return cls(
+            request=request,
+            num_parameters=layout.size,
+            num_hvps=sum(one.expected_products for one in asked),
+            seconds=seconds,
+            memory_bytes=costing.peak_bytes(costs, num_batches, memory.kept_graphs, filled),
+            graph_mode=mode,
+            layout=memory,
+            fingerprint=cls.key(task, request, evaluated.loss),
+            loss=evaluated.loss,
+            gradient_norm=gradient_norm,
+            count=evaluated.count,
+            unused=evaluated.unused,
+            scratch_bytes=costing.scratch_bytes(whole, costs.vector_bytes, memory),
+            result_bytes=4 * layout.size * (request.top + request.bottom),  # eigenvectors, in float32
+            checkpointing_off=False,
+        )
+
+    def summary(self) -> str:
+        """Return the plan as one line for people."""
+        graphs = {
+            "kept": "graphs kept",
+            "partly kept": f"{self.layout.kept_graphs} graphs kept",
+            "recomputed": "graphs rebuilt",
+            "none": "finite differences",
+        }[self.graph_mode]
+        where = "" if self.layout.basis_placement == "device" else f" on {self.layout.basis_placement}"
+        return (
+            f"~{self.num_hvps} Hessian products, {self.time_and_memory} ({graphs}, basis of "
+            f"{self.layout.basis_columns} vectors{where})"
+        )
+
+    def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:
+        """Measure the whole and the blocks one after another, each resumable."""
+        session = _Session(task, self, run)
+        finished = session.run()
+        whole = finished.pop(_WHOLE)
+        notes = [*self._notes(session.difference_error), *run.notes, *whole.notes]
+        return Outcome(
+            fields={
+                "operator": self.request.operator,
+                "loss": self.loss,
+                "gradient_norm": self.gradient_norm,
+                "whole": whole.spectrum,
+                "blocks": {name: block.spectrum for name, block in finished.items()},
+                "eigenvectors": whole.eigenvectors,
+            },
+            count=self.count,
+            notes=[*notes, *(note for block in finished.values() for note in block.notes)],
+            details={
+                "graphs": self.graph_mode,
+                "vectors per pass": str(self.layout.vectors_per_pass),
+                "basis": f"{self.layout.basis_columns} vectors on {self.layout.basis_placement}",
+            },
+        )
+
+    def _notes(self, difference_error: float | None) -> list[Note]:
+        """Say what the reader should know of model and method."""
+        notes = []
+        if self.checkpointing_off:
+            message = (
+                "the model's reentrant activation checkpointing was switched off for the measurement: it has no second "
+                "derivative"
+            )
+            notes.append(Note(code="checkpointing-off", message=message))
+        if self.unused:
+            more = f" and {len(self.unused) - 5} more" if len(self.unused) > 5 else ""
+            message = (
+                f"{len(self.unused)} parameters do not influence the loss and count as zero curvature: "
+                f"{', '.join(self.unused[:5])}{more}"
+            )
+            notes.append(Note(code="unused-parameters", message=message))
+        if difference_error is not None:
+            message = (
+                "products are finite differences; halving the step towards its neighbour changed the first "
+                f"product by {difference_error:.1e} of its norm, which bounds how small a residual can be"
+            )
+            notes.append(Note(code="finite-differences", message=message))
+        return notes
+
+
+class _Session:
+    """Measures the whole and the blocks one after another on shared graphs."""
+
+    def __init__(self, task: Task, plan: SpectrumPlan, run: ResumableRun) -> None:
+        self.task = task
+        self.plan = plan
+        self.state = run
+        # Another memory layout rounds differently: an interrupted measurement keeps to its own.
+        self.memory = MemoryLayout(**run.pin(asdict(plan.layout)))
+        self.parameters = list(task.model.named_parameters())
+        trainable = [parameter for _, parameter in self.parameters if parameter.requires_grad]
+        self.graphs = GraphStore(self.memory.kept_graphs, trainable)
+        self.difference_error: float | None = None
+
+    def run(self) -> dict[str, _Finished]:
+        """Return the whole, then the blocks in their usual order."""
+        names = _operators(self.task, self.plan.request)
+        expected = {name: _operator_request(self.plan.request, name).expected_products for name in names}
+        finished: dict[str, _Finished] = {}
+        for place, name in enumerate(names):
+            before = sum(one.spectrum.num_hvps for one in finished.values())
+            waiting = sum(expected[other] for other in names[place + 1 :])
+
+            report = partial(self._report, before, waiting)
+            finished[name] = self.state.stage(name, "operator", partial(self._measure, name, report))
+        self.graphs.clear()
+        return finished
+
+    def _report(self, before: int, waiting: int, done: int, own: int, label: str) -> None:
+        """Tell how far one operator is, products before it and after it included."""
+        self.state.done, self.state.expected = before + done, before + own + waiting
+        self.state.advance(0, label)
+
+    def _measure(self, name: str, report: OnProgress) -> _Finished:
+        """Measure one operator."""
+        is_whole = name == _WHOLE
+        blocks: dict[str, Any] = {} if is_whole else {"block": name, "block_map": self.task.blocks}
+        layout = ParameterLayout(self.parameters, **blocks)
+        operator = costing.build_operator(
+            self.task,
+            layout,
+            kind=_kind(self.plan.request),
+            count=self.plan.count,
+            split=self.plan.request.split,
+            graphs=self.graphs,
+            vectors_per_pass=self.memory.vectors_per_pass,
+        )
+        request = _operator_request(self.plan.request, name, layout.size)
+        state = SavedState(self.state.folder(name, "running"), self.plan.fingerprint)
+        measurement = OperatorMeasurement(
+            operator,
+            request,
+            basis=self.memory.basis(layout, request.top + request.bottom, self.state.folder(name)),
+            state=state,
+            name="" if is_whole else name,
+            on_progress=report,
+        )
+        measured = measurement.measure()
+        if isinstance(operator, FiniteDifferenceOperator) and is_whole:
+            self.difference_error = operator.relative_error
+        vectors = None
+        if is_whole:
+            count = len(measured.eigenvectors)
+            vectors = measurement.run.basis.vectors(count).astype(np.float32, copy=False).T
+        return _Finished(
+            fingerprint=self.plan.fingerprint,
+            spectrum=measured.spectrum,
+            notes=tuple(measured.notes),
+            eigenvectors=vectors,
+        )
+
+
+def _kind(request: SpectrumRequest) -> str:
+    return request.operator if request.method == "autograd" else request.method
+
+
+def _operators(task: Task, request: SpectrumRequest) -> list[str]:
+    """Return the whole and, where asked for, the blocks that hold trainable parameters, in the usual order."""
+    if not request.per_block:
+        return [_WHOLE]
+    trainable = {name for name, parameter in task.model.named_parameters() if parameter.requires_grad}
+    present = {part.block for name, parts in (task.blocks or {}).items() if name in trainable for part in parts}
+    return [_WHOLE, *(name for name in BLOCK_NAMES if name in present)]
+
+
+def _operator_request(request: SpectrumRequest, name: str, size: int | None = None) -> OperatorRequest:
+    """Return what is asked of the whole, or of a block: less, and no more than its size allows."""
+    own = ("top", "bottom", "probes", "probe_steps", "tolerance", "max_products", "seed")
+    asked = OperatorRequest(**{field: getattr(request, field) for field in own})
+    if name == _WHOLE:
+        return asked
+    top, bottom = min(asked.top, _BLOCK_TOP), min(asked.bottom, _BLOCK_BOTTOM)
+    if size is not None and top + bottom > size:
+        bottom = min(bottom, size - 1)
+        top = size - bottom
+    return replace(asked, top=top, bottom=bottom, seed=derive_seed(request.seed, "block", name))
+
+
+@takes(SpectrumRequest)
+def measure_spectrum(
+    task: Task,
+    *,
+    state_directory: Path | None = None,
+    on_progress: OnProgress | None = None,
+    command: str = "",
+    **asked: Any,
+) -> Spectrum:
+    """Measure both ends of the spectrum, density and trace of a task's curvature.
+
+    Args:
+        task: Model, loss and batches; comes back bitwise as it was.
+        state_directory: As of `Plan.run`, as are the next two.
+        on_progress: In Hessian products.
+        command: For provenance.
+        asked: Fields of `SpectrumRequest`: top=10, probes=4, per_block=True.
+
+    Returns:
+        The spectrum, its eigenvectors as float32 columns.
+
+    Raises:
+        UsageError, InputError: As `SpectrumRequest` and its plan.
+        OutputError: If the state directory's disk has no room for the working files.
+        NumericsError: Loss or products not finite, a loss that is not deterministic, a model that cannot be
+            differentiated twice.
+
+    Cost: the plan says; for ten pairs of a trained language model about 100 products of two gradients each.
+    """
+    plan: SpectrumPlan = SpectrumRequest(**asked).plan(task)  # type: ignore[assignment]
+    return plan.run(task, state_directory=state_directory, on_progress=on_progress, command=command)

@@ -1,0 +1,747 @@
+"""The sharp subspace of a checkpoint and LITE's proxies of it, measured together and resumable part by part."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lite_probe.errors import InputError, UsageError
+from lite_probe.measurements.base import OnEvent, Outcome, Plan, spectrum_of
+from lite_probe.measurements.requests import OnProgress, takes
+from lite_probe.measurements.requests.spectrum import SpectrumRequest
+from lite_probe.measurements.requests.subspace import SubspaceRequest
+from lite_probe.measurements.spectrum import SpectrumPlan
+from lite_probe.operators.base import SymmetricOperator
+from lite_probe.operators.gradient import loss_and_gradient
+from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
+from lite_probe.optim import OPTIMIZERS, Directions
+from lite_probe.results.estimate import Estimate
+from lite_probe.results.provenance import Note
+from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
+from lite_probe.results.store import register
+from lite_probe.results.subspace import (
+    Overlap,
+    ProxyCalibration,
+    SubspaceMeasurement,
+    root_mean_square_condition,
+)
+from lite_probe.runtime.fingerprint import batches_digest
+from lite_probe.runtime.memory import MemoryLayout, free_memory, memory_allowed, memory_in_use, require_memory
+from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.seeds import derive_seed
+from lite_probe.spectra.compatibility import require_same_task
+from lite_probe.spectra.costs import scratch_bytes
+from lite_probe.spectra.operator import OperatorMeasurement, OperatorRequest
+from lite_probe.spectra.state import SavedState
+from lite_probe.subspaces.bands import cut_bands
+from lite_probe.subspaces.calibration import Proxy, Samples, calibrate
+from lite_probe.subspaces.overlap import (
+    expected_products,
+    halves,
+    overlap_of,
+    random_energy_share,
+    sharp_subspace,
+)
+from lite_probe.subspaces.preconditioned import PreconditionedOperator
+from lite_probe.subspaces.subspace import Subspace
+from lite_probe.subspaces.warming import can_take, optimizer_of, warm
+from lite_probe.task import Batch, Task
+from lite_probe.vectors.basis import KrylovBasis
+from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.random import random_vector
+from lite_probe.vectors.reductions import norm
+
+Kept = TypeVar("Kept")
+
+DEFAULT_PROXIES = ("adamw-lite", "muon-lite", "soap-lite")
+_RANDOM_FRAMES = 4  # random subspaces that the gradient's share is compared with
+_PROBES_PER_TAIL_PROBE = 4  # a tail probe is so much quieter that a quarter of them will do
+# The spectrum in a metric: λ₁, and few steps of some probes for tr H² and the quantiles; two have no error to speak of.
+_METRIC = OperatorRequest(top=1, bottom=0, probes=5, probe_steps=4, tolerance=1e-2)
+# The same without a group of the warm-up batches. λ₁ is known to the square of its residual.
+_LEFT_OUT = OperatorRequest(top=1, bottom=0, probes=2, probe_steps=1, tolerance=0.1)
+_LEFT_OUT_PRODUCTS = 10  # that it takes, on trained language models
+_GROUPS = 4
+_SHARE_FOR_VECTORS = 4  # one part in so many of --memory is for the spectrum's eigenvectors
+# Bytes per parameter: an optimizer's state while it is warmed, and what its directions and bands hold afterwards.
+# SOAP's factors and bases are those of matrices up to four times as long as they are wide.
+_STATE_BYTES = {"sgd": 4, "adamw": 8, "muon": 8, "soap": 42}
+_DIRECTION_BYTES = {"sgd": 8, "adamw": 14, "muon": 14, "soap": 30}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Probes:
+    """The calibration's samples as they wait on disk, (probes so far, ·) by optimizer; see `Samples`."""
+
+    fingerprint: str
+    bands: Mapping[str, NDArray[np.float64]]
+    sharp: Mapping[str, NDArray[np.float64]]
+    flat: Mapping[str, NDArray[np.float64]]
+    tail: Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedHalf:
+    """The sharp subspace of one half of the batches, until the other's is there too."""
+
+    fingerprint: str
+    eigenvalues: NDArray[np.float64]
+    residual_norms: NDArray[np.float64]
+    vectors: NDArray[np.float32]  # (k, N)
+    num_hvps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedOverlap:
+    """A finished comparison; `overlap` is None where the batches could not be divided."""
+
+    fingerprint: str
+    overlap: Overlap | None
+    num_hvps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedMetric:
+    """A finished spectrum in an optimizer's metric."""
+
+    fingerprint: str
+    spectrum: OperatorSpectrum
+    bounded_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedGroup:
+    """λ₁ over the root mean square λ in each metric, without a group of the warm-up batches."""
+
+    fingerprint: str
+    conditions: Mapping[str, float]
+    num_hvps: int
+
+
+register("subspace-probes", _Probes, schema_version=1)
+register("subspace-half", _FinishedHalf, schema_version=1)
+register("subspace-overlap", _FinishedOverlap, schema_version=1)
+register("subspace-metric", _FinishedMetric, schema_version=1)
+register("subspace-group", _FinishedGroup, schema_version=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubspacePlan(Plan[SubspaceMeasurement]):
+    """What a measurement will do, and what that takes."""
+
+    shown: ClassVar[tuple[str, ...]] = (
+        *("size", "num_parameters", "num_hvps", "num_gradients", "seconds", "memory_bytes", "scratch_bytes"),
+        "fingerprint",
+    )
+
+    request: SubspaceRequest
+    size: int  # k
+    num_hvps: int  # expected
+    num_gradients: int  # expected
+    layout: MemoryLayout
+    loss: float
+    count: int  # tokens or samples behind the loss
+
+    @classmethod
+    def vet(cls, request: SubspaceRequest) -> None:
+        """Refuse optimizers that are unknown, or named twice.
+
+        Raises:
+            UsageError: If there are some.
+        """
+        names = request.optimizers
+        if names is not None and (
+            any(name not in OPTIMIZERS for name in names) or not names or len({*names}) < len(names)
+        ):
+            raise UsageError(f"expected optimizers among {', '.join(OPTIMIZERS)}, each once, got {', '.join(names)}")
+
+    @classmethod
+    def checked(cls, task: Task, request: SubspaceRequest) -> SubspaceRequest:
+        """Refuse what cannot be measured; settle the optimizers and, once there is a spectrum, the directions.
+
+        Raises:
+            UsageError: An unknown optimizer, more directions than the spectrum has.
+            InputError: No training batches, an optimizer that cannot take the model (any that was asked for, else
+                AdamW's), a spectrum of something else, another checkpoint of other parameters.
+        """
+        cls.vet(request)
+        if len(task.train) < 2:
+            raise InputError(
+                f"expected at least 2 training batches to warm optimizer states on, got {len(task.train)}",
+                "give the task training batches: make_task(train_batches=50)",
+            )
+        for name in request.optimizers if request.optimizers is not None else DEFAULT_PROXIES[:1]:
+            optimizer_of(task, name)
+        names = request.optimizers or [name for name in DEFAULT_PROXIES if can_take(name, task)]
+        request = replace(request, optimizers=tuple(names))
+        if request.spectrum is None:
+            return request
+        require_same_task(request.spectrum, task)
+        for name, other in request.others:
+            _require_comparable(name, other, request.spectrum, task)
+        size = Subspace.of_spectrum(request.spectrum, task, size=request.size, memory=0).size
+        return replace(request, size=size)
+
+    @classmethod
+    def identity(cls, task: Task, request: SubspaceRequest) -> Mapping[str, Any]:
+        """Return the batches to warm on, and the spectra."""
+        return {
+            "warm": batches_digest(_warm_batches(task, request)),
+            "spectrum": spectrum_of(request).fingerprint,
+            "others": [[name, other.fingerprint] for name, other in request.others],
+        }
+
+    @classmethod
+    def of(cls, task: Task, request: SubspaceRequest, on_progress: OnProgress | None) -> "SubspacePlan":
+        """Decide how to measure.
+
+        Cost: two gradients, one graph and two products.
+        """
+        spectrum, size = spectrum_of(request), request.size or 0
+        products = _products(request)
+        held = _held(request, task)
+        curvature: SpectrumPlan = SpectrumRequest(  # type: ignore[assignment]
+            top=size,
+            bottom=0,
+            probes=2,
+            probe_steps=2,
+            seed=request.seed,
+            memory=memory_allowed(task.device, request.memory) - max(held.values()),
+        ).plan(task, on_progress)
+        require_same_task(spectrum, task, loss=curvature.loss)
+        per_product = curvature.seconds / curvature.num_hvps
+        warmed = len(_warm_batches(task, request))
+        gradients = warmed * (min(_GROUPS, warmed) if request.preconditioned else 1) + 1
+        itemsize = next(task.model.parameters()).element_size()
+        return cls(
+            request=request,
+            size=size,
+            num_parameters=curvature.num_parameters,
+            num_hvps=sum(products.values()),
+            num_gradients=gradients,
+            # Half of the batches cost half; a gradient with the steps of all optimizers about as much as a product.
+            seconds=(sum(products.values()) - 0.5 * products.get("overlap of halves", 0) + gradients) * per_product,
+            memory_bytes=_peak(request, curvature, held, itemsize),
+            layout=curvature.layout,
+            scratch_bytes=_scratch_bytes(request, curvature, itemsize),
+            loss=curvature.loss,
+            count=curvature.count,
+            fingerprint=cls.key(task, request, spectrum.loss),
+        )
+
+    def summary(self) -> str:
+        """Return the plan as one line for people."""
+        return (
+            f"{self.size} sharp directions, ~{self.num_hvps} Hessian products and {self.num_gradients} gradients, "
+            f"{self.time_and_memory}"
+        )
+
+    def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:
+        """Measure part after part: what needs the optimizers' states first, then the overlaps."""
+        session = _Session(task, self, run)
+        session.run()
+        return Outcome(
+            fields={
+                "size": self.size,
+                "num_parameters": self.num_parameters,
+                "spectrum": session.spectrum.whole,
+                "loss": self.loss,
+                "gradient_norm": session.gradient_norm,
+                "gradient_share": session.gradient_share,
+                "batch_gradient_share": Estimate.from_samples(np.array(session.batch_shares)),
+                "random_share": session.random_share,
+                "overlaps": tuple(session.overlaps),
+                "calibrations": session.calibrations,
+                "num_probes": self.request.probes,
+                "num_warm_batches": len(session.warm),
+                "num_hvps": sum(session.products.values()),
+                "hvps_by_part": session.products,
+            },
+            count=self.count,
+            notes=session.notes,
+            details={"spectrum": session.spectrum.fingerprint, "warm-up batches": batches_digest(session.warm)},
+        )
+
+
+def _require_comparable(name: str, other: Spectrum, spectrum: Spectrum, task: Task) -> None:
+    """Refuse to compare with the spectrum of another model, or with one that has no sharp directions."""
+    if other.whole.num_parameters != spectrum.whole.num_parameters:
+        raise InputError(
+            f"expected checkpoints of {spectrum.whole.num_parameters:,} parameters to compare with, got {name} "
+            f"with {other.whole.num_parameters:,}",
+            "compare checkpoints of one model",
+        )
+    try:
+        _sharp_pairs(other, task)
+    except InputError as error:
+        raise InputError(f"{name}: {error.message}", error.hint, error.sample) from error
+
+
+def _for_vectors(memory: int | None) -> int | None:
+    """Return the bytes that the spectrum's eigenvectors may take; None leaves it to `Subspace`."""
+    return None if memory is None else memory // _SHARE_FOR_VECTORS
+
+
+def _held(request: SubspaceRequest, task: Task) -> dict[str, int]:
+    """Return what is held beside graphs and Krylov vectors, bytes, by phase.
+
+    Raises:
+        UsageError: If it leaves nothing of the memory allowed.
+    """
+    whole = spectrum_of(request).whole
+    size, wanted, names = whole.num_parameters, request.size or 0, request.optimizers or ()
+    limit = _for_vectors(request.memory)
+    pairs = int(np.count_nonzero(np.append(whole.converged, whole.lower_converged)))
+    allowed = int(free_memory(task.device) // 4) if limit is None else limit
+    vectors = sum(4 * size * count for count in (wanted, pairs) if 4 * size * count <= allowed)
+    bases = [name.removesuffix("-lite") for name in names]
+    held = {
+        "warm": vectors + size * sum(_STATE_BYTES[name] + _DIRECTION_BYTES[name] for name in bases),
+        "directions": vectors + size * sum(_DIRECTION_BYTES[name] for name in bases),
+        "overlaps": vectors + (2 * 4 * size * wanted if request.overlaps else 0),
+    }
+    purpose = f"the states of {', '.join(names)} and the eigenvectors"
+    # What is held already is the model and what has been loaded of it.
+    least = memory_in_use(task.device) + max(held.values())
+    hint = "from Python, measure_subspace(optimizers=…) can take one at a time"
+    require_memory(least, memory_allowed(task.device, request.memory), purpose, hint)
+    return held
+
+
+def _peak(request: SubspaceRequest, curvature: SpectrumPlan, held: Mapping[str, int], itemsize: int) -> int:
+    """Return the bytes in use at the worst moment: a Lanczos step, in a metric or of an overlap, the basis full."""
+    columns = curvature.layout.basis_columns if curvature.layout.basis_placement == "device" else 0
+    # A spectrum's plan expects its pairs to converge before the basis is full; those of a metric often do not.
+    counted = min(columns, OperatorRequest(top=request.size or 0, bottom=0).expected_pair_products)
+    unfilled = (columns - counted) * itemsize * curvature.num_parameters
+    return curvature.memory_bytes + unfilled + max(held["directions"], held["overlaps"])
+
+
+def _scratch_bytes(request: SubspaceRequest, curvature: SpectrumPlan, itemsize: int) -> int:
+    """Return the bytes of working files at the worst moment.
+
+    That is in a metric, whose state is saved, or when the sharp subspaces of both halves wait to be compared.
+    """
+    vector, wanted = itemsize * curvature.num_parameters, request.size or 0
+    columns = curvature.layout.capacity(curvature.num_parameters, wanted)
+    layout = replace(curvature.layout, basis_columns=columns, vectors_per_pass=1)
+    on_disk = columns * vector if layout.basis_placement == "disk" else 0
+    metric = scratch_bytes(_METRIC, vector, layout) if request.preconditioned else 0
+    halves = 2 * 4 * curvature.num_parameters * wanted if request.overlaps else 0
+    return max(metric, halves + on_disk)
+
+
+class _Session:
+    """Measures part after part: what needs the optimizers' states first, then the overlaps."""
+
+    def __init__(self, task: Task, plan: SubspacePlan, run: ResumableRun) -> None:
+        self.task = task
+        self.plan = plan
+        self.request = plan.request
+        self.spectrum = spectrum_of(plan.request)
+        self.state = run
+        self.state.expected = plan.num_hvps
+        # Another memory layout rounds differently: an interrupted measurement keeps to its own.
+        self.memory = MemoryLayout(**run.pin(asdict(plan.layout)))
+        self.layout = ParameterLayout(list(task.model.named_parameters()))
+        self.names = tuple(plan.request.optimizers or ())
+        self.vector_memory = _for_vectors(plan.request.memory)
+        self.subspace = Subspace.of_spectrum(self.spectrum, task, size=plan.size, memory=self.vector_memory)
+        self.warm = _warm_batches(task, self.request)
+        self.notes: list[Note] = [*self._left_out(), *self.subspace.notes]
+        if len(self.warm) < self.request.warm_batches:
+            message = f"Optimizer states were warmed on {len(self.warm)} batches: the task has no more to train on."
+            self.notes.append(Note(code="fewer-warm-batches", message=message))
+        self.products: dict[str, int] = {}
+        self.calibrations: dict[str, ProxyCalibration] = {}
+        self.overlaps: list[Overlap] = []
+        self.batch_shares: list[float] = []
+        self.gradient_norm = self.gradient_share = 0.0
+        self.random_share = Estimate.certain(0.0)
+
+    def _left_out(self) -> list[Note]:
+        """Say which proxies the model has none of."""
+        names = [name for name in DEFAULT_PROXIES if name not in self.names and not can_take(name, self.task)]
+        message = f"{' and '.join(names)} cannot take parameters of more than three dimensions, and were left out."
+        return [Note(code="optimizers-left-out", message=message)] if names else []
+
+    def run(self) -> None:
+        """Measure everything."""
+        self._measure_gradient()
+        directions = self._warmed()
+        graphs = self._graphs(self.task)
+        hessian = self._hessian(self.task, graphs, self.plan.count)
+        calibrated = self._calibrate(directions, hessian)
+        for name, one in directions.items():
+            metric = self._metric(name, one, hessian) if self.request.preconditioned else None
+            self.calibrations[name] = ProxyCalibration(optimizer=name, blocks=calibrated[name], preconditioned=metric)
+        directions.clear()
+        graphs.clear()
+        if self.request.preconditioned:
+            self._leave_batches_out()
+        if self.request.overlaps:
+            self._compare_halves()
+            self._compare_operators()
+        for name, other in self.request.others:
+            count = min(self.plan.size, _sharp_pairs(other, self.task))
+            first, second = (
+                Subspace.of_spectrum(one, self.task, size=count, memory=self.vector_memory)
+                for one in (other, self.spectrum)
+            )
+            self.overlaps.append(overlap_of("checkpoints", (name, first), (self.request.label, second)))
+
+    def _measure_gradient(self) -> None:
+        gradient = loss_and_gradient(self.task, self.layout, "evaluation").gradient
+        self.gradient_norm = norm(gradient)
+        self.gradient_share = self.subspace.energy_share(gradient)
+        seeds = [derive_seed(self.request.seed, "random subspace", index) for index in range(_RANDOM_FRAMES)]
+        shares = [random_energy_share(gradient, self.plan.size, seed=seed) for seed in seeds]
+        self.random_share = Estimate.from_samples(np.array(shares))
+
+    def _warmed(self) -> dict[str, list[Directions]]:
+        """Let all optimizers look at the same batches; return what their states say of directions."""
+        made = {name: optimizer_of(self.task, name) for name in self.names}
+
+        def on_batch(index: int, gradient: torch.Tensor) -> None:
+            self.batch_shares.append(self.subspace.energy_share(gradient))
+            self.state.advance(0, f"warming optimizer states · batch {index + 1}/{len(self.warm)}")
+
+        warm(self.task, list(made.values()), self.warm, on_batch=on_batch)
+        return {name: optimizer.directions() for name, optimizer in made.items()}
+
+    def _hessian(self, task: Task, graphs: GraphStore, count: int) -> HessianOperator:
+        return HessianOperator(
+            task, self.layout, count=count, graphs=graphs, vectors_per_pass=self.memory.vectors_per_pass
+        )
+
+    def _graphs(self, task: Task) -> GraphStore:
+        return GraphStore(min(self.memory.kept_graphs, len(task.evaluation)), self.layout.parameters)
+
+    # -- calibration ---------------------------------------------------------------------------------------------
+
+    def _calibrate(self, directions: Mapping[str, list[Directions]], hessian: HessianOperator) -> dict[str, Any]:
+        """Hold every proxy against curvature, with the same products for all."""
+        proxies = {
+            name: Proxy(name, self.layout, one, cut_bands(self.layout, one, optimizer=name))
+            for name, one in directions.items()
+        }
+        pairs = Subspace.of_pairs(self.spectrum, self.task, memory=self.vector_memory)
+        samples = self._samples(proxies)
+        # An earlier process's products; each full probe served all optimizers.
+        self.state.done += len(next(iter(samples.values())).bands) + sum(len(one.tail) for one in samples.values())
+        self._run_probes(proxies, samples, pairs, hessian)
+        for name, proxy in proxies.items():
+            self._run_tail_probes(proxy, samples, name, pairs, hessian)
+        self.products["calibration"] = self.request.probes + sum(len(one.tail) for one in samples.values())
+        calibrated = {}
+        for name, proxy in proxies.items():
+            # One after another: those of a file need not all be in memory.
+            vectors = (pairs.vector(index).to(self.layout.parameters[0]) for index in range(pairs.size))
+            calibrated[name] = calibrate(proxy, samples[name], proxy.exact(vectors, pairs.eigenvalues))
+        return calibrated
+
+    def _run_probes(
+        self, proxies: Mapping[str, Proxy], samples: Mapping[str, Samples], pairs: Subspace, hessian: HessianOperator
+    ) -> None:
+        """Make the full probes that are missing; each serves all optimizers."""
+        total = self.request.probes
+        done = len(next(iter(samples.values())).bands)
+        for first in range(done, total, self.memory.vectors_per_pass):
+            count = min(self.memory.vectors_per_pass, total - first)
+            probes = torch.stack([self._random(first + offset) for offset in range(count)])
+            for probe, rest in zip(probes, _rest(probes, pairs, hessian), strict=True):
+                for name, proxy in proxies.items():
+                    samples[name].add(proxy, probe, rest)
+            self._keep_samples(samples)
+            self.state.advance(count, f"calibrating · probe {first + count}/{total}")
+
+    def _run_tail_probes(
+        self, proxy: Proxy, samples: Mapping[str, Samples], name: str, pairs: Subspace, hessian: HessianOperator
+    ) -> None:
+        """Make the probes of one optimizer's tail that are missing."""
+        total = _tail_probes(self.request) if len(proxy.tail) else 0
+        for first in range(len(samples[name].tail), total, self.memory.vectors_per_pass):
+            count = min(self.memory.vectors_per_pass, total - first)
+            drawn = [self._random("tail", name, first + offset) for offset in range(count)]
+            probes = torch.stack([proxy.bands.project(vector, proxy.tail.tolist()) for vector in drawn])
+            for probe, rest in zip(probes, _rest(probes, pairs, hessian), strict=True):
+                samples[name].add_tail(proxy, probe, rest)
+            self._keep_samples(samples)
+            self.state.advance(count, f"calibrating {name} · tail probe {first + count}/{total}")
+
+    def _random(self, *path: str | int) -> torch.Tensor:
+        seed = derive_seed(self.request.seed, "calibration", *path)
+        first = self.layout.parameters[0]
+        return random_vector(self.layout.size, seed=seed, dtype=first.dtype, device=first.device)
+
+    def _samples(self, proxies: Mapping[str, Proxy]) -> dict[str, Samples]:
+        """Return what an earlier process sampled, else nothing yet."""
+        found = self.state.find("probes", "subspace-probes")
+        if not isinstance(found, _Probes):
+            return {name: Samples([], [], [], []) for name in proxies}
+        return {
+            name: Samples(*(list(one[name]) for one in (found.bands, found.sharp, found.flat, found.tail)))
+            for name in proxies
+        }
+
+    def _keep_samples(self, samples: Mapping[str, Samples]) -> None:
+        if self.state.path is None:
+            return
+
+        def table(what: str) -> dict[str, NDArray[np.float64]]:
+            rows = {name: getattr(one, what) for name, one in samples.items()}
+            return {name: np.stack(own) if own else np.zeros((0, 0)) for name, own in rows.items()}
+
+        kept = _Probes(
+            fingerprint=self.plan.fingerprint,
+            bands=table("bands"),
+            sharp=table("sharp"),
+            flat=table("flat"),
+            tail=table("tail"),
+        )
+        self.state.keep("probes", kept)
+
+    # -- spectra in a metric -------------------------------------------------------------------------------------
+
+    def _metric(self, name: str, directions: list[Directions], hessian: HessianOperator) -> OperatorSpectrum:
+        """Measure the spectrum of F^(-1/2) H F^(-1/2)."""
+        found = self._stage(
+            f"metric-{name}",
+            "subspace-metric",
+            lambda: self._measure_metric(name, directions, hessian),
+            lambda kept: kept.spectrum.num_hvps,
+        )
+        self.products[f"preconditioned {name}"] = found.spectrum.num_hvps
+        size = found.spectrum.num_parameters
+        if bounded := round(found.bounded_share * size):
+            message = (
+                f"In the metric of {name} the preconditioner of {bounded:,} of {size:,} directions is less than "
+                f"{len(self.warm)} batches can tell, and was bounded by what one of them brings."
+            )
+            self.notes.append(Note(code="metric-bounded", message=message))
+        if not bool(found.spectrum.converged[:1].all()):
+            message = f"λ₁ in the metric of {name} did not converge within {found.spectrum.num_hvps} products."
+            self.notes.append(Note(code="metric-not-converged", message=message))
+        return found.spectrum
+
+    def _measure_metric(self, name: str, directions: list[Directions], hessian: HessianOperator) -> _FinishedMetric:
+        operator = PreconditionedOperator(hessian, self.layout, directions, num_batches=len(self.warm))
+        asked = _metric_request(_METRIC, operator.size, derive_seed(self.request.seed, "metric", name))
+        state = SavedState(self.state.folder(f"metric-{name}", "running"), self.plan.fingerprint)
+        before = self.state.done
+
+        def on_progress(done: int, expected: int, label: str) -> None:
+            self.state.done = before + done
+            self.state.advance(0, f"metric of {name} · {label}")
+
+        basis = self._basis(asked.top + asked.bottom)
+        measured = OperatorMeasurement(operator, asked, basis=basis, state=state, on_progress=on_progress).measure()
+        if state.damage is not None:
+            self.state.note(state.damage)
+        return _FinishedMetric(
+            fingerprint=self.plan.fingerprint, spectrum=measured.spectrum, bounded_share=operator.bounded_share
+        )
+
+    def _leave_batches_out(self) -> None:
+        """Measure each metric again without one group of the warm-up batches after another: what its error rests on."""
+        part = "metrics without some batches"
+        found = [self._without_group(group) for group in range(min(_GROUPS, len(self.warm)))]
+        self.products[part] = sum(one.num_hvps for one in found)
+        for name, calibration in self.calibrations.items():
+            conditions = np.array([one.conditions[name] for one in found])
+            if np.all(conditions > 0.0):
+                self.calibrations[name] = replace(calibration, left_out_conditions=conditions)
+
+    def _without_group(self, group: int) -> _FinishedGroup:
+        """Return λ₁ over the root mean square λ in each metric, every g-th batch left out."""
+        return self._stage(
+            f"group-{group}", "subspace-group", lambda: self._measure_group(group), lambda kept: kept.num_hvps
+        )
+
+    def _measure_group(self, group: int) -> _FinishedGroup:
+        batches = [batch for index, batch in enumerate(self.warm) if index % _GROUPS != group]
+        made = {name: optimizer_of(self.task, name) for name in self.names}
+        warm(
+            self.task,
+            list(made.values()),
+            batches,
+            on_batch=lambda index, gradient: self.state.advance(0, "warming again"),
+        )
+        directions = {name: optimizer.directions() for name, optimizer in made.items()}
+        made.clear()  # their states are large
+        graphs = self._graphs(self.task)
+        hessian = self._hessian(self.task, graphs, self.plan.count)
+        conditions = {}
+        for name, one in directions.items():
+            operator = PreconditionedOperator(hessian, self.layout, one, num_batches=len(batches))
+            # The seed is the metric's: what the probes miss is then missed by all groups alike.
+            asked = _metric_request(_LEFT_OUT, operator.size, derive_seed(self.request.seed, "metric", name))
+            measured = OperatorMeasurement(operator, asked, basis=self._basis(asked.top)).measure()
+            conditions[name] = root_mean_square_condition(measured.spectrum) or 0.0
+            self.state.advance(operator.num_products, f"metric of {name} without group {group + 1} of the batches")
+        graphs.clear()
+        return _FinishedGroup(fingerprint=self.plan.fingerprint, conditions=conditions, num_hvps=hessian.num_products)
+
+    # -- overlaps ------------------------------------------------------------------------------------------------
+
+    def _compare_halves(self) -> None:
+        """Compare the sharp subspaces of two halves of the evaluation batches."""
+        found = self._stage("overlap-batches", "subspace-overlap", self._overlap_of_halves, lambda kept: kept.num_hvps)
+        self.state.forget("half 1", "half 2")
+        self.products["overlap of halves"] = found.num_hvps
+        if found.overlap is not None:
+            self.overlaps.append(found.overlap)
+        else:
+            message = "The evaluation batches could not be divided in two: whether the subspace is theirs is not known."
+            self.notes.append(Note(code="no-halves", message=message))
+
+    def _overlap_of_halves(self) -> _FinishedOverlap:
+        parts = halves(self.task)
+        found = [self._half(task, place) for place, task in enumerate(parts or (), start=1)]
+        overlap = None
+        if found:
+            first, second = (_space_of(half) for half in found)
+            overlap = overlap_of("batches", ("one half", first), ("the other half", second))
+        products = sum(half.num_hvps for half in found)
+        return _FinishedOverlap(fingerprint=self.plan.fingerprint, overlap=overlap, num_hvps=products)
+
+    def _half(self, task: Task, place: int) -> _FinishedHalf:
+        """Return the sharp subspace of a half of the batches; what an earlier process found of it is not made again."""
+        return self._stage(
+            f"half {place}", "subspace-half", lambda: self._measure_half(task, place), lambda kept: kept.num_hvps
+        )
+
+    def _measure_half(self, task: Task, place: int) -> _FinishedHalf:
+        with torch.no_grad():
+            count = sum(task.loss(batch)[1] for batch in task.evaluation)
+        name, graphs = f"half {place} of the batches", self._graphs(task)
+        operator = self._hessian(task, graphs, count)
+        space = self._sharp_subspace(operator, name, "batches", name)
+        graphs.clear()
+        return _FinishedHalf(
+            fingerprint=self.plan.fingerprint,
+            eigenvalues=space.eigenvalues,
+            residual_norms=space.residual_norms,
+            vectors=np.stack([space.vector(index).cpu().numpy() for index in range(space.size)]),
+            num_hvps=operator.num_products,
+        )
+
+    def _compare_operators(self) -> None:
+        """Compare the Hessian's sharp subspace with the Gauss–Newton matrix's."""
+        found = self._stage(
+            "overlap-operators", "subspace-overlap", self._overlap_of_operators, lambda kept: kept.num_hvps
+        )
+        self.products["overlap with Gauss–Newton"] = found.num_hvps
+        if found.overlap is not None:
+            self.overlaps.append(found.overlap)
+
+    def _overlap_of_operators(self) -> _FinishedOverlap:
+        graphs = self._graphs(self.task)
+        operator = GaussNewtonOperator(self.task, self.layout, count=self.plan.count, graphs=graphs, vectors_per_pass=1)
+        space = self._sharp_subspace(operator, "the Gauss–Newton matrix", "ggn")
+        graphs.clear()
+        overlap = overlap_of("operators", ("Hessian", self.subspace), ("Gauss–Newton", space))
+        return _FinishedOverlap(fingerprint=self.plan.fingerprint, overlap=overlap, num_hvps=operator.num_products)
+
+    def _sharp_subspace(self, operator: SymmetricOperator, name: str, *path: str) -> Subspace:
+        return sharp_subspace(
+            operator,
+            self.plan.size,
+            basis=self._basis(self.plan.size),
+            seed=derive_seed(self.request.seed, *path),
+            on_product=lambda: self.state.advance(1, f"sharp subspace of {name}"),
+        )
+
+    def _basis(self, pairs: int) -> KrylovBasis:
+        return self.memory.basis(self.layout, pairs, self.state.folder())
+
+    def _stage(self, part: str, kind: str, measure: Callable[[], Kept], products: Callable[[Kept], int]) -> Kept:
+        """Return a finished stage; the products of one that an earlier process finished count as made."""
+        before = self.state.done
+        found = self.state.stage(part, kind, measure)
+        if self.state.done == before:
+            self.state.done += products(found)
+        return found
+
+
+def _rest(probes: torch.Tensor, pairs: Subspace, hessian: HessianOperator) -> list[torch.Tensor]:
+    """Return Rz = Hz − VΛVᵀz of some probes z, (p, N) → p of (N,). Cost: p products."""
+    images = hessian.matmat(probes.T).T.contiguous()
+    weights = pairs.coefficients(probes) * torch.from_numpy(pairs.eigenvalues).to(probes.device).unsqueeze(1)
+    columns = zip(images, weights.T, strict=True)
+    return [image.sub_(pairs.combine(own, image.dtype, image.device)) for image, own in columns]
+
+
+def _space_of(half: _FinishedHalf) -> Subspace:
+    return Subspace(
+        torch.from_numpy(np.array(half.vectors)), eigenvalues=half.eigenvalues, residual_norms=half.residual_norms
+    )
+
+
+def _tail_probes(request: SubspaceRequest) -> int:
+    return max(2, request.probes // _PROBES_PER_TAIL_PROBE)
+
+
+def _metric_request(asked: OperatorRequest, size: int, seed: int) -> OperatorRequest:
+    """Ask for no more pairs than there are parameters."""
+    bottom = min(asked.bottom, size - 1)
+    return replace(asked, top=min(asked.top, size - bottom), bottom=bottom, seed=seed)
+
+
+def _products(request: SubspaceRequest) -> dict[str, int]:
+    """Return the products that each part is expected to take."""
+    names = request.optimizers or ()
+    products = {"calibration": request.probes + len(names) * _tail_probes(request)}
+    if request.preconditioned:
+        products |= {f"preconditioned {name}": _METRIC.expected_products for name in names}
+        left_out = len(names) * _LEFT_OUT_PRODUCTS
+        products["metrics without some batches"] = min(_GROUPS, request.warm_batches) * left_out
+    if request.overlaps:
+        own = expected_products(request.size or 0)
+        products |= {"overlap of halves": 2 * own, "overlap with Gauss–Newton": own}
+    return products
+
+
+def _sharp_pairs(spectrum: Spectrum, task: Task) -> int:
+    """Return how many sharp directions a spectrum knows, without reading them."""
+    return Subspace.of_spectrum(spectrum, task, memory=0).size
+
+
+def _warm_batches(task: Task, request: SubspaceRequest) -> list[Batch]:
+    return list(task.train[: request.warm_batches])
+
+
+@takes(SubspaceRequest)
+def measure_subspace(
+    task: Task,
+    spectrum: Spectrum,
+    *,
+    state_directory: Path | None = None,
+    on_progress: OnProgress | None = None,
+    command: str = "",
+    **asked: Any,
+) -> SubspaceMeasurement:
+    """Measure how sharp directions lie: the gradient's share, how firm they are, and whether LITE's proxies find them.
+
+    Args:
+        task: Model, loss, evaluation batches, and training batches to warm optimizer states on; comes back bitwise.
+        spectrum: Of this task, with eigenvectors.
+        state_directory: As of `Plan.run`, as are the next two.
+        on_progress: In products.
+        command: For provenance.
+        asked: Fields of `SubspaceRequest`: size=5, probes=16.
+
+    Raises:
+        UsageError, InputError, NumericsError: As `SubspaceRequest` and its plan.
+        OutputError: If there is no room for the working files.
+
+    Cost: `probes` products for all calibrations together and a quarter as many for each; 2k + 10 for the sharp subspace
+        of each half of the batches, at half the price, and of the Gauss–Newton matrix; about 35 per metric, and
+        about 10 for each of four groups of the warm-up batches that are left out, which take 3W gradients more.
+    """
+    plan: SubspacePlan = SubspaceRequest(spectrum=spectrum, **asked).plan(task)  # type: ignore[assignment]
+    return plan.run(task, state_directory=state_directory, on_progress=on_progress, command=command)
