@@ -113,7 +113,7 @@ class ReplayOptions(TaskOptions):
     metavar="NAME,…",
     default="muon,muon-lite,soap,soap-lite",
     show_default=True,
-    help="Of adamw, adamw-lite, muon, muon-lite, soap, soap-lite and sgd; torch's own as torch.AdamW or torch.Muon; "
+    help="Ours, as muon or muon-lite (an unknown name lists all); torch's own as torch.AdamW or torch.Muon; "
     "one of yours as FILE.py:FUNCTION, a function of the named parameters and lr.",
 )
 @click.option("--steps", type=Whole(1), default=50, show_default=True, help="Steps of the segment.")
@@ -143,7 +143,8 @@ class ReplayOptions(TaskOptions):
 )
 @click.option(
     "--bands",
-    type=Among(["adamw", "muon", "soap"]),
+    metavar="NAME",
+    callback=lambda context, option, name: name if name is None else require_orders_bands(name),
     help="Whose proxy orders the directions of each block; by default soap, or adamw where soap cannot take the model.",
 )
 @click.option(
@@ -221,6 +222,15 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     print_summary(terminal, result)
     print_stdout(json.dumps(json_object(result)) if asked.as_json else "\n".join(map(str, paths)))
     require_some_finished(result)
+
+
+def require_orders_bands(name: str) -> str:
+    """Refuse bands of an optimizer whose proxy does not order directions."""
+    from lite_probe.optim import band_optimizers
+
+    if name not in band_optimizers():
+        raise UsageError(f"expected one of {', '.join(band_optimizers())}, got {name}")
+    return name
 
 
 def with_bands(opened: Opened, asked: ReplayOptions) -> tuple[Opened, ReplayOptions]:

@@ -23,15 +23,16 @@ from lite_probe.checkpoints.parameter_orders import (
 )
 from lite_probe.errors import UsageError
 from lite_probe.optim.buckets import MASTER, Piece, state_dtype
+from lite_probe.optim.factory import require_hyperparameters
 from lite_probe.optim.geometry import is_lite
-from lite_probe.optim.lite import GEOMETRIES, LiteOptimizer
+from lite_probe.optim.lite import LiteOptimizer
+from lite_probe.optim.registry import OPTIMIZERS, spec_of
 from lite_probe.optim.saved_rules import MSIGN, SavedRules, read_rules, real, refused
 from lite_probe.results.provenance import Note
 
 _MAX_STEP = 2**53  # of a counter; floats count no further
 _THRESHOLDS = ("threshold", "mask_low", "mask_high")
 _SIDES = ("left", "right")
-_KIND_OF = {"diagonal": "AdamW", "orthogonal": "Muon", "kronecker": "SOAP", "euclidean": "gradient descent"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class RestoredGroup:
     """What became of the parameters of one group that share a geometry."""
 
     block: str  # of the parameter group: "qk", or "qk+vo" where they are fused
-    geometry: str  # "orthogonal", "kronecker", "diagonal" or "euclidean"
+    geometry: str  # its name
     restored: int  # parameters that go on from the saved state
     fresh: int  # parameters that start anew
     state_names: tuple[str, ...]  # entries that were restored
@@ -242,7 +243,7 @@ def _order_notes(states: Sequence[StateDict], assigned: Assignment) -> Iterator[
 def _rows(targets: Sequence[_Target], fates: Sequence[_Fate], step: int) -> tuple[RestoredGroup, ...]:
     members: dict[tuple[str, str], list[_Fate]] = {}
     for target, fate in zip(targets, fates, strict=True):
-        members.setdefault((target.group["block"], target.pieces[0].geometry), []).append(fate)
+        members.setdefault((target.group["block"], target.pieces[0].geometry.name), []).append(fate)
     rows = []
     for (block, geometry), together in members.items():
         fresh = [fate for fate in together if fate.state is None]
@@ -289,11 +290,13 @@ def _rules(entry: SavedEntry | None, target: _Target, contents: "_Contents | str
     if entry is None or not isinstance(contents, _Contents):
         return None
     geometry = target.pieces[0].geometry
-    # What SOAP does not rotate runs plain Adam.
-    if contents.kind != _KIND_OF[geometry] and (contents.kind, geometry) != ("AdamW", "kronecker"):
+    if contents.kind not in geometry.kinds:
         return None
+    if contents.hyperparameters is not None:
+        require_hyperparameters(target.group["optimizer"], contents.hyperparameters)
+        return SavedRules(values=contents.hyperparameters, missing=(), departures=())
     divided = len(target.pieces) > 1 or target.pieces[0].is_stack
-    return read_rules(entry, contents.kind, geometry, target.name, divided=divided, lite=is_lite(target.group))
+    return read_rules(entry, contents.kind, geometry.name, target.name, divided=divided, lite=is_lite(target.group))
 
 
 def _under(target: _Target, rules: SavedRules | None, keep: Collection[str]) -> _Target:
@@ -401,18 +404,22 @@ def _words(value: Any) -> str:
 class _Contents:
     """What was saved about one parameter, under the names of our own state."""
 
-    kind: str  # of optimizer: a value of `_KIND_OF`
+    kind: str  # of optimizer: one of a geometry's `kinds`
     step: int | None  # completed updates; None where they were not counted
     adam_step: int | None = None  # of Adam's moments: SOAP's first step does not touch them
     elementwise: Mapping[str, Tensor] = field(default_factory=dict)  # of the parameter's shape, undivided
     scalars: Mapping[str, float] = field(default_factory=dict)  # one number for all of the parameter
     made: Mapping[str, Tensor] = field(default_factory=dict)  # as our state holds it, suffix included
+    hyperparameters: Mapping[str, Any] | None = None  # None: to be read from the group
 
 
 def _read(entry: SavedEntry, target: _Target, notes: dict[Note, None]) -> _Contents | str:
     """Return what an entry holds, or why it is of no use."""
     if own_optimizer(entry.group):
         return _read_own(entry, target)
+    imported = _read_imported(entry, target)
+    if imported is not None:
+        return imported
     values, group = entry.values, entry.group
     if group.get("maximize") is True:
         return "it was trained with maximize, upwards"
@@ -456,19 +463,35 @@ _NO_COUNTER = "its moments were saved without a step counter, which corrects the
 
 def _read_own(entry: SavedEntry, target: _Target) -> _Contents | str:
     """Read what an optimizer of ours saved."""
-    base = str(own_optimizer(entry.group)).removesuffix("-lite")
+    saved_by = str(own_optimizer(entry.group))
+    if saved_by not in OPTIMIZERS:
+        return f"it was saved by {saved_by}, which is not registered here"
     made = {str(key): value for key, value in entry.values.items() if key != "step" and isinstance(value, Tensor)}
     if "step" not in entry.values:
         return "it had not stepped yet"
     step = _count(entry.values["step"], target.name)
     entries = {_bare(key) for key in made} - {MASTER}
-    if any(key.startswith("basis_") for key in entries):
-        kind = "SOAP"
-    elif "exp_avg" in entries:
-        kind = "AdamW"
-    else:
-        kind = "Muon" if base == "muon" else "gradient descent"
-    return _Contents(kind=kind, step=step, adam_step=step - 1 if base == "soap" else step, made=made)
+    for geometry in OPTIMIZERS[saved_by].geometries:
+        kind = geometry.kind_of(entries)
+        if kind is not None:
+            return _Contents(kind=kind, step=step, adam_step=step - geometry.idle_steps, made=made)
+    return f"what was saved of it has not the names of a state of {saved_by}"
+
+
+def _read_imported(entry: SavedEntry, target: _Target) -> _Contents | None:
+    """Read what the importer of the target's optimizer knows."""
+    importer = spec_of(target.group["optimizer"]).importer
+    found = None if importer is None else importer(entry.values, entry.group)
+    if found is None:
+        return None
+    return _Contents(
+        kind=target.pieces[0].geometry.kinds[0],
+        step=found.step,
+        elementwise={
+            name: _checked(tensor, target.parameter.shape, target, name) for name, tensor in found.tensors.items()
+        },
+        hyperparameters=found.hyperparameters,
+    )
 
 
 def _bare(key: str) -> str:
@@ -594,7 +617,7 @@ def _fate(target: _Target, contents: _Contents | str, run_step: int) -> _Fate:
     # Moments are corrected by the number of their updates; our SOAP has one step more.
     step = contents.step if contents.step is not None else run_step
     if contents.adam_step is not None:
-        step = contents.adam_step + (1 if target.pieces[0].geometry == "kronecker" else 0)
+        step = contents.adam_step + target.pieces[0].geometry.idle_steps
     return _Fate({**state, "step": step}, names, tuple(dict.fromkeys(fresh_names)))
 
 
@@ -631,8 +654,8 @@ def _fill(
 def _expected(piece: Piece, target: _Target) -> dict[str, torch.Size]:
     """Return the names and shapes of a piece's state."""
     view = piece.view(target.parameter.detach())
-    geometry, dtype = GEOMETRIES[piece.geometry], state_dtype(view.dtype)
-    made = geometry.new_state(view.shape, target.group, dtype, torch.device("meta"))
+    dtype = state_dtype(view.dtype)
+    made = piece.geometry.new_state(view.shape, target.group, dtype, torch.device("meta"))
     if dtype != view.dtype:
         made[MASTER] = view
     return {name: tensor.shape if piece.is_stack else tensor.shape[1:] for name, tensor in made.items()}
@@ -640,12 +663,10 @@ def _expected(piece: Piece, target: _Target) -> dict[str, torch.Size]:
 
 def _mismatch(piece: Piece, target: _Target, contents: _Contents, expected: Mapping[str, torch.Size]) -> str | None:
     """Return why contents of this kind cannot go on in a piece's geometry."""
-    wanted = _KIND_OF[piece.geometry]
+    wanted = piece.geometry.kind_of(expected)
     sides = {name for name in expected if name.startswith("basis_")}
     if not set(expected) - {MASTER}:
         return None  # nothing to restore, nothing to miss
-    if piece.geometry == "kronecker" and not sides:
-        wanted = "AdamW"  # what is not rotated runs plain Adam
     if contents.kind != wanted:
         return f"what was saved of it is {contents.kind}'s, not {wanted}'s"
     if contents.adam_step is not None and contents.adam_step < 0:

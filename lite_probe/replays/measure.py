@@ -14,7 +14,7 @@ import torch
 
 from lite_probe.errors import UsageError
 from lite_probe.operators.guards import preserve_state, require_precision
-from lite_probe.optim import LiteOptimizer
+from lite_probe.optim import LiteOptimizer, band_optimizers, names_of
 from lite_probe.optim.interface import Replayable, load_state
 from lite_probe.replays import plan as planning
 from lite_probe.replays.allocation import MOST_GRADIENTS, Point, Rule, evaluate
@@ -55,8 +55,7 @@ from lite_probe.version import __version__
 
 OnProgress = Callable[[int, int, str], None]
 
-DEFAULT_OPTIMIZERS = ("muon", "muon-lite", "soap", "soap-lite")
-BAND_OPTIMIZERS = ("adamw", "muon", "soap")
+DEFAULT_OPTIMIZERS = names_of(lambda spec: spec.is_replayed_by_default)
 DEFAULT_TOLERANCE = 2e-3
 _ABLATIONS: tuple[Ablation, ...] = ("dominant", "bulk")
 
@@ -650,8 +649,8 @@ def _request(
             raise UsageError(f"expected {what} of at least 1, got {value}")
     if rule not in get_args(Rule):
         raise UsageError(f"expected the rule {' or '.join(get_args(Rule))}, got {rule!r}")
-    if bands not in BAND_OPTIMIZERS:
-        raise UsageError(f"expected the bands of {', '.join(BAND_OPTIMIZERS)}, got {bands!r}")
+    if bands not in band_optimizers():
+        raise UsageError(f"expected the bands of {', '.join(band_optimizers())}, got {bands!r}")
     if not 0.0 < tolerance < 1.0:
         raise UsageError(f"expected a tolerance between 0 and 1, got {tolerance}")
     return _Request(

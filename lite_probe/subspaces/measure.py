@@ -15,7 +15,7 @@ from lite_probe.errors import InputError, OutputError, UsageError
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
-from lite_probe.optim import OPTIMIZERS, Directions
+from lite_probe.optim import OPTIMIZERS, Directions, default_proxies, spec_of
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note, join_notes
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
@@ -58,7 +58,6 @@ from lite_probe.version import __version__
 
 OnProgress = Callable[[int, int, str], None]
 
-DEFAULT_PROXIES = ("adamw-lite", "muon-lite", "soap-lite")
 _RANDOM_FRAMES = 4  # random subspaces that the gradient's share is compared with
 _PROBES_PER_TAIL_PROBE = 4  # a tail probe is so much quieter that a quarter of them will do
 # The spectrum in a metric: λ₁, and few steps of some probes for tr H² and the quantiles; two have no error to speak of.
@@ -69,10 +68,6 @@ _LEFT_OUT_PRODUCTS = 10  # that it takes, on trained language models
 _GROUPS = 4
 _LEAST_SPARE = 6  # basis vectors beside the wanted pairs, without which a restart gets nowhere
 _SHARE_FOR_VECTORS = 4  # one part in so many of --memory is for the spectrum's eigenvectors
-# Bytes per parameter: an optimizer's state while it is warmed, and what its directions and bands hold afterwards.
-# SOAP's factors and bases are those of matrices up to four times as long as they are wide.
-_STATE_BYTES = {"sgd": 4, "adamw": 8, "muon": 8, "soap": 42}
-_DIRECTION_BYTES = {"sgd": 8, "adamw": 14, "muon": 14, "soap": 30}
 _CHOSEN = ("kept_graphs", "vectors_per_pass", "basis_placement", "basis_columns")
 
 
@@ -251,10 +246,10 @@ def _held(request: _Request, spectrum: Spectrum, task: Task, memory: int | None)
     pairs = int(np.count_nonzero(np.append(spectrum.whole.converged, spectrum.whole.lower_converged)))
     allowed = int(free_memory(task.device) // 4) if limit is None else limit
     vectors = sum(4 * size * count for count in (request.size, pairs) if 4 * size * count <= allowed)
-    names = [name.removesuffix("-lite") for name in request.optimizers]
+    specs = [spec_of(name) for name in request.optimizers]
     held = {
-        "warm": vectors + size * sum(_STATE_BYTES[name] + _DIRECTION_BYTES[name] for name in names),
-        "directions": vectors + size * sum(_DIRECTION_BYTES[name] for name in names),
+        "warm": vectors + size * sum(spec.state_bytes + spec.direction_bytes for spec in specs),
+        "directions": vectors + size * sum(spec.direction_bytes for spec in specs),
         "overlaps": vectors + (2 * 4 * size * request.size if request.overlaps else 0),
     }
     purpose = f"the states of {', '.join(request.optimizers)} and the eigenvectors"
@@ -357,7 +352,7 @@ def measure_subspace(
         require_room([(Path(state_directory), plan.scratch_bytes)])
     folder = _state_folder(state_directory) if state_directory is not None else None
     session = _Session(task, spectrum, request, plan, memory, folder, on_progress)
-    left_out = [name for name in DEFAULT_PROXIES if optimizers is None and name not in request.optimizers]
+    left_out = [name for name in default_proxies() if optimizers is None and name not in request.optimizers]
     if left_out:
         message = f"{' and '.join(left_out)} cannot take parameters of more than three dimensions, and were left out."
         session.notes.append(Note(code="optimizers-left-out", message=message))
@@ -823,11 +818,11 @@ def require_measurable(task: Task, optimizers: Sequence[str] | None = None) -> t
             f"expected at least 2 training batches to warm optimizer states on, got {len(task.train)}",
             "give the task training batches: make_task(train_batches=50)",
         )
-    for name in optimizers if optimizers is not None else DEFAULT_PROXIES[:1]:
+    for name in optimizers if optimizers is not None else default_proxies()[:1]:
         optimizer_of(task, name)
     if optimizers is not None:
         return tuple(optimizers)
-    return tuple(name for name in DEFAULT_PROXIES if can_take(name, task))
+    return tuple(name for name in default_proxies() if can_take(name, task))
 
 
 def _request(
