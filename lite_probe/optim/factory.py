@@ -120,16 +120,16 @@ def linear_recipes(name: str, shape: Sequence[int], *, block: str, lr: float, **
     weight = nn.Parameter(torch.empty(*shape, device="meta"))
     optimizer = make_optimizer(name, [("weight", weight)], lr=lr, blocks={"weight": block}, **hyperparameters)
     (group,), (piece,) = optimizer.param_groups, optimizer._pieces[weight]
-    recipes = recipes_of(piece, group)
+    recipes = recipes_of(name, piece, group)
     if recipes is None:
         known = ", ".join(names_of(lambda spec: spec.linear is not None))
         raise UsageError(f"expected an optimizer that has a linear theory, {known}, got {name!r}")
     return recipes
 
 
-def recipes_of(piece: Piece, group: Hyperparameters) -> LinearRecipes | None:
-    """Return what the optimizer of a group is to the directions of a piece; None where it has no linear theory."""
-    linear = spec_of(group["optimizer"]).linear
+def recipes_of(name: str, piece: Piece, group: Hyperparameters) -> LinearRecipes | None:
+    """Return what an optimizer is to the directions of a piece in one of its groups; None without a linear theory."""
+    linear = spec_of(name).linear
     if linear is None:
         return None
     return linear(group, piece, lite_settings(group, piece.shape, block=piece.block, geometry=piece.geometry))

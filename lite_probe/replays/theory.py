@@ -42,7 +42,7 @@ def linear_theory(
     directions = optimizer.directions()
     index = {key: place for place, key in enumerate(layout.names)}
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-    found = [recipes_of(one.piece, groups[one.piece.parameter]) for one in directions]
+    found = [recipes_of(name, one.piece, groups[one.piece.parameter]) for one in directions]
     recipes = [both for both in found if both is not None]
     if len(recipes) < len(directions):
         return None

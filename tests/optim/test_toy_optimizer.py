@@ -29,7 +29,7 @@ class Halved(Geometry):
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
         return {"average": torch.zeros(shape, dtype=dtype, device=device)}
 
-    def precondition(self, state: State, gradient: Tensor, *, group: Hyperparameters, **_: object) -> Preconditioned:  # type: ignore[override]
+    def precondition(self, state: State, gradient: Tensor, *, group: Hyperparameters, **_: object) -> Preconditioned:
         average = state["average"].lerp_(gradient, 1.0 - group["theta"])
         return Preconditioned(momentum=average, gradient=None, project=None, step_size=0.5 * group["lr"])
 
