@@ -145,7 +145,8 @@ class ReplayOptions(TaskOptions):
     "--bands",
     metavar="NAME",
     callback=lambda context, option, name: name if name is None else require_orders_bands(name),
-    help="Whose proxy orders the directions of each block; by default soap, or adamw where soap cannot take the model.",
+    help="Whose proxy orders the directions of each block, as muon (an unknown name lists all); by default soap, or "
+    "adamw where soap cannot take the model.",
 )
 @click.option(
     "--rule",

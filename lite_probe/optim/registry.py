@@ -50,7 +50,7 @@ from lite_probe.optim.theory import (
 from lite_probe.results.blocks import BLOCK_NAMES
 
 GeometryChoice = Callable[[Sequence[int], str, bool], Geometry]  # by shape, block, and whether it is a table
-LinearTheory = Callable[[Hyperparameters, Piece, LiteSettings], LinearRecipes]
+LinearRule = Callable[[Hyperparameters, Piece, LiteSettings], LinearRecipes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class OptimizerSpec:
     takes_any_shape: bool = False  # else vectors, matrices and stacks of matrices
     state_bytes: int  # per parameter, while it is warmed
     direction_bytes: int  # per parameter: what directions and bands hold afterwards
-    linear: LinearTheory | None = None  # what it is to one direction of a quadratic; None: no linear theory
+    linear: LinearRule | None = None  # what it is to one direction of a quadratic; None: no linear theory
     importer: StateImporter | None = None  # reads states that no kind of its geometries names; None: there are none
     orders_bands: bool = False  # whether its proxy may order the directions of a replay
     is_default_proxy: bool = False  # whether subspaces are compared with its proxy unless asked otherwise

@@ -23,10 +23,13 @@ from lite_probe.optim import (
     names_of,
     register_optimizer,
     restore_state,
-    spec_of,
     unregister_optimizer,
 )
+from lite_probe.replays import replay
+from lite_probe.subspaces import require_measurable
 from tests.optim.test_toy_optimizer import SETTINGS, TOY, Halved
+from tests.oracles import matrix_with
+from tests.replays.conftest import quadratic_task, spectrum_of
 
 THETA = Hyperparameter(default=0.5, bounds=Bounds(0.0, 1.0, "[0, 1]"))
 
@@ -121,7 +124,14 @@ def test_without_a_theory_there_are_no_recipes(registered: Callable[[OptimizerSp
 def test_its_traits_are_asked_for(registered: Callable[[OptimizerSpec], OptimizerSpec]) -> None:
     registered(replace(TOY, orders_bands=True, is_default_proxy=True))
     assert band_optimizers()[-1] == default_proxies()[-1] == "toy"
-    assert spec_of("toy").orders_bands
+    matrix = matrix_with([4.0, 2.0, 1.0, 0.25, 0.1], seed=5)
+    task = quadratic_task(matrix, torch.linspace(1.0, -0.7, 5).double())
+    assert require_measurable(task) == ("adamw-lite", "muon-lite", "soap-lite", "toy")
+    short: dict[str, Any] = {"spectrum": spectrum_of(task), "steps": 1, "seeds": 1, "warm_batches": 2, "lr": 0.1}
+    assert replay(task, ["sgd"], bands="toy", **short).bands.optimizer == "toy"
+    unregister_optimizer("toy")
+    with pytest.raises(UsageError, match="expected the bands of adamw, muon, soap, got 'toy'"):
+        replay(task, ["sgd"], bands="toy", **short)
 
 
 def test_it_goes_on_from_its_own_state(registered: Callable[[OptimizerSpec], OptimizerSpec]) -> None:
@@ -168,6 +178,12 @@ def test_its_importer_reads_what_others_saved(registered: Callable[[OptimizerSpe
     assert restored.lines == ("other, halved: 1 restored (average) at step 9",)
     assert optimizer.state[weight]["average"].tolist() == [2.0, -1.0]
     assert optimizer.param_groups[0]["theta"] == 0.25
+    saved["state"][0]["ema"] = torch.ones(3)
+    with pytest.raises(InputError, match=r"expected shape \(2,\) as average of w in the saved optimizer state"):
+        restore_state(optimizer, [saved])
+    saved["state"][0]["ema"], saved["param_groups"][0]["decay"] = torch.ones(2), "fast"
+    with pytest.raises(UsageError, match="expected theta to be a number, got 'fast'"):
+        restore_state(optimizer, [saved])
     saved["state"][0] = {"other": torch.ones(2)}
     (line,) = restore_state(optimizer, [saved]).lines
     assert line.startswith("other, halved: 1 fresh: what was saved of it (other) is of no known optimizer")
