@@ -1,5 +1,6 @@
 """From a name and named parameters to an optimizer."""
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -86,7 +87,7 @@ def hyperparameters_of(name: str) -> dict[str, Any]:
     Raises:
         UsageError: If there is no such optimizer.
     """
-    return {key: one.default for key, one in spec_of(name).settable.items()}
+    return {key: copy.copy(one.default) for key, one in spec_of(name).settable.items()}
 
 
 def require_hyperparameters(name: str, given: Mapping[str, Any]) -> None:

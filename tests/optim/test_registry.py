@@ -108,6 +108,11 @@ def test_what_a_user_may_set(registered: Callable[[OptimizerSpec], OptimizerSpec
         make_optimizer("toy", [("w", weight)], lr=1.0, hidden=4)
 
 
+def test_defaults_are_handed_out_as_copies() -> None:
+    hyperparameters_of("muon-lite")["flat_lr_ratio"]["emb"] = 9.0
+    assert hyperparameters_of("muon-lite")["flat_lr_ratio"]["emb"] == 4.0
+
+
 def test_a_variant_is_told_of(registered: Callable[[OptimizerSpec], OptimizerSpec]) -> None:
     registered(TOY)
     registered(replace(TOY, name="toy-lite", base="toy", hyperparameters={**SETTINGS, "beta2": THETA}))
