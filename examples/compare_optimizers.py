@@ -222,7 +222,7 @@ def table(outcomes: Mapping[Run, Outcome], optimizers: Sequence[str], seeds: int
         seconds = statistics.fmean(outcome.seconds for run, outcome in outcomes.items() if run.optimizer == optimizer)
         lines.append(
             f"| {optimizer} | 2^{exponent} = {2.0**exponent:.2g} | {Estimate.of(best[optimizer])} | "
-            f"{difference(optimizer, 'adamw')} | {difference(optimizer, optimizer.removesuffix('-lite'))} | "
+            f"{difference(optimizer, 'adamw')} | {difference(optimizer, OPTIMIZERS[optimizer].base or optimizer)} | "
             f"{seconds:.0f} |"
         )
     return "\n".join(lines)

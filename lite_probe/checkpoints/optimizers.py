@@ -186,7 +186,7 @@ def own_optimizer(group: Mapping[Any, Any]) -> str | None:
     name = group.get("optimizer")
     if not isinstance(name, str) or not {"param_names", "step"} <= set(group):
         return None
-    return name if name.removesuffix("-lite").isalnum() else None
+    return name if all(part.isalnum() for part in name.split("-")) else None
 
 
 def _groups(state_dict: StateDict) -> list[Mapping[Any, Any]]:

@@ -18,7 +18,7 @@ from lite_probe.measurements.spectrum import SpectrumPlan
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
-from lite_probe.optim import OPTIMIZERS, Directions
+from lite_probe.optim import OPTIMIZERS, Directions, default_proxies, spec_of
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
@@ -57,7 +57,6 @@ from lite_probe.vectors.reductions import norm
 
 Kept = TypeVar("Kept")
 
-DEFAULT_PROXIES = ("adamw-lite", "muon-lite", "soap-lite")
 _RANDOM_FRAMES = 4  # random subspaces that the gradient's share is compared with
 _PROBES_PER_TAIL_PROBE = 4  # a tail probe is so much quieter that a quarter of them will do
 # The spectrum in a metric: λ₁, and few steps of some probes for tr H² and the quantiles; two have no error to speak of.
@@ -67,10 +66,6 @@ _LEFT_OUT = OperatorRequest(top=1, bottom=0, probes=2, probe_steps=1, tolerance=
 _LEFT_OUT_PRODUCTS = 10  # that it takes, on trained language models
 _GROUPS = 4
 _SHARE_FOR_VECTORS = 4  # one part in so many of --memory is for the spectrum's eigenvectors
-# Bytes per parameter: an optimizer's state while it is warmed, and what its directions and bands hold afterwards.
-# SOAP's factors and bases are those of matrices up to four times as long as they are wide.
-_STATE_BYTES = {"sgd": 4, "adamw": 8, "muon": 8, "soap": 42}
-_DIRECTION_BYTES = {"sgd": 8, "adamw": 14, "muon": 14, "soap": 30}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,9 +169,9 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
                 f"expected at least 2 training batches to warm optimizer states on, got {len(task.train)}",
                 "give the task training batches: make_task(train_batches=50)",
             )
-        for name in request.optimizers if request.optimizers is not None else DEFAULT_PROXIES[:1]:
+        for name in request.optimizers if request.optimizers is not None else default_proxies()[:1]:
             optimizer_of(task, name)
-        names = request.optimizers or [name for name in DEFAULT_PROXIES if can_take(name, task)]
+        names = request.optimizers or [name for name in default_proxies() if can_take(name, task)]
         request = replace(request, optimizers=tuple(names))
         if request.spectrum is None:
             return request
@@ -298,10 +293,10 @@ def _held(request: SubspaceRequest, task: Task) -> dict[str, int]:
     pairs = int(np.count_nonzero(np.append(whole.converged, whole.lower_converged)))
     allowed = int(free_memory(task.device) // 4) if limit is None else limit
     vectors = sum(4 * size * count for count in (wanted, pairs) if 4 * size * count <= allowed)
-    bases = [name.removesuffix("-lite") for name in names]
+    specs = [spec_of(name) for name in names]
     held = {
-        "warm": vectors + size * sum(_STATE_BYTES[name] + _DIRECTION_BYTES[name] for name in bases),
-        "directions": vectors + size * sum(_DIRECTION_BYTES[name] for name in bases),
+        "warm": vectors + size * sum(spec.state_bytes + spec.direction_bytes for spec in specs),
+        "directions": vectors + size * sum(spec.direction_bytes for spec in specs),
         "overlaps": vectors + (2 * 4 * size * wanted if request.overlaps else 0),
     }
     purpose = f"the states of {', '.join(names)} and the eigenvectors"
@@ -365,7 +360,7 @@ class _Session:
 
     def _left_out(self) -> list[Note]:
         """Say which proxies the model has none of."""
-        names = [name for name in DEFAULT_PROXIES if name not in self.names and not can_take(name, self.task)]
+        names = [name for name in default_proxies() if name not in self.names and not can_take(name, self.task)]
         message = f"{' and '.join(names)} cannot take parameters of more than three dimensions, and were left out."
         return [Note(code="optimizers-left-out", message=message)] if names else []
 

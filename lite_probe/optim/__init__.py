@@ -3,16 +3,39 @@
 from lite_probe.optim import make_optimizer
 
 optimizer = make_optimizer("muon-lite", model.named_parameters(), lr=3e-3)
+
+To add one, write a `Geometry`, its preconditioner and state, where no known one serves; tell the rest in an
+`OptimizerSpec`, and `register_optimizer` it. `registry.py` has those of ours, tests/optim/test_toy_optimizer.py one
+from outside. Commands, replays, subspaces and saved states then know it by its name; nothing else is edited.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from lite_probe.optim.directions import Directions
-from lite_probe.optim.factory import OPTIMIZERS, hyperparameters_of, make_optimizer, require_hyperparameters
+from lite_probe.optim.factory import (
+    hyperparameters_of,
+    linear_recipes,
+    make_optimizer,
+    recipes_of,
+    require_hyperparameters,
+)
+from lite_probe.optim.geometry import Geometry
+from lite_probe.optim.hyperparameters import Bounds, Hyperparameter
 from lite_probe.optim.lite import LiteOptimizer
 from lite_probe.optim.msign import msign
+from lite_probe.optim.registry import (
+    OPTIMIZERS,
+    ImportedState,
+    OptimizerSpec,
+    band_optimizers,
+    default_proxies,
+    names_of,
+    register_optimizer,
+    spec_of,
+    unregister_optimizer,
+)
 from lite_probe.optim.schedules import Schedule
-from lite_probe.optim.theory import LinearRecipe, LinearRecipes, linear_recipes, predicted_rate, stability_limit
+from lite_probe.optim.theory import LinearRecipe, LinearRecipes, predicted_rate, stability_limit
 
 if TYPE_CHECKING:
     from lite_probe.optim.state_import import Restored as Restored
@@ -20,20 +43,32 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OPTIMIZERS",
+    "Bounds",
     "Directions",
+    "Geometry",
+    "Hyperparameter",
+    "ImportedState",
     "LinearRecipe",
     "LinearRecipes",
     "LiteOptimizer",
+    "OptimizerSpec",
     "Restored",
     "Schedule",
+    "band_optimizers",
+    "default_proxies",
     "hyperparameters_of",
     "linear_recipes",
     "make_optimizer",
     "msign",
+    "names_of",
     "predicted_rate",
+    "recipes_of",
+    "register_optimizer",
     "require_hyperparameters",
     "restore_state",
+    "spec_of",
     "stability_limit",
+    "unregister_optimizer",
 ]
 
 

@@ -28,7 +28,7 @@ class Piece:
     parameter: nn.Parameter
     name: str
     block: str
-    geometry: str
+    geometry: Geometry
     part: BlockPart | None = None  # None: all of it
     transposed: bool = False  # stored as (in, out)
     is_table: bool = False  # no linear map: a vector, whatever its dimensions
@@ -68,7 +68,7 @@ class Piece:
     @property
     def is_stack(self) -> bool:
         """Whether the parameter is a stack of matrices already."""
-        return self.parameter.ndim == 3 and self.geometry != "diagonal" and not self.is_table
+        return self.parameter.ndim == 3 and self.geometry.sees_stacks and not self.is_table
 
     @property
     def is_hidden_matrix(self) -> bool:
@@ -157,14 +157,12 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def build_buckets(
     pieces: Sequence[tuple[Piece, Mapping[str, Any]]],
-    geometries: Mapping[str, Geometry],
     states: Mapping[Tensor, dict[str, Any]],
 ) -> list[Bucket]:
     """Sort pieces into buckets, take over the state they have and point `states` at the stacked tensors.
 
     Args:
         pieces: With the parameter group each belongs to.
-        geometries: By name.
         states: Parameter → its state: "step", and tensors by name; new ones are added.
 
     Cost: one copy of the state of every bucket with more than one piece.
@@ -173,14 +171,14 @@ def build_buckets(
     for piece, group in pieces:
         kept = piece.parameter
         step = states[kept].setdefault("step", 0)
-        alone = None if geometries[piece.geometry].stacked_on_cpu or kept.is_cuda else (piece.name, piece.suffix)
-        key = (id(group), piece.geometry, piece.block, piece.shape[1:], kept.dtype, kept.device, step, alone)
+        alone = None if piece.geometry.stacked_on_cpu or kept.is_cuda else (piece.name, piece.suffix)
+        key = (id(group), piece.geometry.name, piece.block, piece.shape[1:], kept.dtype, kept.device, step, alone)
         sorted_pieces.setdefault(key, []).append((piece, group))
     buckets = []
     for members in sorted_pieces.values():
         for chunk in _chunks(members):
             bucket = Bucket(
-                geometry=geometries[chunk[0][0].geometry],
+                geometry=chunk[0][0].geometry,
                 group=chunk[0][1],
                 pieces=[piece for piece, _ in chunk],
                 step=states[chunk[0][0].parameter]["step"],

@@ -4,6 +4,8 @@ The mask calls a coordinate sharp where v is large beside its mean. Two threshol
 follow the distribution of v by 5% a step so that a share ρ of the coordinates lies above h and at most ρ + s above ℓ.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,10 @@ class Diagonal(Geometry):
     does `eps_after_correction`. The step differs by a relative (1 − √(1 − b₂ᵏ))·ε/√v.
     """
 
+    name = "diagonal"
+    kinds = ("AdamW",)
     stacked_on_cpu = False
+    sees_stacks = False
 
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
         """Return zero moments, and under LITE the mask's thresholds."""
@@ -69,6 +74,10 @@ class Diagonal(Geometry):
             divisor=unbiased_root(second, group["adamw_beta2"], step, _uncorrected_eps(group, step)),
             flat=flat_weights(state, second, lite),
         )
+
+    def kind_of(self, names: Collection[str]) -> str | None:
+        """See `Geometry.kind_of`: moments are always there."""
+        return self.kinds[0] if "exp_avg" in names else None
 
 
 def _uncorrected_eps(group: Hyperparameters, count: int) -> float:

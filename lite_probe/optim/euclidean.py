@@ -12,6 +12,8 @@ class Euclidean(Geometry):
     The momentum is an average: `torch.optim.SGD(momentum=θ)` takes steps 1/(1−θ) times as long at the same lr.
     """
 
+    name = "euclidean"
+    kinds = ("gradient descent",)
     stacked_on_cpu = False
 
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:

@@ -4,7 +4,7 @@ A geometry works on a stack of same-shaped tensors, the first dimension counting
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,7 +60,12 @@ class Coordinates:
 class Geometry(ABC):
     """One preconditioner, for every parameter that uses it."""
 
+    name: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]  # of optimizers whose saved states go on here: "AdamW"; its own first
     stacked_on_cpu: ClassVar[bool]  # whether a stack of several tensors is faster than one after another on a CPU too
+    sees_stacks: ClassVar[bool] = True  # whether a parameter of three dimensions is a stack of matrices
+    idle_steps: ClassVar[int] = 0  # first steps, which only prepare the state
+    nothing_sharp: ClassVar[float] = -1.0  # a sharp ratio up to which LITE leaves the base optimizer as it is
 
     @abstractmethod
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
@@ -100,6 +105,10 @@ class Geometry(ABC):
     ) -> None:
         """Finish a step after the weights have moved."""
         return
+
+    def kind_of(self, names: Collection[str]) -> str | None:
+        """Return the kind of a state with these names; None where it cannot be of this geometry."""
+        return self.kinds[0]
 
 
 def is_lite(group: Hyperparameters) -> bool:

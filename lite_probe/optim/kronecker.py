@@ -1,5 +1,7 @@
 """SOAP's geometry: Adam in the eigenbasis of Shampoo's Kronecker factors, where directions are coordinates again."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,10 @@ class Kronecker(Geometry):
     Reference: SOAP, arXiv 2409.11321.
     """
 
+    name = "kronecker"
+    kinds = ("SOAP", "AdamW")
     stacked_on_cpu = True
+    idle_steps = 1
 
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
         """Return zero moments and factors; the bases are zero until the first step."""
@@ -93,6 +98,10 @@ class Kronecker(Geometry):
             divisor=unbiased_root(second, group["betas"][1], step - 1, group["eps"]),
             flat=flat_weights(state, second, lite),
         )
+
+    def kind_of(self, names: Collection[str]) -> str:
+        """See `Geometry.kind_of`: what is not rotated runs plain Adam."""
+        return "SOAP" if any(name.startswith("basis_") for name in names) else "AdamW"
 
     def post_step(
         self, state: State, gradient: Tensor, *, step: int, group: Hyperparameters, gate: Tensor | None

@@ -23,21 +23,10 @@ from torch import Tensor, nn
 
 from lite_probe.errors import InputError, NumericsError, UsageError
 from lite_probe.optim.buckets import MASTER, Bucket, Piece, build_buckets, state_dtype, stays_with_base
-from lite_probe.optim.diagonal import EVERYTHING, Diagonal
+from lite_probe.optim.diagonal import EVERYTHING
 from lite_probe.optim.directions import Directions
-from lite_probe.optim.euclidean import Euclidean
 from lite_probe.optim.geometry import Geometry, Hyperparameters, LiteSettings, Preconditioned, is_lite
-from lite_probe.optim.kronecker import Kronecker
-from lite_probe.optim.msign import Orthogonal
 from lite_probe.optim.schedules import Schedule
-
-GEOMETRIES: Mapping[str, Geometry] = {
-    "orthogonal": Orthogonal(),
-    "kronecker": Kronecker(),
-    "diagonal": Diagonal(),
-    "euclidean": Euclidean(),
-}
-NO_SHARP_DIRECTIONS = 1e-6  # a sharp ratio up to which Muon-LITE is Muon
 
 
 def descend(bucket: Bucket, terms: Preconditioned, lite: LiteSettings, gate: Tensor | None) -> None:
@@ -100,7 +89,7 @@ def _as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-def lite_settings(group: Hyperparameters, shape: Sequence[int], *, block: str, geometry: str) -> LiteSettings:
+def lite_settings(group: Hyperparameters, shape: Sequence[int], *, block: str, geometry: Geometry) -> LiteSettings:
     """Return what LITE's hyperparameters come to for one parameter, or matrix fused into it, at the end of its ramps.
 
     As published, a parameter stays with its base optimizer, undamped, where it is a vector of a hidden block or none of
@@ -110,12 +99,12 @@ def lite_settings(group: Hyperparameters, shape: Sequence[int], *, block: str, g
         group: Hyperparameters.
         shape: (stack, …), as the geometry sees it.
         block: Of the parameter.
-        geometry: By name.
+        geometry: Of the parameter.
     """
     if not is_lite(group) or stays_with_base(shape, block):
         return LiteSettings()
     rho, beta1, beta2, chi = group["sharp_ratio"][block], group["beta1"], group["beta2"], group["flat_lr_ratio"][block]
-    if geometry == "orthogonal" and rho <= NO_SHARP_DIRECTIONS:
+    if rho <= geometry.nothing_sharp:
         return LiteSettings()
     if rho > EVERYTHING:
         beta2, chi = beta1, 1.0
@@ -215,7 +204,7 @@ class LiteOptimizer(torch.optim.Optimizer):
         Cost: one copy of the state; for Muon a singular value decomposition of every momentum.
         """
         pieces = [(piece, group) for group in self.param_groups for p in group["params"] for piece in self._pieces[p]]
-        buckets = build_buckets(pieces, GEOMETRIES, self.state)
+        buckets = build_buckets(pieces, self.state)
         self._with_gradients = None  # the state was stacked anew, for parameters without gradients too
         return [one for bucket in buckets for one in self._directions_of(bucket)]
 
@@ -251,7 +240,7 @@ class LiteOptimizer(torch.optim.Optimizer):
             if parameter.grad is not None
             for piece in self._pieces[parameter]
         ]
-        self._buckets = build_buckets(pieces, GEOMETRIES, self.state)
+        self._buckets = build_buckets(pieces, self.state)
         self._with_gradients = having
 
     def _count(self) -> None:
@@ -345,7 +334,7 @@ class LiteOptimizer(torch.optim.Optimizer):
         expected: dict[str, tuple[int, ...]] = {}
         for piece in pieces:
             view, dtype = piece.view(parameter.detach()), state_dtype(parameter.dtype)
-            made = GEOMETRIES[piece.geometry].new_state(view.shape, group, dtype, torch.device("meta"))
+            made = piece.geometry.new_state(view.shape, group, dtype, torch.device("meta"))
             if dtype != parameter.dtype:
                 made[MASTER] = view
             for name, tensor in made.items():

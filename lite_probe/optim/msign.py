@@ -149,7 +149,10 @@ class Orthogonal(Geometry):
     damping, one for update and decay together, Q being linear.
     """
 
+    name = "orthogonal"
+    kinds = ("Muon",)
     stacked_on_cpu = True
+    nothing_sharp = 1e-6
 
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
         """Return zero momentum, and under LITE τ = 1/√min(m, n)."""

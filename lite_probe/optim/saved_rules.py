@@ -15,25 +15,27 @@ from torch import Tensor
 
 from lite_probe.checkpoints.optimizers import own_optimizer
 from lite_probe.checkpoints.parameter_orders import SavedEntry
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, UsageError
+from lite_probe.optim.hyperparameters import (
+    BELOW_ONE,
+    COUNT,
+    DAMPING,
+    PERIOD,
+    POSITIVE,
+    RATIO,
+    SHARE,
+    STEPS,
+    Bounds,
+)
 from lite_probe.optim.msign import COEFFICIENTS, LR_SCALES
+from lite_probe.optim.registry import OptimizerSpec, spec_of
 from lite_probe.results.blocks import BLOCK_NAMES
 
 # The hyperparameters of msign. LITE's projector is made of it and needs singular values near 1.
 MSIGN = ("ns_steps", "ns_coefficients", "msign_dtype")
 
+_ANOTHER_STATE = "take the state of the same checkpoint, or a warmed one: --state warm"
 _TORCHS_FLOOR = 1e-7  # of the norm that torch's and K. Jordan's Muon divide by
-_LARGEST = 1e12
-_FRACTION = (0.0, math.nextafter(1.0, 0.0), "a number in [0, 1)")
-_POSITIVE = (0.0, _LARGEST, "a number in [0, 1e12]")
-_DAMPING = (-1e6, 1e6, "a number in [-1e6, 1e6]")
-_RATIO = (1.0, 1e6, "a number in [1, 1e6]")
-_SHARE = (0.0, 1.0, "a number in [0, 1]")
-_STEPS = (1, 100, "a whole number in [1, 100]")
-_COUNT = (0, 10**9, "a whole number in [0, 1e9]")
-_PERIOD = (1, 10**9, "a whole number in [1, 1e9]")
-
-Bounds = tuple[float, float, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +52,8 @@ def read_rules(entry: SavedEntry, kind: str, geometry: str, owner: str, *, divid
 
     Args:
         entry: What was saved; its group has the hyperparameters.
-        kind: Of optimizer that the state is: "AdamW", "Muon", "SOAP" or "gradient descent".
-        geometry: That goes on from it: "diagonal", "orthogonal", "kronecker" or "euclidean".
+        kind: Of optimizer that the state is: "AdamW", "Muon", "SOAP", "gradient descent", or one that is only ours.
+        geometry: Name of the one that goes on from it.
         owner: The parameter, for messages.
         divided: Whether the geometry sees parts of the parameter one by one.
         lite: Whether it is LITE's, and takes LITE's hyperparameters too.
@@ -66,10 +68,12 @@ def read_rules(entry: SavedEntry, kind: str, geometry: str, owner: str, *, divid
     elif kind == "SOAP":
         found = _soap(group)
     elif kind == "gradient descent":
-        found = {"momentum": group.number("momentum", _FRACTION), "weight_decay": _decay(group)}
-    else:
+        found = {"momentum": group.number("momentum", BELOW_ONE), "weight_decay": _decay(group)}
+    elif kind == "AdamW":
         found = _adam(group, geometry, after=_adds_eps_afterwards(entry))
-    if lite and saved_by and saved_by.endswith("-lite"):
+    else:
+        found = _of_spec(group, spec_of(entry.group["optimizer"]))
+    if lite and saved_by and spec_of(saved_by).base is not None:
         found |= _lite(group, geometry)
     departures = () if saved_by else tuple(_departures(group, kind, geometry, divided))
     return SavedRules(
@@ -86,7 +90,7 @@ def average_factor(group: Mapping[Any, Any], owner: str) -> float:
         InputError: If momentum or dampening are no numbers in [0, 1).
     """
     reader = _Group(group, owner)
-    found = [reader.number(name, _FRACTION) for name in ("dampening", "momentum")]
+    found = [reader.number(name, BELOW_ONE) for name in ("dampening", "momentum")]
     dampening, momentum = (0.0 if value is _UNSAVED else value for value in found)
     # Without momentum torch keeps no buffer, and damps nothing.
     return float((1.0 - dampening) / (1.0 - momentum)) if momentum else 1.0
@@ -97,14 +101,25 @@ def average_factor(group: Mapping[Any, Any], owner: str) -> float:
 _UNSAVED: Any = object()
 
 
+def _of_spec(group: "_Group", spec: OptimizerSpec) -> dict[str, Any]:
+    """Read what an optimizer of ours saved under the names of its own hyperparameters."""
+    known = {name: one for name, one in spec.settable.items() if not one.is_ramp}
+    for name in known.keys() & group.values.keys():
+        try:
+            known[name].require(name, group.values[name])
+        except UsageError as problem:
+            raise InputError(f"{problem} in the saved state of {group.owner}", _ANOTHER_STATE) from None
+    return {name: group.values.get(name, _UNSAVED) for name in known}
+
+
 def _adam(group: "_Group", geometry: str, *, after: bool) -> dict[str, Any]:
     """Read Adam's: torch's names, Moonlight's (`adamw_betas`, `adamw_eps`, `wd`), or ours."""
     if "adamw_beta1" in group.values:
-        first, second = (group.number(f"adamw_beta{index}", _FRACTION) for index in (1, 2))
+        first, second = (group.number(f"adamw_beta{index}", BELOW_ONE) for index in (1, 2))
         betas = _UNSAVED if second is _UNSAVED else (first, second)
     else:
         betas = group.pair("adamw_betas", "betas")
-    rest = {"eps": group.number("adamw_eps", _POSITIVE, "eps"), "weight_decay": _decay(group)}
+    rest = {"eps": group.number("adamw_eps", POSITIVE, "eps"), "weight_decay": _decay(group)}
     if geometry == "kronecker":
         return {"betas": betas, **rest}
     first, second = (_UNSAVED, _UNSAVED) if betas is _UNSAVED else betas
@@ -121,23 +136,23 @@ def _adds_eps_afterwards(entry: SavedEntry) -> bool:
 
 def _muon(group: "_Group") -> dict[str, Any]:
     found: dict[str, Any] = {
-        "momentum": group.number("momentum", _FRACTION, "muon_theta"),
+        "momentum": group.number("momentum", BELOW_ONE, "muon_theta"),
         "weight_decay": _decay(group),
     }
     if "muon_theta" in group.values:
         return found  # LITE's published Muon, whose msign and scale are our defaults
     coefficients = group.values.get("ns_coefficients", COEFFICIENTS["quintic"].triples[0])
     if _is_quintic(coefficients):
-        found |= {"ns_steps": group.whole("ns_steps", _STEPS, default=5), "ns_coefficients": "quintic"}
+        found |= {"ns_steps": group.whole("ns_steps", STEPS, default=5), "ns_coefficients": "quintic"}
     scale = _scale(group)
     return found if scale == _UNKNOWN_SCALE else {**found, "lr_scale": scale}
 
 
 def _own_muon(group: "_Group") -> dict[str, Any]:
     return {
-        "momentum": group.number("momentum", _FRACTION),
+        "momentum": group.number("momentum", BELOW_ONE),
         "weight_decay": _decay(group),
-        "ns_steps": group.whole("ns_steps", _STEPS),
+        "ns_steps": group.whole("ns_steps", STEPS),
         "ns_coefficients": group.word("ns_coefficients", tuple(COEFFICIENTS)),
         "msign_dtype": group.word("msign_dtype", (None, "float32", "bfloat16")),
         "lr_scale": group.word("lr_scale", tuple(LR_SCALES), default="match-rms-adamw"),
@@ -163,15 +178,15 @@ def _soap(group: "_Group") -> dict[str, Any]:
     betas = group.pair("betas")
     shampoo = group.values.get("shampoo_beta", _UNSAVED)
     if shampoo is not _UNSAVED and shampoo is not None:
-        shampoo = group.number("shampoo_beta", (-1.0, _FRACTION[1], "a number in [0, 1), or -1 for none"))
+        shampoo = group.number("shampoo_beta", Bounds(-1.0, BELOW_ONE.high, "[0, 1), or -1 for none"))
         shampoo = None if shampoo < 0.0 else shampoo
     return {
         "betas": betas,
         "shampoo_beta": shampoo,
-        "eps": group.number("eps", _POSITIVE),
+        "eps": group.number("eps", POSITIVE),
         "weight_decay": _decay(group),
-        "precondition_frequency": group.whole("precondition_frequency", _PERIOD),
-        "max_precond_dim": group.whole("max_precond_dim", _COUNT, "max_precondition_dim"),
+        "precondition_frequency": group.whole("precondition_frequency", PERIOD),
+        "max_precond_dim": group.whole("max_precond_dim", COUNT, "max_precondition_dim"),
     }
 
 
@@ -179,16 +194,16 @@ def _lite(group: "_Group", geometry: str) -> dict[str, Any]:
     damping = {"adamw_damping": group.word("adamw_damping", (False, True))} if geometry == "diagonal" else {}
     return {
         **damping,
-        "beta1": group.number("beta1", _DAMPING),
-        "beta2": group.number("beta2", _DAMPING),
-        "flat_lr_ratio": group.by_block("flat_lr_ratio", _RATIO),
-        "sharp_ratio": group.by_block("sharp_ratio", _SHARE),
-        "smooth_ratio": group.number("smooth_ratio", _SHARE),
+        "beta1": group.number("beta1", DAMPING),
+        "beta2": group.number("beta2", DAMPING),
+        "flat_lr_ratio": group.by_block("flat_lr_ratio", RATIO),
+        "sharp_ratio": group.by_block("sharp_ratio", SHARE),
+        "smooth_ratio": group.number("smooth_ratio", SHARE),
     }
 
 
 def _decay(group: "_Group") -> Any:
-    return group.number("weight_decay", _POSITIVE, "wd")
+    return group.number("weight_decay", POSITIVE, "wd")
 
 
 def _is_quintic(coefficients: Any) -> bool:
@@ -237,7 +252,7 @@ def _muons_departures(group: "_Group", divided: bool) -> Iterator[str]:
         yield "msign's coefficients were others"
     if _scale(group) == _UNKNOWN_SCALE:
         yield "Muon's steps were scaled by a rule that is not known here"
-    floor = group.number("eps", _POSITIVE) if "adjust_lr_fn" in values else _UNSAVED
+    floor = group.number("eps", POSITIVE) if "adjust_lr_fn" in values else _UNSAVED
     if floor is not _UNSAVED and floor != _TORCHS_FLOOR:
         yield f"msign divided by a norm of at least {floor:g}, here by the norm plus {_TORCHS_FLOOR:g}"
 
@@ -252,19 +267,19 @@ class _Group:
     values: Mapping[Any, Any]
     owner: str
 
-    def number(self, name: str, bounds: Bounds, other: str = "") -> Any:
+    def number(self, name: str, bounds: Bounds, other: str = "", *, what: str = "a number") -> Any:
         """Return the number saved under a name, or under another one."""
         name = other if name not in self.values and other else name
         if name not in self.values:
             return _UNSAVED
-        return self._within(real(self.values[name], name, self.owner), name, bounds)
+        return self._within(real(self.values[name], name, self.owner), name, bounds, what)
 
     def whole(self, name: str, bounds: Bounds, other: str = "", *, default: Any = _UNSAVED) -> Any:
-        number = self.number(name, bounds, other)
+        number = self.number(name, bounds, other, what="a whole number")
         if number is _UNSAVED:
             return default
         if number != int(number):
-            raise refused(bounds[2], name, self.owner, f"{number:g}")
+            raise refused(f"a whole number in {bounds.text}", name, self.owner, f"{number:g}")
         return int(number)
 
     def pair(self, *names: str) -> Any:
@@ -275,7 +290,7 @@ class _Group:
         pair = self.values[name]
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise refused("two numbers", name, self.owner, type(pair).__name__)
-        return tuple(self._within(real(one, name, self.owner), name, _FRACTION) for one in pair)
+        return tuple(self._within(real(one, name, self.owner), name, BELOW_ONE) for one in pair)
 
     def word(self, name: str, known: tuple[Any, ...], *, default: Any = _UNSAVED) -> Any:
         """Return one of some words."""
@@ -295,10 +310,9 @@ class _Group:
             raise refused("numbers by block", name, self.owner, type(saved).__name__)
         return {block: self._within(real(value, name, self.owner), name, bounds) for block, value in saved.items()}
 
-    def _within(self, number: float, name: str, bounds: Bounds) -> float:
-        low, high, expected = bounds
-        if not low <= number <= high:
-            raise refused(expected, name, self.owner, f"{number:g}")
+    def _within(self, number: float, name: str, bounds: Bounds, what: str = "a number") -> float:
+        if not bounds.low <= number <= bounds.high:
+            raise refused(f"{what} in {bounds.text}", name, self.owner, f"{number:g}")
         return number
 
 
@@ -325,5 +339,5 @@ def refused(expected: str, name: str, owner: str, got: str) -> InputError:
     """Return the error for a saved value that cannot be gone on with."""
     return InputError(
         f"expected {expected} as {name} of {owner} in the saved optimizer state, got {got}",
-        "take the state of the same checkpoint, or a warmed one: --state warm",
+        _ANOTHER_STATE,
     )

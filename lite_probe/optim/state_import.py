@@ -5,15 +5,14 @@ nothing that Muon could use. With the averages of gradients come the hyperparame
 stays the new optimizer's.
 """
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lite_probe.checkpoints.optimizers import StateDict, own_optimizer, recognise
+from lite_probe.checkpoints.optimizers import StateDict, own_optimizer
 from lite_probe.checkpoints.parameter_orders import (
     ASSUMED_ORDER,
     Assignment,
@@ -23,15 +22,21 @@ from lite_probe.checkpoints.parameter_orders import (
 )
 from lite_probe.errors import UsageError
 from lite_probe.optim.buckets import MASTER, Piece, state_dtype
+from lite_probe.optim.factory import require_hyperparameters
 from lite_probe.optim.geometry import is_lite
-from lite_probe.optim.lite import GEOMETRIES, LiteOptimizer
-from lite_probe.optim.saved_rules import MSIGN, SavedRules, read_rules, real, refused
+from lite_probe.optim.lite import LiteOptimizer
+from lite_probe.optim.saved_contents import (
+    LITE_NUMBERS,
+    MOST_STEPS,
+    Contents,
+    Target,
+    bare,
+    checked,
+    completed_updates,
+    read_contents,
+)
+from lite_probe.optim.saved_rules import MSIGN, SavedRules, read_rules, real
 from lite_probe.results.provenance import Note
-
-_MAX_STEP = 2**53  # of a counter; floats count no further
-_THRESHOLDS = ("threshold", "mask_low", "mask_high")
-_SIDES = ("left", "right")
-_KIND_OF = {"diagonal": "AdamW", "orthogonal": "Muon", "kronecker": "SOAP", "euclidean": "gradient descent"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,7 @@ class RestoredGroup:
     """What became of the parameters of one group that share a geometry."""
 
     block: str  # of the parameter group: "qk", or "qk+vo" where they are fused
-    geometry: str  # "orthogonal", "kronecker", "diagonal" or "euclidean"
+    geometry: str  # its name
     restored: int  # parameters that go on from the saved state
     fresh: int  # parameters that start anew
     state_names: tuple[str, ...]  # entries that were restored
@@ -130,16 +135,18 @@ def restore_state(
 
     Cost: one copy of the state.
     """
-    if step is not None and (isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= _MAX_STEP):
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= MOST_STEPS):
         raise UsageError(f"expected step ≥ 0 or None, got {step!r}")
     entries = saved_entries(states)
     targets = _targets(optimizer)
     assigned = _assign(entries, targets, named_parameters)
     found = {name: entry for name, entry in zip(assigned.names, entries, strict=True) if name is not None}
     notes: dict[Note, None] = {}  # in order, each once
-    contents = {target.name: _read(found[target.name], target, notes) for target in targets if target.name in found}
-    counters = [read.step for read in contents.values() if isinstance(read, _Contents) and read.step is not None]
-    counters += [_count(entry.group["step"], "a parameter group") for entry in entries if own_optimizer(entry.group)]
+    saved = [target for target in targets if target.name in found]
+    contents = {target.name: read_contents(found[target.name], target, notes) for target in saved}
+    counters = [read.step for read in contents.values() if isinstance(read, Contents) and read.step is not None]
+    own_groups = [entry.group for entry in entries if own_optimizer(entry.group)]
+    counters += [completed_updates(group["step"], "a parameter group") for group in own_groups]
     run_step = max(counters, default=step or 0)
     rules = {
         target.name: rules
@@ -165,16 +172,6 @@ def restore_state(
 
 
 @dataclass(frozen=True, slots=True)
-class _Target:
-    """A parameter of the optimizer."""
-
-    name: str
-    parameter: nn.Parameter
-    pieces: Sequence[Piece]
-    group: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
 class _Fate:
     """What a parameter's state becomes: `state`, or a reason why it starts anew."""
 
@@ -184,9 +181,9 @@ class _Fate:
     reason: str = ""
 
 
-def _targets(optimizer: LiteOptimizer) -> list[_Target]:
+def _targets(optimizer: LiteOptimizer) -> list[Target]:
     return [
-        _Target(name, parameter, optimizer._pieces[parameter], group)
+        Target(name, parameter, optimizer._pieces[parameter], group)
         for group in optimizer.param_groups
         for name, parameter in zip(group["param_names"], group["params"], strict=True)
     ]
@@ -194,7 +191,7 @@ def _targets(optimizer: LiteOptimizer) -> list[_Target]:
 
 def _assign(
     entries: Sequence[SavedEntry],
-    targets: Sequence[_Target],
+    targets: Sequence[Target],
     named_parameters: Iterable[tuple[str, nn.Parameter]] | None,
 ) -> Assignment:
     """Find the parameter of each entry; the optimizer's own groups do not keep the model's order."""
@@ -217,7 +214,7 @@ def _assign(
     return assign_entries(entries, shapes, {target.name: target.pieces[0].block for target in targets})
 
 
-def _unassigned(target: _Target, assigned: Assignment) -> str:
+def _unassigned(target: Target, assigned: Assignment) -> str:
     if assigned.problem:
         return assigned.problem
     if target.name in assigned.disputed:
@@ -239,10 +236,10 @@ def _order_notes(states: Sequence[StateDict], assigned: Assignment) -> Iterator[
         yield Note(code="optimizer-order-ambiguous", message=message)
 
 
-def _rows(targets: Sequence[_Target], fates: Sequence[_Fate], step: int) -> tuple[RestoredGroup, ...]:
+def _rows(targets: Sequence[Target], fates: Sequence[_Fate], step: int) -> tuple[RestoredGroup, ...]:
     members: dict[tuple[str, str], list[_Fate]] = {}
     for target, fate in zip(targets, fates, strict=True):
-        members.setdefault((target.group["block"], target.pieces[0].geometry), []).append(fate)
+        members.setdefault((target.group["block"], target.pieces[0].geometry.name), []).append(fate)
     rows = []
     for (block, geometry), together in members.items():
         fresh = [fate for fate in together if fate.state is None]
@@ -261,7 +258,7 @@ def _rows(targets: Sequence[_Target], fates: Sequence[_Fate], step: int) -> tupl
     return tuple(rows)
 
 
-def _write(optimizer: LiteOptimizer, targets: Sequence[_Target], fates: Sequence[_Fate], step: int) -> None:
+def _write(optimizer: LiteOptimizer, targets: Sequence[Target], fates: Sequence[_Fate], step: int) -> None:
     optimizer.state.clear()
     for target, fate in zip(targets, fates, strict=True):
         if fate.state is not None:
@@ -278,25 +275,27 @@ def _write(optimizer: LiteOptimizer, targets: Sequence[_Target], fates: Sequence
 class _Change:
     """A restored parameter under the hyperparameters it had, and under those it goes on with."""
 
-    before: _Target
-    after: _Target
+    before: Target
+    after: Target
     rules: SavedRules
     entry: SavedEntry
 
 
-def _rules(entry: SavedEntry | None, target: _Target, contents: "_Contents | str | None") -> SavedRules | None:
+def _rules(entry: SavedEntry | None, target: Target, contents: "Contents | str | None") -> SavedRules | None:
     """Read the hyperparameters that go with a state; None where it is of no use here."""
-    if entry is None or not isinstance(contents, _Contents):
+    if entry is None or not isinstance(contents, Contents):
         return None
     geometry = target.pieces[0].geometry
-    # What SOAP does not rotate runs plain Adam.
-    if contents.kind != _KIND_OF[geometry] and (contents.kind, geometry) != ("AdamW", "kronecker"):
+    if contents.kind not in geometry.kinds:
         return None
+    if contents.hyperparameters is not None:
+        require_hyperparameters(target.group["optimizer"], contents.hyperparameters)
+        return SavedRules(values=contents.hyperparameters, missing=(), departures=())
     divided = len(target.pieces) > 1 or target.pieces[0].is_stack
-    return read_rules(entry, contents.kind, geometry, target.name, divided=divided, lite=is_lite(target.group))
+    return read_rules(entry, contents.kind, geometry.name, target.name, divided=divided, lite=is_lite(target.group))
 
 
-def _under(target: _Target, rules: SavedRules | None, keep: Collection[str]) -> _Target:
+def _under(target: Target, rules: SavedRules | None, keep: Collection[str]) -> Target:
     """Return a target with the saved hyperparameters in place of its group's."""
     if rules is None:
         return target
@@ -394,194 +393,10 @@ def _words(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 
-# -- what was saved ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Contents:
-    """What was saved about one parameter, under the names of our own state."""
-
-    kind: str  # of optimizer: a value of `_KIND_OF`
-    step: int | None  # completed updates; None where they were not counted
-    adam_step: int | None = None  # of Adam's moments: SOAP's first step does not touch them
-    elementwise: Mapping[str, Tensor] = field(default_factory=dict)  # of the parameter's shape, undivided
-    scalars: Mapping[str, float] = field(default_factory=dict)  # one number for all of the parameter
-    made: Mapping[str, Tensor] = field(default_factory=dict)  # as our state holds it, suffix included
-
-
-def _read(entry: SavedEntry, target: _Target, notes: dict[Note, None]) -> _Contents | str:
-    """Return what an entry holds, or why it is of no use."""
-    if own_optimizer(entry.group):
-        return _read_own(entry, target)
-    values, group = entry.values, entry.group
-    if group.get("maximize") is True:
-        return "it was trained with maximize, upwards"
-    if "GG" in values:
-        return _read_soap(entry, target, notes)
-    tensors = {str(key) for key, value in values.items() if _holds_tensors(value)} - _NUMBERS
-    if not tensors:
-        return "it had not stepped yet"
-    if tensors - {"max_exp_avg_sq"} == {"exp_avg", "exp_avg_sq"}:
-        if "max_exp_avg_sq" in tensors:
-            message = "amsgrad's largest second moments have no counterpart here and were left out."
-            notes[Note(code="optimizer-amsgrad", message=message)] = None
-        return _read_adam(entry, target, "exp_avg", "exp_avg_sq")
-    if tensors == {"moment1", "moment2"}:
-        return _read_adam(entry, target, "moment1", "moment2")
-    if tensors == {"momentum"} and "muon_theta" in group:
-        return _read_muon(entry, target, "momentum", 1.0)
-    if tensors == {"momentum_buffer"} and "dampening" in group:
-        return _read_sgd(entry, target)
-    if tensors == {"momentum_buffer"}:
-        return _read_muon(entry, target, "momentum_buffer", _average_scale(entry, target, notes))
-    known = recognise(frozenset(map(str, values)), frozenset(map(str, group)))
-    whose = "of no known optimizer" if known == "unknown" else f"{known}'s, which no optimizer here goes on from"
-    return f"what was saved of it ({', '.join(sorted(tensors)[:4])[:100]}) is {whose}"
-
-
-def _holds_tensors(value: object) -> bool:
-    """Whether an entry is a tensor, or holds something that may be: Shampoo keeps its factors in lists."""
-    return isinstance(value, Tensor) or (isinstance(value, list | tuple | Mapping) and len(value) > 0)
-
-
-# Our thresholds, each one number, under the names of LITE's published code.
-_LITE_NUMBERS = {
-    "threshold": "subspace_threshold_ratio",
-    "mask_low": "lower_topk_ratio",
-    "mask_high": "upper_topk_ratio",
-}
-_NUMBERS = {"step", *_LITE_NUMBERS.values()}
-_NO_COUNTER = "its moments were saved without a step counter, which corrects their size"
-
-
-def _read_own(entry: SavedEntry, target: _Target) -> _Contents | str:
-    """Read what an optimizer of ours saved."""
-    base = str(own_optimizer(entry.group)).removesuffix("-lite")
-    made = {str(key): value for key, value in entry.values.items() if key != "step" and isinstance(value, Tensor)}
-    if "step" not in entry.values:
-        return "it had not stepped yet"
-    step = _count(entry.values["step"], target.name)
-    entries = {_bare(key) for key in made} - {MASTER}
-    if any(key.startswith("basis_") for key in entries):
-        kind = "SOAP"
-    elif "exp_avg" in entries:
-        kind = "AdamW"
-    else:
-        kind = "Muon" if base == "muon" else "gradient descent"
-    return _Contents(kind=kind, step=step, adam_step=step - 1 if base == "soap" else step, made=made)
-
-
-def _bare(key: str) -> str:
-    """Return the name of an entry without the suffix of its piece."""
-    return key.partition(".")[0]
-
-
-def _read_adam(entry: SavedEntry, target: _Target, first: str, second: str) -> _Contents | str:
-    counter = entry.values.get("step", entry.group.get("step"))
-    if counter is None:
-        return _NO_COUNTER
-    step = _count(counter, target.name)
-    return _Contents(
-        kind="AdamW",
-        step=step,
-        adam_step=step,
-        elementwise={
-            "exp_avg": _elementwise(entry, target, first),
-            "exp_avg_sq": _elementwise(entry, target, second),
-        },
-        scalars=_lite_numbers(entry, target),
-    )
-
-
-def _read_muon(entry: SavedEntry, target: _Target, name: str, scale: float) -> _Contents:
-    counter = entry.values.get("step")
-    momentum = _elementwise(entry, target, name)
-    return _Contents(
-        kind="Muon",
-        step=None if counter is None else _count(counter, target.name),
-        elementwise={"momentum": momentum if scale == 1.0 else momentum * scale},
-        scalars=_lite_numbers(entry, target),
-    )
-
-
-def _average_scale(entry: SavedEntry, target: _Target, notes: dict[Note, None]) -> float:
-    """Return what makes a Muon's buffer an average of gradients, as ours is.
-
-    msign does not see the scale, but new gradients are added to the buffer: a sum, 1/(1−θ) times as large as the
-    average, would drown them for as long as the momentum remembers.
-    """
-    group = entry.group
-    if "adjust_lr_fn" in group or "use_muon" in group:  # torch.optim.Muon, K. Jordan's
-        return 1.0
-    message, scale = "Muon's momentum was taken to be an average of gradients, as torch keeps it.", 1.0
-    if "adamw_betas" in group:
-        scale = 1.0 - _momentum(entry, target)
-        message = (
-            f"Muon's momentum was taken to be a sum of gradients, as Moonlight keeps it, and scaled by {scale:.6g}."
-        )
-    notes[Note(code="optimizer-momentum", message=message)] = None
-    return scale
-
-
-def _read_sgd(entry: SavedEntry, target: _Target) -> _Contents | str:
-    """Read m ← θm + (1−d)g, of which ours is (1−θ)/(1−d) times as much."""
-    dampening = real(entry.group["dampening"], "dampening", target.name)
-    if dampening >= 1.0:
-        return "its momentum was damped away"
-    momentum = _elementwise(entry, target, "momentum_buffer") * ((1.0 - _momentum(entry, target)) / (1.0 - dampening))
-    return _Contents(kind="gradient descent", step=None, elementwise={"momentum": momentum})
-
-
-def _read_soap(entry: SavedEntry, target: _Target, notes: dict[Note, None]) -> _Contents | str:
-    """Read SOAP's factors and bases, one for each axis that was rotated, and its moments."""
-    values, axes = entry.values, target.parameter.ndim
-    factors, bases = values["GG"], values.get("Q")
-    if not isinstance(factors, list | tuple) or not isinstance(bases, list | tuple | None):
-        raise refused("lists of matrices", "GG and Q", target.name, type(factors).__name__)
-    if bases is None:
-        return "its bases had not been built yet"
-    if len(factors) != axes or len(bases) != axes or axes > 2:
-        return f"SOAP kept {len(factors)} factors of its {axes} axes"
-    rotated = [axis for axis in range(axes) if not _is_empty(factors[axis])]
-    if axes < 2 and rotated:
-        return "SOAP rotated this vector, which runs plain Adam here"
-    # The authors' counter is 0 after the first step, which only builds the bases; others count in the group, from 1.
-    counter, uncounted = values.get("step"), 1
-    if counter is None:
-        counter, uncounted = entry.group.get("step"), 0
-    if counter is None:
-        return _NO_COUNTER
-    step = _count(counter, target.name) + uncounted
-    made, squares = {}, {}
-    for axis in rotated:
-        shape = torch.Size((target.parameter.shape[axis],) * 2)
-        side = _SIDES[1 - axis if target.pieces[0].transposed else axis]
-        made[f"factor_{side}"] = _checked(factors[axis], shape, target, "GG")
-        made[f"basis_{side}"] = squares[axis] = _checked(bases[axis], shape, target, "Q")
-    first = _elementwise(entry, target, "exp_avg")
-    if "max_precondition_dim" in entry.group:  # pytorch_optimizer's SOAP does not rotate m
-        first = squares[0].to(first.dtype).T @ first if 0 in squares else first
-        first = first @ squares[1].to(first.dtype) if 1 in squares else first
-    elif rotated:
-        message = "SOAP's exp_avg was taken to lie in the rotated space, as its authors keep it."
-        notes[Note(code="optimizer-soap", message=message)] = None
-    return _Contents(
-        kind="SOAP" if rotated else "AdamW",
-        step=step,
-        adam_step=step - 1,
-        elementwise={"exp_avg": first, "exp_avg_sq": _elementwise(entry, target, "exp_avg_sq")},
-        made=made,
-    )
-
-
-def _is_empty(matrix: object) -> bool:
-    return matrix is None or (isinstance(matrix, list | tuple) and not matrix)
-
-
 # -- what becomes of it ------------------------------------------------------------------------------------------------
 
 
-def _fate(target: _Target, contents: _Contents | str, run_step: int) -> _Fate:
+def _fate(target: Target, contents: Contents | str, run_step: int) -> _Fate:
     if isinstance(contents, str):
         return _Fate(None, reason=contents)
     state: dict[str, Any] = {}
@@ -590,16 +405,16 @@ def _fate(target: _Target, contents: _Contents | str, run_step: int) -> _Fate:
         problem = _fill(state, fresh_names, piece, target, contents)
         if problem:
             return _Fate(None, reason=problem)
-    names = tuple(dict.fromkeys(_bare(key) for key in state))
+    names = tuple(dict.fromkeys(bare(key) for key in state))
     # Moments are corrected by the number of their updates; our SOAP has one step more.
     step = contents.step if contents.step is not None else run_step
     if contents.adam_step is not None:
-        step = contents.adam_step + (1 if target.pieces[0].geometry == "kronecker" else 0)
+        step = contents.adam_step + target.pieces[0].geometry.idle_steps
     return _Fate({**state, "step": step}, names, tuple(dict.fromkeys(fresh_names)))
 
 
 def _fill(
-    state: dict[str, Any], fresh_names: list[str], piece: Piece, target: _Target, contents: _Contents
+    state: dict[str, Any], fresh_names: list[str], piece: Piece, target: Target, contents: Contents
 ) -> str | None:
     """Add the state of one piece; return why there is none."""
     expected = _expected(piece, target)
@@ -610,13 +425,13 @@ def _fill(
     for name, shape in expected.items():
         key = name + piece.suffix
         if key in contents.made:
-            value = _checked(contents.made[key], shape, target, key)
+            value = checked(contents.made[key], shape, target, key)
         elif name in contents.elementwise:
             view = piece.view(contents.elementwise[name])
             value = view if piece.is_stack else view[0]
         elif name in contents.scalars and not divided:
             value = torch.tensor(contents.scalars[name], dtype=torch.float64)
-        elif name in _THRESHOLDS:
+        elif name in LITE_NUMBERS:
             fresh_names.append(name)
             continue
         elif name == MASTER:
@@ -628,24 +443,22 @@ def _fill(
     return None
 
 
-def _expected(piece: Piece, target: _Target) -> dict[str, torch.Size]:
+def _expected(piece: Piece, target: Target) -> dict[str, torch.Size]:
     """Return the names and shapes of a piece's state."""
     view = piece.view(target.parameter.detach())
-    geometry, dtype = GEOMETRIES[piece.geometry], state_dtype(view.dtype)
-    made = geometry.new_state(view.shape, target.group, dtype, torch.device("meta"))
+    dtype = state_dtype(view.dtype)
+    made = piece.geometry.new_state(view.shape, target.group, dtype, torch.device("meta"))
     if dtype != view.dtype:
         made[MASTER] = view
     return {name: tensor.shape if piece.is_stack else tensor.shape[1:] for name, tensor in made.items()}
 
 
-def _mismatch(piece: Piece, target: _Target, contents: _Contents, expected: Mapping[str, torch.Size]) -> str | None:
+def _mismatch(piece: Piece, target: Target, contents: Contents, expected: Mapping[str, torch.Size]) -> str | None:
     """Return why contents of this kind cannot go on in a piece's geometry."""
-    wanted = _KIND_OF[piece.geometry]
+    wanted = piece.geometry.kind_of(expected)
     sides = {name for name in expected if name.startswith("basis_")}
     if not set(expected) - {MASTER}:
         return None  # nothing to restore, nothing to miss
-    if piece.geometry == "kronecker" and not sides:
-        wanted = "AdamW"  # what is not rotated runs plain Adam
     if contents.kind != wanted:
         return f"what was saved of it is {contents.kind}'s, not {wanted}'s"
     if contents.adam_step is not None and contents.adam_step < 0:
@@ -656,75 +469,3 @@ def _mismatch(piece: Piece, target: _Target, contents: _Contents, expected: Mapp
     if contents.kind == "SOAP" and sides != {name for name in saved if name.startswith("basis_")}:
         return "SOAP rotated other sides of it; max_precond_dim decides which"
     return None
-
-
-# -- checks ------------------------------------------------------------------------------------------------------------
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def _elementwise(entry: SavedEntry, target: _Target, name: str) -> Tensor:
-    return _checked(entry.values[name], target.parameter.shape, target, name)
-
-
-def _checked(value: object, shape: torch.Size, target: _Target, name: str) -> Tensor:
-    """Return a saved tensor on the parameter's device if it is one that can be gone on with."""
-    if not isinstance(value, Tensor):
-        raise refused("a tensor", name, target.name, type(value).__name__)
-    if value.shape != shape:
-        raise refused(f"shape {tuple(shape)}", name, target.name, f"{tuple(value.shape)}")
-    if value.layout != torch.strided or value.dtype not in _DTYPES or value.is_meta:
-        raise refused("dense floating-point numbers", name, target.name, f"{value.dtype} on {value.device}")
-    # A stride of zero makes any size out of one number.
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise refused("a tensor that lies in the file whole", name, target.name, "one expanded from less")
-    value = value.detach().to(target.parameter.device)
-    if value.numel():
-        lowest, highest = (float(bound) for bound in torch.aminmax(value))
-        if not (math.isfinite(lowest) and math.isfinite(highest)):
-            raise refused("finite numbers", name, target.name, "NaN or infinity")
-        for extreme in (lowest, highest):
-            _check_range(extreme, name, target)
-    return value
-
-
-def _check_range(number: float, name: str, target: _Target) -> None:
-    """Refuse a number that the state cannot hold, or that no run leads to.
-
-    A mask's threshold is raised only while some v ≥ h·mean, so h never gets far above the number of entries; where all
-    directions count as flat, thresholds fall to 0.
-    """
-    largest = torch.finfo(state_dtype(target.parameter.dtype)).max
-    low, high = -largest, largest
-    if _bare(name) in ("exp_avg_sq", "moment2"):
-        low = 0.0
-    elif _bare(name) in ("threshold", _LITE_NUMBERS["threshold"]):
-        low, high = 0.0, 1.0
-    elif _bare(name) in ("mask_low", "mask_high", _LITE_NUMBERS["mask_low"], _LITE_NUMBERS["mask_high"]):
-        low, high = 0.0, 2.0 * max(target.parameter.numel(), 1)
-    if not low <= number <= high:
-        raise refused(f"numbers in [{low:.6g}, {high:.6g}]", name, target.name, f"{number:.6g}")
-
-
-def _lite_numbers(entry: SavedEntry, target: _Target) -> dict[str, float]:
-    """Return the thresholds that LITE's published code saved, those that are there."""
-    numbers = {}
-    for name, saved in _LITE_NUMBERS.items():
-        if saved in entry.values:
-            numbers[name] = real(entry.values[saved], saved, target.name)
-            _check_range(numbers[name], saved, target)
-    return numbers
-
-
-def _momentum(entry: SavedEntry, target: _Target) -> float:
-    theta = real(entry.group.get("momentum"), "momentum", target.name)
-    if not 0.0 <= theta < 1.0:
-        raise refused("a number in [0, 1)", "momentum", target.name, f"{theta}")
-    return theta
-
-
-def _count(value: object, owner: str) -> int:
-    count = real(value, "step", owner)
-    if not 0.0 <= count <= _MAX_STEP or count != int(count):
-        raise refused("a count", "step", owner, f"{count}")
-    return int(count)

@@ -11,19 +11,14 @@ Reference: LITE, arXiv 2602.22681; the limit of Adam, arXiv 2207.14484.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import nn
 
 from lite_probe.errors import UsageError
-from lite_probe.optim.buckets import is_hidden_matrix
-from lite_probe.optim.factory import make_optimizer
-from lite_probe.optim.lite import lite_settings
+from lite_probe.optim.buckets import Piece
+from lite_probe.optim.geometry import Hyperparameters, LiteSettings
 from lite_probe.optim.msign import step_scale
 
 
@@ -57,6 +52,7 @@ class LinearRecipes:
 
     sharp: LinearRecipe  # β₁, χ = 1
     flat: LinearRecipe  # β₂, χ
+    metric_ratio: float = 1.0  # the divisor of the geometry's directions over F
 
 
 def predicted_rate(recipe: LinearRecipe, curvatures: ArrayLike) -> NDArray[np.float64]:
@@ -106,48 +102,43 @@ def stability_limit(recipe: LinearRecipe) -> float:
     return scaled / step if step else math.inf
 
 
-def linear_recipes(name: str, shape: Sequence[int], *, block: str, lr: float, **hyperparameters: Any) -> LinearRecipes:
-    """Return what an optimizer of `make_optimizer` is to the sharp and the flat directions of one parameter.
+# -- what each geometry is to one direction ----------------------------------------------------------------------------
 
-    The metric F is that of its geometry, held fixed: I for sgd, diag(√v + ε) for AdamW, the same in the eigenbasis for
-    SOAP, once the bias corrections have died away.
 
-    For Muon F = (MMᵀ)^½ with M = m + g(1−θ)/θ, and η = 0.2·lr·√max(m, n), or as `lr_scale` says. The Nesterov term is
-    itself a damping of (1−θ)/θ; LITE's adds β/θ, since its msign(g) has a metric of its own, which for a steady
-    gradient, M = g/θ, is θF. msign is not linear: the prediction holds for a small part of a steady gradient that turns
-    singular directions of like singular values. A part that only stretches singular values changes no update, and no
-    update makes it smaller.
+def orthogonal_recipes(group: Hyperparameters, piece: Piece, lite: LiteSettings) -> LinearRecipes:
+    """F = (MMᵀ)^½ with M = m + g(1−θ)/θ, and η = 0.2·lr·√max(m, n), or as `lr_scale` says.
 
-    Args:
-        name: One of `OPTIMIZERS`.
-        shape: Of the parameter. Muon's steps grow with it, and its vectors go to AdamW.
-        block: Of the parameter. Hyperparameters depend on it; Muon's embedding and head go to AdamW.
-        lr: The learning rate.
-        **hyperparameters: As for `make_optimizer`. Weight decay is left out, and so are the ramps of a schedule: β₂ is
-            the one they end at, χ their peak.
-
-    Raises:
-        UsageError: If `make_optimizer` refuses them.
+    The Nesterov term is itself a damping of (1−θ)/θ; LITE's adds β/θ, since its msign(g) has a metric of its own, which
+    for a steady gradient, M = g/θ, is θF. The divisor of the geometry's directions is that of the average, m.
     """
-    weight = nn.Parameter(torch.empty(*shape, device="meta"))
-    (group,) = make_optimizer(
-        name, [("weight", weight)], lr=lr, blocks={"weight": block}, **hyperparameters
-    ).param_groups
-    base = name.removesuffix("-lite")
-    orthogonal = base == "muon" and is_hidden_matrix(shape, block)
-    lite = lite_settings(group, shape, block=block, geometry="orthogonal" if orthogonal else "diagonal")
-    beta1, beta2, step_size = lite.beta1, lite.beta2, lr
-    if orthogonal:
-        theta, step_size = group["momentum"], lr * step_scale(shape[-2], shape[-1], group["lr_scale"])
-        if theta:
-            beta1, beta2 = (beta1 + 1.0 - theta) / theta, (beta2 + 1.0 - theta) / theta
-    elif base in ("adamw", "muon"):
-        theta = group["adamw_beta1"]
-        if not group["adamw_damping"]:
-            beta1 = beta2 = 0.0
-    else:
-        theta = group["betas"][0] if base == "soap" else group["momentum"]
+    theta, beta1, beta2 = group["momentum"], lite.beta1, lite.beta2
+    if theta:
+        beta1, beta2 = (beta1 + 1.0 - theta) / theta, (beta2 + 1.0 - theta) / theta
+    scaled = {**group, "lr": group["lr"] * step_scale(piece.shape[-2], piece.shape[-1], group["lr_scale"])}
+    return _recipes(scaled, theta, beta1, beta2, lite, metric_ratio=theta or 1.0)
+
+
+def diagonal_recipes(group: Hyperparameters, piece: Piece, lite: LiteSettings) -> LinearRecipes:
+    """F = diag(√v + ε); damped only where `adamw_damping` is set."""
+    beta1, beta2 = (lite.beta1, lite.beta2) if group["adamw_damping"] else (0.0, 0.0)
+    return _recipes(group, group["adamw_beta1"], beta1, beta2, lite)
+
+
+def kronecker_recipes(group: Hyperparameters, piece: Piece, lite: LiteSettings) -> LinearRecipes:
+    """F = diag(√v + ε) in the eigenbasis."""
+    return _recipes(group, group["betas"][0], lite.beta1, lite.beta2, lite)
+
+
+def euclidean_recipes(group: Hyperparameters, piece: Piece, lite: LiteSettings) -> LinearRecipes:
+    """F = I."""
+    return _recipes(group, group["momentum"], lite.beta1, lite.beta2, lite)
+
+
+def _recipes(
+    group: Hyperparameters, theta: float, beta1: float, beta2: float, lite: LiteSettings, *, metric_ratio: float = 1.0
+) -> LinearRecipes:
     return LinearRecipes(
-        sharp=LinearRecipe(lr=step_size, momentum=theta, damping=beta1),
-        flat=LinearRecipe(lr=step_size, momentum=theta, damping=beta2, lr_ratio=lite.flat_lr_ratio),
+        sharp=LinearRecipe(lr=group["lr"], momentum=theta, damping=beta1),
+        flat=LinearRecipe(lr=group["lr"], momentum=theta, damping=beta2, lr_ratio=lite.flat_lr_ratio),
+        metric_ratio=metric_ratio,
     )

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lite_probe.errors import UsageError
-from lite_probe.optim import OPTIMIZERS
+from lite_probe.optim import OPTIMIZERS, spec_of
 from lite_probe.optim.interface import TORCH, OptimizerMaker, Replayable, make_foreign, torch_maker
 from lite_probe.runtime.fingerprint import batches_digest
 from lite_probe.subspaces import optimizer_of
@@ -119,9 +119,5 @@ def _entrant(name: str, asked: Asked) -> Entrant:
         return Entrant(name, what, function)
     if name.startswith(TORCH):
         return Entrant(name, name, torch_maker(name))
-    if name not in OPTIMIZERS:
-        raise UsageError(
-            f"expected an optimizer among {', '.join(OPTIMIZERS)}, got {name!r}",
-            "torch's are torch.AdamW and so on, one of your own is FILE.py:FUNCTION",
-        )
+    spec_of(name, "torch's are torch.AdamW and so on, one of your own is FILE.py:FUNCTION")
     return Entrant(name)

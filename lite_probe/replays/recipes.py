@@ -8,7 +8,14 @@ from typing import Any, Literal, get_args
 
 from lite_probe.checkpoints.optimizers import ScheduleReader, StateDict, no_schedule
 from lite_probe.errors import InputError, UsageError
-from lite_probe.optim import LiteOptimizer, Restored, hyperparameters_of, require_hyperparameters, restore_state
+from lite_probe.optim import (
+    LiteOptimizer,
+    Restored,
+    hyperparameters_of,
+    require_hyperparameters,
+    restore_state,
+    spec_of,
+)
 from lite_probe.optim.interface import Replayable, load_state, set_learning_rate
 from lite_probe.optim.saved_rules import average_factor, real
 from lite_probe.replays.entrants import Entrant
@@ -100,10 +107,6 @@ def require_settings(entrants: Mapping[str, Entrant], hyperparameters: Mapping[s
         UsageError: It lists the known; or what a value can be.
     """
     for name in (name for name, entrant in entrants.items() if entrant.is_ours):
-        known = hyperparameters_of(name)
-        unknown = sorted(set(hyperparameters.get(name, {})) - set(known))
-        if unknown:
-            raise UsageError(f"expected hyperparameters of {name} among {', '.join(known)}, got {', '.join(unknown)}")
         require_hyperparameters(name, hyperparameters.get(name, {}))
     strangers = sorted(set(hyperparameters) - set(entrants))
     if strangers:
@@ -326,7 +329,8 @@ def saved_learning_rate(name: str, origin: str, saved: SavedOptimizer | None) ->
     stood = [real(group["lr"], "lr", owner) for group in groups]
     peaks, source = _peaks(groups, saved)
     chosen = [max(pair) for pair in zip(stood, peaks, strict=True)]
-    factors = [average_factor(group, owner) if "dampening" in group and name == "sgd" else 1.0 for group in groups]
+    averages = any("gradient descent" in geometry.kinds for geometry in spec_of(name).geometries)
+    factors = [average_factor(group, owner) if averages and "dampening" in group else 1.0 for group in groups]
     rates = sorted({rate * factor for rate, factor in zip(chosen, factors, strict=True)})
     if len(rates) != 1:
         found = ", ".join(f"{rate:g}" for rate in rates) or "none"

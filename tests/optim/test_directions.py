@@ -61,7 +61,7 @@ def test_the_divisor_is_the_steps(name: str, betas: tuple[float, float]) -> None
 def test_muons_divisor_turns_its_momentum_into_its_step() -> None:
     """F⁻¹M = msign(M), whatever msign is exactly: F's values are σ/o."""
     _, optimizer = after_steps("muon", 200, weight_decay=0.0)
-    directions = [one for one in optimizer.directions() if one.piece.geometry == "orthogonal"]
+    directions = [one for one in optimizer.directions() if one.piece.geometry.name == "orthogonal"]
     momenta = {one.piece.name: optimizer.state[one.piece.parameter]["momentum"].clone() for one in directions}
     before = {one.piece.name: one.piece.parameter.detach().clone() for one in directions}
     for group in optimizer.param_groups:
@@ -82,7 +82,7 @@ def test_muons_flat_weights_are_its_projectors() -> None:
 
     _, optimizer = after_steps("muon-lite", 40)
     for one in optimizer.directions():
-        if one.piece.geometry != "orthogonal":
+        if one.piece.geometry.name != "orthogonal":
             continue
         group = next(g for g in optimizer.param_groups if g["block"] == one.piece.block)
         momentum = one.piece.view(optimizer.state[one.piece.parameter]["momentum"])

@@ -25,7 +25,7 @@ def geometries(name: str, model: nn.Module, **hyper: Any) -> dict[str, list[tupl
     for bucket in optimizer._buckets:
         for piece in bucket.pieces:
             shape = tuple(piece.view(piece.parameter.detach()).shape)
-            found.setdefault(piece.name, []).append((piece.block, piece.geometry, shape))
+            found.setdefault(piece.name, []).append((piece.block, piece.geometry.name, shape))
     return found
 
 

@@ -104,8 +104,8 @@ class ReplayRequest(Request):
     saved: "SavedOptimizer | None" = given()
     optimizers: Asked | Sequence[Asked] = option(
         ("muon", "muon-lite", "soap", "soap-lite"),
-        "Of adamw, adamw-lite, muon, muon-lite, soap, soap-lite and sgd; torch's own as torch.AdamW or torch.Muon; one "
-        "of yours as FILE.py:FUNCTION, a function of the named parameters and lr.",
+        "Ours, as muon or muon-lite (an unknown name lists all); torch's own as torch.AdamW or torch.Muon; one of "
+        "yours as FILE.py:FUNCTION, a function of the named parameters and lr.",
         metavar="NAME,…",
         written="muon,muon-lite,soap,soap-lite",
         parse=parse_optimizers,
@@ -129,8 +129,9 @@ class ReplayRequest(Request):
     warm_batches: int = option(50, "Training batches that states are warmed on.", least=1)
     bands: str | None = option(
         None,
-        "Whose proxy orders the directions of each block; by default soap, or adamw where soap cannot take the model.",
-        among=("adamw", "muon", "soap"),
+        "Whose proxy orders the directions of each block, as muon (an unknown name lists all); by default soap, or "
+        "adamw where soap cannot take the model.",
+        metavar="NAME",
     )
     rule: Literal["simpson", "trapezoid"] = option(
         "simpson",
@@ -149,6 +150,10 @@ class ReplayRequest(Request):
     tolerance: float = 2e-3
 
     def _check(self) -> None:
+        from lite_probe.optim import band_optimizers  # torch
+
+        if self.bands is not None and self.bands not in band_optimizers():
+            raise UsageError(f"expected the bands of {', '.join(band_optimizers())}, got {self.bands!r}")
         if not 0.0 < self.tolerance < 1.0:
             raise UsageError(f"expected a tolerance between 0 and 1, got {self.tolerance}")
         if not self.names:
