@@ -19,12 +19,10 @@ from lite_probe.commands.options import (
     json_option,
     seed_option,
 )
-from lite_probe.commands.replay_summary import json_object as replay_object
 from lite_probe.commands.run_directory import measuring_into, own_folder
-from lite_probe.commands.subspace_summary import json_object as subspace_object
-from lite_probe.commands.summary import condition_to_median, json_object
 from lite_probe.commands.task import TaskOptions, open_task, tell_task, write_page
-from lite_probe.commands.wording import count, number, with_error
+from lite_probe.commands.wording import count
+from lite_probe.reports.numbers import format_number
 
 if TYPE_CHECKING:
     from lite_probe.results.replay import Replay
@@ -68,6 +66,7 @@ def command(terminal: Terminal, /, out: str, as_json: bool, **compute: Any) -> N
     shows it all. Two fast cores need some five minutes, slow ones up to half an hour.
     """
     from lite_probe.reports.page import write_report
+    from lite_probe.reports.sections.section import describe, section_of
     from lite_probe.task import TaskInfo
 
     folder = Path(out)
@@ -87,13 +86,12 @@ def command(terminal: Terminal, /, out: str, as_json: bool, **compute: Any) -> N
         result = _replay(terminal, _options(checkpoints[0], compute), runs[0], found[0][1])
         page = folder / "report.html"
         write_report(runs, page)
-    for sentence in findings(found[0][1], found[-1][1]):
-        terminal.line(sentence)
+    terminal.line(section_of("spectrum").part(found).leads[0][1])
     printed = {
         "report": str(page),
-        "spectra": [json_object(one) for _, one in found],
-        "subspaces": [subspace_object(one) for one in measured],
-        "replay": replay_object(result),
+        "spectra": [describe("spectrum", one) for _, one in found],
+        "subspaces": [describe("subspace", one) for one in measured],
+        "replay": describe("replay", result),
     }
     print_stdout(json.dumps(printed) if as_json else str(page))
 
@@ -125,8 +123,8 @@ def _train(terminal: Terminal, folder: Path, compute: dict[str, Any]) -> list[Pa
         )
     terminal.line(
         f"trained a byte-level Llama of {count(record.num_parameters)} parameters for {_STEPS[-1]} steps: loss "
-        f"{number(record.evaluation_losses[-1], 3)} nats per byte on text it has not seen; "
-        f"counting bytes alone reaches {number(record.byte_entropy, 3)}"
+        f"{format_number(record.evaluation_losses[-1], 3)} nats per byte on text it has not seen; "
+        f"counting bytes alone reaches {format_number(record.byte_entropy, 3)}"
     )
     terminal.line()
     return list(record.checkpoints)
@@ -146,8 +144,7 @@ def _measure_spectrum(terminal: Terminal, asked: TaskOptions, folder: Path) -> "
         plan = spectra.plan_and_tell(terminal, opened.task, options, run)
         found = spectra.measure(terminal, opened.task, opened.notes, plan, options, run)
         write_page(opened, run, "spectrum")
-    spectra.print_summary(terminal, found)
-    terminal.line()
+    _show(terminal, "spectrum", found)
     return found, run
 
 
@@ -166,8 +163,7 @@ def _measure_subspace(
         plan = subspaces.plan_and_tell(terminal, opened, spectrum, options, run, earlier)
         found = subspaces.measure(terminal, opened, spectrum, plan, options, run, earlier)
         write_page(opened, run, "subspace")
-    subspaces.print_summary(terminal, found)
-    terminal.line()
+    _show(terminal, "subspace", found)
     return found
 
 
@@ -184,9 +180,15 @@ def _replay(terminal: Terminal, asked: TaskOptions, run: Path, spectrum: "Spectr
         plan = replaying.plan_and_tell(terminal, opened, spectrum, saved, options, run)
         found = replaying.measure(terminal, opened, spectrum, saved, plan, options, run)
         write_page(opened, run, "replay")
-    replaying.print_summary(terminal, found)
-    terminal.line()
+    _show(terminal, "replay", found)
     return found
+
+
+def _show(terminal: Terminal, kind: str, found: "Spectrum | SubspaceMeasurement | Replay") -> None:
+    from lite_probe.reports.sections.section import summarize
+
+    terminal.show(summarize(kind, found))
+    terminal.line()
 
 
 def _options(checkpoint: Path, compute: dict[str, Any]) -> TaskOptions:
@@ -208,27 +210,3 @@ def _options(checkpoint: Path, compute: dict[str, Any]) -> TaskOptions:
         dry_run=False,
         **compute,
     )
-
-
-def findings(early: "Spectrum", late: "Spectrum") -> list[str]:
-    """Say what changed between two checkpoints, in sentences with errors."""
-    sentences = []
-    first, last = early.whole, late.whole
-    names = [f"step {s.provenance.checkpoint_step:,}" for s in (early, late)]
-    sentences.append(
-        f"From {names[0]} to {names[1]} the loss went from {number(early.loss)} to {number(late.loss)}, and the "
-        f"sharpest curvature λ₁ from {with_error(first.eigenvalues[0], first.residual_norms[0])} to "
-        f"{with_error(last.eigenvalues[0], last.residual_norms[0])}."
-    )
-    sentences.append(
-        f"At {names[1]} the sharpest direction is {condition_to_median(last, 'at least ')} times as curved as the "
-        f"median one, and the curvature is that of {with_error(last.effective_rank, last.effective_rank_stderr)} equal "
-        f"directions out of {count(last.num_parameters)}."
-    )
-    if late.blocks:
-        sharpest = max(late.blocks, key=lambda name: float(late.blocks[name].eigenvalues[0]))
-        block = late.blocks[sharpest]
-        sentences.append(
-            f"Its sharpest block is {sharpest}: λ₁ {with_error(block.eigenvalues[0], block.residual_norms[0])} alone."
-        )
-    return sentences

@@ -29,14 +29,6 @@ from lite_probe.commands.options import (
     task_option,
 )
 from lite_probe.commands.replay_board import HEADER, ReplayBoard
-from lite_probe.commands.replay_summary import (
-    ERRORS_EXPLAINED,
-    json_object,
-    manner_table,
-    outcome_table,
-    progress_table,
-    start_table,
-)
 from lite_probe.commands.run_directory import measuring_into, run_directory
 from lite_probe.commands.scratch import leave, tell_disk, working_directory
 from lite_probe.commands.task import (
@@ -218,8 +210,10 @@ def command(terminal: Terminal, /, **options: Any) -> None:
             return
         result = measure(terminal, opened, spectrum, saved, plan, asked, folder)
         paths = write_page(opened, folder, "replay")
-    print_summary(terminal, result)
-    print_stdout(json.dumps(json_object(result)) if asked.as_json else "\n".join(map(str, paths)))
+    from lite_probe.reports.sections.section import describe, summarize
+
+    terminal.show(summarize("replay", result))
+    print_stdout(json.dumps(describe("replay", result)) if asked.as_json else "\n".join(map(str, paths)))
     require_some_finished(result)
 
 
@@ -356,22 +350,6 @@ def measure(
     discard_state(working)
     leave(working, folder)
     return found
-
-
-def print_summary(terminal: Terminal, found: "Replay") -> None:
-    """Show a replay in tables, and what they say."""
-    from lite_probe.reports.replay_verdict import judge_replay
-
-    for table in (start_table(found), outcome_table(found), progress_table(found), manner_table(found)):
-        if table is not None:
-            terminal.table(*table)
-            terminal.line()
-    if found.num_seeds > 1:
-        terminal.line(ERRORS_EXPLAINED, style="dim")
-    verdict = judge_replay(found)
-    for text in (verdict.lead, *(point.text for point in verdict.points)):
-        terminal.line(text)
-    terminal.notes([note.message for note in found.notes])
 
 
 def require_some_finished(found: "Replay") -> None:

@@ -32,13 +32,6 @@ from lite_probe.commands.options import (
 )
 from lite_probe.commands.run_directory import measuring_into, run_directory
 from lite_probe.commands.scratch import leave, tell_disk, working_directory
-from lite_probe.commands.summary import (
-    ERRORS_EXPLAINED,
-    block_table,
-    figures,
-    json_object,
-    verification_line,
-)
 from lite_probe.commands.task import OPENING, TaskOptions, open_task, tell_task, write_page
 
 if TYPE_CHECKING:
@@ -159,8 +152,10 @@ def command(terminal: Terminal, /, **options: Any) -> None:
             return
         spectrum = measure(terminal, task, opened.notes, plan, asked, folder)
         paths = write_page(opened, folder, "spectrum")
-    print_summary(terminal, spectrum)
-    print_stdout(json.dumps(json_object(spectrum)) if asked.as_json else "\n".join(map(str, paths)))
+    from lite_probe.reports.sections.section import describe, summarize
+
+    terminal.show(summarize("spectrum", spectrum))
+    print_stdout(json.dumps(describe("spectrum", spectrum)) if asked.as_json else "\n".join(map(str, paths)))
 
 
 def defaults() -> dict[str, Any]:
@@ -229,17 +224,6 @@ def measure(
     discard_state(working)
     leave(working, folder)
     return spectrum
-
-
-def print_summary(terminal: Terminal, spectrum: "Spectrum") -> None:
-    """Show a spectrum in a few lines."""
-    terminal.figures(figures(spectrum))
-    terminal.line(ERRORS_EXPLAINED, style="dim")
-    if spectrum.blocks:
-        terminal.table(*block_table(spectrum.blocks))
-    if spectrum.verification is not None:
-        terminal.line(verification_line(spectrum.verification))
-    terminal.notes([note.message for note in spectrum.notes])
 
 
 def plan_object(plan: "SpectrumPlan", asked: SpectrumOptions, folder: Path) -> dict[str, Any]:

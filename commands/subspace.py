@@ -30,14 +30,6 @@ from lite_probe.commands.options import (
 )
 from lite_probe.commands.run_directory import measuring_into, run_directory
 from lite_probe.commands.scratch import leave, tell_disk, working_directory
-from lite_probe.commands.subspace_summary import (
-    ERRORS_EXPLAINED,
-    calibration_table,
-    json_object,
-    lines,
-    metric_table,
-    overlap_table,
-)
 from lite_probe.commands.task import (
     OPENING,
     Opened,
@@ -114,6 +106,7 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
     """
     asked = [SubspaceOptions(checkpoint=checkpoint, **options) for checkpoint in checkpoints or (None,)]
     with terminal.waiting(OPENING):
+        from lite_probe.reports.sections.section import describe, summarize
         from lite_probe.subspaces import require_measurable
 
         require_comparable(asked)
@@ -138,8 +131,8 @@ def command(terminal: Terminal, /, checkpoints: tuple[str, ...], **options: Any)
             else:
                 found = measure(terminal, opened, spectrum, plan, one, folder, earlier)
                 paths += write_page(opened, folder, "subspace")
-                print_summary(terminal, found)
-                objects.append(json_object(found))
+                terminal.show(summarize("subspace", found))
+                objects.append(describe("subspace", found))
         earlier.append((name, spectrum))
     if options["as_json"]:
         print_stdout(json.dumps(objects if len(asked) > 1 else objects[0]))
@@ -234,28 +227,6 @@ def measure(
     discard_state(working)
     leave(working, folder)
     return found
-
-
-def print_summary(terminal: Terminal, found: "SubspaceMeasurement") -> None:
-    """Show a measurement in a few tables, and what they say."""
-    from lite_probe.reports.subspace_verdict import judge_subspace
-
-    for line in lines(found):
-        terminal.line(line)
-    if found.overlaps:
-        terminal.table(*overlap_table(found))
-    for calibration in found.calibrations.values():
-        terminal.line()
-        terminal.table(*calibration_table(calibration))
-    terminal.line(ERRORS_EXPLAINED, style="dim")
-    if any(one.preconditioned is not None for one in found.calibrations.values()):
-        terminal.line()
-        terminal.table(*metric_table(found))
-    terminal.line()
-    verdict = judge_subspace(found)
-    for text in (verdict.lead, *(point.text for point in verdict.points)):
-        terminal.line(text)
-    terminal.notes([note.message for note in found.notes])
 
 
 def plan_object(plan: "SubspacePlan", asked: SubspaceOptions, folder: Path) -> dict[str, Any]:
