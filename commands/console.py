@@ -8,9 +8,9 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -20,6 +20,9 @@ from rich.text import Text
 
 from lite_probe.commands.wording import plain
 from lite_probe.errors import OutputError
+
+if TYPE_CHECKING:
+    from lite_probe.reports.sections.section import Block
 
 OnProgress = Callable[[int, int, str], None]
 
@@ -145,6 +148,20 @@ class Terminal:
         """Write a table, its first column to the left and numbers to the right."""
         if not self.quiet:
             self._console.print(_table(header, rows))
+
+    def show(self, blocks: "Iterable[Block]") -> None:
+        """Write what a result shows."""
+        from lite_probe.reports.sections.section import Figures, Grid, Line
+
+        for block in blocks:
+            if isinstance(block, Figures):
+                self.figures(block.texts)
+            elif isinstance(block, Grid):
+                self.table(block.header, block.rows)
+            elif isinstance(block, Line):
+                self.line(block.text, style="dim" if block.is_dim else "")
+            else:
+                self.notes(block.messages)
 
     def notes(self, messages: Sequence[str]) -> None:
         """Write what the reader of a result should know, each thing once."""

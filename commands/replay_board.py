@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lite_probe.commands.wording import number, percent
+from lite_probe.reports.numbers import format_number, format_share, terse
 
 if TYPE_CHECKING:
     from lite_probe.measurements.replay_session import ReplayStep
@@ -104,12 +104,12 @@ class ReplayBoard:
         return [
             name,
             row.phase,
-            number(row.lr, 2),
+            terse(format_number(row.lr, 2)),
             step,
-            number(row.loss),
-            number(None if row.loss is None else row.loss - self._start_loss, 2),
+            format_number(row.loss),
+            terse(format_number(None if row.loss is None else row.loss - self._start_loss, 2)),
             # Where one part of a step raised the loss the other is no share of it.
-            percent(row.flat_share) if row.flat_share is not None and 0.0 <= row.flat_share <= 1.0 else "–",
+            format_share(row.flat_share) if row.flat_share is not None and 0.0 <= row.flat_share <= 1.0 else "–",
             self._left(row),
         ]
 

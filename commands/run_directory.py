@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 from lite_probe.commands.console import Terminal
 from lite_probe.errors import InputError, OutputError
 from lite_probe.files import read_bounded
+from lite_probe.results.kinds import KINDS
 
 if TYPE_CHECKING:
     from lite_probe.task import TaskInfo
 
 _LOCK = ".lite-probe.lock"
-_HEADS = ("checkpoint.json", "spectrum.json", "subspace.json", "replay.json", _LOCK)
 _MOST_HEAD_BYTES = 2**28
 
 
@@ -140,7 +140,7 @@ def checkpoints_in(folder: Path) -> dict[str, str]:
     What is damaged does not count: measuring replaces it.
     """
     found = {}
-    for name in _HEADS:
+    for name in ("checkpoint.json", *(f"{kind}.json" for kind in KINDS), _LOCK):
         try:
             head = json.loads(read_bounded(folder / name, "the head of a result", max_bytes=_MOST_HEAD_BYTES))
             result: Any = head.get("result", head)

@@ -6,9 +6,11 @@ theme, so that one figure serves light, dark and print.
 
 import html
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from lite_probe.reports.numbers import format_number, power_label
@@ -16,6 +18,21 @@ from lite_probe.reports.numbers import format_number, power_label
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """A figure of a page."""
+
+    name: str
+    figure: dict[str, Any]  # for plotly.js
+    summary: str  # for those who cannot see it
+    title: str = ""  # above it, or of its button
+
+
+def by_name(drawings: Iterable[Drawing | None]) -> dict[str, dict[str, Any]]:
+    """Return the figures that there are, by name."""
+    return {one.name: one.figure for one in drawings if one is not None}
 
 
 def plain(figure: go.Figure) -> dict[str, Any]:
@@ -87,6 +104,11 @@ def log_axis(title: str, **settings: Any) -> dict[str, Any]:
     return axis(title, type="log", **settings)
 
 
+def log_between(title: str, low: float, high: float) -> dict[str, Any]:
+    """Return a logarithmic axis from one value to another, with its labels."""
+    return log_axis(title, range=[log10(low), log10(high)], **log_ticks(low, high))
+
+
 def log_ticks(low: float, high: float) -> dict[str, list[Any]]:
     """Place labels on a logarithmic axis: powers of ten, at most nine, or finer steps below two decades.
 
@@ -123,3 +145,45 @@ def reference_line(*, x: float | None = None, y: float | None = None) -> dict[st
     if y is not None:
         along = {"xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y}
     return {"type": "line", "layer": "below", "line": {"color": "var(--muted)", "width": 1, "dash": "dot"}, **along}
+
+
+def name_axis(names: Sequence[str]) -> dict[str, Any]:
+    """Return an axis with a row per name, the first on top."""
+    style = {"showgrid": False, "ticks": "", "range": [len(names) - 0.4, -0.6]}
+    return axis("", tickvals=list(range(len(names))), ticktext=list(names), **style)
+
+
+def row_of(names: Sequence[str], place: int, count: int, spread: float) -> list[float]:
+    """Return where the marks of one of so many series stand, a row per name."""
+    return [row + spread * ((place + 0.5) / count - 0.5) for row in range(len(names))]
+
+
+def asinh_ticks(scale: float, largest: float) -> tuple[tuple[float, str], ...]:
+    """Place ticks at 0 and at ± powers of ten from the scale upward.
+
+    Returns:
+        (asinh(t/s), label of t), ascending; ±s stay unlabelled beside 0 where there are more than three powers.
+    """
+    start = round(math.log10(scale))
+    powers = range(start, max(start, math.floor(math.log10(largest))) + 1)
+    is_crowded = len(powers) > 3
+    positive = [
+        (math.asinh(10.0**power / scale), "" if is_crowded and power == start else power_label(power))
+        for power in powers
+    ]
+    negative = [(-position, f"−{label}" if label else "") for position, label in reversed(positive)]
+    return (*negative, (0.0, "0"), *positive)
+
+
+def rounded(values: np.ndarray) -> tuple[float, ...]:
+    """Keep six digits."""
+    return tuple(float(f"{value:.6g}") for value in values.tolist())
+
+
+def spans(starts: Iterable[tuple[Any, Any, Any, Any]]) -> dict[str, list[Any]]:
+    """Return x and y of separate lines, each from (x₀, y₀) to (x₁, y₁)."""
+    ends = list(starts)
+    return {
+        "x": [value for x0, _, x1, _ in ends for value in (x0, x1, None)],
+        "y": [value for _, y0, _, y1 in ends for value in (y0, y1, None)],
+    }

@@ -1,11 +1,14 @@
 """Numbers as people read them: as many digits as the error allows, a true minus sign, powers of ten."""
 
 import math
+import re
 
 MISSING = "–"
 PLUS_MINUS = "\u00a0±\u00a0"  # a number and its error stay on one line
 TIMES = "\u00a0×\u00a0"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_PLAIN = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 
 
 def format_number(value: float | None, digits: int = 4) -> str:
@@ -128,6 +131,12 @@ def format_duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def terse(text: str) -> str:
+    """Return a written number in fewer characters, for a terminal's tables: `(6.1±0.2)e-2` for `(6.1 ± 0.2) × 10⁻²`."""
+    short = re.sub(rf"{TIMES}10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)", lambda match: f"e{match[1].translate(_PLAIN)}", text)
+    return short.replace(PLUS_MINUS, "±")
 
 
 def power_of_ten(exponent: int) -> str:

@@ -12,12 +12,10 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup
 
-from lite_probe.reports.figures import draw_figures
 from lite_probe.reports.runs import Run, load_run
+from lite_probe.reports.sections.section import TEMPLATES, section_of
 from lite_probe.reports.view import make_view
 from lite_probe.results.store import write_atomically
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_page(runs: Sequence[Run]) -> str:
@@ -34,8 +32,12 @@ def render_page(runs: Sequence[Run]) -> str:
     Raises:
         ValueError: If no run came.
     """
-    view = make_view(runs)
-    return _environment().get_template("page.html.j2").render(view=view, figures=draw_figures(view))
+    view, environment = make_view(runs), _environment()
+    sections = [
+        (kind, part, Markup(environment.from_string(section_of(kind).template.read_text()).render(part=part.view)))
+        for kind, part in view.parts.items()
+    ]
+    return environment.get_template("page.html.j2").render(view=view, sections=sections)
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
@@ -61,7 +63,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
 def _environment() -> jinja2.Environment:
     """Return templates that escape whatever they are given."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -69,7 +71,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["script_json"] = script_json
     environment.filters["csv_link"] = csv_link
-    scripts = {"plotly_js": plotly.offline.get_plotlyjs(), "page_js": (_TEMPLATES / "page.js").read_text()}
+    scripts = {"plotly_js": plotly.offline.get_plotlyjs(), "page_js": (TEMPLATES / "page.js").read_text()}
     environment.globals |= {name: Markup(text) for name, text in scripts.items()}
     environment.globals["policy"] = content_policy(list(scripts.values()))
     return environment

@@ -15,10 +15,9 @@ from lite_probe.reports.replay_verdict import (
     mean_oscillation,
     of_seeds,
 )
-from lite_probe.reports.spectrum_view import CURVATURE
-from lite_probe.reports.subspace_view import band_label, order_blocks
-from lite_probe.reports.table import Cell, Column, Table, make_table
+from lite_probe.reports.table import CURVATURE, Cell, Column, Table, band_label, make_table
 from lite_probe.reports.verdict import Verdict
+from lite_probe.results.blocks import order_blocks
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import Means, Replay
 

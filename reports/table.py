@@ -2,13 +2,19 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from lite_probe.reports.numbers import MISSING, format_number, format_share, format_uncertain, terse
+from lite_probe.reports.sections.section import Grid
+from lite_probe.results.estimate import Estimate
+
+CURVATURE = "loss/param²"
 Raw = str | float | int | bool | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Column:
     """A column's head."""
 
@@ -17,6 +23,7 @@ class Column:
     is_text: bool = False  # text is set flush left, numbers flush right
     hint: str = ""
     has_error: bool = False  # the CSV gives the error a column of its own
+    short: str = ""  # its title in a terminal; empty where it has no room there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,17 +67,96 @@ def make_table(name: str, caption: str, columns: Sequence[Column], rows: Sequenc
     )
 
 
-def without_lone_label(table: Table, labels: Sequence[str]) -> Table:
-    """Hide the checkpoint's column where there is one checkpoint; the CSV keeps it."""
-    if len(labels) > 1:
-        return table
+def text_cell(text: str, tone: str = "") -> Cell:
+    """Return a cell of text."""
+    return Cell(text=text, raw=text, tone=tone)
+
+
+def number_cell(value: float | None, digits: int = 4) -> Cell:
+    """Return a cell of a number; a whole one is written whole."""
+    return Cell(text=f"{value:,}" if isinstance(value, int) else format_number(value, digits), raw=value)
+
+
+def share_cell(value: float | None, error: float | None = None) -> Cell:
+    """Return a cell of a share of one."""
+    return Cell(text=format_share(value, error), raw=value, error=error)
+
+
+def half_width(estimate: Estimate) -> float | None:
+    """Return half of a 95% interval; a single sample has none."""
+    return estimate.high - estimate.value if estimate.num_samples != 1 else None
+
+
+def estimate_cell(estimate: Estimate | None) -> Cell:
+    """Return a cell of an estimate with half of its 95% interval."""
+    if estimate is None:
+        return Cell(text=MISSING)
+    half = half_width(estimate)
+    return Cell(text=format_uncertain(estimate.value, half), raw=estimate.value, error=half)
+
+
+def band_label(low: float, high: float) -> str:
+    """Name a band by its edges, which are shares."""
+    return f"{100 * low:.3g}–{100 * high:.3g}%"
+
+
+def tabulate(
+    name: str,
+    caption: str,
+    columns: Sequence[tuple[Column, Callable[[Any], Cell]]],
+    rows: Sequence[tuple[str, Any]],
+    *,
+    is_alone: bool,
+) -> Table | None:
+    """Make a table of things by checkpoint: each column says how it is read off a thing.
+
+    Args:
+        name: Stem of the CSV's file name.
+        caption: Of the table.
+        columns: Beside that of the checkpoint, which comes first.
+        rows: (checkpoint's label, thing).
+        is_alone: Whether there is one checkpoint: its column is hidden then, and left to the CSV.
+
+    Returns:
+        None where there are no rows.
+    """
+    if not rows:
+        return None
+    heads = [Column(title="checkpoint", is_text=True), *(column for column, _ in columns)]
+    cells = [[text_cell(label), *(read(thing) for _, read in columns)] for label, thing in rows]
+    table = make_table(name, caption, heads, cells)
+    hidden = 1 if is_alone else 0
     return Table(
-        name=table.name,
-        caption=table.caption,
-        columns=table.columns[1:],
-        rows=tuple(row[1:] for row in table.rows),
+        name=name,
+        caption=caption,
+        columns=table.columns[hidden:],
+        rows=tuple(row[hidden:] for row in table.rows),
         csv=table.csv,
     )
+
+
+def to_grid(table: Table, *, bare: Collection[str] = (), where: str = "", first: str = "") -> Grid:
+    """Return the columns of a table that have a short title, for a terminal.
+
+    Args:
+        table: Of a page.
+        bare: Titles of columns that leave errors out, for want of room.
+        where: Text of the first column of the rows to take; all, unless told.
+        first: Title of the first column taken, in place of its short one.
+    """
+    places = [at for at, column in enumerate(table.columns) if column.short]
+    heads = [table.columns[at] for at in places]
+    texts = [
+        [terse(_bare(row[at]) if table.columns[at].title in bare else row[at].text) for at in places]
+        for row in table.rows
+        if where in ("", row[0].text)
+    ]
+    return Grid([first or heads[0].short, *(head.short for head in heads[1:])], texts)
+
+
+def _bare(cell: Cell) -> str:
+    """Return the number of a cell without its error."""
+    return format_number(cell.raw) if isinstance(cell.raw, float) else cell.text
 
 
 def write_csv(header: Sequence[str], rows: Sequence[Sequence[Raw]]) -> str:

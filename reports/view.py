@@ -1,32 +1,20 @@
-"""A page as plain data: strings, numbers and tables, before anything is drawn.
-
-Everything that has to be decided about a page is decided here and in the views of its parts, so it is tested without
-a figure.
-"""
+"""A page as plain data: its title, the parts of every kind that was measured, notes, and what was run."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from lite_probe.reports.numbers import MISSING, count_of, format_bytes, format_count, format_duration
-from lite_probe.reports.replay_view import ReplayView, make_replay_view
-from lite_probe.reports.runs import Result, Run
-from lite_probe.reports.spectrum_view import SpectrumView, make_spectrum_view
-from lite_probe.reports.subspace_view import SubspaceView, make_subspace_view
-from lite_probe.reports.table import Cell, Column, Raw, Table, make_table
-from lite_probe.reports.verdict import OPERATOR_NAMES, Point
+from lite_probe.reports.runs import Run
+from lite_probe.reports.sections.section import Part, Record, section_of
+from lite_probe.reports.table import Cell, Column, Table, make_table, text_cell
+from lite_probe.reports.verdict import join_names
+from lite_probe.results.kinds import KINDS
 from lite_probe.results.provenance import Provenance
-from lite_probe.results.spectrum import Spectrum
 
-KINDS = {"spectrum": "Spectrum", "subspace": "Sharp and flat", "replay": "Replay"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeadView:
-    """The answer of one part of the page; its section says what it rests on."""
-
-    heading: str  # empty where the page has one part
-    text: str
+Labelled = Sequence[tuple[str, Run]]
+Headed = tuple[str, Any]  # (heading, empty where there is one; what stands below it)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,35 +27,21 @@ class NoteView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommandView:
-    """How to measure one result again."""
-
-    label: str
-    command: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProvenanceView:
-    """What exactly was run for one kind of result."""
-
-    heading: str  # empty where the page has one kind
-    table: Table
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PageView:
     """Everything a page says."""
 
     title: str
     subtitle: str
-    leads: tuple[LeadView, ...]
-    points: tuple[Point, ...]  # of the spectra; other parts have theirs in their sections
-    spectrum: SpectrumView | None
-    subspace: SubspaceView | None
-    replays: tuple[ReplayView, ...]
+    parts: Mapping[str, Part]  # by kind
+    leads: tuple[tuple[str, str, Sequence[Any]], ...]  # (heading, empty where there is one; answer; points below it)
     notes: tuple[NoteView, ...]
-    provenance: tuple[ProvenanceView, ...]
-    commands: tuple[CommandView, ...]
+    provenance: tuple[Headed, ...]  # tables
+    commands: tuple[tuple[str, str], ...]  # (which result, command that measures it again)
+
+    @property
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """Every figure by name, as plain JSON values for plotly.js."""
+        return {name: figure for part in self.parts.values() for name, figure in part.figures.items()}
 
 
 def make_view(runs: Sequence[Run]) -> PageView:
@@ -83,28 +57,34 @@ def make_view(runs: Sequence[Run]) -> PageView:
         raise ValueError("expected at least one run for a page, got none")
     ordered = _order(runs)
     labelled = list(zip(make_labels(ordered), ordered, strict=True))
-    spectra = [(label, run.spectrum) for label, run in labelled if run.spectrum is not None]
-    subspaces = [(label, run.subspace) for label, run in labelled if run.subspace is not None]
-    replays = [(label, run.replay) for label, run in labelled if run.replay is not None]
-    spectrum = make_spectrum_view([label for label, _ in spectra], [one for _, one in spectra]) if spectra else None
-    subspace = make_subspace_view(subspaces) if subspaces else None
-    replay = tuple(
-        make_replay_view(label if len(replays) > 1 else "", number, one)
-        for number, (label, one) in enumerate(replays, 1)
-    )
-    by_kind: dict[str, Sequence[tuple[str, Result]]] = {"spectrum": spectra, "subspace": subspaces, "replay": replays}
-    present = {kind: results for kind, results in by_kind.items() if results}
+    present = {
+        kind: found
+        for kind in KINDS
+        if (found := [(label, run.results[kind]) for label, run in labelled if kind in run.results])
+    }
+    parts = {kind: section_of(kind).part(found) for kind, found in present.items()}
     return PageView(
         title=_title(labelled, present),
         subtitle=_subtitle(ordered),
-        leads=_leads(spectrum, subspace, replay),
-        points=spectrum.verdict.points if spectrum is not None else (),
-        spectrum=spectrum,
-        subspace=subspace,
-        replays=replay,
+        parts=parts,
+        leads=_leads(parts),
         notes=_notes(labelled),
-        provenance=_provenances(present),
-        commands=_commands(labelled),
+        provenance=tuple(
+            (
+                section_of(kind).heading if len(present) > 1 else "",
+                _provenance(kind, "provenance" if len(present) == 1 else f"provenance-{kind}", found),
+            )
+            for kind, found in present.items()
+        ),
+        commands=tuple(
+            (
+                label if len(run.results) == 1 else f"{label}: {section_of(kind).heading.lower()}",
+                result.provenance.command,
+            )
+            for label, run in labelled
+            for kind, result in run.results.items()
+            if result.provenance.command  # a measurement from Python may have none
+        ),
     )
 
 
@@ -118,54 +98,40 @@ def _order(runs: Sequence[Run]) -> list[Run]:
 
 
 def make_labels(runs: Sequence[Run]) -> list[str]:
-    """Name runs by checkpoint, adding step, operator and number until all names differ."""
-    provenances = [run.provenance for run in runs]
-    labels = [p.checkpoint_name for p in provenances]
-    if len(set(labels)) < len(labels):
-        labels = [
-            name if p.checkpoint_step is None else f"{name}, step {p.checkpoint_step:,}"
-            for name, p in zip(labels, provenances, strict=True)
-        ]
-    if len(set(labels)) < len(labels):
-        labels = [
-            f"{name}, {run.spectrum.operator}" if run.spectrum is not None else name
-            for name, run in zip(labels, runs, strict=True)
-        ]
-    if len(set(labels)) < len(labels):
-        labels = [f"{name}, run {number}" for number, name in enumerate(labels, 1)]
+    """Name runs by checkpoint, adding step, what tells their results apart, and number until all names differ."""
+    labels = [run.provenance.checkpoint_name for run in runs]
+    steps = [run.provenance.checkpoint_step for run in runs]
+    further = (
+        ["" if step is None else f"step {step:,}" for step in steps],
+        [
+            ", ".join(fact for kind, one in run.results.items() for fact in section_of(kind).facts(one).values())
+            for run in runs
+        ],
+        [f"run {number}" for number in range(1, len(runs) + 1)],
+    )
+    for added in further:
+        if len(set(labels)) == len(labels):
+            break
+        labels = [f"{label}, {one}" if one else label for label, one in zip(labels, added, strict=True)]
     return labels
 
 
-def _join(names: Sequence[str]) -> str:
-    """Join names for a title."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _title(labelled: Sequence[tuple[str, Run]], present: Mapping[str, object]) -> str:
+def _title(labelled: Labelled, present: Mapping[str, Sequence[tuple[str, Record]]]) -> str:
     """Say what was measured of which checkpoints."""
-    spectra = [run.spectrum for _, run in labelled if run.spectrum is not None]
-    operators = sorted({OPERATOR_NAMES.get(spectrum.operator, spectrum.operator) for spectrum in spectra})
-    names = {
-        "spectrum": f"{' and '.join(operators)} spectrum",
-        "subspace": "sharp and flat directions",
-        "replay": "replay",
-    }
-    subject = _join([names[kind] for kind in present])
+    subject = join_names([section_of(kind).subject([one for _, one in found]) for kind, found in present.items()])
     labels = [label for label, _ in labelled]
-    of = _join(labels) if len(labels) <= 3 else f"{len(labels)} checkpoints"
+    of = join_names(labels) if len(labels) <= 3 else f"{len(labels)} checkpoints"
     return f"{subject[0].upper()}{subject[1:]} of {of}"
 
 
 def _subtitle(runs: Sequence[Run]) -> str:
     """Say in one line what was measured on what."""
-    first = runs[0]
-    origin = first.provenance
+    origin = runs[0].provenance
     parts = [origin.architecture] if len({run.provenance.architecture for run in runs}) == 1 else []
-    parts.append(f"{format_count(first.num_parameters)} parameters")
+    parts.append(f"{format_count(runs[0].num_parameters)} parameters")
     if len(runs) == 1 and origin.checkpoint_step is not None:
         parts.append(f"step {origin.checkpoint_step:,}")
-    parts.append(_batches(origin))
-    parts.append(f"{origin.precision} on {origin.device}")
+    parts += [_batches(origin), f"{origin.precision} on {origin.device}"]
     return " · ".join(part for part in parts if part)
 
 
@@ -178,73 +144,44 @@ def _batches(origin: Provenance) -> str:
     return f"{text}{f' of {origin.data_name}' if origin.data_name else ''} ({origin.data_split})"
 
 
-def _leads(
-    spectrum: SpectrumView | None, subspace: SubspaceView | None, replays: Sequence[ReplayView]
-) -> tuple[LeadView, ...]:
+def _leads(parts: Mapping[str, Part]) -> tuple[tuple[str, str, Sequence[Any]], ...]:
     """Collect the answers of all parts, each under its name where there are several."""
-    found = [(KINDS["spectrum"], spectrum.verdict.lead)] if spectrum is not None else []
-    if subspace is not None:
-        found += [(_of(KINDS["subspace"], one.label), one.verdict.lead) for one in subspace.verdicts]
-    found += [(_of(KINDS["replay"], one.label), one.verdict.lead) for one in replays]
-    return tuple(LeadView(heading=heading if len(found) > 1 else "", text=text) for heading, text in found)
+    is_alone = sum(len(part.leads) for part in parts.values()) == 1
+    return tuple(
+        (
+            "" if is_alone else f"{section_of(kind).heading}, {label}" if label else section_of(kind).heading,
+            text,
+            part.points if place == len(part.leads) else (),
+        )
+        for kind, part in parts.items()
+        for place, (label, text) in enumerate(part.leads, 1)
+    )
 
 
-def _of(heading: str, label: str) -> str:
-    """Add a run's name where there are several."""
-    return f"{heading}, {label}" if label else heading
-
-
-# Notes and provenance
-
-
-def _notes(labelled: Sequence[tuple[str, Run]]) -> tuple[NoteView, ...]:
+def _notes(labelled: Labelled) -> tuple[NoteView, ...]:
     """Collect notes, each once, with the runs that carry it."""
     codes: dict[str, str] = {}
     carriers: dict[str, dict[str, None]] = {}
     for label, run in labelled:
-        for result in run.results.values():
-            for note in result.notes:
-                codes.setdefault(note.message, note.code)
-                carriers.setdefault(note.message, {})[label] = None
+        for note in (note for result in run.results.values() for note in result.notes):
+            codes.setdefault(note.message, note.code)
+            carriers.setdefault(note.message, {})[label] = None
     return tuple(
         NoteView(code=codes[message], message=message, labels=", ".join(names) if len(labelled) > 1 else "")
         for message, names in carriers.items()
     )
 
 
-def _commands(labelled: Sequence[tuple[str, Run]]) -> tuple[CommandView, ...]:
-    """Collect every result's command; a measurement from Python may have none."""
-    found = []
-    for label, run in labelled:
-        for kind, result in run.results.items():
-            if result.provenance.command:
-                name = label if len(run.results) == 1 else f"{label}: {KINDS[kind].lower()}"
-                found.append(CommandView(label=name, command=result.provenance.command))
-    return tuple(found)
-
-
-def _provenances(present: Mapping[str, Sequence[tuple[str, Result]]]) -> tuple[ProvenanceView, ...]:
-    """List everything that was run, a table per kind of result."""
-    return tuple(
-        ProvenanceView(
-            heading=KINDS[kind] if len(present) > 1 else "",
-            table=_provenance("provenance" if len(present) == 1 else f"provenance-{kind}", results),
-        )
-        for kind, results in present.items()
-    )
-
-
-def _provenance(name: str, results: Sequence[tuple[str, Result]]) -> Table:
+def _provenance(kind: str, name: str, results: Sequence[tuple[str, Record]]) -> Table:
     """List everything that was run, one row per fact."""
-    facts = [_facts(result) for _, result in results]
+    facts = [_facts(kind, result) for _, result in results]
     names = list(dict.fromkeys(key for one in facts for key in one))
-    columns = [Column(title="what", is_text=True)]
-    columns += [Column(title=label, is_text=True) for label, _ in results]
-    rows = [[Cell(text=key, raw=key), *(one.get(key, Cell(text=MISSING)) for one in facts)] for key in names]
+    columns = [Column(title=title, is_text=True) for title in ("what", *(label for label, _ in results))]
+    rows = [[text_cell(key), *(one.get(key, Cell(text=MISSING)) for one in facts)] for key in names]
     return make_table(name, "Provenance: what exactly was run.", columns, rows)
 
 
-def _facts(result: Result) -> dict[str, Cell]:
+def _facts(kind: str, result: Record) -> dict[str, Cell]:
     """Return every field of provenance and config by a readable name."""
     origin = result.provenance
     readable = {
@@ -253,22 +190,15 @@ def _facts(result: Result) -> dict[str, Cell]:
         "num_tokens": f"{origin.num_tokens:,}",
         "batch_size": str(origin.batch_size or MISSING),
     }
-    facts = {"operator": Cell(text=result.operator, raw=result.operator)} if isinstance(result, Spectrum) else {}
-    for field in fields(origin):
-        value: Raw = getattr(origin, field.name)
-        if field.name == "details":
-            continue
-        name = (
-            field.name.removesuffix("_seconds")
-            .removesuffix("_bytes")
-            .replace("_", " ")
-            .replace("lite probe", "lite-probe")
-        )
-        shown = readable.get(field.name, MISSING if value is None or value == "" else str(value))
-        facts[name] = Cell(text=shown, raw=value)
+    facts = {name: text_cell(text) for name, text in section_of(kind).facts(result).items()}
+    for name, value in ((field.name, getattr(origin, field.name)) for field in fields(origin)):
+        if name != "details":
+            title = name.removesuffix("_seconds").removesuffix("_bytes").replace("_", " ")
+            shown = readable.get(name, MISSING if value is None or value == "" else str(value))
+            facts[title.replace("lite probe", "lite-probe")] = Cell(text=shown, raw=value)
     for key, asked in result.config.items():
-        text = asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False, default=str)
-        facts[f"config: {key}"] = Cell(text=text, raw=text)
-    facts |= {key: Cell(text=text, raw=text) for key, text in origin.details.items()}
-    facts["result fingerprint"] = Cell(text=result.fingerprint, raw=result.fingerprint)
-    return facts
+        facts[f"config: {key}"] = text_cell(
+            asked if isinstance(asked, str) else json.dumps(asked, ensure_ascii=False, default=str)
+        )
+    facts |= {key: text_cell(text) for key, text in origin.details.items()}
+    return facts | {"result fingerprint": text_cell(result.fingerprint)}

@@ -4,10 +4,17 @@ A parameter belongs to one block, or its rows (or columns) are divided among sev
 first or head by head.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 BLOCK_NAMES = ("emb", "qk", "vo", "ffn", "router", "norm", "out", "other")
+
+
+def order_blocks(names: Iterable[str]) -> list[str]:
+    """Put blocks in the order of `BLOCK_NAMES`, others after them, each once."""
+    present = set(names)
+    known = [name for name in BLOCK_NAMES if name in present]
+    return known + sorted(present - set(known))
 
 
 @dataclass(frozen=True, slots=True)

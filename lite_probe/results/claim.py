@@ -24,7 +24,7 @@ class Claim:
     low: float  # of the 95% interval, not corrected
     high: float
     unit: str
-    status: str  # "holds" where it is beyond zero on the side of a lower loss, "fails" on the other, else "open"
+    status: str  # "holds" where it is beyond zero on the side asked for (a lower loss), "fails" on the other, or "open"
     sentence: str
     comparisons: int  # that were decided together
     covers: str  # what the interval covers: "3 seeds"

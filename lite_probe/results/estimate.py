@@ -7,6 +7,11 @@ from numpy.typing import NDArray
 from scipy import special
 
 
+def t_reach(num_samples: int) -> float:
+    """Return how many standard errors of so many samples' mean half of a 95% interval is, by Student's t."""
+    return float(special.stdtrit(num_samples - 1, 0.975))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A mean over independent samples, plus what was known exactly.
@@ -37,7 +42,7 @@ class Estimate:
             raise ValueError(f"expected at least 2 samples for a standard error, got {count}")
         value = exact + float(np.mean(samples))
         stderr = max(float(np.std(samples, ddof=1) / np.sqrt(count)), least_stderr)
-        reach = float(special.stdtrit(count - 1, 0.975)) * stderr
+        reach = t_reach(count) * stderr
         return cls(value=value, stderr=stderr, low=value - reach, high=value + reach, num_samples=count)
 
     @classmethod
@@ -92,7 +97,7 @@ class Ratio:
             raise ValueError(f"expected at least 2 paired samples, got {count} and {len(denominators)}")
         top, bottom = float(np.mean(numerators)), float(np.mean(denominators))
         (s_nn, s_nd), (_, s_dd) = np.cov(numerators, denominators, ddof=1) / count
-        t2 = float(special.stdtrit(count - 1, 0.975)) ** 2
+        t2 = t_reach(count) ** 2
         a, b, c = bottom**2 - t2 * s_dd, top * bottom - t2 * s_nd, top**2 - t2 * s_nn
         value = top / bottom if bottom > 0 else None
         stderr = None

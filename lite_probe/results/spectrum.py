@@ -9,10 +9,9 @@ from dataclasses import astuple, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from lite_probe.errors import NumericsError
-from lite_probe.results.estimate import Estimate
+from lite_probe.results.estimate import Estimate, t_reach
 from lite_probe.results.provenance import Note, Provenance
 from lite_probe.results.record import formerly
 
@@ -102,6 +101,21 @@ class OperatorSpectrum:
                 array.setflags(write=False)
 
     @property
+    def upper_end(self) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+        """Largest eigenvalues, their residual norms, and which have converged."""
+        return self.eigenvalues, self.residual_norms, self.converged
+
+    @property
+    def lower_end(self) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+        """Smallest eigenvalues, their residual norms, and which have converged."""
+        return self.lower_eigenvalues, self.lower_residual_norms, self.lower_converged
+
+    @property
+    def is_trace_told(self) -> bool:
+        """Whether the trace can be told from zero; if not, neither effective rank nor shares of it can be told."""
+        return not self.trace.low <= 0.0 <= self.trace.high
+
+    @property
     def num_probes(self) -> int:
         """Number of random probes behind density, quantiles and trace."""
         return int(self.probe_index.max()) + 1 if len(self.probe_index) else 0
@@ -188,7 +202,7 @@ class OperatorSpectrum:
         if rank is None or stderr is None:
             return None
         count = max(self.trace.num_samples, self.trace_h2.num_samples)
-        reach = stderr * float(special.stdtrit(count - 1, 0.975)) if stderr else 0.0
+        reach = stderr * t_reach(count) if stderr else 0.0
         return max(rank - reach, 0.0), rank + reach
 
     @property
@@ -325,6 +339,11 @@ class Spectrum:
             expected = (self.whole.num_parameters, pairs)
             if self.eigenvectors.shape != expected:
                 raise ValueError(f"expected eigenvectors of shape {expected}, got {self.eigenvectors.shape}")
+
+    @property
+    def num_parameters(self) -> int:
+        """N."""
+        return self.whole.num_parameters
 
     @property
     def eigenvalues(self) -> FloatArray:

@@ -18,11 +18,9 @@ from lite_probe.errors import InputError, NumericsError, OutputError
 from lite_probe.files import create_anew
 from lite_probe.results.arrays import ArraysFile, write_arrays
 from lite_probe.results.checkpoint import CheckpointSummary
+from lite_probe.results.kinds import KINDS
 from lite_probe.results.record import decode_record, encode_record, shown
-from lite_probe.results.replay import Replay
 from lite_probe.results.sealing import MAX_JSON_BYTES, digest_of, read_json
-from lite_probe.results.spectrum import Spectrum
-from lite_probe.results.subspace import SubspaceMeasurement
 
 FORMAT = "lite-probe result"
 FORMAT_VERSION = 2  # of the head around the result; heads of version 1 have no digest of their own and are read without
@@ -55,16 +53,26 @@ def register(name: str, record: type, *, schema_version: int) -> None:
     Raises:
         ValueError: If the name is already taken by another dataclass.
     """
-    known = _KINDS.get(name)
+    known = _kind_named(name)
     if known is not None and known.record is not record:
         raise ValueError(f"expected a new kind, got {name!r}, which is {known.record.__name__}")
     _KINDS[name] = Kind(name=name, record=record, schema_version=schema_version)
 
 
+def _kind_named(name: str) -> Kind | None:
+    """Return a kind registered here, or one of measurement, whose record may say its `SCHEMA_VERSION`."""
+    if name not in KINDS:
+        return _KINDS.get(name)
+    record = KINDS[name].load("record")
+    return Kind(name=name, record=record, schema_version=getattr(record, "SCHEMA_VERSION", 1))
+
+
+def _names() -> list[str]:
+    """Return the names of all kinds of result."""
+    return sorted({*_KINDS, *KINDS})
+
+
 register("checkpoint", CheckpointSummary, schema_version=1)
-register("spectrum", Spectrum, schema_version=1)
-register("subspace", SubspaceMeasurement, schema_version=1)
-register("replay", Replay, schema_version=1)
 
 
 def save(result: Any, run_directory: str | Path) -> Path:
@@ -135,10 +143,10 @@ def load(path: str | Path, kind: str | None = None, *, thorough: bool = True) ->
     """
     head_path = _head_path(Path(path), kind)
     head = _read_head(head_path)
-    known = _KINDS.get(str(head.get("kind")))
+    known = _kind_named(str(head.get("kind")))
     if known is None:
         raise InputError(
-            f"expected a result of kind {', '.join(sorted(_KINDS))} in {head_path.name}, got {shown(head.get('kind'))}",
+            f"expected a result of kind {', '.join(_names())} in {head_path.name}, got {shown(head.get('kind'))}",
             "it may come from a newer lite-probe",
         )
     if kind is not None and known.name != kind:
@@ -272,10 +280,11 @@ def _sync_folder(folder: Path) -> None:
 
 def _kind_of(result: object) -> Kind:
     """Return the kind registered for a result's own class."""
-    for kind in _KINDS.values():
+    kinds = [kind for name in _names() if (kind := _kind_named(name)) is not None]
+    for kind in kinds:
         if type(result) is kind.record:
             return kind
-    names = ", ".join(kind.record.__name__ for kind in _KINDS.values())
+    names = ", ".join(kind.record.__name__ for kind in kinds)
     raise TypeError(f"expected a result ({names}), got {type(result).__name__}")
 
 
@@ -302,7 +311,7 @@ def _head_path(path: Path, kind: str | None) -> Path:
         return path
     if not _seen(path.is_dir):
         raise InputError(f"expected a result or a run directory, found nothing at {path}", "check the path")
-    wanted = sorted(_KINDS) if kind is None else [kind]
+    wanted = _names() if kind is None else [kind]
     candidates = [path / f"{name}.json" for name in wanted]
     found = [candidate for candidate in candidates if _seen(candidate.is_file)]
     if len(found) == 1:

@@ -68,7 +68,7 @@ def test_a_sweep_shows_the_rate_it_tries_and_no_loss() -> None:
 
 def test_a_replay_shows_step_run_loss_change_and_flat_share() -> None:
     made = board(event("warm", "muon"), event("replay", "muon", 31, seed=1))
-    assert row(made, "muon") == ["muon", "replaying", "0.0078", "31/50 · 2/3", "1.9", "−0.1", "96.4%", "–"]
+    assert row(made, "muon") == ["muon", "replaying", "0.0078", "31/50 · 2/3", "1.900", "−0.10", "96.4%", "–"]
 
 
 def test_phases_follow_one_another() -> None:

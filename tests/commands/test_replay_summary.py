@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lite_probe.commands.replay_summary import (
-    json_object,
+from lite_probe.reports.sections.replay import (
     manner_table,
     minus_base,
     outcome_table,
     progress_table,
     start_table,
 )
+from lite_probe.reports.sections.section import describe
 from lite_probe.results.replay import Replay
 from tests.commands.running import lines_on, on_screen
 from tests.reports.fixtures import make_replay
@@ -107,7 +107,7 @@ def test_an_optimizer_of_which_nothing_reached_the_end_has_dashes() -> None:
 
 
 def test_the_json_object_holds_all_of_the_tables(found: Replay) -> None:
-    told = json.loads(json.dumps(json_object(found), allow_nan=False))
+    told = json.loads(json.dumps(describe("replay", found), allow_nan=False))
     assert (told["steps"], told["seeds"], told["rule"], told["fingerprint"]) == (20, 3, "simpson", found.fingerprint)
     one = told["optimizers"]["muon-lite"]
     assert set(one["loss_change"]) == {"value", "stderr", "low", "high"}
@@ -126,7 +126,7 @@ def test_the_json_object_holds_all_of_the_tables(found: Replay) -> None:
 
 
 def test_every_pair_has_its_difference_both_ways(found: Replay) -> None:
-    differences = json_object(found)["differences"]
+    differences = describe("replay", found)["differences"]
     assert len(differences) == 4 * 3
     one, other = differences["muon-lite - muon"], differences["muon - muon-lite"]
     assert one["value"] == pytest.approx(-other["value"], rel=1e-12)
@@ -134,7 +134,7 @@ def test_every_pair_has_its_difference_both_ways(found: Replay) -> None:
 
 
 def test_one_seed_has_a_value_and_null_for_its_error() -> None:
-    one = json_object(make_replay(seeds=1))["optimizers"]["muon"]["loss_change"]
+    one = describe("replay", make_replay(seeds=1))["optimizers"]["muon"]["loss_change"]
     assert one["value"] < 0.0
     assert (one["stderr"], one["low"], one["high"]) == (None, None, None)
 

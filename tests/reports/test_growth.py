@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lite_probe.reports.figures import draw_figures
 from lite_probe.reports.page import render_page
 from lite_probe.reports.runs import Run
 from lite_probe.reports.view import make_view
@@ -58,10 +57,9 @@ def num_calls(work: Callable[[], object]) -> int:
 
 
 def cost(run: Run) -> np.ndarray:
-    """Calls to decide what a page says, calls to draw its figures, and its bytes."""
-    view = make_view([run])
+    """Calls to decide what a page says and draw its figures, and its bytes."""
     page = render_page([run])
-    return np.array([num_calls(lambda: make_view([run])), num_calls(lambda: draw_figures(view)), len(page)])
+    return np.array([num_calls(lambda: make_view([run])), len(page)])
 
 
 @pytest.mark.slow

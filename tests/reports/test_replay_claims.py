@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lite_probe.commands.replay import print_summary
-from lite_probe.commands.replay_summary import json_object
 from lite_probe.reports.page import render_page
 from lite_probe.reports.replay_claims import (
     compare_bases,
@@ -22,6 +20,7 @@ from lite_probe.reports.replay_claims import (
 )
 from lite_probe.reports.replay_verdict import judge_replay
 from lite_probe.reports.runs import Run
+from lite_probe.reports.sections.section import describe, summarize
 from lite_probe.results.claim import Claim
 from lite_probe.results.replay import Replay
 from tests.commands.running import lines_on, on_screen
@@ -252,10 +251,10 @@ def test_a_claim_is_worded_the_same_in_terminal_page_and_json(monkeypatch: pytes
     found = make_replay(seeds=seeds, ablations=True, diverged=(("soap", 0, 7),) if seeds > 1 else ())
     verdict = judge_replay(found)
     terminal, screen = on_screen(monkeypatch, 10_000, color=False)
-    print_summary(terminal, found)
+    terminal.show(summarize("replay", found))
     shown = "\n".join(lines_on(screen))
     page = unescape(render_page([Run(replay=found)]))
-    told = json.loads(json.dumps(json_object(found), allow_nan=False))
+    told = json.loads(json.dumps(describe("replay", found), allow_nan=False))
     sentences = [claim["sentence"] for claim in told["claims"]]
     assert sentences == [claim.sentence for claim in verdict.claims]
     assert len(set(sentences)) == len(sentences) == (0 if seeds == 1 else 6 + 4 + 4 + 8 + 8)
@@ -268,7 +267,7 @@ def test_the_json_claim_has_its_number_interval_and_status() -> None:
     found = make_replay(seeds=5, noise=0.001)
     (told,) = [
         claim
-        for claim in json_object(found)["claims"]
+        for claim in describe("replay", found)["claims"]
         if (claim["subject"], claim["quantity"]) == ("muon-lite", "final loss minus that of muon")
     ]
     difference = found.difference("muon-lite", "muon")

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lite_probe.commands.replay_summary import progress_table
 from lite_probe.reports.replay_verdict import format_estimate, judge_replay, mean_oscillation
 from lite_probe.reports.replay_view import make_replay_view
+from lite_probe.reports.sections.replay import progress_table
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import Replay
 from tests.reports.fixtures import make_replay, make_sweep

@@ -6,18 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lite_probe.reports.subspace_verdict import contrast_text, judge_subspace
+from lite_probe.reports.sections.subspace import answers
+from lite_probe.reports.sections.subspace_verdict import judge_subspace
 from lite_probe.results.estimate import Estimate, Ratio
 from lite_probe.results.subspace import SubspaceMeasurement, evenness
 from tests.reports.fixtures import make_operator_spectrum, make_overlap, make_subspace
 
 
 def lead(found: SubspaceMeasurement) -> str:
-    return judge_subspace(found).lead.replace("\u00a0", " ")
+    return judge_subspace(found).lead
 
 
 def points(found: SubspaceMeasurement) -> list[tuple[str, str]]:
-    return [(point.tone, point.text.replace("\u00a0", " ")) for point in judge_subspace(found).points]
+    return [(point.tone, point.text) for point in judge_subspace(found).points]
 
 
 def about(found: SubspaceMeasurement, start: str) -> tuple[str, str]:
@@ -97,45 +98,67 @@ def test_operators_and_checkpoints_are_compared(subspace):
 
 
 def test_the_assumption_is_told_by_block(subspace):
-    tone, text = about(subspace, "soap-lite")
+    tone, text = about(subspace, "What soap-lite calls sharp")
     assert tone == "plain"  # norm is open
-    assert "what it calls sharp is sharper than what it calls flat in emb (95%: at least ×" in text
+    assert text.startswith("What soap-lite calls sharp is sharper than what it calls flat in emb (95%: at least ×")
     assert "qk (×30, 95%: 26 to 36)" in text
-    assert "not decided within the error in norm" in text
-    assert text.endswith("no difference is made in out.")
-    tone, text = about(make_subspace(answers={"norm": "fails"}), "muon-lite")
+    assert "What soap-lite calls sharp is not told from what it calls flat in norm." in text
+    assert text.endswith("soap-lite makes no difference between directions in out.")
+    tone, text = about(make_subspace(answers={"norm": "fails"}), "What muon-lite")
     assert tone == "caution"
-    assert "it is the other way round in norm (×0." in text
-    tone, text = about(make_subspace(answers={"norm": "holds"}), "muon-lite")
+    assert "What muon-lite calls sharp is less sharp than what it calls flat in norm (×0." in text
+    tone, text = about(make_subspace(answers={"norm": "holds"}), "What muon-lite")
     assert tone == "good"
-    assert "decided" not in text
+    assert "told" not in text
     nothing = make_subspace(answers=dict.fromkeys(("emb", "qk", "vo", "ffn", "norm"), "not used"))
     assert about(nothing, "muon-lite") == (
         "plain",
-        "muon-lite: no difference is made in emb, qk, vo, ffn, norm and out.",
+        "muon-lite makes no difference between directions in emb, qk, vo, ffn, norm and out.",
     )
     empty = replace(subspace.calibrations["muon-lite"], blocks={}, preconditioned=None)
     assert points(replace(subspace, overlaps=(), calibrations={"muon-lite": empty})) == [
-        ("plain", "muon-lite: no block was calibrated.")
+        ("plain", "No block was calibrated for muon-lite.")
     ]
 
 
+def with_block(found: SubspaceMeasurement, **changes: object) -> SubspaceMeasurement:
+    """Keep of the calibrations one block of one proxy, changed."""
+    block = replace(found.calibrations["muon-lite"].blocks["qk"], **changes)
+    calibration = replace(found.calibrations["muon-lite"], blocks={"qk": block})
+    return replace(found, calibrations={"muon-lite": calibration})
+
+
 def test_an_open_difference_is_no_claim_whatever_its_ratio(subspace):
-    block = subspace.calibrations["muon-lite"].blocks["qk"]
-    vague = replace(block, difference=replace(block.difference, low=-1e-9))
-    calibration = replace(subspace.calibrations["muon-lite"], blocks={"qk": vague})
-    found = replace(subspace, calibrations={"muon-lite": calibration})
-    assert about(found, "muon-lite") == ("plain", "muon-lite: not decided within the error in qk.")
+    difference = subspace.calibrations["muon-lite"].blocks["qk"].difference
+    found = with_block(subspace, difference=replace(difference, low=-1e-9))
+    assert about(found, "What muon-lite") == (
+        "plain",
+        "What muon-lite calls sharp is not told from what it calls flat in qk.",
+    )
+
+
+def test_a_difference_that_the_correction_takes_away_is_open(subspace):
+    """Among 15 differences one of p = 0.03 is no finding, though its own interval holds no zero."""
+    block = subspace.calibrations["muon-lite"].blocks["norm"]
+    # t of 15 degrees of freedom: 2.13 at 5%, and 2.4 at 3%.
+    faint = Estimate(value=2.4, stderr=1.0, low=0.27, high=4.53, num_samples=16)
+    blocks = {**subspace.calibrations["muon-lite"].blocks, "norm": replace(block, difference=faint)}
+    changed = replace(subspace.calibrations["muon-lite"], blocks=blocks)
+    found = replace(subspace, calibrations={**subspace.calibrations, "muon-lite": changed})
+    (claim,) = [one for one in judge_subspace(found).claims if one.quantity == "κ sharp minus κ flat in norm"][1:2]
+    assert (claim.subject, claim.status, claim.comparisons, claim.covers) == ("muon-lite", "open", 15, "16 probes")
+    assert claim.sentence in about(found, "What muon-lite")[1]
+    assert answers(found)["muon-lite", "norm"] == "open"
+    alone = replace(subspace, calibrations={"muon-lite": replace(changed, blocks={"norm": blocks["norm"]})})
+    assert answers(alone) == {("muon-lite", "norm"): "holds"}
 
 
 def test_negative_flat_curvature_is_named_in_place_of_a_ratio(subspace):
-    block = subspace.calibrations["muon-lite"].blocks["qk"]
     flat = Estimate(value=-1.0, stderr=0.1, low=-1.2, high=-0.8, num_samples=16)
     missing = Ratio(value=None, stderr=None, low=None, high=None, num_samples=16)
 
     def text(**changes: object) -> str:
-        calibration = replace(subspace.calibrations["muon-lite"], blocks={"qk": replace(block, **changes)})
-        return about(replace(subspace, calibrations={"muon-lite": calibration}), "muon-lite:")[1]
+        return about(with_block(subspace, **changes), "What muon-lite")[1]
 
     assert text(flat_curvature=flat, contrast=missing).endswith("in qk (its flat directions curve downward).")
     assert text(contrast=missing).endswith("in qk.")
@@ -143,14 +166,28 @@ def test_negative_flat_curvature_is_named_in_place_of_a_ratio(subspace):
     assert text(contrast=replace(missing, low=0.6)).endswith("in qk.")
 
 
-def test_contrasts_in_words():
+def test_contrasts_in_words(subspace):
     ratio = Ratio(value=4.0, stderr=0.5, low=3.0, high=5.5, num_samples=16)
-    assert contrast_text(ratio) == "×4.0, 95%: 3.0 to 5.5"
-    assert contrast_text(replace(ratio, high=None)) == "95%: at least ×3.0"
-    assert contrast_text(replace(ratio, high=1e6)) == "95%: at least ×3.0"
-    assert contrast_text(replace(ratio, low=None)) == ""
-    assert contrast_text(replace(ratio, low=-1.0)) == ""
-    assert contrast_text(None) == ""
+
+    def text(contrast: Ratio | None) -> str:
+        return about(with_block(subspace, contrast=contrast), "What muon-lite")[1]
+
+    assert text(ratio).endswith("in qk (×4.0, 95%: 3.0 to 5.5).")
+    assert text(replace(ratio, high=None)).endswith("in qk (95%: at least ×3.0).")
+    assert text(replace(ratio, high=1e6)).endswith("in qk (95%: at least ×3.0).")
+    assert text(replace(ratio, low=None)).endswith("in qk.")
+    assert text(replace(ratio, low=-1.0)).endswith("in qk.")
+    assert text(None).endswith("in qk.")
+
+
+def test_every_claim_is_said_word_for_word(subspace):
+    verdict = judge_subspace(make_subspace(answers={"vo": "fails"}))
+    said = [verdict.lead, *(point.text for point in verdict.points)]
+    assert len(verdict.claims) == 1 + 15 + 3
+    assert all(any(claim.sentence in text for text in said) for claim in verdict.claims)
+    assert {claim.status for claim in verdict.claims} == {"holds", "fails", "open"}
+    metrics = [claim for claim in verdict.claims if claim.subject in ("adamw", "muon", "soap")]
+    assert [claim.comparisons for claim in metrics] == [3] * 3
 
 
 def metric(found: SubspaceMeasurement, **changes: object) -> str:

@@ -4,13 +4,16 @@ import csv
 import io
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lite_probe.reports.subspace_figures import draw_calibration, draw_contrast, draw_subspaces
-from lite_probe.reports.subspace_view import SubspaceView, format_ratio, make_subspace_view, order_blocks
-from lite_probe.results.estimate import Ratio
+from lite_probe.reports.sections.section import Part
+from lite_probe.reports.sections.subspace import SECTION
+from lite_probe.reports.sections.subspace_figures import format_ratio
+from lite_probe.results.blocks import order_blocks
+from lite_probe.results.estimate import Estimate, Ratio
 from lite_probe.results.subspace import SubspaceMeasurement
 from tests.reports.fixtures import make_subspace
 
@@ -21,8 +24,16 @@ def subspace() -> SubspaceMeasurement:
 
 
 @pytest.fixture(scope="module")
-def view(subspace) -> SubspaceView:
-    return make_subspace_view([("gpt-5000", subspace)])
+def view(subspace) -> SimpleNamespace:
+    return view_of(subspace)
+
+
+def part_of(*measured: SubspaceMeasurement) -> Part:
+    return SECTION.part([(one.provenance.checkpoint_name, one) for one in measured])
+
+
+def view_of(*measured: SubspaceMeasurement) -> SimpleNamespace:
+    return SimpleNamespace(**part_of(*measured).view)
 
 
 def read(text: str) -> list[dict[str, str]]:
@@ -34,18 +45,20 @@ def test_the_gradients_energy_keeps_every_digit(view, subspace):
     assert row["checkpoint"] == "gpt-5000"
     assert float(row["gradient's share"]) == subspace.gradient_share
     assert float(row["single batches'"]) == subspace.batch_gradient_share.value
-    assert float(row["single batches' error"]) == subspace.batch_gradient_share.stderr
+    assert (
+        float(row["single batches' error"]) == subspace.batch_gradient_share.high - subspace.batch_gradient_share.value
+    )
     assert float(row["k/N"]) == 10 / subspace.num_parameters
     assert view.energy.columns[0].title == "k"
 
 
 def test_several_runs_have_a_row_each(subspace):
-    view = make_subspace_view([("a", make_subspace(overlaps=False)), ("b", subspace)])
-    assert [row[0].text for row in view.energy.rows] == ["a", "b"]
-    assert [one.label for one in view.verdicts] == ["a", "b"]
-    assert [row[0].text for row in view.overlaps.rows] == ["b"] * 3
-    assert [one.title for one in view.calibrations][2:4] == ["a: soap-lite", "b: adamw-lite"]
-    assert [one.title for one in view.contrasts] == ["a", "b"]
+    view = view_of(make_subspace(name="a", overlaps=False), subspace)
+    assert [row[0].text for row in view.energy.rows] == ["a", "gpt-5000"]
+    assert [label for label, _ in view.verdicts] == ["a", "gpt-5000"]
+    assert [row[0].text for row in view.overlaps.rows] == ["gpt-5000"] * 3
+    assert [one.title for one in view.calibrations][2:4] == ["a: soap-lite", "gpt-5000: adamw-lite"]
+    assert [one.title for one in view.contrasts] == ["a", "gpt-5000"]
     assert len({one.name for one in (*view.calibrations, *view.contrasts)}) == 8
 
 
@@ -55,52 +68,54 @@ def test_overlaps_show_their_angles_in_degrees(view, subspace):
     angles = subspace.overlaps[0].angles
     assert float(rows[0]["largest (°)"]) == pytest.approx(math.degrees(angles[-1]))
     assert float(rows[0]["overlap"]) == pytest.approx(np.mean(np.cos(angles) ** 2))
-    assert make_subspace_view([("a", make_subspace(overlaps=False))]).overlaps is None
+    assert view_of(make_subspace(overlaps=False)).overlaps is None
 
 
 def test_calibration_is_drawn_on_asinh_where_signs_are_open(view):
     # emb curves downward in its flattest band.
-    calibration = view.calibrations[0]
-    assert calibration.ticks
-    emb = calibration.curves[0]
-    assert emb.block == "emb"
-    assert emb.position[-1] < 0 < emb.position[0]
-    assert emb.band[:2] == ("0–1%", "1–10%")
-    assert emb.share[:3] == (0.5, 5.5, 15.0)
-    for curve in calibration.curves:
-        for low, at, high in zip(curve.low, curve.position, curve.high, strict=True):
-            assert low < at < high
+    figure = view.calibrations[0].figure
+    assert "0" in figure["layout"]["yaxis"]["ticktext"]
+    emb = figure["data"][0]
+    assert emb["name"] == "emb"
+    assert emb["y"][-1] < 0 < emb["y"][0]
+    assert [band for band, _ in emb["customdata"][:2]] == ["0–1%", "1–10%"]
+    assert emb["x"][:3] == [0.5, 5.5, 15.0]
+    for curve in figure["data"]:
+        assert min(*curve["error_y"]["array"], *curve["error_y"]["arrayminus"]) > 0.0
 
 
 def test_calibration_is_logarithmic_where_all_is_positive(subspace):
     calibration = subspace.calibrations["muon-lite"]
     block = calibration.blocks["norm"]
-    positive = replace(calibration, blocks={"norm": block})
-    view = make_subspace_view([("a", replace(subspace, calibrations={"muon-lite": positive}))])
-    assert view.calibrations[0].ticks == ()
-    assert view.calibrations[0].curves[0].position == pytest.approx(block.curvature, rel=1e-5)
-    assert draw_calibration(view.calibrations[0]).layout.yaxis.type == "log"
-    wide = replace(block, curvature_stderr=block.curvature.copy())
-    vague = replace(subspace, calibrations={"muon-lite": replace(calibration, blocks={"norm": wide})})
-    assert make_subspace_view([("a", vague)]).calibrations[0].ticks
-    nothing = replace(block, curvature=np.zeros(11), curvature_stderr=np.zeros(11))
-    flat = replace(subspace, calibrations={"muon-lite": replace(calibration, blocks={"norm": nothing})})
-    assert make_subspace_view([("a", flat)]).calibrations[0].curves[0].position == (0.0,) * 11
+
+    def figure(**changes: np.ndarray) -> dict:
+        changed = replace(calibration, blocks={"norm": replace(block, **changes)})
+        return view_of(replace(subspace, calibrations={"muon-lite": changed})).calibrations[0].figure
+
+    found = figure()
+    assert found["layout"]["yaxis"]["type"] == "log"
+    assert found["data"][0]["y"] == pytest.approx(block.curvature, rel=1e-5)
+    # Bars are halves of 95% intervals: 2.13 standard errors over 16 probes.
+    assert found["data"][0]["error_y"]["array"] == pytest.approx(2.1314 * block.curvature_stderr, rel=1e-3)
+    assert figure(curvature_stderr=block.curvature / 2.2)["layout"]["yaxis"]["type"] == "log"
+    assert "type" not in figure(curvature_stderr=block.curvature / 2.1)["layout"]["yaxis"]
+    assert figure(curvature=np.zeros(11), curvature_stderr=np.zeros(11))["data"][0]["y"] == [0.0] * 11
 
 
 def test_contrasts_without_an_upper_end_are_bounds(view, subspace):
-    contrast = view.contrasts[0]
-    assert contrast.blocks == ("emb", "qk", "vo", "ffn", "norm")  # nothing is told apart in out
-    soap = contrast.series[2]
+    figure = view.contrasts[0].figure
+    assert figure["layout"]["yaxis"]["ticktext"] == ["emb", "qk", "vo", "ffn", "norm"]  # nothing is told apart in out
+    soap = [trace for trace in figure["data"] if trace["name"] == "soap-lite"]
+    lines, markers = soap[:2]
     ratio = subspace.calibrations["soap-lite"].blocks["emb"].contrast
-    assert soap.optimizer == "soap-lite"
-    assert (soap.value[0], soap.high[0], soap.low[0]) == (None, None, ratio.low)
-    assert soap.text[0].startswith("≥ ")
-    assert None not in (soap.value[1], soap.low[1], soap.high[1])
-    figure = draw_contrast(contrast)
-    symbols = [trace.marker.symbol for trace in figure.data if trace.mode == "markers"]
-    assert symbols[2][:2] == ("triangle-right", "diamond")
-    assert make_subspace_view([("a", make_subspace(optimizers=()))]).contrasts == ()
+    assert ratio.high is None
+    edge = 10.0 ** figure["layout"]["xaxis"]["range"][1]
+    assert lines["x"][:2] == pytest.approx([ratio.low, edge], rel=1e-3)
+    assert markers["x"][0] == ratio.low
+    assert markers["customdata"][0].startswith("emb: ≥ ")
+    assert markers["marker"]["symbol"][:2] == ["triangle-right", "diamond"]
+    assert None not in markers["x"]
+    assert view_of(make_subspace(optimizers=())).contrasts == []
 
 
 def test_ratios_in_a_table():
@@ -115,10 +130,11 @@ def test_a_ratio_that_has_no_place_on_the_axis_is_left_out(subspace):
     block = calibration.blocks["qk"]
     negative = replace(block, contrast=Ratio(value=-0.3, stderr=0.1, low=-0.5, high=-0.1, num_samples=16))
     changed = replace(subspace, calibrations={"muon-lite": replace(calibration, blocks={"qk": negative})})
-    (series,) = make_subspace_view([("a", changed)]).contrasts[0].series
-    assert (series.value, series.low, series.high) == ((None,), (None,), (None,))
-    assert series.text == ("−0.30 (−0.50 to −0.10)",)
-    assert draw_contrast(make_subspace_view([("a", changed)]).contrasts[0]).layout.xaxis.range == (-0.2218, 0.301)
+    figure = view_of(changed).contrasts[0].figure
+    lines, markers = figure["data"][:2]
+    assert (lines["x"], markers["x"]) == ([], [None])
+    assert markers["customdata"] == ["qk: −0.30 (−0.50 to −0.10)"]
+    assert figure["layout"]["xaxis"]["range"] == [-0.2218, 0.301]
 
 
 def test_tables_hold_every_block_band_and_metric(view, subspace):
@@ -129,13 +145,12 @@ def test_tables_hold_every_block_band_and_metric(view, subspace):
         subspace.calibrations["adamw-lite"].blocks["qk"].sharp_curvature.value
     )
     assert blocks[5]["ratio (95%)"] == ""
-    tones = {row[2].text: row[2].tone for row in view.contrast_table.rows}
+    tones = {row[5].text: row[5].tone for row in view.contrast_table.rows}
     assert tones == {"holds": "good", "open": "", "not used": ""}
     bands = read(view.band_table.csv)
     assert len(bands) == 3 * 6 * 11
-    assert (
-        float(bands[0]["κ error (loss/param²)"])
-        == (subspace.calibrations["adamw-lite"].blocks["emb"].curvature_stderr[0])
+    assert float(bands[0]["κ error (loss/param²)"]) == pytest.approx(
+        2.1314 * subspace.calibrations["adamw-lite"].blocks["emb"].curvature_stderr[0], rel=1e-3
     )
     metrics = read(view.metrics.csv)
     assert [row["metric"] for row in metrics] == ["none", "adamw", "muon", "soap"]
@@ -145,12 +160,24 @@ def test_tables_hold_every_block_band_and_metric(view, subspace):
 
 
 def test_what_was_not_measured_is_absent():
-    bare = make_subspace_view([("a", make_subspace(overlaps=False, preconditioned=False, optimizers=()))])
+    part = part_of(make_subspace(overlaps=False, preconditioned=False, optimizers=()))
+    bare = SimpleNamespace(**part.view)
     assert (bare.overlaps, bare.contrast_table, bare.band_table, bare.metrics, bare.metric_pairs) == (None,) * 5
-    assert bare.calibrations == ()
-    assert draw_subspaces(bare) == {}
-    assert make_subspace_view([("a", make_subspace(preconditioned=False))]).metrics is None
+    assert bare.calibrations == []
+    assert part.figures == {}
+    assert view_of(make_subspace(preconditioned=False)).metrics is None
 
 
 def test_blocks_stand_in_their_customary_order():
     assert order_blocks(["norm", "mine", "emb", "norm", "qk"]) == ["emb", "qk", "norm", "mine"]
+
+
+def test_what_holds_has_no_ratio_below_one_beside_it(subspace):
+    """The flat curvature may be zero, so that the ratio is only bounded, and by less than the difference has shown."""
+    calibration = subspace.calibrations["muon-lite"]
+    difference = Estimate(value=4e-3, stderr=4e-4, low=3e-3, high=5e-3, num_samples=16)
+    loose = Ratio(value=9.0, stderr=8.0, low=0.58, high=None, num_samples=16)
+    block = replace(calibration.blocks["norm"], difference=difference, contrast=loose)
+    found = replace(subspace, calibrations={"muon-lite": replace(calibration, blocks={"norm": block})})
+    (row,) = view_of(found).contrast_table.rows
+    assert [cell.text for cell in row[4:6]] == ["–", "holds"]

@@ -6,20 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lite_probe.reports.verdict import anisotropy_range, judge
+from lite_probe.reports.sections.spectrum_verdict import anisotropy_range, judge
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.spectrum import Spectrum
 from tests.reports.fixtures import make_operator_spectrum, make_spectrum
 
 
 def lead(*spectra: Spectrum) -> str:
-    labels = [s.provenance.checkpoint_name for s in spectra]
-    return judge(labels, spectra).lead.replace("\u00a0", " ")
+    return judge([(s.provenance.checkpoint_name, s) for s in spectra]).lead
 
 
 def points(*spectra: Spectrum) -> list[tuple[str, str]]:
-    labels = [s.provenance.checkpoint_name for s in spectra]
-    return [(p.tone, p.text.replace("\u00a0", " ")) for p in judge(labels, spectra).points]
+    return [(p.tone, p.text) for p in judge([(s.provenance.checkpoint_name, s) for s in spectra]).points]
 
 
 def with_whole(spectrum: Spectrum, **changes) -> Spectrum:

@@ -4,14 +4,14 @@ import csv
 import io
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lite_probe.reports.drawing import log_ticks
-from lite_probe.reports.figures import draw_figures
+from lite_probe.reports.drawing import asinh_ticks, log_ticks
 from lite_probe.reports.runs import Run
-from lite_probe.reports.spectrum_view import SpectrumView, asinh_ticks
 from lite_probe.reports.table import Cell, Column, make_table, write_csv
 from lite_probe.reports.view import PageView, make_labels, make_view
 from lite_probe.results.provenance import Note
@@ -37,17 +37,22 @@ def page_of(*spectra: Spectrum) -> PageView:
     return make_view([Run(spectrum=spectrum) for spectrum in spectra])
 
 
-def view_of(*spectra: Spectrum) -> SpectrumView:
-    view = page_of(*spectra).spectrum
-    assert view is not None
-    return view
+def view_of(*spectra: Spectrum) -> SimpleNamespace:
+    return SimpleNamespace(**page_of(*spectra).parts["spectrum"].view)
+
+
+def traces(figure: dict[str, Any], **style: object) -> list[dict[str, Any]]:
+    """Return the traces of a figure that have these settings."""
+    return [one for one in figure["data"] if all(one.get(key) == value for key, value in style.items())]
 
 
 def test_refuses_an_empty_page():
     with pytest.raises(ValueError, match="expected at least one run for a page, got none"):
         make_view([])
-    with pytest.raises(ValueError, match="expected a spectrum, a subspace or a replay in a run, got none"):
+    with pytest.raises(ValueError, match="expected a result in a run, of spectrum, subspace, replay, got none"):
         Run()
+    with pytest.raises(ValueError, match="expected results of spectrum, subspace, replay, got sketch"):
+        Run(sketch=make_spectrum())
 
 
 def test_checkpoints_are_shown_by_step(spectrum, early):
@@ -69,9 +74,9 @@ def test_labels_differ(spectrum):
 def test_a_page_names_its_parts(spectrum):
     whole = make_view([Run(spectrum=spectrum, subspace=make_subspace(), replay=make_replay(steps=3))])
     assert whole.title == "Hessian spectrum, sharp and flat directions and replay of gpt-5000"
-    assert [lead.heading for lead in whole.leads] == ["Spectrum", "Sharp and flat", "Replay"]
-    assert [one.heading for one in whole.provenance] == ["Spectrum", "Sharp and flat", "Replay"]
-    assert [one.label for one in whole.commands] == [
+    assert [heading for heading, _, _ in whole.leads] == ["Spectrum", "Sharp and flat", "Replay"]
+    assert [heading for heading, _ in whole.provenance] == ["Spectrum", "Sharp and flat", "Replay"]
+    assert [label for label, _ in whole.commands] == [
         "gpt-5000: spectrum",
         "gpt-5000: sharp and flat",
         "gpt-5000: replay",
@@ -79,9 +84,8 @@ def test_a_page_names_its_parts(spectrum):
     assert {note.code for note in whole.notes} == {"unused-parameters", "metric-bounded", "refined"}
     alone = make_view([Run(replay=make_replay(steps=3))])
     assert alone.title == "Replay of gpt-5000"
-    assert [lead.heading for lead in alone.leads] == [""]
-    assert alone.spectrum is None
-    assert alone.subspace is None
+    assert [heading for heading, _, _ in alone.leads] == [""]
+    assert list(alone.parts) == ["replay"]
     assert "10.73 million parameters" in alone.subtitle
 
 
@@ -97,11 +101,11 @@ def test_several_runs_have_a_row_or_a_section_each(spectrum):
     ]
     view = make_view(runs)
     assert view.title.endswith("of gpt-500 and gpt-5000")
-    assert [row[0].text for row in view.subspace.energy.rows] == ["gpt-500", "gpt-5000"]
-    assert [(replay.label, replay.number) for replay in view.replays] == [("gpt-500", 1), ("gpt-5000", 2)]
-    assert [lead.heading for lead in view.leads][-2:] == ["Replay, gpt-500", "Replay, gpt-5000"]
-    assert [column.title for column in view.provenance[0].table.columns] == ["what", "gpt-500"]
-    figures = draw_figures(view)
+    assert [row[0].text for row in view.parts["subspace"].view["energy"].rows] == ["gpt-500", "gpt-5000"]
+    assert [(replay.label, replay.number) for replay in view.parts["replay"].view] == [("gpt-500", 1), ("gpt-5000", 2)]
+    assert [heading for heading, _, _ in view.leads][-2:] == ["Replay, gpt-500", "Replay, gpt-5000"]
+    assert [column.title for column in view.provenance[0][1].columns] == ["what", "gpt-500"]
+    figures = view.figures
     assert {"calibration-1-1", "calibration-2-3", "contrast-2", "loss-1", "loss-2", "bands-2-6"} <= set(figures)
 
 
@@ -120,13 +124,18 @@ def test_key_numbers_keep_every_digit_in_the_csv(spectrum, early):
     assert float(rows["gpt-5000", "loss"]["value"]) == spectrum.loss
     assert float(rows["gpt-500", "λ₁"]["value"]) == early.eigenvalues[0]
     assert float(rows["gpt-500", "λ₁"]["error"]) == early.residual_norms[0]
-    assert float(rows["gpt-5000", "trace"]["error"]) == spectrum.trace.stderr
+    assert float(rows["gpt-5000", "trace"]["error"]) == spectrum.trace.high - spectrum.trace.value
     assert float(rows["gpt-5000", "effective rank"]["value"]) == spectrum.whole.effective_rank
     assert rows["gpt-5000", "median |λ|"]["value"] == ""  # not resolved: no number, and a bound on the page
 
 
 def test_a_resolved_median_is_given_with_its_range(spectrum):
-    rules = {"nodes": np.array([-1.0, 1.0, 2.0]), "weights": np.array([0.3, 0.3, 0.4]), "probe_index": np.zeros(3, int)}
+    nodes, weights = np.array([-1.0, 1.0, 2.0]), np.array([0.3, 0.3, 0.4])
+    rules = {
+        "nodes": np.concatenate([nodes, 2 * nodes]),
+        "weights": np.tile(weights, 2),
+        "probe_index": np.repeat([0, 1], 3),
+    }
     resolved = replace(spectrum, whole=replace(spectrum.whole, **rules))
     shown = {row[0].text: row[1].text for row in view_of(resolved).key_numbers.rows}
     assert "≤" not in shown["median |λ|"]
@@ -137,7 +146,9 @@ def test_a_resolved_median_is_given_with_its_range(spectrum):
 def test_pairs_carry_their_residuals(spectrum):
     unconverged = make_spectrum(unconverged=3)
     view = view_of(unconverged)
-    assert view.upper.series[0].converged == (True,) * 7 + (False,) * 3
+    assert [state for state, _ in view.upper.figure["data"][0]["customdata"]] == ["converged"] * 7 + [
+        "not converged"
+    ] * 3
     rows = read(view.pairs.csv)
     assert [row["checkpoint"] for row in rows] == ["gpt-5000"] * 15
     assert [float(row["λ (loss/param²)"]) for row in rows[:10]] == unconverged.eigenvalues.tolist()
@@ -148,34 +159,37 @@ def test_pairs_carry_their_residuals(spectrum):
 
 def test_an_end_is_logarithmic_only_where_all_is_of_one_sign(spectrum):
     view = view_of(spectrum)
-    assert view.upper.is_log
-    assert not view.upper.is_negated
-    assert view.lower.is_log
-    assert view.lower.is_negated
-    assert view.lower.series[0].value == tuple(-spectrum.whole.lower_eigenvalues)
+    upper, lower = view.upper.figure, view.lower.figure
+    assert [one["layout"]["yaxis"]["type"] for one in (upper, lower)] == ["log", "log"]
+    assert upper["layout"]["yaxis"]["title"]["text"] == "λᵢ (loss/param²)"
+    assert lower["layout"]["yaxis"]["title"]["text"] == "−λ (loss/param²)"
+    assert lower["data"][0]["y"] == (-spectrum.whole.lower_eigenvalues).tolist()
+    assert view.lower.summary.endswith("5 from −0.8406 to −0.2320, 5 converged. Logarithmic axis, of sizes.")
     mixed = replace(
         spectrum.whole,
         lower_eigenvalues=np.array([-1.0, 0.5]),
         lower_residual_norms=np.zeros(2),
         lower_converged=np.ones(2, bool),
     )
-    view = view_of(replace(spectrum, whole=mixed))
-    assert not view.lower.is_log
-    assert not view.lower.is_negated
-    assert view.lower.series[0].value == (-1.0, 0.5)
+    lower = view_of(replace(spectrum, whole=mixed)).lower.figure
+    assert "type" not in lower["layout"]["yaxis"]
+    assert lower["data"][0]["y"] == [-1.0, 0.5]
 
 
 def test_density_curves_are_finite_and_inside_the_axis(spectrum, early):
     view = view_of(spectrum, early)
-    for density in (view.density, view.density_linear):
-        assert [curve.label for curve in density.curves] == ["gpt-500", "gpt-5000"]
-        for curve in density.curves:
-            assert len(curve.position) == len(curve.value) == len(curve.high)
-            assert all(math.isfinite(value) for value in (*curve.value, *curve.low, *curve.high))
-            assert max(curve.high) < density.ceiling
-            assert all(height > density.floor for height in curve.atom_height)
-    assert view.density.ticks
-    assert not view.density_linear.ticks
+    for density in (view.density.figure, view.density_linear.figure):
+        floor, ceiling = (10.0**end for end in density["layout"]["yaxis"]["range"])
+        curves, bands = traces(density, mode="lines", hoverinfo=None), traces(density, fill="toself")
+        assert [curve["name"] for curve in curves] == ["gpt-500", "gpt-5000"]
+        for curve, band in zip(curves, bands, strict=True):
+            assert len(band["y"]) == 2 * len(curve["x"]) == 2 * len(curve["y"])
+            assert all(math.isfinite(value) for value in (*curve["y"], *band["y"]))
+            assert max(band["y"]) < ceiling
+        for atoms in traces(density, mode="markers"):
+            assert all(height > floor for height in atoms["y"])
+    assert "0" in view.density.figure["layout"]["xaxis"]["ticktext"]
+    assert "ticktext" not in view.density_linear.figure["layout"]["xaxis"]
 
 
 def test_asinh_ticks_are_symmetric_powers_of_ten():
@@ -187,38 +201,45 @@ def test_asinh_ticks_are_symmetric_powers_of_ten():
     assert [label for _, label in asinh_ticks(1e-5, 1e-6)] == ["−10⁻⁵", "0", "10⁻⁵"]
 
 
+def sharpest(view: SimpleNamespace) -> list[list[float | None]]:
+    """Return where λ₁ of every block is drawn, per checkpoint."""
+    found = traces(view.blocks.figure, mode="markers", showlegend=False)
+    return [list(one["x"]) for one in found if one["customdata"][0].split(": ")[1].startswith("λ₁")]
+
+
 def test_blocks_stand_in_their_customary_order(spectrum):
     shuffled = replace(
         spectrum, blocks={name: spectrum.blocks[name] for name in ("out", "norm", "ffn", "vo", "qk", "emb")}
     )
     view = view_of(replace(shuffled, blocks={"mine": spectrum.blocks["qk"], **shuffled.blocks}))
-    assert view.blocks.blocks == ("emb", "qk", "vo", "ffn", "norm", "out", "mine")
-    assert view.blocks.series[0].sharpest[:2] == (21.4, 6.31)
+    names = view.blocks.figure["layout"]["yaxis"]["ticktext"]
+    assert names == ["emb", "qk", "vo", "ffn", "norm", "out", "mine"]
+    assert sharpest(view)[0][:2] == [21.4, 6.31]
     rows = read(view.block_table.csv)
-    assert [row["block"] for row in rows] == ["whole", *view.blocks.blocks]
+    assert [row["block"] for row in rows] == ["whole", *names]
     assert int(rows[1]["parameters"]) == spectrum.blocks["emb"].num_parameters
 
 
 def test_a_block_that_one_checkpoint_lacks_is_left_open(spectrum, early):
     without = replace(early, blocks={k: v for k, v in early.blocks.items() if k != "qk"})
     view = view_of(spectrum, without)
-    place = view.blocks.blocks.index("qk")
-    assert view.blocks.series[0].sharpest[place] is None
-    assert view.blocks.series[1].sharpest[place] == 6.31
+    place = view.blocks.figure["layout"]["yaxis"]["ticktext"].index("qk")
+    assert [values[place] for values in sharpest(view)] == [None, 6.31]
     negative = replace(
         spectrum.blocks["qk"], eigenvalues=np.array([-1.0]), residual_norms=np.zeros(1), converged=np.ones(1, bool)
     )
-    assert view_of(replace(spectrum, blocks={"qk": negative})).blocks.series[0].sharpest == (None,)
+    assert sharpest(view_of(replace(spectrum, blocks={"qk": negative}))) == [[None]]
 
 
 def test_parts_that_were_not_measured_are_absent():
     bare = make_spectrum(blocks=False, verified=None, notes=())
     bare = replace(bare, whole=make_operator_spectrum(top=0, bottom=0, probes=0))
     page = page_of(bare)
-    view = page.spectrum
+    view = SimpleNamespace(**page.parts["spectrum"].view)
     assert (view.density, view.upper, view.lower, view.pairs) == (None, None, None, None)
     assert (view.blocks, view.block_table, view.verification, page.notes) == (None, None, None, ())
-    assert draw_figures(page) == {}
+    assert page.figures == {}
+    assert [title for _, title in page.parts["spectrum"].links] == ["Key numbers"]
 
 
 def test_verification_marks_what_differs():
@@ -238,7 +259,7 @@ def test_every_note_is_shown_once_with_its_carriers(spectrum, early):
 
 
 def test_provenance_holds_every_field(spectrum):
-    rows = {row[0].text: row[1].text for row in page_of(spectrum).provenance[0].table.rows}
+    rows = {row[0].text: row[1].text for row in page_of(spectrum).provenance[0][1].rows}
     origin = spectrum.provenance
     shown = {name.replace("-", " ") for name in rows}
     for name in origin.__slots__:
@@ -258,7 +279,7 @@ def test_csv_fields_that_a_spreadsheet_would_run_are_quoted():
     assert text == "name,'=x\n'=cmd|' /C calc'!A0,-1.5\n'@a,\n\"'-b,c\",yes\n"
     # A checkpoint's name is a column of the provenance.
     named = make_view([Run(spectrum=make_spectrum(name="=1+1", step=None))])
-    assert named.provenance[0].table.csv.startswith("what,'=1+1\n")
+    assert named.provenance[0][1].csv.startswith("what,'=1+1\n")
 
 
 def test_errors_have_columns_of_their_own_in_the_csv():
@@ -272,7 +293,7 @@ def test_errors_have_columns_of_their_own_in_the_csv():
 
 
 def test_figures_name_colours_of_the_page_only(spectrum, early):
-    figures = draw_figures(page_of(spectrum, early))
+    figures = page_of(spectrum, early).figures
     assert set(figures) == {"density", "density-linear", "upper-end", "lower-end", "blocks"}
 
     def colours(value, key=""):
@@ -292,7 +313,7 @@ def test_figures_name_colours_of_the_page_only(spectrum, early):
 
 
 def test_open_markers_have_not_converged():
-    figure = draw_figures(page_of(make_spectrum(unconverged=4)))["upper-end"]
+    figure = page_of(make_spectrum(unconverged=4)).figures["upper-end"]
     assert figure["data"][0]["marker"]["symbol"] == ["circle"] * 6 + ["circle-open"] * 4
     assert len(figure["data"][0]["error_y"]["array"]) == 10
 
@@ -306,7 +327,7 @@ def test_a_block_figure_without_positive_numbers_is_still_drawn(spectrum):
         trace=replace(spectrum.trace, value=-1.0),
         trace_h2=replace(spectrum.trace, high=0.0),
     )
-    figure = draw_figures(page_of(replace(spectrum, blocks={"qk": negative})))["blocks"]
+    figure = page_of(replace(spectrum, blocks={"qk": negative})).figures["blocks"]
     assert figure["layout"]["xaxis"]["range"] == [-1.0, 1.0]
 
 
@@ -329,6 +350,6 @@ def test_a_residual_below_the_last_digit_is_left_out_of_the_block_table(spectrum
 
 
 def test_a_measurement_from_python_shows_no_empty_command(spectrum):
-    assert [c.command for c in page_of(spectrum).commands] == [spectrum.provenance.command]
+    assert [command for _, command in page_of(spectrum).commands] == [spectrum.provenance.command]
     assert page_of(make_spectrum(command="")).commands == ()
     assert "1 batch of 4" in page_of(make_spectrum(num_batches=1)).subtitle

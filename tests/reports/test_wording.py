@@ -10,8 +10,9 @@ from lite_probe.reports.numbers import count_of
 from lite_probe.reports.replay_verdict import judge_replay
 from lite_probe.reports.replay_view import make_replay_view
 from lite_probe.reports.runs import Run
-from lite_probe.reports.subspace_verdict import judge_subspace
-from lite_probe.reports.verdict import Verdict, judge
+from lite_probe.reports.sections.spectrum_verdict import judge
+from lite_probe.reports.sections.subspace_verdict import judge_subspace
+from lite_probe.reports.verdict import Verdict
 from lite_probe.reports.view import make_view
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note
@@ -52,15 +53,13 @@ def test_one_of_anything_is_singular() -> None:
     texts += sentences(judge_replay(raised))
     assert any(re.search(r"muon raises the loss by [^(]+ nats along the sharp direction", text) for text in texts)
     lone = replace(make_spectrum(blocks=False), whole=make_operator_spectrum(top=1, bottom=0))
-    texts += sentences(judge(["a"], [lone]))
+    texts += sentences(judge([("a", lone)]))
     assert any(text.startswith("The pair asked for converged to") for text in texts)
     short = replace(lone, whole=replace(lone.whole, num_requested=3))
-    texts += sentences(judge(["a"], [short]))
+    texts += sentences(judge([("a", short)]))
     assert any("only 1 was found" in text for text in texts)
     view = make_view([Run(spectrum=lone)])
-    assert view.spectrum is not None
-    assert view.spectrum.density is not None
-    texts.append(view.spectrum.density.summary)
+    texts.append(view.parts["spectrum"].view["density"].summary)
     for share in (0.3, 1e-9):
         subspace = replace(
             make_subspace(overlaps=False), size=1, gradient_share=share, overlaps=(make_overlap(),), calibrations={}
@@ -81,7 +80,7 @@ def test_batches_of_unknown_size_are_not_of_zero() -> None:
     assert "1 batch of val.bin (evaluation)" in with_batches(num_batches=1, batch_size=0, seq_len=None)
     origin = replace(make_spectrum().provenance, batch_size=0)
     view = make_view([Run(spectrum=replace(make_spectrum(), provenance=origin))])
-    facts = {row[0].text: row[1].text for row in view.provenance[0].table.rows}
+    facts = {row[0].text: row[1].text for row in view.provenance[0][1].rows}
     assert facts["batch size"] == "–"
 
 
@@ -104,10 +103,10 @@ def test_the_top_is_a_share_of_the_trace_only_where_it_is_one(trace: float) -> N
     estimate = Estimate(value=trace, stderr=0.1, low=trace - 0.2, high=trace + 0.2, num_samples=8)
     spectrum: Spectrum = replace(make_spectrum(blocks=False), whole=replace(whole, trace=estimate))
     view = make_view([Run(spectrum=spectrum)])
-    assert view.spectrum is not None
-    (cell,) = [row[1] for row in view.spectrum.key_numbers.rows if row[0].text == "top pairs' share of trace"]
+    rows = view.parts["spectrum"].view["key_numbers"].rows
+    (cell,) = [row[1] for row in rows if row[0].text == "top pairs' share of trace"]
     assert cell.text == "–"
-    texts = sentences(judge(["a"], [spectrum]))
+    texts = sentences(judge([("a", spectrum)]))
     shares = [float(number) for text in texts for number in re.findall(r"([\d.,]+)%", text)]
     assert all(share <= 100.0 for share in shares)
 
@@ -115,5 +114,5 @@ def test_the_top_is_a_share_of_the_trace_only_where_it_is_one(trace: float) -> N
 def test_negative_curvature_beyond_the_top_is_no_share_of_it() -> None:
     whole = make_operator_spectrum()
     deep = replace(whole, lower_eigenvalues=np.sort(-3.0 * whole.eigenvalues[:5]))
-    texts = sentences(judge(["a"], [replace(make_spectrum(blocks=False), whole=deep)]))
+    texts = sentences(judge([("a", replace(make_spectrum(blocks=False), whole=deep))]))
     assert any("3.00 times λ₁ in size" in text for text in texts)

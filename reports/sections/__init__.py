@@ -1,0 +1,1 @@
+"""How each kind of measurement is shown, a file per kind behind one protocol: `section.Section`."""
