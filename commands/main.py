@@ -18,10 +18,9 @@ from typing import Any, NoReturn
 import click
 
 from lite_probe.commands.console import Terminal, forgiving_stderr
-from lite_probe.commands.options import COMMANDS, example, find_command
+from lite_probe.commands.options import command_names, example, find_command
 from lite_probe.commands.wording import plain
 from lite_probe.errors import InputError, LiteProbeError, OutputError
-from lite_probe.results.kinds import KINDS
 
 DEFECT = 1
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -45,7 +44,7 @@ class ProbeGroup(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order of a user's way through them."""
-        return [*COMMANDS, *(name for name in KINDS if name not in COMMANDS)]
+        return command_names()
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""

@@ -211,6 +211,11 @@ def _kind(value: object) -> str:
     return kinds.get(type(value), "a date or time")
 
 
+def command_names() -> list[str]:
+    """Return all commands, in the order of a user's way through them; kinds that were added come last."""
+    return [*COMMANDS, *(name for name in KINDS if name not in COMMANDS)]
+
+
 def find_command(name: str) -> click.Command | None:
     """Import a command: a module of `lite_probe.commands`, or one made for a kind of measurement that has none."""
     if name in COMMANDS:
@@ -225,7 +230,7 @@ def find_command(name: str) -> click.Command | None:
 def _options() -> dict[str, click.Option]:
     """Return option → parameter for every option of every command, named as on the command line."""
     known: dict[str, click.Option] = {}
-    for name in COMMANDS:
+    for name in command_names():
         command = find_command(name)
         for param in command.params if command is not None else ():
             if isinstance(param, click.Option):
