@@ -1,8 +1,11 @@
 """`lite-probe demo`: train a small Llama, measure it at two steps, replay it from the first, all on one page."""
 
 import json
+import math
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,99 +26,201 @@ from lite_probe.results.kinds import KINDS
 _TEXT = "builtin:python-docs"
 _STEPS = (60, 300)
 _HYPERPARAMETERS = {"adamw_beta2": 0.95}
+_SECONDS = 300.0  # that it may take, unless all is asked for
+_TRAINING_SHARE = 0.25  # of the time left, for the steps after the first checkpoint
+_SPECTRUM_PART, _SUBSPACE_PART, _REPLAY_PART = 2.0, 1.5, 4.0  # of the time after that
 _WARM_BATCHES = 30
-_SPECTRUM = {"probes": 3, "per_block": True}
-_SUBSPACE = {"probes": 12, "warm_batches": _WARM_BATCHES}
-_REPLAY = {
-    "steps": 20,
-    # What --lr sweep finds here, by factors of two: finding it again would take half as long as the replay itself.
-    "lr": {"muon": 0.0078125, "muon-lite": 0.0078125, "soap": 0.0078125, "soap-lite": 0.001953125},
-    "warm_batches": _WARM_BATCHES,
-}
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    """What may be asked of one measurement, and what it lacks."""
+
+    request: Mapping[str, Any]
+    lacks: str = ""
+
+
+_SPECTRUM = (
+    _Variant({"probes": 3, "per_block": True}),
+    _Variant({"probes": 3, "per_block": False}, "the spectra of its blocks"),
+    _Variant(
+        {"probes": 2, "per_block": False, "top": 5, "bottom": 1},
+        "the spectra of its blocks, and half of its eigenpairs",
+    ),
+)
+_SUBSPACE = (
+    _Variant({"probes": 12, "warm_batches": _WARM_BATCHES}),
+    _Variant(
+        {"probes": 12, "warm_batches": _WARM_BATCHES, "preconditioned": False}, "its spectra in optimizers' metrics"
+    ),
+)
+# What --lr sweep finds here, by factors of two: finding it again would take half as long as the replay itself.
+_RATES = {"muon": 0.0078125, "muon-lite": 0.0078125, "soap": 0.0078125, "soap-lite": 0.001953125}
+_MUONS = ("muon", "muon-lite")
+_REPLAY = (
+    _Variant({"steps": 20, "warm_batches": _WARM_BATCHES, "lr": _RATES}),
+    _Variant(
+        {
+            "steps": 20,
+            "warm_batches": _WARM_BATCHES,
+            "optimizers": _MUONS,
+            "lr": {name: _RATES[name] for name in _MUONS},
+        },
+        "soap and soap-lite",
+    ),
+)
 
 
 @click.command("demo", epilog=example("demo --out probe/demo"))
 @options_from(TaskOptions, *COMPUTE)
 @options_from(Request, "seed")
 @click.option("--out", metavar="DIR", default="probe/demo", show_default=True, help="Everything goes there.")
+@click.option("--full", is_flag=True, help="Measure everything, however long it takes on this machine.")
 @options_from(RunOptions, "fresh", "as_json")
 @console_options
 @click.pass_obj
-def command(terminal: Terminal, /, out: str, fresh: bool, as_json: bool, seed: int, **compute: Any) -> None:
+def command(terminal: Terminal, /, out: str, full: bool, fresh: bool, as_json: bool, seed: int, **compute: Any) -> None:
     """Train a small Llama on text that every Python ships, measure it, and replay it.
 
     A byte-level Llama of about a million parameters learns from the Python documentation. Early and late in training
     its Hessian spectrum is measured per block, then its sharp subspace and LITE's proxies of it; from the early
     checkpoint, where there is most to gain, a segment is replayed under Muon, SOAP and their LITE variants. One page
-    shows it all. Two fast cores need some five minutes, slow ones up to half an hour.
+    shows it all. It takes about five minutes: what would take longer on this machine is left out, which is said.
     """
     from lite_probe.commands.compute import choose_threads
     from lite_probe.reports.page import write_report
     from lite_probe.reports.sections.section import section_of
     from lite_probe.task import TaskInfo
 
-    folder = Path(out)
-
-    def measure(measuring: type[Measuring], checkpoint: Path, **request: Any) -> Shown:
-        """Measure one checkpoint as the kind's command does, in a folder of its own, and show it."""
-        asked = TaskOptions(
-            checkpoint=str(checkpoint), data_path=_TEXT, tokenizer="bytes", seq_len=128, batches=1, **compute
-        )
-        kind = KINDS[measuring.kind].load("request")
-        one = measuring(terminal, asked, RunOptions(fresh=fresh), kind(seed=seed, **request), {"verify": False})
-        opened = one.open()
-        # Checkpoints of another seed have the same names.
-        shown = one.go(opened, own_folder(terminal, folder / opened.task.info.name, opened.task.info))
-        terminal.line()
-        return shown
-
-    with measuring_into(terminal, folder, TaskInfo(name="demo", checkpoint_fingerprint="demo")):
-        choose_threads(compute["threads"])
-        checkpoints = _train(terminal, folder / f"checkpoints-{seed}", seed, fresh)
+    choose_threads(compute["threads"])
+    demo = _Demo(terminal, Path(out), seed, fresh, full, compute)
+    with measuring_into(terminal, demo.folder, TaskInfo(name="demo", checkpoint_fingerprint="demo")):
+        checkpoints = demo.train()
         terminal.resumable = True
-        spectra = [measure(SpectrumMeasuring, checkpoint, **_SPECTRUM) for checkpoint in checkpoints]
-        found = [(checkpoint.name, one.result) for checkpoint, one in zip(checkpoints, spectra, strict=True)]
+        demo.parts = [*[_SPECTRUM_PART] * len(checkpoints), *[_SUBSPACE_PART] * len(checkpoints), _REPLAY_PART]
+        spectra = [demo.measure(SpectrumMeasuring, one, _SPECTRUM, is_needed=True) for one in checkpoints]
+        found = [(one.name, shown.result) for one, shown in zip(checkpoints, spectra, strict=True) if shown is not None]
         subspaces = [
-            measure(SubspaceMeasuring, checkpoint, others=tuple(found[:place]), label=checkpoint.name, **_SUBSPACE)
-            for place, checkpoint in enumerate(checkpoints)
+            demo.measure(SubspaceMeasuring, one, _SUBSPACE, others=tuple(found[:place]), label=one.name)
+            for place, one in enumerate(checkpoints)
         ]
-        replay = measure(ReplayMeasuring, checkpoints[0], **_REPLAY)
-        page = folder / "report.html"
-        write_report([one.paths[0].parent for one in spectra], page)
+        replay = demo.measure(ReplayMeasuring, checkpoints[0], _REPLAY)
+        page = demo.folder / "report.html"
+        write_report([one.paths[0].parent for one in spectra if one is not None], page)
     terminal.line(section_of("spectrum").part(found).leads[0][1])
+    if demo.left_out:
+        terminal.notes([f"left out, to end within five minutes here: {'; '.join(demo.left_out)}; --full has it all"])
     printed = {
         "report": str(page),
-        "spectra": [one.printed for one in spectra],
-        "subspaces": [one.printed for one in subspaces],
-        "replay": replay.printed,
+        "spectra": [one.printed for one in spectra if one is not None],
+        "subspaces": [one.printed for one in subspaces if one is not None],
+        "replay": None if replay is None else replay.printed,
+        "left_out": demo.left_out,
     }
     print_stdout(json.dumps(printed) if as_json else str(page))
 
 
-def _train(terminal: Terminal, target: Path, seed: int, fresh: bool) -> Sequence[Path]:
-    """Train, or take the checkpoints that an earlier demo left; return their folders in order."""
-    from lite_probe.reports.numbers import format_number
-    from lite_probe.training import train_byte_llama
+class _Demo:
+    """What is measured in the time there is.
 
-    found = [target / f"step-{step:05d}" for step in _STEPS]
-    if all(path.is_dir() for path in found) and not fresh:
-        terminal.line(f"already trained: {target}; --fresh trains again")
-        return found
-    if target.exists():
-        shutil.rmtree(target)
-    with terminal.progress() as on_progress:
-        record = train_byte_llama(
-            target,
-            hyperparameters=_HYPERPARAMETERS,
-            steps=_STEPS[-1],
-            save_at=_STEPS,
-            seed=seed,
-            on_progress=on_progress,
+    Attributes:
+        left_out: In words.
+        parts: Of the time left, for each measurement that is still to come.
+    """
+
+    def __init__(
+        self, terminal: Terminal, folder: Path, seed: int, fresh: bool, full: bool, compute: Mapping[str, Any]
+    ) -> None:
+        self.terminal = terminal
+        self.folder = folder
+        self.seed = seed
+        self.fresh = fresh
+        self.compute = compute
+        self.left_out: list[str] = []
+        self.parts: list[float] = []
+        self._ends = math.inf if full else time.monotonic() + _SECONDS
+
+    @property
+    def seconds_left(self) -> float:
+        """Return the time there still is."""
+        return self._ends - time.monotonic()
+
+    def measure(
+        self,
+        measuring: type[Measuring],
+        checkpoint: Path,
+        variants: Sequence[_Variant],
+        *,
+        is_needed: bool = False,
+        **request: Any,
+    ) -> Shown | None:
+        """Measure one checkpoint as the kind's command does, in a folder of its own, and show it.
+
+        Args:
+            measuring: The kind.
+            checkpoint: To be measured.
+            variants: What may be asked, the dearest first; the first that fits is.
+            is_needed: Measure the last variant even if it takes longer.
+            request: Further fields.
+        """
+        asked = TaskOptions(
+            checkpoint=str(checkpoint), data_path=_TEXT, tokenizer="bytes", seq_len=128, batches=1, **self.compute
         )
-    terminal.line(
-        f"trained a byte-level Llama of {count(record.num_parameters)} parameters for {_STEPS[-1]} steps: loss "
-        f"{format_number(record.evaluation_losses[-1], 3)} nats per byte on text it has not seen; "
-        f"counting bytes alone reaches {format_number(record.byte_entropy, 3)}"
-    )
-    terminal.line()
-    return record.checkpoints
+        kind = KINDS[measuring.kind].load("request")
+        wanted = kind(seed=self.seed, **variants[0].request, **request)
+        one = measuring(self.terminal, asked, RunOptions(fresh=self.fresh), wanted, {"verify": False})
+        opened = one.open()
+        # Checkpoints of another seed have the same names.
+        folder = own_folder(self.terminal, self.folder / opened.task.info.name, opened.task.info)
+        # What a measurement leaves of its part goes to those after it.
+        share = self.parts[0] / sum(self.parts)
+        del self.parts[0]
+        chosen = one.choose(opened, folder, [variant.request for variant in variants], share * self.seconds_left)
+        if chosen is None and not is_needed:
+            self.left_out.append(f"the {measuring.kind} of {checkpoint.name}")
+            return None
+        variant = variants[-1 if chosen is None else chosen]
+        if variant.lacks:
+            self.left_out.append(f"of {checkpoint.name}'s {measuring.kind} {variant.lacks}")
+        shown = one.go(opened, folder)
+        self.terminal.line()
+        return shown
+
+    def train(self) -> Sequence[Path]:
+        """Train, or take the checkpoints that an earlier demo left; return their folders in order."""
+        from lite_probe.reports.numbers import format_number
+        from lite_probe.training import train_byte_llama
+
+        target = self.folder / f"checkpoints-{self.seed}"
+        found = [target / f"step-{step:05d}" for step in _STEPS]
+        if all(path.is_dir() for path in found) and not self.fresh:
+            self.terminal.line(f"already trained: {target}; --fresh trains again")
+            return found
+        if target.exists():
+            shutil.rmtree(target)
+        began = time.monotonic()
+
+        def goes_on(step: int) -> bool:
+            rest = (time.monotonic() - began) / step * (_STEPS[-1] - step)
+            if rest <= _TRAINING_SHARE * self.seconds_left:
+                return True
+            self.left_out.append(f"training beyond step {step}, and all that is measured there")
+            return False
+
+        with self.terminal.progress() as on_progress:
+            record = train_byte_llama(
+                target,
+                hyperparameters=_HYPERPARAMETERS,
+                steps=_STEPS[-1],
+                save_at=_STEPS,
+                seed=self.seed,
+                goes_on=goes_on,
+                on_progress=on_progress,
+            )
+        self.terminal.line(
+            f"trained a byte-level Llama of {count(record.num_parameters)} parameters for {len(record.losses)} steps: "
+            f"loss {format_number(record.evaluation_losses[-1], 3)} nats per byte on text it has not seen; "
+            f"counting bytes alone reaches {format_number(record.byte_entropy, 3)}"
+        )
+        self.terminal.line()
+        return record.checkpoints

@@ -268,7 +268,7 @@ class Measuring:
             return saved, ""
         return None, "it is of another checkpoint, other batches or options"
 
-    def choose(self, opened: Opened, folder: Path, variants: Sequence[Mapping[str, Any]], seconds: float) -> bool:
+    def choose(self, opened: Opened, folder: Path, variants: Sequence[Mapping[str, Any]], seconds: float) -> int | None:
         """Ask for the first of some variants that is there already or, by its plan, takes no more than so long.
 
         Args:
@@ -278,21 +278,19 @@ class Measuring:
             seconds: That there are.
 
         Returns:
-            Whether there is one; else the last one is asked for, planned.
+            Which; None where there is none, and the last one is asked for.
         """
         self.find_spectrum(opened, folder)
-        asked = [replace(self.request, **variant) for variant in variants]
-        for self.request in asked:
-            self.request = self.request.checked(opened.task)
+        asked = [replace(self.request, **variant).checked(opened.task) for variant in variants]
+        for place, self.request in enumerate(asked):
             if self.reusable(opened, folder)[0] is not None:
-                return True
-        for request in asked:
+                return place
+        for place, self.request in enumerate(asked):
             with self.terminal.progress() as on_progress:
-                self._ready = request.plan(opened.task, on_progress)
-            self.request = self._ready.request
+                self._ready = self.request.plan(opened.task, on_progress)
             if self._ready.seconds <= seconds:
-                return True
-        return False
+                return place
+        return None
 
     def _plan(self, opened: Opened, folder: Path) -> "Plan[Any]":
         plan = self._ready

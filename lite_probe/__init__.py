@@ -13,8 +13,16 @@
 
 A name is imported when it is first used, so that `import lite_probe` alone loads neither torch nor transformers.
 
-To add an optimizer: a function of named parameters and learning rate, given to `replay` as it is. A model family: one
-entry of `lite_probe.blocks.families.FAMILIES`, patterns of names and their blocks.
+To add
+
+* an optimizer: a function of named parameters and learning rate, given to `replay` as it is; or a spec and a geometry
+  (`lite_probe.optim.register_optimizer`), to have saved states, the linear theory and bands, too;
+* a kind of measurement: one file with a request, a plan, a record and a section, and an entry of the table of kinds
+  (`lite_probe.results.kinds.register_kind`), from which its command, its files and its part of the page follow;
+* a format of checkpoints: a reader in `lite_probe.checkpoints.detect.READERS`;
+* a model family: an entry of `lite_probe.blocks.families.FAMILIES`, patterns of names and their blocks.
+
+A test adds one of each: `tests/**/test_toy_*.py`, `tests/test_blocks.py`.
 """
 
 from importlib import import_module

@@ -69,6 +69,7 @@ def train_byte_llama(
     seq_len: int = 128,
     batch_size: int = 12,
     source: str | Path = "builtin:python-docs",
+    goes_on: Callable[[int], bool] | None = None,
     on_step: Callable[[TrainingStep], None] | None = None,
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> TrainingRecord:
@@ -97,6 +98,7 @@ def train_byte_llama(
         seq_len: Tokens per window.
         batch_size: Windows per batch.
         source: Text; its last tenth is not trained on.
+        goes_on: Asked after every checkpoint but the last, by its step, whether to train on; None always does.
         on_step: Told of every update.
         on_progress: Called after every step with (done, total, label).
 
@@ -146,12 +148,14 @@ def train_byte_llama(
             on_step(TrainingStep(step=step, loss=losses[-1], learning_rate=rate, evaluation_loss=evaluated))
         if on_progress:
             on_progress(step, steps, f"training · loss {losses[-1]:.3f}")
+        if step in saving and step < steps and goes_on is not None and not goes_on(step):
+            break
     return TrainingRecord(
         checkpoints=paths,
-        checkpoint_steps=saving,
+        checkpoint_steps=saving[: len(paths)],
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         losses=losses,
-        evaluation_steps=sorted(evaluating),
+        evaluation_steps=[step for step in sorted(evaluating) if step <= len(losses)],
         evaluation_losses=evaluation_losses,
         byte_entropy=single_byte_entropy(tokens.read(0, plan.split)),
     )
