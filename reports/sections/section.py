@@ -95,6 +95,7 @@ class Section(Protocol):
 
     def facts(self, result: Any) -> Mapping[str, str]:
         """Return what tells two results of one checkpoint apart, by name; for labels and provenance."""
+        return {}
 
     def verdict(self, result: Any) -> Verdict:
         """Say what a result shows, in claims."""

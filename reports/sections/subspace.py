@@ -1,6 +1,6 @@
 """Sharp and flat directions as they are shown: the gradient's energy, overlaps, LITE's proxies and metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,7 @@ from lite_probe.reports.sections.section import (
     Block,
     Line,
     Part,
+    Section,
     attributes,
     estimate_object,
 )
@@ -48,7 +49,7 @@ Labelled = Sequence[tuple[str, SubspaceMeasurement]]
 TONES = {"holds": "good", "fails": "caution"}
 
 
-class SubspaceSection:
+class SubspaceSection(Section):
     """How subspace measurements are shown."""
 
     heading = "Sharp and flat"
@@ -57,10 +58,6 @@ class SubspaceSection:
     def subject(self, results: Sequence[SubspaceMeasurement]) -> str:
         """Name what was measured."""
         return "sharp and flat directions"
-
-    def facts(self, result: SubspaceMeasurement) -> Mapping[str, str]:
-        """Return nothing: one checkpoint has one."""
-        return {}
 
     def verdict(self, result: SubspaceMeasurement) -> Verdict:
         """Say how sharp directions lie, and whether LITE's proxies find them."""
