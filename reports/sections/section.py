@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lite_probe.reports.verdict import Point, Verdict
+from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.kinds import KINDS
 from lite_probe.results.provenance import Note, Provenance
@@ -106,6 +107,10 @@ class Section(Protocol):
     def json_object(self, result: Any) -> dict[str, Any]:
         """Return its numbers for programs: plain ones, null where there is none."""
 
+    def claim_object(self, result: Any, claim: Claim) -> dict[str, Any]:
+        """Return what programs get of a claim."""
+        return asdict(claim)
+
     def part(self, labelled: Sequence[tuple[str, Any]]) -> Part:
         """Decide what a page says of results; (run's label, result) in the order of the page."""
 
@@ -132,7 +137,7 @@ def describe(kind: str, result: Record) -> dict[str, Any]:
     return {
         **section.json_object(result),
         "lead": verdict.lead,
-        "claims": [asdict(claim) for claim in verdict.claims],
+        "claims": [section.claim_object(result, claim) for claim in verdict.claims],
         "notes": [{"code": note.code, "message": note.message} for note in result.notes],
         "wall_seconds": result.provenance.wall_seconds,
         "peak_memory_bytes": result.provenance.peak_memory_bytes,
