@@ -107,9 +107,9 @@ class Section(Protocol):
     def json_object(self, result: Any) -> dict[str, Any]:
         """Return its numbers for programs: plain ones, null where there is none."""
 
-    def claim_object(self, result: Any, claim: Claim) -> dict[str, Any]:
-        """Return what programs get of a claim."""
-        return asdict(claim)
+    def claim_objects(self, result: Any, claims: Sequence[Claim]) -> list[dict[str, Any]]:
+        """Return what programs get of a verdict's claims."""
+        return [asdict(claim) for claim in claims]
 
     def part(self, labelled: Sequence[tuple[str, Any]]) -> Part:
         """Decide what a page says of results; (run's label, result) in the order of the page."""
@@ -137,7 +137,7 @@ def describe(kind: str, result: Record) -> dict[str, Any]:
     return {
         **section.json_object(result),
         "lead": verdict.lead,
-        "claims": [section.claim_object(result, claim) for claim in verdict.claims],
+        "claims": section.claim_objects(result, verdict.claims),
         "notes": [{"code": note.code, "message": note.message} for note in result.notes],
         "wall_seconds": result.provenance.wall_seconds,
         "peak_memory_bytes": result.provenance.peak_memory_bytes,
