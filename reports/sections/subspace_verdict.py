@@ -118,20 +118,22 @@ def judge_blocks(found: SubspaceMeasurement) -> dict[tuple[str, str], Claim]:
     }
     asked = {key: block.difference for key, block in blocks.items() if block.difference is not None}
     signs = dict(zip(asked, decide(list(asked.values())), strict=True))
-    claims = {}
-    for (optimizer, name), one in asked.items():
-        status = _BY_SIGN[signs[optimizer, name]]
-        alike = [key for key in asked if key[0] == optimizer and _BY_SIGN[signs[key]] == status]
-        named = [_with_contrast(key[1], blocks[key], status) for key in alike]
-        claims[optimizer, name] = make_claim(
+    alike: dict[tuple[str, int], list[str]] = {}
+    for (optimizer, name), sign in signs.items():
+        text = _with_contrast(name, blocks[optimizer, name], _BY_SIGN[sign])
+        alike.setdefault((optimizer, sign), []).append(text)
+    sentences = {key: _ANSWERS[_BY_SIGN[key[1]]].format(key[0], join_names(names)) for key, names in alike.items()}
+    return {
+        (optimizer, name): make_claim(
             (optimizer, f"κ sharp minus κ flat in {name}"),
             (one.value, one.low, one.high),
             signs[optimizer, name],
-            _ANSWERS[status].format(optimizer, join_names(named)),
+            sentences[optimizer, signs[optimizer, name]],
             comparisons=len(asked),
             covers=count_of(one.num_samples, "probe"),
         )
-    return claims
+        for (optimizer, name), one in asked.items()
+    }
 
 
 def _assumption(found: SubspaceMeasurement, optimizer: str, answers: Mapping[tuple[str, str], Claim]) -> Point:
