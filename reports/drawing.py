@@ -29,6 +29,11 @@ class Drawing:
     summary: str  # for those who cannot see it
     title: str = ""  # above it, or of its button
 
+    @classmethod
+    def of(cls, figure: go.Figure, name: str, summary: str, title: str = "") -> "Drawing":
+        """Return a figure as plain JSON values."""
+        return cls(name=name, figure=plain(figure), summary=summary, title=title)
+
 
 def by_name(drawings: Iterable[Drawing | None]) -> dict[str, dict[str, Any]]:
     """Return the figures that there are, by name."""
@@ -58,6 +63,16 @@ def _literal(value: Any) -> Any:
 def colour(place: int) -> str:
     """Return the colour of a series."""
     return f"var(--series-{place % 6 + 1})"
+
+
+def series_line(place: int, width: float) -> dict[str, Any]:
+    """Return the line of a series, told by colour and dashes."""
+    return {"color": colour(place), "width": width, "dash": DASHES[place % 6]}
+
+
+def series_marker(place: int, size: int) -> dict[str, Any]:
+    """Return the marker of a series, told by colour and symbol."""
+    return {"color": colour(place), "size": size, "symbol": SYMBOLS[place % 6]}
 
 
 def layout(height: int, **axes: Any) -> go.Layout:

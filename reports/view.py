@@ -18,15 +18,6 @@ Headed = tuple[str, Any]  # (heading, empty where there is one; what stands belo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NoteView:
-    """A note and the runs that carry it."""
-
-    code: str
-    message: str
-    labels: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PageView:
     """Everything a page says."""
 
@@ -34,7 +25,7 @@ class PageView:
     subtitle: str
     parts: Mapping[str, Part]  # by kind
     leads: tuple[tuple[str, str, Sequence[Any]], ...]  # (heading, empty where there is one; answer; points below it)
-    notes: tuple[NoteView, ...]
+    notes: tuple[tuple[str, str, str], ...]  # (message, code, runs that carry it; empty where there is one)
     provenance: tuple[Headed, ...]  # tables
     commands: tuple[tuple[str, str], ...]  # (which result, command that measures it again)
 
@@ -158,7 +149,7 @@ def _leads(parts: Mapping[str, Part]) -> tuple[tuple[str, str, Sequence[Any]], .
     )
 
 
-def _notes(labelled: Labelled) -> tuple[NoteView, ...]:
+def _notes(labelled: Labelled) -> tuple[tuple[str, str, str], ...]:
     """Collect notes, each once, with the runs that carry it."""
     codes: dict[str, str] = {}
     carriers: dict[str, dict[str, None]] = {}
@@ -167,8 +158,7 @@ def _notes(labelled: Labelled) -> tuple[NoteView, ...]:
             codes.setdefault(note.message, note.code)
             carriers.setdefault(note.message, {})[label] = None
     return tuple(
-        NoteView(code=codes[message], message=message, labels=", ".join(names) if len(labelled) > 1 else "")
-        for message, names in carriers.items()
+        (message, codes[message], ", ".join(names) if len(labelled) > 1 else "") for message, names in carriers.items()
     )
 
 

@@ -1,6 +1,6 @@
 """A replay as it is shown: three tables for the terminal, one object for programs, and a section per run on a page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,7 @@ from lite_probe.reports.replay_claims import base_of, closure_of
 from lite_probe.reports.replay_figures import draw_replay
 from lite_probe.reports.replay_verdict import has_share, judge_replay
 from lite_probe.reports.replay_view import make_replay_view
-from lite_probe.reports.sections.section import TEMPLATES, Block, Grid, Line, Part, attributes, estimate_object
+from lite_probe.reports.sections.section import TEMPLATES, Block, Grid, Line, Part, Section, attributes, estimate_object
 from lite_probe.reports.verdict import Verdict
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import Replay
@@ -17,7 +17,7 @@ from lite_probe.results.replay import Replay
 _Rows = tuple[list[str], list[list[str]]]
 
 
-class ReplaySection:
+class ReplaySection(Section):
     """How replays are shown."""
 
     heading = "Replay"
@@ -26,10 +26,6 @@ class ReplaySection:
     def subject(self, results: Sequence[Replay]) -> str:
         """Name what was measured."""
         return "replay"
-
-    def facts(self, result: Replay) -> Mapping[str, str]:
-        """Return nothing: one checkpoint has one."""
-        return {}
 
     def verdict(self, result: Replay) -> Verdict:
         """Say who lowered the loss, by how much, and along which directions."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lite_probe.reports.verdict import Point, Verdict
+from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.kinds import KINDS
 from lite_probe.results.provenance import Note, Provenance
@@ -95,6 +96,7 @@ class Section(Protocol):
 
     def facts(self, result: Any) -> Mapping[str, str]:
         """Return what tells two results of one checkpoint apart, by name; for labels and provenance."""
+        return {}
 
     def verdict(self, result: Any) -> Verdict:
         """Say what a result shows, in claims."""
@@ -104,6 +106,10 @@ class Section(Protocol):
 
     def json_object(self, result: Any) -> dict[str, Any]:
         """Return its numbers for programs: plain ones, null where there is none."""
+
+    def claim_objects(self, result: Any, claims: Sequence[Claim]) -> list[dict[str, Any]]:
+        """Return what programs get of a verdict's claims."""
+        return [asdict(claim) for claim in claims]
 
     def part(self, labelled: Sequence[tuple[str, Any]]) -> Part:
         """Decide what a page says of results; (run's label, result) in the order of the page."""
@@ -131,7 +137,7 @@ def describe(kind: str, result: Record) -> dict[str, Any]:
     return {
         **section.json_object(result),
         "lead": verdict.lead,
-        "claims": [asdict(claim) for claim in verdict.claims],
+        "claims": section.claim_objects(result, verdict.claims),
         "notes": [{"code": note.code, "message": note.message} for note in result.notes],
         "wall_seconds": result.provenance.wall_seconds,
         "peak_memory_bytes": result.provenance.peak_memory_bytes,

@@ -24,6 +24,7 @@ from lite_probe.reports.sections.section import (
     Figures,
     Line,
     Part,
+    Section,
     attributes,
     estimate_object,
 )
@@ -60,7 +61,7 @@ _IN_FIGURES = {  # key number → its name in the terminal
 }
 
 
-class SpectrumSection:
+class SpectrumSection(Section):
     """How spectra are shown."""
 
     heading = "Spectrum"
@@ -84,10 +85,8 @@ class SpectrumSection:
         names = {**_IN_FIGURES, "λ of the last top pair": f"λ{count}".translate(SUBSCRIPTS) if count > 1 else ""}
         numbers = [(names.get(title), cell.text) for title, _, cell, _ in key_numbers(result)]
         texts = [f"{name} {terse(text)}" for name, text in numbers if name and text != MISSING]
-        blocks: list[Block] = [Figures(texts)]
-        blocks.append(
-            Line("±: of λ the residual norm, a bound; else half of the 95% interval over probes", is_dim=True)
-        )
+        meaning = "±: of λ the residual norm, a bound; else half of the 95% interval over probes"
+        blocks: list[Block] = [Figures(texts), Line(meaning, is_dim=True)]
         if (table := block_table([("", result)], is_alone=True)) is not None:
             blocks.append(to_grid(table, bare=("λ₁", "most negative λ")))
         if (table := verification_table([("", result)], is_alone=True)) is not None:
@@ -125,21 +124,19 @@ class SpectrumSection:
             "block_table": block_table(labelled, is_alone=is_alone),
             "verification": verification_table(labelled, is_alone=is_alone),
         }
-        links = {"density": "Density", "pairs": "Both ends", "blocks": "Blocks", "verification": "Second opinion"}
+        links = [
+            ("density", "density", "Density"),
+            ("pairs", "ends", "Both ends"),
+            ("blocks", "blocks", "Blocks"),
+            ("verification", "verification", "Second opinion"),
+        ]
         view = {**drawings, **tables, "asinh_scale": format_number(scale, 1)}
         verdict = judge(labelled)
         return Part(
             view=view,
             leads=[("", verdict.lead)],
             points=verdict.points,
-            links=[
-                ("numbers", "Key numbers"),
-                *(
-                    ("ends" if name == "pairs" else name, title)
-                    for name, title in links.items()
-                    if view[name] is not None
-                ),
-            ],
+            links=[("numbers", "Key numbers"), *((at, title) for name, at, title in links if view[name] is not None)],
             figures=by_name(drawings.values()),
         )
 

@@ -7,7 +7,6 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lite_probe.reports.drawing import (
-    DASHES,
     SYMBOLS,
     Drawing,
     asinh_ticks,
@@ -16,10 +15,10 @@ from lite_probe.reports.drawing import (
     layout,
     log_between,
     name_axis,
-    plain,
     reference_line,
     rounded,
     row_of,
+    series_line,
     spans,
 )
 from lite_probe.reports.numbers import count_of, format_number
@@ -66,7 +65,7 @@ def draw_density(name: str, wholes: Labelled, scale: float | None) -> Drawing | 
         yaxis=log_between("density φ(λ) (param²/loss)", floor, ceiling),
         shapes=[reference_line(x=0)],
     )
-    return Drawing(name=name, figure=plain(figure), summary=_density_summary(wholes))
+    return Drawing.of(figure, name, _density_summary(wholes))
 
 
 def _add_density(
@@ -102,7 +101,7 @@ def _add_density(
         customdata=rounded(smoothed.curvature),
         name="density, with its range over probes" if is_alone else label,
         mode="lines",
-        line={"color": colour(place), "width": 2, "dash": DASHES[place % 6]},
+        line=series_line(place, 2),
         hovertemplate=f"λ = %{{customdata:.4~g}} loss/param²<br>φ = %{{y:.3~g}} param²/loss{extra}",
     )
     if not len(atoms):
@@ -173,7 +172,7 @@ def draw_end(name: str, wholes: Labelled, *, is_lower: bool) -> Drawing | None:
             error_y={"type": "data", "array": residuals.tolist(), "color": shade, "thickness": 1.5, "width": 4},
             mode="lines+markers",
             name=label,
-            line={"color": shade, "width": 1, "dash": DASHES[place % 6]},
+            line=series_line(place, 1),
             marker={
                 "color": shade,
                 "size": 8,
@@ -200,7 +199,7 @@ def draw_end(name: str, wholes: Labelled, *, is_lower: bool) -> Drawing | None:
     ]
     scale = "Logarithmic axis, of sizes." if is_negated else "Logarithmic axis." if is_log else "Linear axis."
     summary = " ".join([f"{heading} against their index.", *sentences, scale])
-    return Drawing(name=name, figure=plain(figure), summary=summary, title=heading)
+    return Drawing.of(figure, name, summary, heading)
 
 
 # Blocks
@@ -249,7 +248,7 @@ def draw_blocks(blocks: Sequence[tuple[str, dict[str, OperatorSpectrum]]]) -> Dr
         xaxis=log_between("curvature (loss/param²)", least, most),
         yaxis=name_axis(names),
     )
-    return Drawing(name="blocks", figure=plain(figure), summary=" ".join(["Curvature of each block.", *sentences]))
+    return Drawing.of(figure, "blocks", " ".join(["Curvature of each block.", *sentences]))
 
 
 def _marks(block: OperatorSpectrum | None) -> Marks:
@@ -275,7 +274,7 @@ def _add_blocks(figure: go.Figure, label: str, names: list[str], marks: list[Mar
         **spans(end for end in ends if None not in end),
         mode="lines",
         name=label,
-        line={"color": colour(place), "width": 2, "dash": DASHES[place % 6]},
+        line=series_line(place, 2),
         opacity=0.5,
         showlegend=count > 1,
         hoverinfo="skip",

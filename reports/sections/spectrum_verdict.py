@@ -68,12 +68,10 @@ def _estimated(about: tuple[str, str], estimate: Estimate, sentence: str) -> Cla
 
 def _text(spectrum: Spectrum, claims: Sequence[Claim]) -> str:
     """Join what describes a spectrum; without pairs, say that there are none."""
-    opening = (
-        []
-        if len(spectrum.eigenvalues)
-        else [f"{_opening(spectrum)}no eigenpairs of the {_name(spectrum)} were asked for."]
-    )
-    return " ".join([*map(one_space, opening), *(claim.sentence for claim in claims)])
+    sentences = [claim.sentence for claim in claims]
+    if not len(spectrum.eigenvalues):
+        sentences.insert(0, f"{_opening(spectrum)}no eigenpairs of the {_name(spectrum)} were asked for.")
+    return one_space(" ".join(sentences))
 
 
 def _name(spectrum: Spectrum) -> str:
@@ -92,12 +90,13 @@ def _describe(spectrum: Spectrum) -> tuple[Claim, ...]:
         return (mass,)
     sharpest, residual = float(whole.eigenvalues[0]), float(whole.residual_norms[0])
     value = format_bounded(sharpest, residual)
+    quantity = "largest eigenvalue" if whole.converged[0] else "largest Ritz value"
     if whole.converged[0]:
         text = f"the sharpest direction of the {name} has curvature λ₁ = {value} loss/param²"
     else:
         text = f"λ₁ of the {name} has not converged: its Ritz value {value} loss/param² is a lower bound"
     sentence = f"{_opening(spectrum)}{text}{_describe_anisotropy(whole)}."
-    return _bounded((name, "largest eigenvalue"), sharpest, residual, sentence), mass
+    return _bounded((name, quantity), sharpest, residual, sentence), mass
 
 
 def anisotropy_range(spectrum: OperatorSpectrum) -> tuple[float, float | None] | None:

@@ -1,6 +1,6 @@
 """Sharp and flat directions as they are shown: the gradient's energy, overlaps, LITE's proxies and metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,7 @@ from lite_probe.reports.sections.section import (
     Block,
     Line,
     Part,
+    Section,
     attributes,
     estimate_object,
 )
@@ -48,7 +49,7 @@ Labelled = Sequence[tuple[str, SubspaceMeasurement]]
 TONES = {"holds": "good", "fails": "caution"}
 
 
-class SubspaceSection:
+class SubspaceSection(Section):
     """How subspace measurements are shown."""
 
     heading = "Sharp and flat"
@@ -58,10 +59,6 @@ class SubspaceSection:
         """Name what was measured."""
         return "sharp and flat directions"
 
-    def facts(self, result: SubspaceMeasurement) -> Mapping[str, str]:
-        """Return nothing: one checkpoint has one."""
-        return {}
-
     def verdict(self, result: SubspaceMeasurement) -> Verdict:
         """Say how sharp directions lie, and whether LITE's proxies find them."""
         return judge_subspace(result)
@@ -70,6 +67,8 @@ class SubspaceSection:
         """Return overlaps, calibrations by proxy, and metrics."""
         lone: Labelled = [("", result)]
         blocks: list[Block] = []
+        if (table := energy_table(lone, is_alone=True)) is not None:
+            blocks += [to_grid(table), Line()]
         if (table := overlap_table(lone, is_alone=True)) is not None:
             blocks += [to_grid(table), Line()]
         if (table := contrast_table(lone, is_alone=True)) is not None:
@@ -154,21 +153,29 @@ def answers(found: SubspaceMeasurement) -> dict[tuple[str, str], str]:
 def energy_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
     """List the gradient's energy in the sharp subspace of every run."""
     columns = [
-        (Column("k", hint="dimension of the sharp subspace"), lambda one: number_cell(one.size)),
+        (
+            Column("k", short="sharp directions", hint="dimension of the sharp subspace"),
+            lambda one: number_cell(one.size),
+        ),
         (Column("N", hint="parameters"), lambda one: number_cell(one.num_parameters)),
         (
-            Column("gradient's share", hint="‖Vᵀg‖²/‖g‖² of the evaluation gradient"),
+            Column("gradient's share", short="gradient's share", hint="‖Vᵀg‖²/‖g‖² of the evaluation gradient"),
             lambda one: share_cell(one.gradient_share),
         ),
         (
-            Column("single batches'", hint="the same, mean over training batches", has_error=True),
+            Column(
+                "single batches'", short="single batches'", hint="the same, mean over training batches", has_error=True
+            ),
             lambda one: share_cell(one.batch_gradient_share.value, half_width(one.batch_gradient_share)),
         ),
         (
-            Column("random directions'", hint="of the evaluation gradient", has_error=True),
+            Column("random directions'", short="random ones'", hint="of the evaluation gradient", has_error=True),
             lambda one: estimate_cell(one.random_share),
         ),
-        (Column("k/N", hint="expected in random directions"), lambda one: number_cell(one.expected_share, 2)),
+        (
+            Column("k/N", short="k/N", hint="expected in random directions"),
+            lambda one: number_cell(one.expected_share, 2),
+        ),
         (Column("× k/N"), lambda one: number_cell(one.gradient_share / one.expected_share, 2)),
         (Column("loss", unit="nats"), lambda one: number_cell(one.loss)),
         (Column("‖g‖", unit="loss/param"), lambda one: number_cell(one.gradient_norm)),

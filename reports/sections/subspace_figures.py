@@ -7,7 +7,6 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lite_probe.reports.drawing import (
-    DASHES,
     SYMBOLS,
     Drawing,
     asinh_ticks,
@@ -17,10 +16,11 @@ from lite_probe.reports.drawing import (
     layout,
     log_between,
     name_axis,
-    plain,
     reference_line,
     rounded,
     row_of,
+    series_line,
+    series_marker,
     spans,
 )
 from lite_probe.reports.numbers import MISSING, format_number, format_uncertain
@@ -78,8 +78,8 @@ def _draw_calibration(
             },
             mode="lines+markers",
             name=block,
-            line={"color": colour(place), "width": 1.5, "dash": DASHES[place % 6]},
-            marker={"color": colour(place), "size": 7, "symbol": SYMBOLS[place % 6]},
+            line=series_line(place, 1.5),
+            marker=series_marker(place, 7),
             hovertemplate="%{customdata[0]}<br>κ = %{customdata[1]} loss/param²<extra>%{fullData.name}</extra>",
         )
         first, last = (format_number(float(one), 2) for one in (kappa[0], kappa[-1]))
@@ -98,7 +98,7 @@ def _draw_calibration(
         shapes=[] if scale is None else [reference_line(y=0)],
     )
     summary = " ".join([f"Mean curvature of bands ordered by the proxy of {title}.", *sentences])
-    return Drawing(name=name, title=title, figure=plain(figure), summary=summary)
+    return Drawing.of(figure, name, summary, title)
 
 
 def _scale(values: np.ndarray, errors: np.ndarray) -> float:
@@ -164,12 +164,13 @@ def _draw_contrast(
             customdata=[f"{block}: {text}" for block, text in zip(blocks, texts, strict=True)],
             mode="markers",
             showlegend=False,
-            marker={"color": colour(place), "size": 9, "symbol": symbols},
+            marker=series_marker(place, 9) | {"symbol": symbols},
             hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
         )
         # The legend would show the first block's marker, which may be a bound's.
-        marker = {"color": colour(place), "size": 9, "symbol": SYMBOLS[place % 6]}
-        figure.add_scatter(**shared, x=[None], y=[None], mode="lines+markers", line=line, marker=marker)
+        figure.add_scatter(
+            **shared, x=[None], y=[None], mode="lines+markers", line=line, marker=series_marker(place, 9)
+        )
         pairs = ", ".join(f"{block} {text}" for block, text in zip(blocks, texts, strict=True))
         sentences.append(f"{optimizer}: {pairs}.")
     figure.layout = layout(
@@ -179,7 +180,7 @@ def _draw_contrast(
         shapes=[reference_line(x=1)],
     )
     opening = "Curvature of what LITE calls sharp over that of what it calls flat."
-    return Drawing(name=name, title=title, figure=plain(figure), summary=" ".join([opening, *sentences]))
+    return Drawing.of(figure, name, " ".join([opening, *sentences]), title)
 
 
 def upper_end(ratio: Ratio) -> float | None:

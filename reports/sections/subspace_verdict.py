@@ -23,10 +23,9 @@ _RESIDUAL = 0.05  # relative, above which the vectors themselves are in doubt
 _CONCENTRATED = 10.0  # times k/N, above which a gradient is said to lie in the subspace
 _BY_SIGN = {1: "holds", 0: "open", -1: "fails"}
 _ANSWERS = {
-    "holds": "What {} calls sharp is sharper than what it calls flat in {}.",
-    "fails": "What {} calls sharp is less sharp than what it calls flat in {}.",
-    "open": "What {} calls sharp is not told from what it calls flat in {}.",
-    "not used": "{} makes no difference between directions in {}.",
+    "holds": "In {} what {} calls sharp is sharper than what it calls flat{}.",
+    "fails": "In {} what {} calls sharp is less sharp than what it calls flat{}.",
+    "open": "In {} what {} calls sharp is not told from what it calls flat{}.",
 }
 
 
@@ -118,20 +117,17 @@ def judge_blocks(found: SubspaceMeasurement) -> dict[tuple[str, str], Claim]:
     }
     asked = {key: block.difference for key, block in blocks.items() if block.difference is not None}
     signs = dict(zip(asked, decide(list(asked.values())), strict=True))
-    claims = {}
-    for (optimizer, name), one in asked.items():
-        status = _BY_SIGN[signs[optimizer, name]]
-        alike = [key for key in asked if key[0] == optimizer and _BY_SIGN[signs[key]] == status]
-        named = [_with_contrast(key[1], blocks[key], status) for key in alike]
-        claims[optimizer, name] = make_claim(
+    return {
+        (optimizer, name): make_claim(
             (optimizer, f"κ sharp minus κ flat in {name}"),
             (one.value, one.low, one.high),
             signs[optimizer, name],
-            _ANSWERS[status].format(optimizer, join_names(named)),
+            _sentence(optimizer, name, blocks[optimizer, name], _BY_SIGN[signs[optimizer, name]]),
             comparisons=len(asked),
             covers=count_of(one.num_samples, "probe"),
         )
-    return claims
+        for (optimizer, name), one in asked.items()
+    }
 
 
 def _assumption(found: SubspaceMeasurement, optimizer: str, answers: Mapping[tuple[str, str], Claim]) -> Point:
@@ -139,11 +135,9 @@ def _assumption(found: SubspaceMeasurement, optimizer: str, answers: Mapping[tup
     claims = [claim for (name, _), claim in answers.items() if name == optimizer]
     blocks = found.calibrations[optimizer].blocks
     unused = [name for name in order_blocks(blocks) if blocks[name].difference is None]
-    order = list(_ANSWERS)
-    claims.sort(key=lambda claim: order.index(claim.status))
-    sentences = list(dict.fromkeys(claim.sentence for claim in claims))
+    sentences = [claim.sentence for claim in claims]
     if unused:
-        sentences.append(_ANSWERS["not used"].format(optimizer, join_names(unused)))
+        sentences.append(f"{optimizer} makes no difference between directions in {join_names(unused)}.")
     statuses, tone = {claim.status for claim in claims}, "plain"
     if "fails" in statuses:
         tone = "caution"
@@ -153,18 +147,16 @@ def _assumption(found: SubspaceMeasurement, optimizer: str, answers: Mapping[tup
     return Point(tone=tone, text=text, claims=tuple(claims))
 
 
-def _with_contrast(name: str, block: BlockCalibration, status: str) -> str:
-    """Name a block with how much sharper its sharp directions are, as far as that is known."""
-    ratio = told_contrast(block, status)
-    if status == "open":
-        return name
-    if ratio is not None and ratio.low is not None and ratio.low > 0.0:
-        text = format_ratio(ratio).removeprefix("≥ ")
+def _sentence(optimizer: str, name: str, block: BlockCalibration, status: str) -> str:
+    """Say of a block how much sharper its sharp directions are, as far as that is known."""
+    ratio, flat, text = told_contrast(block, status), block.flat_curvature, ""
+    if status != "open" and ratio is not None and ratio.low is not None and ratio.low > 0.0:
+        text = f" (×{format_ratio(ratio).replace(' (', ', 95%: ')}"
         if upper_end(ratio) is None:
-            return f"{name} (95%: at least ×{text})"
-        return f"{name} (×{text.replace(' (', ', 95%: ')}"
-    flat = block.flat_curvature
-    return f"{name} (its flat directions curve downward)" if flat is not None and flat.high < 0.0 else name
+            text = f" (95%: at least ×{format_number(ratio.low, 2)})"
+    elif status != "open" and flat is not None and flat.high < 0.0:
+        text = ", whose directions curve downward"
+    return _ANSWERS[status].format(name, optimizer, text)
 
 
 def told_contrast(block: BlockCalibration, status: str) -> Ratio | None:

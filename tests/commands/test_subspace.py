@@ -47,8 +47,7 @@ def test_the_eye_sees_one_headline_both_plans_the_tables_and_the_verdict(probed:
     plans = [line for line in lines if line.startswith("plan: ")]
     assert "Hessian products" in plans[0]
     assert re.search(r"^plan: 10 sharp directions, ~\d+ Hessian products and 17 gradients", plans[1])
-    assert any(line.startswith("gradient energy in the 10 sharp directions: ") for line in lines)
-    for first in ("sharp subspaces", "adamw-lite", "muon-lite", "soap-lite", "metric"):
+    for first in ("sharp directions", "10", "sharp subspace", "adamw-lite", "muon-lite", "soap-lite", "metric"):
         assert any(line.startswith(f"{first} ") and "  " in line for line in lines), first
     assert any("of the gradient's energy lies in the 10 sharpest of 10,800 directions" in line for line in lines)
     assert all(char.isprintable() or char == "\n" for char in said)

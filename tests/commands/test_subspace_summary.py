@@ -23,6 +23,9 @@ def grids(found: SubspaceMeasurement) -> dict[str, Grid]:
 
 
 def test_the_gradient_is_held_against_random_directions(found: SubspaceMeasurement) -> None:
+    (row,) = grids(found)["sharp directions"].rows
+    assert row[:3] == ["10", "26.1%", "(25.0±2.0)%"]
+    assert row[-1] == "9.3e-7"  # k/N = 10/10,724,352
     told = describe("subspace", found)
     assert told["lead"].startswith("26.1% of the gradient's energy lies in the 10 sharpest of 10.72 million directions")
     (claim,) = [one for one in told["claims"] if one["subject"] == "gradient"]

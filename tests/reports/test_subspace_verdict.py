@@ -98,16 +98,16 @@ def test_operators_and_checkpoints_are_compared(subspace):
 
 
 def test_the_assumption_is_told_by_block(subspace):
-    tone, text = about(subspace, "What soap-lite calls sharp")
+    tone, text = about(subspace, "In emb what soap-lite")
     assert tone == "plain"  # norm is open
-    assert text.startswith("What soap-lite calls sharp is sharper than what it calls flat in emb (95%: at least ×")
-    assert "qk (×30, 95%: 26 to 36)" in text
-    assert "What soap-lite calls sharp is not told from what it calls flat in norm." in text
+    assert text.startswith("In emb what soap-lite calls sharp is sharper than what it calls flat (95%: at least ×")
+    assert "In qk what soap-lite calls sharp is sharper than what it calls flat (×30, 95%: 26 to 36)." in text
+    assert "In norm what soap-lite calls sharp is not told from what it calls flat." in text
     assert text.endswith("soap-lite makes no difference between directions in out.")
-    tone, text = about(make_subspace(answers={"norm": "fails"}), "What muon-lite")
+    tone, text = about(make_subspace(answers={"norm": "fails"}), "In emb what muon-lite")
     assert tone == "caution"
-    assert "What muon-lite calls sharp is less sharp than what it calls flat in norm (×0." in text
-    tone, text = about(make_subspace(answers={"norm": "holds"}), "What muon-lite")
+    assert "In norm what muon-lite calls sharp is less sharp than what it calls flat (×0." in text
+    tone, text = about(make_subspace(answers={"norm": "holds"}), "In emb what muon-lite")
     assert tone == "good"
     assert "told" not in text
     nothing = make_subspace(answers=dict.fromkeys(("emb", "qk", "vo", "ffn", "norm"), "not used"))
@@ -131,10 +131,7 @@ def with_block(found: SubspaceMeasurement, **changes: object) -> SubspaceMeasure
 def test_an_open_difference_is_no_claim_whatever_its_ratio(subspace):
     difference = subspace.calibrations["muon-lite"].blocks["qk"].difference
     found = with_block(subspace, difference=replace(difference, low=-1e-9))
-    assert about(found, "What muon-lite") == (
-        "plain",
-        "What muon-lite calls sharp is not told from what it calls flat in qk.",
-    )
+    assert about(found, "In qk") == ("plain", "In qk what muon-lite calls sharp is not told from what it calls flat.")
 
 
 def test_a_difference_that_the_correction_takes_away_is_open(subspace):
@@ -147,7 +144,7 @@ def test_a_difference_that_the_correction_takes_away_is_open(subspace):
     found = replace(subspace, calibrations={**subspace.calibrations, "muon-lite": changed})
     (claim,) = [one for one in judge_subspace(found).claims if one.quantity == "κ sharp minus κ flat in norm"][1:2]
     assert (claim.subject, claim.status, claim.comparisons, claim.covers) == ("muon-lite", "open", 15, "16 probes")
-    assert claim.sentence in about(found, "What muon-lite")[1]
+    assert claim.sentence in about(found, "In emb what muon-lite")[1]
     assert answers(found)["muon-lite", "norm"] == "open"
     alone = replace(subspace, calibrations={"muon-lite": replace(changed, blocks={"norm": blocks["norm"]})})
     assert answers(alone) == {("muon-lite", "norm"): "holds"}
@@ -158,26 +155,28 @@ def test_negative_flat_curvature_is_named_in_place_of_a_ratio(subspace):
     missing = Ratio(value=None, stderr=None, low=None, high=None, num_samples=16)
 
     def text(**changes: object) -> str:
-        return about(with_block(subspace, **changes), "What muon-lite")[1]
+        return about(with_block(subspace, **changes), "In qk")[1]
 
-    assert text(flat_curvature=flat, contrast=missing).endswith("in qk (its flat directions curve downward).")
-    assert text(contrast=missing).endswith("in qk.")
+    assert text(flat_curvature=flat, contrast=missing).endswith(
+        "than what it calls flat, whose directions curve downward."
+    )
+    assert text(contrast=missing).endswith("what it calls flat.")
     # A bound below 1 would weaken what the difference has shown.
-    assert text(contrast=replace(missing, low=0.6)).endswith("in qk.")
+    assert text(contrast=replace(missing, low=0.6)).endswith("what it calls flat.")
 
 
 def test_contrasts_in_words(subspace):
     ratio = Ratio(value=4.0, stderr=0.5, low=3.0, high=5.5, num_samples=16)
 
     def text(contrast: Ratio | None) -> str:
-        return about(with_block(subspace, contrast=contrast), "What muon-lite")[1]
+        return about(with_block(subspace, contrast=contrast), "In qk")[1]
 
-    assert text(ratio).endswith("in qk (×4.0, 95%: 3.0 to 5.5).")
-    assert text(replace(ratio, high=None)).endswith("in qk (95%: at least ×3.0).")
-    assert text(replace(ratio, high=1e6)).endswith("in qk (95%: at least ×3.0).")
-    assert text(replace(ratio, low=None)).endswith("in qk.")
-    assert text(replace(ratio, low=-1.0)).endswith("in qk.")
-    assert text(None).endswith("in qk.")
+    assert text(ratio).endswith("what it calls flat (×4.0, 95%: 3.0 to 5.5).")
+    assert text(replace(ratio, high=None)).endswith("what it calls flat (95%: at least ×3.0).")
+    assert text(replace(ratio, high=1e6)).endswith("what it calls flat (95%: at least ×3.0).")
+    assert text(replace(ratio, low=None)).endswith("what it calls flat.")
+    assert text(replace(ratio, low=-1.0)).endswith("what it calls flat.")
+    assert text(None).endswith("what it calls flat.")
 
 
 def test_every_claim_is_said_word_for_word(subspace):

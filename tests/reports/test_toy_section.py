@@ -10,7 +10,7 @@ import pytest
 
 from lite_probe.reports.page import render_page, write_report
 from lite_probe.reports.runs import Run
-from lite_probe.reports.sections.section import Block, Figures, Line, Part, Remarks, describe, summarize
+from lite_probe.reports.sections.section import Block, Figures, Line, Part, Remarks, Section, describe, summarize
 from lite_probe.reports.verdict import Point, Verdict
 from lite_probe.results.claim import Claim
 from lite_probe.results.kinds import KINDS, Kind, register_kind
@@ -34,7 +34,7 @@ class Noise:
     provenance: Provenance
 
 
-class NoiseSection:
+class NoiseSection(Section):
     """How it is shown."""
 
     heading = "Noise"

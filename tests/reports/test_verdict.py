@@ -189,3 +189,50 @@ def test_what_cannot_be_compared_is_not(spectrum):
 
 def test_a_loss_per_sample_is_called_so():
     assert "nats per sample" in lead(make_spectrum(seq_len=None))
+
+
+def test_a_lead_is_made_of_claims_word_for_word(spectrum):
+    verdict = judge([("", spectrum)])
+    sharpest, trace, lowest = verdict.claims
+    assert verdict.lead == f"{sharpest.sentence} {trace.sentence}"
+    assert verdict.points[0].text == lowest.sentence
+    assert (sharpest.value, sharpest.high) == (38.21, 38.21 + float(spectrum.residual_norms[0]))
+    assert [claim.status for claim in verdict.claims] == ["holds"] * 3
+    assert [claim.covers for claim in verdict.claims] == [
+        "the residual, on these batches",
+        "8 probes",
+        "the residual, on these batches",
+    ]
+    # A residual bounds, an interval over probes errs in one of twenty.
+    assert [claim.confidence for claim in verdict.claims] == [1.0, 0.95, 1.0]
+
+
+def test_a_smallest_eigenvalue_above_its_residual_is_no_negative_curvature(spectrum):
+    convex = with_whole(
+        spectrum,
+        lower_eigenvalues=np.array([0.5]),
+        lower_residual_norms=np.array([0.1]),
+        lower_converged=np.array([True]),
+    )
+    (claim,) = judge([("", convex)]).points[0].claims
+    assert (claim.status, claim.low, claim.high) == ("fails", 0.4, 0.6)
+    vague = with_whole(spectrum, lower_residual_norms=np.full(5, 2.0))
+    assert judge([("", vague)]).points[0].claims[0].status == "open"
+
+
+def test_a_change_of_the_trace_needs_its_t_interval_over_few_probes(spectrum):
+    """Three probes: 2.9 joint standard errors are a p-value of 0.10, and the halves of t intervals are 4.3 of each."""
+
+    def with_trace(value: float, name: str) -> Spectrum:
+        half = 4.303 * 10.0
+        trace = Estimate(value=value, stderr=10.0, low=value - half, high=value + half, num_samples=3)
+        return with_whole(make_spectrum(name=name), trace=trace)
+
+    early = with_trace(500.0, "early")
+    near, far = with_trace(541.0, "near"), with_trace(600.0, "far")
+    for late, status, words in ((near, "open", "did not change beyond its error"), (far, "holds", "rose from 500")):
+        verdict = judge([("early", early), ("late", late)])
+        (claim,) = [one for one in verdict.leading if one.quantity == "trace minus that of early"]
+        assert (claim.subject, claim.status, claim.covers) == ("late", status, "3 probes")
+        assert f"the trace {words}" in claim.sentence
+        assert verdict.lead == claim.sentence

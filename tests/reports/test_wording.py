@@ -90,9 +90,7 @@ def test_a_note_is_said_once() -> None:
         Run(spectrum=make_spectrum(notes=(note, note)), replay=make_replay(notes=(note,))),
         Run(subspace=make_subspace(name="other", step=None, notes=(replace(note, code="b"),))),
     ]
-    assert [(one.code, one.message, one.labels) for one in make_view(runs).notes] == [
-        ("a", "The state is cold.", "gpt-5000, other")
-    ]
+    assert make_view(runs).notes == (("The state is cold.", "a", "gpt-5000, other"),)
 
 
 @pytest.mark.parametrize("trace", [5.0, -1.0])
