@@ -194,7 +194,7 @@ def test_bad_input(
 @pytest.mark.parametrize(
     ("make", "more", "code", "said"),
     [
-        (lambda folder: folder / "nothing.pt", nothing_more, 3, "expected a Hugging Face folder.*got nothing there"),
+        (lambda folder: folder / "nothing.pt", nothing_more, 3, "expected a LITE training folder.*got nothing there"),
         (evil_pickle, nothing_more, 3, r"system.*\n?.*--trust-pickle"),
         (nan_weights, nothing_more, 4, "expected finite.*NaN|NaN"),
         (fine, short_text, 3, "expected at least .* tokens"),
@@ -280,7 +280,7 @@ def test_names_that_are_no_text_leave_as_they_are_on_disk(tiny_llama: Path, text
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("inspect", "x" * 5000), "expected a Hugging Face folder.*File name too long|expected .*got"),
+        (("inspect", "x" * 5000), "expected a LITE training folder.*File name too long|expected .*got"),
         (("spectrum", "--task", "x" * 5000 + ".py:f"), "expected a Python file, got File name too long"),
         (("report", "x" * 5000), "expected to reach xxx.*, got: File name too long|expected a result"),
     ],

@@ -112,11 +112,11 @@ def test_a_setting_of_no_form_is_refused(text: str) -> None:
         ),
         (["--set", "adamw.eps=1"], "expected hyperparameters of muon, .*, got some of adamw"),
         (["--state", "hot"], "expected one of auto, checkpoint, warm, cold, got hot"),
-        (["--bands", "sgd"], "expected one of adamw, muon, soap, got sgd"),
+        (["--bands", "sgd"], "expected the bands of adamw, muon, soap, got 'sgd'"),
         (["--rule", "euler"], "expected one of simpson, trapezoid, got euler"),
         (["--steps", "0"], "expected a whole number ≥ 1, got 0"),
         (["--seeds", "0"], "expected a whole number ≥ 1, got 0"),
-        (["--warm-batches", "1"], "expected a whole number ≥ 2, got 1"),
+        (["--warm-batches", "0"], "expected a whole number ≥ 1, got 0"),
         (
             ["--lr", "checkpoint", "--state", "warm"],
             "expected --state auto or checkpoint with --lr checkpoint, got warm",

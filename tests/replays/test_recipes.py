@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lite_probe.checkpoints.optimizers import SavedSchedule
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, UsageError
 from lite_probe.measurements.replay import replay
 from lite_probe.optim import LiteOptimizer
 from lite_probe.replays import SavedOptimizer
@@ -139,7 +139,6 @@ def test_a_learning_rate_of_the_checkpoint(task: Task) -> None:
     [
         ({"state": "checkpoint", "lr": 0.01}, "expected the state of soap in the checkpoint, got none: "),
         ({"lr": {"sgd": 0.01, "soap": "checkpoint"}}, "expected the checkpoint to hold the state of soap and its"),
-        ({"state": "warm", "lr": {"sgd": "checkpoint"}}, "expected the checkpoint to hold the state of sgd and its"),
     ],
 )
 def test_what_the_checkpoint_lacks_is_said_before_any_compute(
@@ -151,6 +150,11 @@ def test_what_the_checkpoint_lacks_is_said_before_any_compute(
     monkeypatch.setattr(Task, "loss", lambda *_: pytest.fail("computed"))
     with pytest.raises(InputError, match=message):
         replay(task, ["sgd", "soap"], spectrum=spectrum, steps=3, seeds=1, warm_batches=3, saved=saved, **asked)
+
+
+def test_a_checkpoints_rate_is_its_states(task: Task) -> None:
+    with pytest.raises(UsageError, match="expected --state auto or checkpoint with --lr checkpoint, got warm"):
+        replay(task, ["sgd"], spectrum=spectrum_of(task), state="warm", lr={"sgd": "checkpoint"})
 
 
 @pytest.mark.slow

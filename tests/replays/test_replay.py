@@ -522,8 +522,13 @@ def test_kernels_of_four_dimensions_are_for_adamw() -> None:
     assert found.bands.dimensions.sum() == found.num_parameters == 6 * 9 + 6 + 96 * 3 + 3
     for run in found.runs:
         assert run.closure_error < 0.02 * np.abs(np.diff(run.losses)).sum()
+    unasked = replay(task, ["adamw", "adamw-lite"], spectrum=spectrum, lr=0.01, **SHORT)
+    assert unasked.bands.optimizer == unasked.config["bands"] == "adamw"
+    assert "Directions are ordered by the proxy of adamw: soap cannot take this model." in [
+        note.message for note in unasked.notes
+    ]
     with pytest.raises(InputError, match=r"expected vectors, matrices or stacks of matrices under soap, got 0\.weight"):
-        replay(task, ["adamw"], spectrum=spectrum, lr=0.01, **SHORT)
+        replay(task, ["adamw"], spectrum=spectrum, lr=0.01, bands="soap", **SHORT)
 
 
 @pytest.mark.parametrize(
@@ -566,7 +571,8 @@ def test_the_plan_of_a_sweep(task: Task, spectrum: Spectrum) -> None:
     assert swept.num_gradients == given.num_gradients + 4 * STEPS
     assert swept.fingerprint != given.fingerprint
     assert "2 seeds, learning rates of 1 swept: ~" in swept.summary()
-    assert replace(swept, swept=(), num_runs=1, steps=1, num_seeds=1).summary().startswith("1 run of 1 step, 1 seed: ~")
+    one = replace(swept, request=replace(swept.request, steps=1, seeds=1), swept=(), num_runs=1)
+    assert one.summary().startswith("1 run of 1 step, 1 seed: ~")
 
 
 def test_it_survives_the_disk(task: Task, spectrum: Spectrum, tmp_path: Path) -> None:
@@ -619,7 +625,7 @@ def test_a_loss_that_is_not_finite_names_the_batch(task: Task, spectrum: Spectru
         ({"rule": "boole"}, "expected the rule simpson or trapezoid, got 'boole'"),
         ({"bands": "sgd"}, "expected the bands of adamw, muon, soap, got 'sgd'"),
         ({"tolerance": 1.0}, "expected a tolerance between 0 and 1, got 1.0"),
-        ({"state": "hot"}, "expected the state auto, checkpoint, warm, cold, got 'hot'"),
+        ({"state": "hot"}, "expected the state auto, checkpoint, warm or cold, got 'hot'"),
         ({"lr": -1.0}, "expected a positive learning rate, sweep or checkpoint for muon, got -1.0"),
         ({"lr": "fast"}, "expected a positive learning rate, sweep or checkpoint for muon, got 'fast'"),
         ({"lr": {"soap": 0.1}}, "expected learning rates for muon, got one for soap"),

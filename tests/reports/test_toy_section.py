@@ -92,7 +92,9 @@ def noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Noise]:
     )
     monkeypatch.setattr(NoiseSection, "template", template)
     part = f"{HERE}:{{}}".format
-    register_kind(Kind(name="noise", record=part("Noise"), request=part("Noise"), section=part("SECTION")))
+    register_kind(
+        Kind(name="noise", record=part("Noise"), request=part("Noise"), plan=part("Noise"), section=part("SECTION"))
+    )
     try:
         yield Noise(
             share=0.5,
@@ -145,4 +147,4 @@ def test_the_terminal_and_programs_get_the_same_sentences(noise: Noise) -> None:
 
 def test_another_kind_of_its_name_is_refused(noise: Noise) -> None:
     with pytest.raises(ValueError, match="got 'noise', which there is"):
-        register_kind(Kind(name="noise", record="a:b", request="a:b", section="a:b"))
+        register_kind(Kind(name="noise", record="a:b", request="a:b", plan="a:b", section="a:b"))

@@ -64,7 +64,8 @@ class Option:
         if self.below is not None and not (isinstance(value, int | float) and 0.0 < value < self.below):
             raise UsageError(f"expected a {name} between 0 and {self.below:g}, got {value}")
         if self.among and value not in self.among:
-            raise UsageError(f"expected the {name} {' or '.join(self.among)}, got {value!r}")
+            *most, last = self.among
+            raise UsageError(f"expected the {name} {', '.join(most)} or {last}, got {value!r}")
 
 
 def option(default: Any, help: str, **more: Any) -> Any:  # noqa: A002 - the word that Click has for it

@@ -150,14 +150,14 @@ class ReplayRequest(Request):
     tolerance: float = 2e-3
 
     def _check(self) -> None:
-        from lite_probe.optim import band_optimizers  # torch
+        from lite_probe.optim import OPTIMIZERS, band_optimizers  # torch
 
         if self.bands is not None and self.bands not in band_optimizers():
             raise UsageError(f"expected the bands of {', '.join(band_optimizers())}, got {self.bands!r}")
         if not 0.0 < self.tolerance < 1.0:
             raise UsageError(f"expected a tolerance between 0 and 1, got {self.tolerance}")
         if not self.names:
-            raise UsageError("expected optimizers, got none", "such as muon,muon-lite")
+            raise UsageError(f"expected optimizers among {', '.join(OPTIMIZERS)}, got none")
         if len({*self.names}) < len(self.names):
             raise UsageError(f"expected every optimizer once, got {', '.join(self.names)}")
         if "checkpoint" in self.rates.values() and self.state in ("warm", "cold"):
