@@ -37,7 +37,7 @@ def test_the_plan_says_how_much_goes_to_disk(
     if placement == "disk":
         plan = replace(plan, scratch_bytes=plan.scratch_bytes + plan.layout.basis_columns * 4 * plan.num_parameters)
     seen = []
-    plan.run(task, **more, state_directory=tmp_path, on_progress=lambda *now: seen.append(held(tmp_path)))
+    plan.run(task, state_directory=tmp_path, on_progress=lambda *now: seen.append(held(tmp_path)))
     small = 2**16  # heads, and what is finished
     assert 0.3 * plan.scratch_bytes <= max(seen) <= plan.scratch_bytes + small
 
