@@ -39,6 +39,7 @@ _WARM_BATCHES = 30
 _REPLAY = {
     "optimizers": "muon,muon-lite,soap,soap-lite",
     "steps": 20,
+    "ramp": None,
     "seeds": 3,
     # What --lr sweep finds here, by factors of two: finding it again would take half as long as the replay itself.
     "lr": "muon=0.0078125,muon-lite=0.0078125,soap=0.0078125,soap-lite=0.001953125",

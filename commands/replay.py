@@ -65,6 +65,7 @@ class ReplayOptions(TaskOptions):
 
     optimizers: str
     steps: int
+    ramp: int | None
     seeds: int
     lr: str
     state: str
@@ -89,7 +90,7 @@ class ReplayOptions(TaskOptions):
     @property
     def measurement(self) -> dict[str, Any]:
         """The options of `plan_replay` and `replay`."""
-        names = ("steps", "seeds", "state", "warm_batches", "bands", "rule", "ablations", "seed", "memory")
+        names = ("steps", "ramp", "seeds", "state", "warm_batches", "bands", "rule", "ablations", "seed", "memory")
         return {
             "optimizers": self.specs,
             "lr": parse_learning_rates(self.lr),
@@ -117,6 +118,11 @@ class ReplayOptions(TaskOptions):
     "one of yours as FILE.py:FUNCTION, a function of the named parameters and lr.",
 )
 @click.option("--steps", type=Whole(1), default=50, show_default=True, help="Steps of the segment.")
+@click.option(
+    "--ramp",
+    type=Whole(0),
+    help="Steps over which the learning rate rises from zero, 0 for none; by default a tenth of them, at least five.",
+)
 @click.option("--seeds", type=Whole(1, 10_000), default=3, show_default=True, help="Segments of other batches.")
 @click.option(
     "--lr",
@@ -183,8 +189,15 @@ def command(terminal: Terminal, /, **options: Any) -> None:
     the run directory, or measures it. Killed or interrupted, the same command continues.
     """
     with terminal.waiting(OPENING):
-        from lite_probe.replays import entrants_of, learning_rates, require_settings, required_train_batches
+        from lite_probe.replays import (
+            entrants_of,
+            learning_rates,
+            ramp_steps,
+            require_settings,
+            required_train_batches,
+        )
     asked = ReplayOptions(**options)
+    ramp_steps(asked.steps, asked.ramp)
     require_settings(entrants_of(asked.specs), asked.measurement["hyperparameters"])
     rates = learning_rates(asked.names, asked.measurement["lr"])
     if "checkpoint" in rates.values() and asked.state in ("warm", "cold"):

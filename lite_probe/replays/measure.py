@@ -20,6 +20,7 @@ from lite_probe.replays import plan as planning
 from lite_probe.replays.allocation import MOST_GRADIENTS, Point, Rule, evaluate
 from lite_probe.replays.entrants import Asked, Entrant, entrants_of
 from lite_probe.replays.plan import ReplayPlan
+from lite_probe.replays.ramp import ramp_steps
 from lite_probe.replays.recipes import (
     LearningRate,
     Prepared,
@@ -82,6 +83,7 @@ class _Request:
 
     optimizers: tuple[str, ...]
     steps: int
+    ramp: int  # of the steps, those over which the rate rises
     seeds: int
     lr: Mapping[str, LearningRate]
     state: str
@@ -125,6 +127,7 @@ def plan_replay(
     *,
     spectrum: Spectrum,
     steps: int = 50,
+    ramp: int | None = None,
     seeds: int = 3,
     lr: LearningRate | Mapping[str, LearningRate] = "sweep",
     state: StateName = "auto",
@@ -151,7 +154,7 @@ def plan_replay(
     """
     entrants = entrants_of(optimizers)
     request = _request(
-        entrants, steps, seeds, lr, state, warm_batches, bands, rule, tolerance, ablations, hyperparameters, seed
+        entrants, steps, ramp, seeds, lr, state, warm_batches, bands, rule, tolerance, ablations, hyperparameters, seed
     )
     splits = _check(task, request, spectrum)
     taken = inherited(task, entrants, request.lr, hyperparameters=request.hyperparameters, state=state, saved=saved)
@@ -207,6 +210,7 @@ def replay(
     *,
     spectrum: Spectrum,
     steps: int = 50,
+    ramp: int | None = None,
     seeds: int = 3,
     lr: LearningRate | Mapping[str, LearningRate] = "sweep",
     state: StateName = "auto",
@@ -236,6 +240,7 @@ def replay(
             `(named_parameters, lr)` or their "FILE.py:FUNCTION". Saved states and the linear theory are of ours only.
         spectrum: Of this task, with eigenvectors: its positive converged top pairs are the sharp directions.
         steps: K, of the segment.
+        ramp: R, of them, over which the learning rate rises linearly; None is min(max(5, ⌈K/10⌉), ⌊K/2⌋), 0 none.
         seeds: Segments; all optimizers see the same.
         lr: A learning rate, "sweep" or "checkpoint", for all or by name; who is not named is swept.
         state: At θ₀: "checkpoint" takes over the saved one, "warm" feeds `warm_batches` at fixed θ₀, "cold" starts
@@ -272,7 +277,7 @@ def replay(
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     entrants = entrants_of(optimizers)
     request = _request(
-        entrants, steps, seeds, lr, state, warm_batches, bands, rule, tolerance, ablations, hyperparameters, seed
+        entrants, steps, ramp, seeds, lr, state, warm_batches, bands, rule, tolerance, ablations, hyperparameters, seed
     )
     splits = _check(task, request, spectrum)
     if plan is None:
@@ -281,6 +286,7 @@ def replay(
             optimizers,
             spectrum=spectrum,
             steps=steps,
+            ramp=ramp,
             seeds=seeds,
             lr=lr,
             state=state,
@@ -303,6 +309,7 @@ def replay(
         session.run()
     return results.Replay(
         steps=steps,
+        ramp=request.ramp,
         num_seeds=seeds,
         rule=rule,
         tolerance=tolerance,
@@ -438,6 +445,7 @@ class _Session:
                     lr=known.recipe.lr,
                     seed=seed,
                     segment=self.splits.segments[seed],
+                    ramp=self.request.ramp,
                     ablation=ablation,
                 )
                 run = self.runner.run(
@@ -505,7 +513,7 @@ class _Session:
             key = lr.hex()
             if key not in known:
                 self._label = f"{name} at learning rate {lr:.2g}"
-                request = RunRequest(optimizer=name, lr=lr, seed=-1, segment=self.splits.sweep)
+                request = RunRequest(optimizer=name, lr=lr, seed=-1, segment=self.splits.sweep, ramp=self.request.ramp)
                 known[key] = self.runner.final_loss(prepared.optimizer, prepared.state, request)
                 self._keep_tried(name, known)
             return known[key]
@@ -630,6 +638,7 @@ def _state_folder(state_directory: Path) -> Path:
 def _request(
     entrants: Mapping[str, Entrant],
     steps: int,
+    ramp: int | None,
     seeds: int,
     lr: LearningRate | Mapping[str, LearningRate],
     state: str,
@@ -657,6 +666,7 @@ def _request(
     return _Request(
         optimizers=names,
         steps=steps,
+        ramp=ramp_steps(steps, ramp),
         seeds=seeds,
         lr=learning_rates(names, lr),
         state=state,

@@ -18,6 +18,7 @@ from torch import Tensor
 from lite_probe.errors import InputError, NumericsError
 from lite_probe.optim.interface import Replayable, load_state, set_learning_rate
 from lite_probe.replays.allocation import Point, Rule, evaluate, integrate_step
+from lite_probe.replays.ramp import rate_at
 from lite_probe.replays.recorder import Recorder
 from lite_probe.replays.segments import Segment
 from lite_probe.results.replay import ReplayRun
@@ -47,6 +48,7 @@ class RunRequest:
     lr: float
     seed: int
     segment: Segment
+    ramp: int  # steps over which the rate rises to lr
     ablation: Ablation = "none"
 
     @property
@@ -112,7 +114,7 @@ class Runner:
         try:
             for step, batch in enumerate(request.segment.batches):
                 set_gradients(self.task, self.layout.parameters, batch, f"training batch {step}")
-                optimizer.step()
+                self._step(optimizer, request, step)
                 self._tell(request, step + 1, None, None, 1)
             return evaluate_loss(self.task)
         except NumericsError:
@@ -152,7 +154,7 @@ class Runner:
                 train_loss = set_gradients(
                     self.task, self.layout.parameters, request.segment.batches[step], f"training batch {step}"
                 )
-                optimizer.step()
+                self._step(optimizer, request, step)
                 after = self._project(before, request.ablation, subspace)
                 update = after - before
                 found: dict[str, Any] = {"train_losses": train_loss, "update_norms": norm(update)}
@@ -176,6 +178,12 @@ class Runner:
         self.layout.write(self.start)
         load_state(optimizer, state)
         set_learning_rate(optimizer, lr)
+
+    def _step(self, optimizer: Replayable, request: RunRequest, step: int) -> None:
+        """Make a step, on the ramp at its own rate; after it nobody touches the rate."""
+        if step < request.ramp:
+            set_learning_rate(optimizer, rate_at(request.lr, request.ramp, step))
+        optimizer.step()
 
     def _project(self, before: Tensor, ablation: Ablation, subspace: Subspace | None) -> Tensor:
         """Return where the step ends; an ablation moves the parameters there."""

@@ -189,6 +189,7 @@ class Replay:
     """The same segment under several optimizers."""
 
     steps: int  # K
+    ramp: int = 0  # R, of the steps, those over which the learning rate rose
     num_seeds: int
     rule: str  # "simpson" or "trapezoid"
     tolerance: float  # of a step's closure error, above which Simpson's rule is refined
