@@ -35,8 +35,8 @@ from lite_probe.replays.recipes import (
 )
 from lite_probe.replays.recorder import Recorder
 from lite_probe.replays.runner import Ablation, RecordingConfig, Runner, RunRequest
-from lite_probe.replays.segments import BatchSplits, deal_segments, require_disjoint
-from lite_probe.replays.sweep import sweep_learning_rates
+from lite_probe.replays.segments import BatchSplits, deal_segments, measured_split, require_disjoint, split_notes
+from lite_probe.replays.sweep import Trial, sweep_learning_rates
 from lite_probe.replays.theory import linear_theory
 from lite_probe.results import replay as results
 from lite_probe.results.provenance import Note, join_notes
@@ -164,8 +164,9 @@ def plan_replay(
             name: partial(one.make, task, request.hyperparameters.get(name, {}))
             for name, one in {**entrants, request.bands: entrants.get(request.bands, Entrant(request.bands))}.items()
         }
-        costs, start = planning.measure_costs(task, layout, splits, makers, on_progress)
-    require_same_task(spectrum, task, loss=start.loss)
+        costs, start, evaluated = planning.measure_costs(task, layout, splits, makers, on_progress)
+    require_same_task(spectrum, task, loss=evaluated)
+    sets = 2 if len(task.heldout) else 1
     swept = tuple(name for name, rate in request.lr.items() if rate == "sweep")
     ablated = len(_ABLATIONS) if request.ablations else 0
     warmed = tuple(name for name in request.optimizers if state != "cold" and name not in taken)
@@ -177,8 +178,10 @@ def plan_replay(
         "warmed": warmed,
         "swept": swept,
         "ablations": ablated,
+        "sets": sets,
+        "ramp": request.ramp,
     }
-    needed = planning.expected_memory(costs, layout, bands=bands)
+    needed = planning.expected_memory(costs, layout, bands=bands, sets=sets)
     allowed = memory_allowed(task.device, memory)
     require_memory(needed, allowed, "a step and the states of its optimizers", "lower --batch-size or --seq-len")
     # Unasked, the subspace takes a quarter of what is free; asked, what the rest leaves, and else it stays in its file.
@@ -186,7 +189,7 @@ def plan_replay(
     basis = Subspace.of_spectrum(spectrum, task, memory=vectors)
     runs = len(request.optimizers) * seeds * (1 + ablated)
     blocks = {part.block for parts in task.blocks.values() for part in parts} if task.blocks else {"other"}
-    records = planning.records_bytes(runs=runs, steps=steps, sharp=basis.size, blocks=len(blocks))
+    records = planning.records_bytes(runs=runs, steps=steps, sharp=basis.size, blocks=len(blocks), sets=sets)
     return ReplayPlan(
         num_parameters=layout.size,
         num_gradients=planning.count_gradients(request.optimizers, **common),  # type: ignore[arg-type]
@@ -324,10 +327,10 @@ def replay(
         runs=tuple(session.runs),
         config=_config(request, task),
         fingerprint=plan.fingerprint,
-        notes=join_notes(splits.notes, session.notes, session.state.notes),
+        notes=join_notes(splits.notes, split_notes(task), session.notes, session.state.notes),
         provenance=provenance_of(
             task,
-            split="evaluation",
+            split=measured_split(task),
             seed=seed,
             count=session.count,
             command=command,
@@ -335,6 +338,7 @@ def replay(
             seconds=time.perf_counter() - started,
             details={
                 "spectrum": spectrum.fingerprint,
+                "evaluation batches": batches_digest(task.evaluation),
                 "training batches": batches_digest(task.train),
                 "warm-up batches": batches_digest(splits.warm),
                 **{f"segment of seed {index}": one.digest for index, one in enumerate(splits.segments)},
@@ -392,7 +396,8 @@ class _Session:
     def run(self) -> None:
         """Measure at θ₀, then replay every optimizer."""
         request = self.request
-        self.start_point = evaluate(self.task, self.layout)
+        split = measured_split(self.task)
+        self.start_point = evaluate(self.task, self.layout, split)
         self.count = self.start_point.count
         self.bands = self._cut_bands()
         self.runner = Runner(
@@ -400,6 +405,8 @@ class _Session:
             self.layout,
             self.start,
             self.start_point,
+            split=split,
+            same_point=None if split == "evaluation" else evaluate(self.task, self.layout),
             fingerprint=self.plan.fingerprint,
             state_file=folder / "running.pt" if (folder := self.state.folder()) is not None else None,
             on_damaged=self.state.note,
@@ -509,16 +516,16 @@ class _Session:
         self._phase = "sweep"
         known = self._tried(name)
 
-        def loss_at(lr: float) -> float | None:
+        def trial_at(lr: float) -> Trial:
             key = lr.hex()
             if key not in known:
                 self._label = f"{name} at learning rate {lr:.2g}"
                 request = RunRequest(optimizer=name, lr=lr, seed=-1, segment=self.splits.sweep, ramp=self.request.ramp)
-                known[key] = self.runner.final_loss(prepared.optimizer, prepared.state, request)
+                known[key] = self.runner.trial(prepared.optimizer, prepared.state, request)
                 self._keep_tried(name, known)
             return known[key]
 
-        sweep = sweep_learning_rates(loss_at)
+        sweep = sweep_learning_rates(trial_at)
         # The linear theory reads the state at θ₀, where the last trial has not left it.
         load_state(prepared.optimizer, prepared.state)
         return sweep
@@ -531,8 +538,20 @@ class _Session:
         for name, sweep in self.sweeps.items():
             if bool(sweep.diverged.all()):
                 yield Note(code="sweep-diverged", message=f"{name} diverged at every learning rate that was tried.")
+            elif sweep.chosen != sweep.best:
+                message = (
+                    f"At the best learning rate that was tried for {name}, {sweep.best:.2g}, the loss first rises "
+                    f"above the start's: it is replayed at {sweep.chosen:.2g}, the largest at which it does not."
+                )
+                yield Note(code="sweep-rises", message=message)
+            elif sweep.first_rises(sweep.best):
+                message = (
+                    f"At every learning rate that was tried for {name}, {sweep.lrs[0]:.2g} to {sweep.lrs[-1]:.2g}, "
+                    f"the loss first rises above the start's: it is replayed at the best, {sweep.best:.2g}."
+                )
+                yield Note(code="sweep-rises", message=message)
         usual = planning.WATCHED[self.request.rule]
-        used = np.concatenate([run.gradients_used for run in self.runs])
+        used = np.concatenate([run.most_gradients_used for run in self.runs])
         if refined := int((used > usual).sum()):
             message = (
                 f"{refined} of {len(used)} steps missed the closure tolerance with {usual} gradients and took more."
@@ -556,7 +575,11 @@ class _Session:
         self, name: str, known: "_FinishedRecipe | None", runs: Iterable[results.ReplayRun | None]
     ) -> None:
         """Count the gradients of what an earlier process has finished: progress goes on where it was."""
-        made = sum(run.num_steps + int(run.gradients_used.sum()) for run in runs if run is not None)
+        made = sum(
+            run.num_steps + int(run.gradients_used.sum() + run.same_batch_gradients_used.sum())
+            for run in runs
+            if run is not None
+        )
         if known is not None and known.sweep is not None:
             made += len(known.sweep.lrs) * self.request.steps
         if made:
@@ -603,13 +626,13 @@ class _Session:
     def _keep(self, what: str, key: str, finished: "_FinishedRun | _FinishedRecipe") -> None:
         self.state.keep(f"{what}-{key}", finished)
 
-    def _tried(self, name: str) -> dict[str, float | None]:
-        """Return the sweep's losses that an earlier process found, by learning rate in hexadecimal."""
+    def _tried(self, name: str) -> dict[str, Trial]:
+        """Return the sweep's trials that an earlier process made, by learning rate in hexadecimal."""
         saved = self.state.read(_sweep_file(name))
-        return dict(saved) if isinstance(saved, dict) else {}
+        return {lr: Trial(**trial) for lr, trial in saved.items()} if isinstance(saved, dict) else {}
 
-    def _keep_tried(self, name: str, losses: Mapping[str, float | None]) -> None:
-        self.state.write(_sweep_file(name), dict(losses))
+    def _keep_tried(self, name: str, trials: Mapping[str, Trial]) -> None:
+        self.state.write(_sweep_file(name), {lr: asdict(trial) for lr, trial in trials.items()})
 
 
 @contextmanager
@@ -719,6 +742,8 @@ def _fingerprint(
         "inherited": taken,
     }
     foreign = [one for one in entrants.values() if not one.is_ours]
+    if len(task.heldout):
+        asked["held-out batches"] = batches_digest(task.heldout)
     if foreign:
         asked["made"] = {one.name: one.digest(task, request.hyperparameters.get(one.name, {})) for one in foreign}
     return task_fingerprint(task, "evaluation", asked)

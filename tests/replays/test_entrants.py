@@ -87,7 +87,7 @@ def test_torchs_adamw_makes_the_progress_of_ours() -> None:
 
 
 def test_everything_is_measured_of_a_function_s_optimizer() -> None:
-    found = replayed(["muon", make_sign], lr={"muon": 1e-2, "make_sign": 1e-3})
+    found = replayed(["muon", make_sign], lr={"muon": 1e-2, "make_sign": 1e-3}, ramp=0)
     assert found.optimizers == ("muon", "make_sign")
     recipe = found.recipes["make_sign"]
     assert (recipe.lr, recipe.lr_source, recipe.state) == (1e-3, "given", "warm")
@@ -101,7 +101,7 @@ def test_everything_is_measured_of_a_function_s_optimizer() -> None:
 
 
 def test_a_sweep_finds_a_rate_for_it() -> None:
-    found = replayed([make_sign], lr="sweep")
+    found = replayed([make_sign], lr="sweep", ramp=0)
     assert found.sweeps["make_sign"].chosen == found.recipes["make_sign"].lr
     assert found.loss_change("make_sign").value < 0.0  # type: ignore[union-attr]
 
