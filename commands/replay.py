@@ -30,10 +30,11 @@ from lite_probe.commands.options import (
 )
 from lite_probe.commands.replay_board import HEADER, ReplayBoard
 from lite_probe.commands.replay_summary import (
-    ERRORS_EXPLAINED,
+    explanations,
     json_object,
     manner_table,
     outcome_table,
+    part_table,
     progress_table,
     start_table,
 )
@@ -375,12 +376,13 @@ def print_summary(terminal: Terminal, found: "Replay") -> None:
     """Show a replay in tables, and what they say."""
     from lite_probe.reports.replay_verdict import judge_replay
 
-    for table in (start_table(found), outcome_table(found), progress_table(found), manner_table(found)):
+    tables = (outcome_table(found), progress_table(found), part_table(found), manner_table(found))
+    for table in (start_table(found), *tables):
         if table is not None:
             terminal.table(*table)
             terminal.line()
-    if found.num_seeds > 1:
-        terminal.line(ERRORS_EXPLAINED, style="dim")
+    for line in explanations(found):
+        terminal.line(line, style="dim")
     verdict = judge_replay(found)
     for text in (verdict.lead, *(point.text for point in verdict.points)):
         terminal.line(text)

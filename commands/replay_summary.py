@@ -1,4 +1,4 @@
-"""A replay in three tables, for the terminal, and as one JSON object, for programs."""
+"""A replay in a few tables, for the terminal, and as one JSON object, for programs."""
 
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -7,11 +7,24 @@ from lite_probe.commands.summary import estimate_object
 from lite_probe.commands.wording import compact, number, percent
 
 if TYPE_CHECKING:
+    from lite_probe.reports.replay_claims import Echo
     from lite_probe.results.estimate import Estimate
-    from lite_probe.results.replay import Replay
+    from lite_probe.results.replay import Part, Replay
 
 _Rows = tuple[list[str], list[list[str]]]
+PART_NAMES = {"ramp": "ramp", "after": "after it"}
 ERRORS_EXPLAINED = "±: one standard error over seeds; loss changes in nats"
+
+
+def explanations(replay: "Replay") -> list[str]:
+    """Return what is to be said below the tables."""
+    found = [ERRORS_EXPLAINED] if replay.num_seeds > 1 else []
+    if len(replay.parts) > 1:
+        steps = "step" if replay.ramp == 1 else f"{replay.ramp} steps"
+        found.append(f"ramp: the first {steps}, over which the learning rate rises")
+    if replay.on_same_batches() is not None:
+        found.append("same batches: those that the eigenvectors were measured on; all else is of held-out ones")
+    return found
 
 
 def outcome_table(replay: "Replay") -> _Rows:
@@ -37,7 +50,8 @@ def start_table(replay: "Replay") -> _Rows | None:
 def progress_table(replay: "Replay") -> _Rows:
     """Return header and rows of where each optimizer changed the loss: along flat and along sharp directions.
 
-    A share is given where the loss fell beyond its error and the allocations account for it, as in the verdict.
+    A share is given where the loss fell beyond its error, the allocations account for it, and it is one with its whole
+    interval, as in the verdict.
     """
     from lite_probe.reports.replay_claims import closure_of
     from lite_probe.reports.replay_verdict import has_share
@@ -49,13 +63,30 @@ def progress_table(replay: "Replay") -> _Rows:
         rows.append(
             [
                 name,
-                _text(_negative(replay.flat_progress(name))),
-                _text(_negative(replay.sharp_progress(name))),
+                *_changes(replay, name, "whole"),
                 "–" if share is None or not has_share(replay, name) else percent(share.value, share.stderr),
                 "–" if closure is None else percent(closure),
             ]
         )
     return header, rows
+
+
+def part_table(replay: "Replay") -> _Rows | None:
+    """Return header and rows of the same on the ramp, after it, and on the eigenvectors' own batches.
+
+    None where there is neither a ramp nor another set of batches.
+    """
+    same, rows = replay.on_same_batches(), []
+    for name in replay.optimizers:
+        rows += [[f"{name} {PART_NAMES[part]}", *_changes(replay, name, part)] for part in replay.parts[1:]]
+        if same is not None:
+            rows.append([f"{name} same batches", *_changes(same, name, "whole")])
+    return (["of it", "flat", "sharp"], rows) if rows else None
+
+
+def _changes(replay: "Replay", name: str, part: "Part") -> list[str]:
+    """Write the loss change along flat, and along sharp directions."""
+    return [_text(_negative(measure(name, part))) for measure in (replay.flat_progress, replay.sharp_progress)]
 
 
 def manner_table(replay: "Replay") -> _Rows:
@@ -98,15 +129,18 @@ def minus_base(replay: "Replay", name: str) -> "Estimate | None":
 
 def json_object(replay: "Replay") -> dict[str, Any]:
     """Return what `--json` prints: plain numbers, null where there is none."""
+    from lite_probe.reports.replay_claims import echoes
     from lite_probe.reports.replay_verdict import judge_replay
 
-    verdict = judge_replay(replay)
+    verdict, same = judge_replay(replay), replay.on_same_batches()
+    found = {echo.claim: echo for echo in echoes(replay, verdict.claims)}
     return {
         "steps": replay.steps,
+        "ramp": replay.ramp,
         "seeds": replay.num_seeds,
         "rule": replay.rule,
         "start_loss": replay.start_loss,
-        "optimizers": {name: _optimizer_object(replay, name) for name in replay.optimizers},
+        "optimizers": {name: _optimizer_object(replay, same, name) for name in replay.optimizers},
         "differences": {
             f"{name} - {other}": estimate_object(replay.difference(name, other))
             for name in replay.optimizers
@@ -114,7 +148,7 @@ def json_object(replay: "Replay") -> dict[str, Any]:
             if name != other
         },
         "lead": verdict.lead,
-        "claims": [asdict(claim) for claim in verdict.claims],
+        "claims": [{**asdict(claim), "same_batches": _echo_object(found.get(claim))} for claim in verdict.claims],
         "notes": [{"code": note.code, "message": note.message} for note in replay.notes],
         "wall_seconds": replay.provenance.wall_seconds,
         "peak_memory_bytes": replay.provenance.peak_memory_bytes,
@@ -122,7 +156,23 @@ def json_object(replay: "Replay") -> dict[str, Any]:
     }
 
 
-def _optimizer_object(replay: "Replay", name: str) -> dict[str, Any]:
+def _echo_object(echo: "Echo | None") -> dict[str, Any] | None:
+    """Return what became of a claim on the eigenvectors' batches; null where it was not looked for."""
+    if echo is None:
+        return None
+    numbers = {key: None if echo.other is None else getattr(echo.other, key) for key in ("value", "low", "high")}
+    return {**numbers, "is_found": echo.is_found}
+
+
+def _progress_object(replay: "Replay", name: str, part: "Part") -> dict[str, Any]:
+    return {
+        "loss_change": estimate_object(replay.loss_change(name, part=part)),
+        "flat_progress": estimate_object(replay.flat_progress(name, part)),
+        "sharp_progress": estimate_object(replay.sharp_progress(name, part)),
+    }
+
+
+def _optimizer_object(replay: "Replay", same: "Replay | None", name: str) -> dict[str, Any]:
     recipe, sweep = replay.recipes[name], replay.sweeps.get(name)
     oscillation, rates = replay.oscillation(name), replay.effective_lrs(name)
     return {
@@ -131,11 +181,17 @@ def _optimizer_object(replay: "Replay", name: str) -> dict[str, Any]:
         "hyperparameters": dict(recipe.hyperparameters),
         "state": recipe.state,
         "state_lines": list(recipe.state_lines),
-        "loss_change": estimate_object(replay.loss_change(name)),
+        **_progress_object(replay, name, "whole"),
+        **{part: _progress_object(replay, name, part) for part in ("ramp", "after")},
+        "same_batches": None
+        if same is None
+        else {
+            **_progress_object(same, name, "whole"),
+            "flat_share": estimate_object(same.flat_share(name)),
+            "closure": same.closure(name),
+        },
         "minus_base": estimate_object(minus_base(replay, name)),
         "ablations": {one: estimate_object(replay.loss_change(name, one)) for one in replay.ablations},
-        "flat_progress": estimate_object(replay.flat_progress(name)),
-        "sharp_progress": estimate_object(replay.sharp_progress(name)),
         "flat_share": estimate_object(replay.flat_share(name)),
         "isotropy": estimate_object(replay.isotropy_entropy(name)),
         "directional_sharpness": estimate_object(replay.directional_sharpness(name)),
@@ -151,6 +207,8 @@ def _optimizer_object(replay: "Replay", name: str) -> dict[str, Any]:
             "lrs": sweep.lrs.tolist(),
             "losses": [None if bad else loss for loss, bad in zip(sweep.losses.tolist(), sweep.diverged, strict=True)],
             "is_inside": sweep.is_inside,
+            "best": sweep.best,
+            "rises": sweep.rises.tolist() or None,
         },
     }
 
