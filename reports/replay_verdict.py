@@ -443,9 +443,9 @@ def _learning_rates(replay: Replay) -> Point:
         text += f" The best of {_list(edges)} is at the limit of its grid: a better one may lie beyond."
     left = [(name, sweep) for name, sweep in replay.sweeps.items() if name not in failed and sweep.chosen != sweep.best]
     for name, sweep in left:
-        best, chosen = format_number(sweep.best, 2), format_number(sweep.chosen, 2)
+        best, taken = format_number(sweep.best, 2), format_number(sweep.chosen, 2)
         text += (
-            f" At the best rate of {name}, {best}, the loss first rises above the start's: {chosen} is the largest of "
+            f" At the best rate of {name}, {best}, the loss first rises above the start's: {taken} is the largest of "
             "those tried at which it does not."
         )
     rising = [
