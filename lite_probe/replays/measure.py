@@ -73,7 +73,7 @@ class ReplayStep:
     lr: float | None
     step: int  # completed in this run
     steps: int
-    loss: float | None  # on the evaluation set
+    loss: float | None  # held out, where there are batches for it
     flat_share: float | None  # of the loss change so far
 
 
@@ -234,11 +234,13 @@ def replay(
 ) -> results.Replay:
     """Train the same short segment from θ₀ under several optimizers, and say who lowers the loss where.
 
-    Loss changes are those of the evaluation set. Each step's change is allotted to the spectrum's eigenvectors, to
-    their complement, and to every band of every block, by a quadrature whose closure error is kept.
+    Loss changes are those of the held-out batches, where the task has some, with those of the evaluation batches, which
+    the eigenvectors were measured on, beside them; else of the latter alone, which a note says. Each step's change is
+    allotted to the spectrum's eigenvectors, to their complement, and to every band of every block, by a quadrature
+    whose closure error is kept.
 
     Args:
-        task: Model, loss, evaluation batches and training batches; comes back bitwise as it was.
+        task: Model, loss, evaluation, training and held-out batches; comes back bitwise as it was.
         optimizers: Names of `lite_probe.optim.OPTIMIZERS`, torch's as "torch.AdamW", functions of
             `(named_parameters, lr)` or their "FILE.py:FUNCTION". Saved states and the linear theory are of ours only.
         spectrum: Of this task, with eigenvectors: its positive converged top pairs are the sharp directions.
@@ -274,7 +276,7 @@ def replay(
         OutputError: If there is no room for the working files.
 
     Cost: per optimizer and seed K training gradients, K steps and 2K evaluation gradients (K under the trapezoid's
-        rule); the plan says.
+        rule), twice as many with held-out batches; the plan says.
     """
     started = time.perf_counter()
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
