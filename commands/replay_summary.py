@@ -172,6 +172,13 @@ def _progress_object(replay: "Replay", name: str, part: "Part") -> dict[str, Any
     }
 
 
+def _share_object(replay: "Replay", name: str) -> dict[str, Any] | None:
+    """Return the flat share; null where it is none, as in the tables."""
+    from lite_probe.reports.replay_verdict import has_share
+
+    return estimate_object(replay.flat_share(name)) if has_share(replay, name) else None
+
+
 def _optimizer_object(replay: "Replay", same: "Replay | None", name: str) -> dict[str, Any]:
     recipe, sweep = replay.recipes[name], replay.sweeps.get(name)
     oscillation, rates = replay.oscillation(name), replay.effective_lrs(name)
@@ -187,12 +194,12 @@ def _optimizer_object(replay: "Replay", same: "Replay | None", name: str) -> dic
         if same is None
         else {
             **_progress_object(same, name, "whole"),
-            "flat_share": estimate_object(same.flat_share(name)),
+            "flat_share": _share_object(same, name),
             "closure": same.closure(name),
         },
         "minus_base": estimate_object(minus_base(replay, name)),
         "ablations": {one: estimate_object(replay.loss_change(name, one)) for one in replay.ablations},
-        "flat_share": estimate_object(replay.flat_share(name)),
+        "flat_share": _share_object(replay, name),
         "isotropy": estimate_object(replay.isotropy_entropy(name)),
         "directional_sharpness": estimate_object(replay.directional_sharpness(name)),
         "exponent": estimate_object(replay.exponent(name)),

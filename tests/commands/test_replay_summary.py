@@ -111,6 +111,8 @@ def test_the_json_object_holds_parts_and_same_batches() -> None:
     assert muon["same_batches"]["sharp_progress"]["value"] == pytest.approx(-muon["sharp_progress"]["value"])
     assert muon["same_batches"]["flat_progress"] == muon["flat_progress"]
     assert muon["same_batches"]["closure"] > 0.0
+    assert 0.0 < muon["flat_share"]["value"] < 1.0
+    assert muon["same_batches"]["flat_share"] is None  # more than all of it: along sharp directions the loss rose
     by_quantity = {(one["subject"], one["quantity"]): one["same_batches"] for one in told["claims"]}
     assert by_quantity["muon", "progress along flat directions"]["is_found"] is True
     sharp = by_quantity["muon", "progress along the 10 sharp directions"]
