@@ -148,9 +148,12 @@ def _lead_on_same_batches(replay: Replay, names: Sequence[str]) -> str:
     if not changes:
         return ""
     best = min(changes, key=lambda name: changes[name])
-    pairs = {pair: claim for pair, claim in compare_losses(replay).items() if best in pair}
-    others = {claim: next(name for name in pair if name != best) for pair, claim in pairs.items()}
-    claims = list(pairs.values()) if len(names) > 1 else [one for one in [judge_changes(replay).get(best)] if one]
+    beaten = {
+        claim: other if best == name else name
+        for (name, other), claim in compare_losses(replay).items()
+        if best in (name, other) and (claim.value < 0.0) == (best == name)
+    }
+    claims = [*beaten] if len(names) > 1 else [one for one in [judge_changes(replay).get(best)] if one is not None]
     found = echoes(replay, claims)
     if not found:
         return ""
@@ -159,7 +162,7 @@ def _lead_on_same_batches(replay: Replay, names: Sequence[str]) -> str:
         return f" {_SAME} the same is found."
     if len(names) == 1:
         return f" {_SAME} that is not found."
-    return f" {_SAME} {best}'s lead over {_list([others[one] for one in missing])} is not found."
+    return f" {_SAME} {best}'s lead over {_list([beaten[one] for one in missing])} is not found."
 
 
 def _on_same_batches(replay: Replay, claims: Sequence[Claim]) -> list[Point]:
