@@ -441,7 +441,7 @@ def _learning_rates(replay: Replay) -> Point:
         parts.append(f"{LR_SOURCES.get(source, source)}: {rates}")
     text = f"Learning rates were {'; '.join(parts)}."
     failed = [name for name, sweep in replay.sweeps.items() if bool(sweep.diverged.all())]
-    edges = [name for name, sweep in replay.sweeps.items() if not sweep.is_inside and name not in failed]
+    edges = [name for name, sweep in replay.sweeps.items() if sweep.is_at_limit and name not in failed]
     if edges:
         text += f" The best of {_list(edges)} is at the limit of its grid: a better one may lie beyond."
     left = [(name, sweep) for name, sweep in replay.sweeps.items() if name not in failed and sweep.chosen != sweep.best]

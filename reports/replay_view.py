@@ -440,7 +440,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def _chosen(replay: Replay, name: str) -> str:
     """Say in a word or two how a learning rate was chosen."""
     sweep = replay.sweeps.get(name)
-    if sweep is not None and not sweep.is_inside:
+    if sweep is not None and sweep.is_at_limit:
         return "sweep, at its limit"
     source = replay.recipes[name].lr_source
     return source if source in LR_SOURCES else f"by {source}"
@@ -533,8 +533,8 @@ def _sweep_table(replay: Replay, number: int) -> Table | None:
     for name, sweep in replay.sweeps.items():
         for lr, loss, failed in zip(sweep.lrs.tolist(), sweep.losses.tolist(), sweep.diverged.tolist(), strict=True):
             is_chosen = lr == sweep.chosen
-            mark = ("yes" if sweep.is_inside else "yes, at the limit") if is_chosen else ""
-            tone = ("good" if sweep.is_inside else "caution") if is_chosen else ""
+            mark = ("yes, at the limit" if sweep.is_at_limit else "yes") if is_chosen else ""
+            tone = ("caution" if sweep.is_at_limit else "good") if is_chosen else ""
             rows.append(
                 [
                     _text(name),

@@ -69,6 +69,11 @@ class Sweep:
         """The rate with the lowest loss at the end; the smallest where all diverged."""
         return float(self.lrs[np.argmin(np.where(self.diverged, np.inf, self.losses))])
 
+    @property
+    def is_at_limit(self) -> bool:
+        """Whether the rate chosen is the best and was not tried on both sides: a better one may lie beyond."""
+        return not self.is_inside and self.chosen == self.best
+
     def first_rises(self, lr: float) -> bool:
         """Return whether the loss rose above the start's in the first steps at a rate that was tried."""
         return bool(self.rises[self.lrs == lr].any()) if len(self.rises) else False

@@ -92,7 +92,7 @@ def test_ramp_and_same_batches_have_a_table_of_their_own() -> None:
 def _value(cell: str) -> float:
     """Read a cell such as (−3.06±0.16)e-2."""
     number, _, power = cell.partition("e")
-    return float(number.strip("()").split("±")[0].replace("−", "-")) * 10.0 ** float(power or 0)
+    return float(number.strip("()").split("±")[0].replace("−", "-")) * float(10.0 ** int(power or 0))
 
 
 def test_the_json_object_holds_parts_and_same_batches() -> None:

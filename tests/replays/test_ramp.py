@@ -25,7 +25,8 @@ ASKED: dict[str, Any] = {"steps": STEPS, "seeds": 1, "warm_batches": 4}
 def make_two_rates(named_parameters: list[tuple[str, nn.Parameter]], lr: float) -> torch.optim.Optimizer:
     """Plain descent, at three times the rate in its second group."""
     first, second = (parameter for _, parameter in named_parameters)
-    return torch.optim.SGD([{"params": [first]}, {"params": [second], "lr": 3.0 * lr}], lr=lr)
+    groups: list[dict[str, Any]] = [{"params": [first]}, {"params": [second], "lr": 3.0 * lr}]
+    return torch.optim.SGD(groups, lr=lr)
 
 
 @pytest.fixture(scope="module")

@@ -220,3 +220,8 @@ def test_sweeps_mark_where_the_loss_first_rises(view):
     sweep = replace(make_sweep(), rises=np.array([False, True, True]))
     rows = make_replay_view("", 1, replace(make_replay(optimizers=("muon",)), sweeps={"muon": sweep})).sweeps.rows
     assert [row[4].text for row in rows] == ["", "yes", "yes"]
+    edge = make_sweep(is_inside=False)
+    left = replace(edge, chosen=float(edge.lrs[0]), rises=np.array([False, True, True]))
+    found = make_replay_view("", 1, replace(make_replay(optimizers=("muon",)), sweeps={"muon": left}))
+    assert [row[3].text for row in found.sweeps.rows] == ["yes", "", ""]  # the limit is the best's, which was left
+    assert found.outcome.rows[0][2].text == "sweep"
