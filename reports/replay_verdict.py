@@ -297,8 +297,9 @@ def _on_ramp(replay: Replay, name: str, part: str, claim: Claim | None) -> str:
     what, size = "progress", ramp
     if whole.value < 0.0:
         what, size = "rise", replace(ramp, value=-ramp.value, low=-ramp.high, high=-ramp.low)
+    most = "Most" if abs(ramp.value) < abs(whole.value) else "All"
     return (
-        f"Most of this {what} along {directions(replay, part)} falls into the ramp, the first {steps}: "
+        f"{most} of this {what} along {directions(replay, part)} falls into the ramp, the first {steps}: "
         f"{_measured(size, ' nats')}."
     )
 

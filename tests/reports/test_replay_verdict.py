@@ -419,6 +419,12 @@ def test_what_falls_into_the_ramp_is_said(found):
     )
     assert text.count("Most of this") == 1
     assert "Most of this" not in about(ramped, "muon-lite lowers")[1]
+    back = [
+        replace(run, sharp_allocations=run.sharp_allocations * np.where(np.arange(20) < 5, 1.0, -10.0)[:, None])
+        for run in ramped.runs
+    ]
+    text = about(replace(ramped, runs=tuple(back)), "muon lowers")[1]
+    assert "All of this progress along the 10 sharp directions falls into the ramp, the first 5 steps: " in text
     raised = [replace(run, sharp_allocations=-4.0 * run.sharp_allocations) for run in ramped.runs]
     text = about(replace(ramped, runs=tuple(raised)), "muon lowers")[1]
     assert "Most of this rise along the 10 sharp directions falls into the ramp, the first 5 steps: 0.00" in text
