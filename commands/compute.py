@@ -43,6 +43,7 @@ def move_task(task: Task, device: str, precision: str | None) -> None:
     task.model.to(device=place, dtype=dtype)
     task.evaluation = [_moved(batch, place, dtype) for batch in task.evaluation]
     task.train = [_moved(batch, place, dtype) for batch in task.train]
+    task.heldout = [_moved(batch, place, dtype) for batch in task.heldout]
 
 
 def _moved(batch: Batch, device: torch.device | None, dtype: torch.dtype | None) -> Batch:

@@ -6,12 +6,12 @@ NDS = dᵀHd/‖d‖² is the curvature along an update d. Found lower for Muon 
 loss (arXiv 2606.04662). A small byte-level Llama, trained a little, is replayed under both, learning rates swept; steps
 whose losses lie where both have been are compared. As ever, Muon leaves embedding, head and norms to AdamW.
 
-It takes half a minute and prints, with the seed it has,
+It takes a minute and a half of one core and prints, with the seed it has,
 
-    muon   lr 0.0078 (swept): loss -0.2974 ± 0.0415
-    adamw  lr 0.0039 (swept): loss -0.2236 ± 0.0309
-    NDS at matched loss: muon 0.0713 ± 0.0082, adamw 0.2917 ± 0.0234
-    muon over adamw 0.247 ± 0.031
+    muon   lr 0.0078 (swept): loss -0.4799 ± 0.0201
+    adamw  lr 0.00049 (swept): loss -0.1184 ± 0.0007
+    NDS at matched loss: muon 0.0842 ± 0.0131, adamw 0.6388 ± 0.0593
+    muon over adamw 0.131 ± 0.015
     known result reproduced
 
 where ± is one standard error over three seeds of batches. The exit status is 1 where the ratio's 95% interval is not

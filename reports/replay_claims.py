@@ -5,7 +5,7 @@ printed with its own 95% interval. Differences of optimizers are paired by seed.
 difference no larger than rounding.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TypeVar
@@ -175,6 +175,52 @@ def judge_ablations(replay: Replay) -> dict[tuple[str, str], Claim]:
             sentence = f"{subject} ends {answer.size} {place} the whole ({answer.interval})."
         found[name, ablation] = answer.claim(subject, "final loss minus that of whole updates", sentence, wanted=-1)
     return found
+
+
+# The same on other batches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Echo:
+    """A claim, and what became of it on the batches that the eigenvectors were measured on."""
+
+    claim: Claim
+    other: Claim | None  # None where it cannot be asked there: the allocations do not account for the loss change
+    is_found: bool  # whether that is beyond its error too, on the same side of zero
+
+
+def echoes(replay: Replay, claims: Iterable[Claim]) -> tuple[Echo, ...]:
+    """Look for claims on the batches that the eigenvectors were measured on; none where those are the evaluation set.
+
+    Args:
+        replay: Whose claims they are.
+        claims: Those that claim something are looked for, each once.
+    """
+    same = replay.on_same_batches()
+    if same is None:
+        return ()
+    known = {(one.subject, one.quantity): one for one in all_claims(same)}
+    wanted = {(one.subject, one.quantity): one for one in claims if one.status != "open"}
+    found = []
+    for key, claim in wanted.items():
+        other = known.get(key)
+        is_found = (
+            other is not None
+            and not other.low <= 0.0 <= other.high
+            and abs(other.value) > rounding(same)
+            and (other.value > 0.0) == (claim.value > 0.0)
+        )
+        found.append(Echo(claim=claim, other=other, is_found=is_found))
+    return tuple(found)
+
+
+def all_claims(replay: Replay) -> list[Claim]:
+    """Return the claims of every question; what two of them ask has one number."""
+    questions = (
+        *(compare_losses, compare_bases, compare_progress),
+        *(judge_changes, judge_progress, judge_ablations),
+    )
+    return [claim for ask in questions for claim in ask(replay).values()]
 
 
 # Answers

@@ -24,6 +24,7 @@ from lite_probe.reports.replay_claims import (
     compare_progress,
     correction,
     directions,
+    echoes,
     finished,
     is_corrected_away,
     is_explained,
@@ -71,10 +72,13 @@ def judge_replay(replay: Replay) -> Verdict:
     """Say who lowered the loss, by how much, and along which directions."""
     names = finished(replay)
     points = [point for name in replay.optimizers for point in _divergence(replay, name)]
+    points += _starts(replay)
     points += [_against_base(replay, name) for name in names if base_of(replay, name) in names]
-    points += [*_between(replay), *_where(replay, names), *_manner(replay, names), *_ablations(replay, names)]
-    points += [*_corrected(replay), *_starts(replay), _learning_rates(replay), _closure(replay, names)]
-    return Verdict(lead=_lead(replay, names), points=tuple(points))
+    points += [*_between(replay), *_where(replay, names)]
+    points += [*_manner(replay, names), *_theory(replay), *_ablations(replay, names)]
+    points += _on_same_batches(replay, [claim for point in points for claim in point.claims])
+    points += [*_corrected(replay), _learning_rates(replay), _closure(replay, names)]
+    return Verdict(lead=f"{_lead(replay, names)}{_lead_on_same_batches(replay, names)}", points=tuple(points))
 
 
 def _lead(replay: Replay, names: Sequence[str]) -> str:
@@ -133,6 +137,58 @@ def _ranking(replay: Replay, changes: dict[str, Estimate]) -> str:
         return f"{_list(lowest)} cannot be told apart{corrected} and end {rank}{where}{under}"
     under = f"; it ends below {_list(beaten)}" if beaten else ""
     return f"{best} is ahead but cannot be told from {_list(level)}{corrected}{under}{lack}"
+
+
+_SAME = "On the batches that the eigenvectors were measured on"
+
+
+def _lead_on_same_batches(replay: Replay, names: Sequence[str]) -> str:
+    """Say whether what the lead claims of the one in front is found on the eigenvectors' batches too."""
+    changes = {name: change.value for name in names if (change := replay.loss_change(name)) is not None}
+    if not changes:
+        return ""
+    best = min(changes, key=lambda name: changes[name])
+    beaten = {
+        claim: other if best == name else name
+        for (name, other), claim in compare_losses(replay).items()
+        if best in (name, other) and (claim.value < 0.0) == (best == name)
+    }
+    claims = [*beaten] if len(names) > 1 else [one for one in [judge_changes(replay).get(best)] if one is not None]
+    found = echoes(replay, claims)
+    if not found:
+        return ""
+    missing = [one.claim for one in found if not one.is_found]
+    if not missing:
+        return f" {_SAME} the same is found."
+    if len(names) == 1:
+        return f" {_SAME} that is not found."
+    return f" {_SAME} {best}'s lead over {_list([beaten[one] for one in missing])} is not found."
+
+
+def _on_same_batches(replay: Replay, claims: Sequence[Claim]) -> list[Point]:
+    """Say of every claim whether it holds on the eigenvectors' batches too, which progress along them may flatter."""
+    found = echoes(replay, claims)
+    if not found:
+        return []
+    missing, count = [one for one in found if not one.is_found], count_of(len(found), "claim")
+    held_out = "Losses and progress are of held-out batches."
+    if not missing:
+        every = "is found, for the one claim that is made" if len(found) == 1 else f"is found, for all {count}"
+        return [Point(tone="good", text=f"{held_out} {_SAME} the same {every}.")]
+    texts = []
+    for one in missing:
+        value = f"{format_number(one.claim.value, 3)} {one.claim.unit} held out"
+        there = "there the allocations do not account for the loss change"
+        if one.other is not None:
+            there = f"{_of_claim(one.other)} there"
+        texts.append(f"{one.claim.subject}'s {one.claim.quantity} ({value}, {there})")
+    of = f"for {len(found) - len(missing)} of {count}" if len(found) > 1 else "for no claim"
+    text = f"{held_out} {_SAME} the same is found {of}; not found {'is' if len(texts) == 1 else 'are'} {_list(texts)}."
+    return [Point(tone="caution", text=text)]
+
+
+def _of_claim(claim: Claim) -> str:
+    return format_measured(claim.value, claim.low, claim.high, f" {claim.unit}").replace("\u00a0", " ")
 
 
 def _end(replay: Replay, name: str) -> str:
@@ -224,8 +280,28 @@ def _where(replay: Replay, names: Sequence[str]) -> list[Point]:
         if share is not None and has_share(replay, name):
             flat_part = format_measured_share(share.value, share.low, share.high)
             texts.append(f"Of the progress of {name} {flat_part} is along flat directions.")
+        texts += [text for part in PARTS if (text := _on_ramp(replay, name, part, parts.get((name, part))))]
         points.append(Point(tone="plain", text=" ".join(texts), claims=tuple(claims)))
     return points
+
+
+def _on_ramp(replay: Replay, name: str, part: str, claim: Claim | None) -> str:
+    """Say where most of what an optimizer did along a part's directions falls into the ramp, as a shock does."""
+    measure = {"flat": replay.flat_progress, "sharp": replay.sharp_progress}[part]
+    ramp, whole = measure(name, "ramp"), measure(name)
+    if ramp is None or whole is None or claim is None or claim.status == "open":
+        return ""
+    if ramp.value * whole.value <= 0.0 or abs(ramp.value) <= 0.5 * abs(whole.value):
+        return ""
+    steps = count_of(replay.ramp, "step")
+    what, size = "progress", ramp
+    if whole.value < 0.0:
+        what, size = "rise", replace(ramp, value=-ramp.value, low=-ramp.high, high=-ramp.low)
+    most = "Most" if abs(ramp.value) < abs(whole.value) else "All"
+    return (
+        f"{most} of this {what} along {directions(replay, part)} falls into the ramp, the first {steps}: "
+        f"{_measured(size, ' nats')}."
+    )
 
 
 def _corrected(replay: Replay) -> list[Point]:
@@ -256,13 +332,13 @@ def _corrected(replay: Replay) -> list[Point]:
 def has_share(replay: Replay, name: str) -> bool:
     """Return whether an optimizer's flat share says something.
 
-    Its loss must have fallen beyond the error, the allocations account for that, and the share be one: where the sharp
-    part raised the loss, the flat one is more than the whole.
+    Its loss must have fallen beyond the error, the allocations account for that, and the share be one with its whole
+    95% interval: where the sharp part raised the loss, the flat one is more than the whole.
     """
     change, share = judge_changes(replay).get(name), replay.flat_share(name)
     if change is None or share is None or change.status != "holds":
         return False
-    return is_explained(replay, name) and 0.0 <= share.value <= 1.0
+    return is_explained(replay, name) and share.low >= 0.0 and share.high <= 1.0
 
 
 def _manner(replay: Replay, names: Sequence[str]) -> list[Point]:
@@ -287,6 +363,23 @@ def _manner(replay: Replay, names: Sequence[str]) -> list[Point]:
             )
             points.append(Point(tone="plain", text=f"{title}: {parts}{unit}."))
     return points
+
+
+def _theory(replay: Replay) -> list[Point]:
+    """Say along how many sharp directions the linear theory has an optimizer diverge at its rate."""
+    parts = []
+    for name, theory in replay.theory.items():
+        rates = np.abs(theory.rates)[np.abs(theory.rates) > 1.0]
+        if not len(rates):
+            continue
+        texts = list(dict.fromkeys(format_number(rate, 2) for rate in (float(rates.min()), float(rates.max()))))
+        factors = f"{'factors' if len(texts) > 1 else 'a factor of'} {' to '.join(texts)}"
+        where = f"{len(rates)} of {count_of(len(theory.rates), 'sharp direction')}"
+        parts.append(f"{name} diverge along {where} ({factors} per step)")
+    if not parts:
+        return []
+    text = f"At these rates linear theory has {_list(parts)}: what it predicts along them is not drawn."
+    return [Point(tone="caution", text=text)]
 
 
 def of_seeds(estimate: Estimate | None, runs: int) -> str:
@@ -349,14 +442,28 @@ def _learning_rates(replay: Replay) -> Point:
         parts.append(f"{LR_SOURCES.get(source, source)}: {rates}")
     text = f"Learning rates were {'; '.join(parts)}."
     failed = [name for name, sweep in replay.sweeps.items() if bool(sweep.diverged.all())]
-    edges = [name for name, sweep in replay.sweeps.items() if not sweep.is_inside and name not in failed]
+    edges = [name for name, sweep in replay.sweeps.items() if sweep.is_at_limit and name not in failed]
     if edges:
         text += f" The best of {_list(edges)} is at the limit of its grid: a better one may lie beyond."
+    left = [(name, sweep) for name, sweep in replay.sweeps.items() if name not in failed and sweep.chosen != sweep.best]
+    for name, sweep in left:
+        best, taken = format_number(sweep.best, 2), format_number(sweep.chosen, 2)
+        text += (
+            f" At the best rate of {name}, {best}, the loss first rises above the start's: {taken} is the largest of "
+            "those tried at which it does not."
+        )
+    rising = [
+        name
+        for name, sweep in replay.sweeps.items()
+        if name not in failed and sweep.chosen == sweep.best and sweep.first_rises(sweep.chosen)
+    ]
+    if rising:
+        text += f" The loss of {_list(rising)} first rises above the start's at every rate that was tried."
     if failed:
         text += f" {_list(failed)} diverged at every rate that was tried."
     if any(recipe.lr_source != "sweep" for recipe in replay.recipes.values()):
         text += " Rates that were not swept may favour one optimizer over another."
-    return Point(tone="caution" if edges or failed else "plain", text=text)
+    return Point(tone="caution" if edges or failed or rising else "plain", text=text)
 
 
 def _closure(replay: Replay, names: Sequence[str]) -> Point:

@@ -19,7 +19,7 @@ from lite_probe.reports.table import CURVATURE, Cell, Column, Table, band_label,
 from lite_probe.reports.verdict import Verdict
 from lite_probe.results.blocks import order_blocks
 from lite_probe.results.estimate import Estimate
-from lite_probe.results.replay import Means, Replay
+from lite_probe.results.replay import Means, Part, Replay
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +88,7 @@ class ReplayView:
     subtitle: str
     verdict: Verdict
     outcome: Table
+    parts: Table | None
     loss: LossView
     progress: ProgressView | None
     eigenvectors: PointsView | None
@@ -117,6 +118,7 @@ def make_replay_view(label: str, number: int, replay: Replay) -> ReplayView:
         subtitle=f"{steps} · {seeds} · {replay.rule} rule · {directions}",
         verdict=judge_replay(replay),
         outcome=_outcome_table(replay, number),
+        parts=_part_table(replay, number),
         loss=_loss(replay),
         progress=_progress(replay, shown),
         eigenvectors=_eigenvectors(replay, shown, number),
@@ -260,7 +262,8 @@ def _rates(replay: Replay, names: Sequence[str], number: int) -> PointsView | No
             series.append(_point_series(replay, name, curvatures.tolist(), measured, points, chosen))
         theory = replay.theory.get(name)
         if theory is not None:
-            chosen = np.flatnonzero((curvatures > 0) & (theory.effective_lrs > 0)).tolist()
+            is_stable = np.abs(theory.rates) <= 1.0
+            chosen = np.flatnonzero((curvatures > 0) & (theory.effective_lrs > 0) & is_stable).tolist()
             exact = (theory.effective_lrs, None)
             predicted.append(_point_series(replay, name, curvatures.tolist(), exact, points, chosen))
     if not any(one.value for one in (*series, *predicted)):
@@ -365,11 +368,7 @@ def _outcome_row(replay: Replay, name: str) -> list[Cell]:
         _estimate(difference, tone),
         _estimate(replay.flat_progress(name)),
         _estimate(replay.sharp_progress(name)),
-        Cell(
-            text=format_share(share.value, share.stderr) if share is not None else MISSING,
-            raw=share.value if share is not None else None,
-            error=share.stderr if share is not None else None,
-        ),
+        _share(share),
         _estimate(replay.isotropy_entropy(name)),
         _estimate(replay.directional_sharpness(name)),
         _estimate(exponent, rests_on=of_seeds(exponent, len(runs))),
@@ -384,6 +383,55 @@ def _outcome_row(replay: Replay, name: str) -> list[Cell]:
     ]
 
 
+def _part_table(replay: Replay, number: int) -> Table | None:
+    """List progress on the ramp, after it, and on the eigenvectors' batches; None where there is the whole alone."""
+    same = replay.on_same_batches()
+    if same is None and len(replay.parts) == 1:
+        return None
+    columns = [
+        Column(title="optimizer", is_text=True),
+        Column(title="of", is_text=True, hint="which steps, or which batches"),
+        Column(title="ΔL", unit="nats", has_error=True),
+        Column(title="flat progress", unit="nats", has_error=True),
+        Column(title="sharp progress", unit="nats", has_error=True),
+        Column(title="flat share", hint="where the loss fell beyond its error and is accounted for", has_error=True),
+        Column(title="closure", hint="|Σ allocations − ΔL| / |ΔL|, the worst seed"),
+    ]
+    after = f"the {replay.steps - replay.ramp} after it" if replay.ramp < replay.steps else ""
+    words = {"whole": "the segment", "ramp": f"its ramp, {count_of(replay.ramp, 'step')}", "after": after}
+    rows = []
+    for name in replay.optimizers:
+        rows += [_part_row(replay, name, words[part], part) for part in replay.parts]
+        if same is not None:
+            rows.append(_part_row(same, name, "the segment, on the eigenvectors' batches", "whole"))
+    held_out = " on held-out batches, and on those that the eigenvectors were measured on" if same is not None else ""
+    caption = f"Progress by part of the segment{held_out}. ± is one standard error over seeds."
+    return make_table(f"replay-{number}-parts", caption, columns, rows)
+
+
+def _part_row(replay: Replay, name: str, words: str, part: Part) -> list[Cell]:
+    """Return the cells of one optimizer on some steps; a share and a closure error are of the whole."""
+    is_whole = part == "whole"
+    share = replay.flat_share(name) if is_whole and has_share(replay, name) else None
+    closure = closure_of(replay, name) if is_whole else None
+    return [
+        _text(name),
+        _text(words),
+        _estimate(replay.loss_change(name, part=part)),
+        _estimate(replay.flat_progress(name, part)),
+        _estimate(replay.sharp_progress(name, part)),
+        _share(share),
+        Cell(text=format_share(closure), raw=closure),
+    ]
+
+
+def _share(share: Estimate | None) -> Cell:
+    """Return a cell of a share with its error; a dash where there is none."""
+    if share is None:
+        return Cell(text=MISSING)
+    return Cell(text=format_share(share.value, share.stderr), raw=share.value, error=share.stderr)
+
+
 def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
@@ -391,7 +439,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def _chosen(replay: Replay, name: str) -> str:
     """Say in a word or two how a learning rate was chosen."""
     sweep = replay.sweeps.get(name)
-    if sweep is not None and not sweep.is_inside:
+    if sweep is not None and sweep.is_at_limit:
         return "sweep, at its limit"
     source = replay.recipes[name].lr_source
     return source if source in LR_SOURCES else f"by {source}"
@@ -478,19 +526,21 @@ def _sweep_table(replay: Replay, number: int) -> Table | None:
         Column(title="lr"),
         Column(title="final loss", unit="nats", hint="on the evaluation batches, after batches of the sweep's own"),
         Column(title="chosen", is_text=True),
+        Column(title="first rises", is_text=True, hint="above the start's, in the first steps; such a rate is left"),
     ]
     rows = []
     for name, sweep in replay.sweeps.items():
         for lr, loss, failed in zip(sweep.lrs.tolist(), sweep.losses.tolist(), sweep.diverged.tolist(), strict=True):
             is_chosen = lr == sweep.chosen
-            mark = ("yes" if sweep.is_inside else "yes, at the limit") if is_chosen else ""
-            tone = ("good" if sweep.is_inside else "caution") if is_chosen else ""
+            mark = ("yes, at the limit" if sweep.is_at_limit else "yes") if is_chosen else ""
+            tone = ("caution" if sweep.is_at_limit else "good") if is_chosen else ""
             rows.append(
                 [
                     _text(name),
                     Cell(text=format_number(lr, 3), raw=lr),
                     Cell(text="diverged", tone="caution") if failed else Cell(text=format_number(loss), raw=loss),
                     Cell(text=mark, raw=is_chosen, tone=tone),
+                    _text("yes" if sweep.first_rises(lr) else ""),
                 ]
             )
     if not rows:

@@ -1,7 +1,7 @@
 """Fixed batches: drawn once from a seed, digested, the same whatever the device.
 
 The last share of the tokens is the evaluation split, the rest the training split. Windows lie within one
-split, and evaluation windows share no token.
+split, and evaluation windows share no token, with one another or with those held out.
 """
 
 import hashlib
@@ -39,18 +39,21 @@ class BatchPlan:
     train: Sequence[NDArray[np.int64]]  # train_batches × (batch_size, seq_len + 1)
     evaluation_starts: NDArray[np.int64]  # (eval_batches · batch_size,) first token of each window
     train_starts: NDArray[np.int64]  # (train_batches · batch_size,)
+    heldout: Sequence[NDArray[np.int64]]  # eval_batches × (batch_size, seq_len + 1), or none
+    heldout_starts: NDArray[np.int64]  # (eval_batches · batch_size,), or none
     split: int  # first position of the evaluation split
     num_tokens: int  # length of the stream
 
     def __post_init__(self) -> None:
         """Freeze the arrays."""
-        for array in (*self.evaluation, *self.train, self.evaluation_starts, self.train_starts):
+        starts = (self.evaluation_starts, self.train_starts, self.heldout_starts)
+        for array in (*self.evaluation, *self.train, *self.heldout, *starts):
             array.setflags(write=False)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all ids, evaluation first."""
-        return _digest([*self.evaluation, *self.train])
+        """SHA-256 of all ids: evaluation, training, held out."""
+        return _digest([*self.evaluation, *self.train, *self.heldout])
 
 
 def draw_batches(
@@ -70,6 +73,9 @@ def draw_batches(
     has to spare, so that they are disjoint; they are dealt to batches at random. Training windows are uniform
     and independent. Neither depends on the other's number, and the first training batches are the same
     whatever their number.
+
+    Where there is something to train on, as many windows again are held out: in the gaps that evaluation windows leave
+    in their split, so that they share no token with them. Where the gaps have no room for all, none is.
 
     Args:
         tokens: The stream. A validation file of its own is the evaluation split; else the last tenth is, or
@@ -105,9 +111,13 @@ def draw_batches(
     split = _split(tokens, num_windows, window, train_batches, on_note)
     evaluation_starts = _disjoint_starts(split, len(tokens), num_windows, window, seed)
     train_starts = _train_starts(split, train_batches * batch_size, window, seed)
+    fits = asked + num_windows * window <= _MOST_IDS
+    heldout_starts = _heldout_starts(
+        evaluation_starts, split, len(tokens), num_windows if train_batches and fits else 0, window, seed
+    )
 
     _check_ids(tokens, 0, min(len(tokens), _CHECKED_TOKENS), vocab_size)
-    for start in sorted({*evaluation_starts.tolist(), *train_starts.tolist()}):
+    for start in sorted({*evaluation_starts.tolist(), *train_starts.tolist(), *heldout_starts.tolist()}):
         if start + window > _CHECKED_TOKENS:
             _check_ids(tokens, start, start + window, vocab_size)
 
@@ -125,6 +135,8 @@ def draw_batches(
         train=read(train_starts),
         evaluation_starts=evaluation_starts,
         train_starts=train_starts,
+        heldout=read(heldout_starts),
+        heldout_starts=heldout_starts,
         split=split,
         num_tokens=len(tokens),
     )
@@ -176,6 +188,30 @@ def _disjoint_starts(split: int, total: int, count: int, window: int, seed: int)
     spare = total - split - count * window
     starts = np.sort(rng.integers(0, spare, size=count, endpoint=True)) + window * np.arange(count)
     return rng.permutation(split + starts).astype(np.int64)
+
+
+def _heldout_starts(
+    taken: NDArray[np.int64], split: int, total: int, count: int, window: int, seed: int
+) -> NDArray[np.int64]:
+    """Place windows in the gaps between those that are taken: a slot each, at random, then what a gap has to spare.
+
+    Returns:
+        As many as asked for; none where the gaps have too few slots.
+    """
+    gap_starts = np.concatenate([[split], np.sort(taken) + window])
+    gap_sizes = np.concatenate([np.sort(taken), [total]]) - gap_starts
+    slots = np.repeat(np.arange(len(gap_sizes)), gap_sizes // window)
+    if not count or len(slots) < count:
+        return np.zeros(0, dtype=np.int64)
+    rng = np.random.default_rng(derive_seed(seed, "batches", "heldout"))
+    chosen, counts = np.unique(rng.choice(slots, size=count, replace=False), return_counts=True)
+    starts = [
+        gap_starts[gap]
+        + np.sort(rng.integers(0, gap_sizes[gap] - held * window, size=held, endpoint=True))
+        + window * np.arange(held)
+        for gap, held in zip(chosen, counts, strict=True)
+    ]
+    return rng.permutation(np.concatenate(starts)).astype(np.int64)
 
 
 def _train_starts(split: int, count: int, window: int, seed: int) -> NDArray[np.int64]:

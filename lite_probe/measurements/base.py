@@ -34,12 +34,14 @@ class Outcome:
     Attributes:
         fields: Of the kind's record, but for those that all records have.
         count: Tokens or samples behind the loss.
+        split: The batches that the loss is of, where they are not those of the plan's key.
         notes: For the reader.
         details: Of the provenance.
     """
 
     fields: Mapping[str, Any]
     count: int
+    split: Split | None = None
     notes: Sequence[Note] = ()
     details: Mapping[str, str] = field(default_factory=dict)
 
@@ -175,7 +177,6 @@ class Plan(ABC, Generic[Result]):
         run = ResumableRun(folder, self.fingerprint, on_progress)
         with preserve_state(task.model):
             outcome = self.measure(task, run, on_event)
-        split = self.split(self.request)
         result: Result = KINDS[self.request.kind].load("record")(
             **outcome.fields,
             config=self.config(task, self.request),
@@ -183,7 +184,7 @@ class Plan(ABC, Generic[Result]):
             notes=join_notes(outcome.notes, run.notes),
             provenance=provenance_of(
                 task,
-                split=split,
+                split=outcome.split or self.split(self.request),
                 seed=self.request.seed,
                 count=outcome.count,
                 command=command,

@@ -15,8 +15,9 @@ from lite_probe.operators.guards import preserve_state, require_precision
 from lite_probe.optim.interface import Replayable
 from lite_probe.replays import plan as planning
 from lite_probe.replays.entrants import Entrant, entrants_of
+from lite_probe.replays.ramp import ramp_steps
 from lite_probe.replays.recipes import inherited, require_settings
-from lite_probe.replays.segments import require_disjoint
+from lite_probe.replays.segments import measured_split, require_disjoint, split_notes
 from lite_probe.results.provenance import Note
 from lite_probe.results.replay import Replay
 from lite_probe.results.spectrum import Spectrum
@@ -43,7 +44,7 @@ class ReplayPlan(Plan[Replay]):
     vector_memory: int | None  # bytes that the sharp subspace may take; None leaves it to what is free
     num_runs: int
     swept: tuple[str, ...]  # optimizers whose learning rate is swept
-    start_loss: float  # on the evaluation set at θ₀
+    start_loss: float  # at θ₀, held out where there are batches for it
 
     @classmethod
     def vet(cls, request: ReplayRequest) -> None:
@@ -97,6 +98,8 @@ class ReplayPlan(Plan[Replay]):
             "spectrum": spectrum_of(request).fingerprint,
             "inherited": _inherited(task, request, entrants),
         }
+        if len(task.heldout):
+            own["held-out batches"] = batches_digest(task.heldout)
         foreign = [one for one in entrants.values() if not one.is_ours]
         if foreign:
             own["made"] = {one.name: one.digest(task, request.hyperparameters.get(one.name, {})) for one in foreign}
@@ -120,8 +123,9 @@ class ReplayPlan(Plan[Replay]):
                 name: partial(one.make, task, request.hyperparameters.get(name, {}))
                 for name, one in {**entrants, bands: entrants.get(bands, Entrant(bands))}.items()
             }
-            costs, start = planning.measure_costs(task, layout, splits, makers, on_progress)
-        require_same_task(spectrum, task, loss=start.loss)
+            costs, start, evaluated = planning.measure_costs(task, layout, splits, makers, on_progress)
+        require_same_task(spectrum, task, loss=evaluated)
+        sets = 2 if len(task.heldout) else 1
         taken = _inherited(task, request, entrants)
         swept = tuple(name for name, rate in request.rates.items() if rate == "sweep")
         ablated = len(ABLATIONS) if request.ablations else 0
@@ -133,8 +137,10 @@ class ReplayPlan(Plan[Replay]):
             "warmed": tuple(name for name in request.names if request.state != "cold" and name not in taken),
             "swept": swept,
             "ablations": ablated,
+            "sets": sets,
+            "ramp": ramp_steps(request.steps, request.ramp),
         }
-        needed = planning.expected_memory(costs, layout, bands=bands)
+        needed = planning.expected_memory(costs, layout, bands=bands, sets=sets)
         allowed = memory_allowed(task.device, request.memory)
         require_memory(needed, allowed, "a step and the states of its optimizers", "lower --batch-size or --seq-len")
         # Unasked, the subspace takes a quarter of what is free; asked, what the rest leaves, and else it stays in its
@@ -143,7 +149,9 @@ class ReplayPlan(Plan[Replay]):
         basis = Subspace.of_spectrum(spectrum, task, memory=vectors)
         runs = len(request.names) * request.seeds * (1 + ablated)
         blocks = {part.block for parts in task.blocks.values() for part in parts} if task.blocks else {"other"}
-        records = planning.records_bytes(runs=runs, steps=request.steps, sharp=basis.size, blocks=len(blocks))
+        records = planning.records_bytes(
+            runs=runs, steps=request.steps, sharp=basis.size, blocks=len(blocks), sets=sets
+        )
         return cls(
             request=request,
             num_parameters=layout.size,
@@ -175,7 +183,7 @@ class ReplayPlan(Plan[Replay]):
         with own_gradients(layout.parameters), put_back(layout) as start:
             session = ReplaySession(task, layout, start, self.request, subspace, run, on_event)
             session.run()
-        notes = [*session.splits.notes, *session.notes]
+        notes = [*session.splits.notes, *split_notes(task), *session.notes]
         if self.request.bands == "adamw" and not can_take("soap", task):
             message = "Directions are ordered by the proxy of adamw: soap cannot take this model."
             notes.insert(0, Note(code="bands", message=message))
@@ -183,6 +191,7 @@ class ReplayPlan(Plan[Replay]):
         return Outcome(
             fields={
                 "steps": self.request.steps,
+                "ramp": session.ramp,
                 "num_seeds": self.request.seeds,
                 "rule": self.request.rule,
                 "tolerance": self.request.tolerance,
@@ -196,10 +205,12 @@ class ReplayPlan(Plan[Replay]):
                 "theory": session.theory,
                 "runs": tuple(session.runs),
             },
+            split=measured_split(task),
             count=session.count,
             notes=notes,
             details={
                 "spectrum": spectrum.fingerprint,
+                "evaluation batches": batches_digest(task.evaluation),
                 "training batches": batches_digest(task.train),
                 "warm-up batches": batches_digest(session.splits.warm),
                 **segments,
@@ -237,11 +248,13 @@ def replay(
 ) -> Replay:
     """Train the same short segment from θ₀ under several optimizers, and say who lowers the loss where.
 
-    Loss changes are those of the evaluation set. Each step's change is allotted to the spectrum's eigenvectors, to
-    their complement, and to every band of every block, by a quadrature whose closure error is kept.
+    Loss changes are those of the held-out batches, where the task has some, with those of the evaluation batches, which
+    the eigenvectors were measured on, beside them; else of the latter alone, which a note says. Each step's change is
+    allotted to the spectrum's eigenvectors, to their complement, and to every band of every block, by a quadrature
+    whose closure error is kept.
 
     Args:
-        task: Model, loss, evaluation batches and training batches; comes back bitwise as it was.
+        task: Model, loss, evaluation, training and held-out batches; comes back bitwise as it was.
         optimizers: As of `ReplayRequest`; by default Muon, SOAP and their LITE variants.
         spectrum: Of this task, with eigenvectors: its positive converged top pairs are the sharp directions.
         state_directory: As of `Plan.run`, as are the next two.
@@ -258,7 +271,7 @@ def replay(
         OutputError: If there is no room for the working files.
 
     Cost: per optimizer and seed K training gradients, K steps and 2K evaluation gradients (K under the trapezoid's
-        rule); the plan says.
+        rule), twice as many with held-out batches; the plan says.
     """
     if optimizers is not None:
         asked["optimizers"] = optimizers

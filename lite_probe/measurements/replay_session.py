@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -14,11 +14,12 @@ from lite_probe.optim.interface import load_state
 from lite_probe.replays import plan as planning
 from lite_probe.replays.allocation import MOST_GRADIENTS, Point, evaluate
 from lite_probe.replays.entrants import entrants_of
+from lite_probe.replays.ramp import ramp_steps
 from lite_probe.replays.recipes import Prepared, prepare, saved_learning_rate
 from lite_probe.replays.recorder import Recorder
 from lite_probe.replays.runner import Ablation, RecordingConfig, Runner, RunRequest
-from lite_probe.replays.segments import BatchSplits, deal_segments
-from lite_probe.replays.sweep import sweep_learning_rates
+from lite_probe.replays.segments import BatchSplits, deal_segments, measured_split
+from lite_probe.replays.sweep import Trial, sweep_learning_rates
 from lite_probe.replays.theory import linear_theory
 from lite_probe.results import replay as results
 from lite_probe.results.provenance import Note
@@ -42,7 +43,7 @@ class ReplayStep:
     lr: float | None
     step: int  # completed in this run
     steps: int
-    loss: float | None  # on the evaluation set
+    loss: float | None  # held out, where there are batches for it
     flat_share: float | None  # of the loss change so far
 
 
@@ -90,6 +91,7 @@ class ReplaySession:
         self.request = request
         self.entrants = entrants_of(request.asked)
         self.splits = splits_of(task, request)
+        self.ramp = ramp_steps(request.steps, request.ramp)
         self.state = run
         self.subspace = subspace
         self.on_step = on_step
@@ -107,7 +109,8 @@ class ReplaySession:
     def run(self) -> None:
         """Measure at θ₀, then replay every optimizer."""
         request = self.request
-        self.start_point = evaluate(self.task, self.layout)
+        split = measured_split(self.task)
+        self.start_point = evaluate(self.task, self.layout, split)
         self.count = self.start_point.count
         self.bands = self._cut_bands()
         self.runner = Runner(
@@ -115,6 +118,8 @@ class ReplaySession:
             self.layout,
             self.start,
             self.start_point,
+            split=split,
+            same_point=None if split == "evaluation" else evaluate(self.task, self.layout),
             fingerprint=self.state.fingerprint,
             state_file=folder / "running.pt" if (folder := self.state.folder()) is not None else None,
             on_damaged=self.state.note,
@@ -160,6 +165,7 @@ class ReplaySession:
                     lr=known.recipe.lr,
                     seed=seed,
                     segment=self.splits.segments[seed],
+                    ramp=self.ramp,
                     ablation=ablation,
                 )
                 run = self.runner.run(
@@ -223,16 +229,16 @@ class ReplaySession:
         self._phase = "sweep"
         known = self._tried(name)
 
-        def loss_at(lr: float) -> float | None:
+        def trial_at(lr: float) -> Trial:
             key = lr.hex()
             if key not in known:
                 self._label = f"{name} at learning rate {lr:.2g}"
-                request = RunRequest(optimizer=name, lr=lr, seed=-1, segment=self.splits.sweep)
-                known[key] = self.runner.final_loss(prepared.optimizer, prepared.state, request)
+                request = RunRequest(optimizer=name, lr=lr, seed=-1, segment=self.splits.sweep, ramp=self.ramp)
+                known[key] = self.runner.trial(prepared.optimizer, prepared.state, request)
                 self._keep_tried(name, known)
             return known[key]
 
-        sweep = sweep_learning_rates(loss_at)
+        sweep = sweep_learning_rates(trial_at)
         # The linear theory reads the state at θ₀, where the last trial has not left it.
         load_state(prepared.optimizer, prepared.state)
         return sweep
@@ -245,8 +251,20 @@ class ReplaySession:
         for name, sweep in self.sweeps.items():
             if bool(sweep.diverged.all()):
                 yield Note(code="sweep-diverged", message=f"{name} diverged at every learning rate that was tried.")
+            elif sweep.chosen != sweep.best:
+                message = (
+                    f"At the best learning rate that was tried for {name}, {sweep.best:.2g}, the loss first rises "
+                    f"above the start's: it is replayed at {sweep.chosen:.2g}, the largest at which it does not."
+                )
+                yield Note(code="sweep-rises", message=message)
+            elif sweep.first_rises(sweep.best):
+                message = (
+                    f"At every learning rate that was tried for {name}, {sweep.lrs[0]:.2g} to {sweep.lrs[-1]:.2g}, "
+                    f"the loss first rises above the start's: it is replayed at the best, {sweep.best:.2g}."
+                )
+                yield Note(code="sweep-rises", message=message)
         usual = planning.WATCHED[self.request.rule]
-        used = np.concatenate([run.gradients_used for run in self.runs])
+        used = np.concatenate([run.most_gradients_used for run in self.runs])
         if refined := int((used > usual).sum()):
             message = (
                 f"{refined} of {len(used)} steps missed the closure tolerance with {usual} gradients and took more."
@@ -268,7 +286,11 @@ class ReplaySession:
         self, name: str, known: "_FinishedRecipe | None", runs: Iterable[results.ReplayRun | None]
     ) -> None:
         """Count the gradients of what an earlier process has finished: progress goes on where it was."""
-        made = sum(run.num_steps + int(run.gradients_used.sum()) for run in runs if run is not None)
+        made = sum(
+            run.num_steps + int(run.gradients_used.sum() + run.same_batch_gradients_used.sum())
+            for run in runs
+            if run is not None
+        )
         if known is not None and known.sweep is not None:
             made += len(known.sweep.lrs) * self.request.steps
         if made:
@@ -315,13 +337,13 @@ class ReplaySession:
     def _keep(self, what: str, key: str, finished: "_FinishedRun | _FinishedRecipe") -> None:
         self.state.keep(f"{what}-{key}", finished)
 
-    def _tried(self, name: str) -> dict[str, float | None]:
-        """Return the sweep's losses that an earlier process found, by learning rate in hexadecimal."""
+    def _tried(self, name: str) -> dict[str, Trial]:
+        """Return the sweep's trials that an earlier process made, by learning rate in hexadecimal."""
         saved = self.state.read(_sweep_file(name))
-        return dict(saved) if isinstance(saved, dict) else {}
+        return {lr: Trial(**trial) for lr, trial in saved.items()} if isinstance(saved, dict) else {}
 
-    def _keep_tried(self, name: str, losses: Mapping[str, float | None]) -> None:
-        self.state.write(_sweep_file(name), dict(losses))
+    def _keep_tried(self, name: str, trials: Mapping[str, Trial]) -> None:
+        self.state.write(_sweep_file(name), {lr: asdict(trial) for lr, trial in trials.items()})
 
 
 def splits_of(task: Task, request: ReplayRequest) -> BatchSplits:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lite_probe.errors import NumericsError
 from lite_probe.operators.gradient import loss_and_gradient
-from lite_probe.task import Task
+from lite_probe.task import Split, Task
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.reductions import dot
 
@@ -24,12 +24,12 @@ Rule = Literal["simpson", "trapezoid"]
 
 MOST_GRADIENTS = 64  # of a step, after five halvings; what is still open then is not smooth enough for any rule
 # A loss carries roundings of its own size, which no rule sees: closure errors below are not looked into.
-_ROUNDINGS = 32.0
+ROUNDINGS = 32.0
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The evaluation loss and its gradient somewhere."""
+    """The loss on a set of batches and its gradient somewhere."""
 
     loss: float
     gradient: Tensor  # (N,)
@@ -49,15 +49,15 @@ class StepChange:
     gradients: int  # evaluated for this step, the start's left out
 
 
-def evaluate(task: Task, layout: ParameterLayout) -> Point:
-    """Return loss and gradient on the evaluation set where the parameters are.
+def evaluate(task: Task, layout: ParameterLayout, split: Split = "evaluation") -> Point:
+    """Return loss and gradient on a set of batches where the parameters are.
 
     Raises:
         NumericsError: If either is not finite.
 
     Cost: one gradient.
     """
-    found = loss_and_gradient(task, layout, "evaluation")
+    found = loss_and_gradient(task, layout, split)
     if not math.isfinite(float(found.gradient.abs().max())):
         raise NumericsError("expected a finite evaluation gradient, got NaN or infinity", "the replay diverged")
     return Point(found.loss, found.gradient, found.count)
@@ -74,8 +74,9 @@ def integrate_step(
     rule: Rule,
     tolerance: float,
     scale: float,
+    split: Split = "evaluation",
 ) -> StepChange:
-    """Integrate the evaluation gradient along one step.
+    """Integrate the gradient on a set of batches along one step.
 
     dᵀHd at the start comes free: with φ(s) = L(θ + sd), φ″(0) = −3φ′(0) + 4φ′(½) − φ′(1) up to φ⁗/12 under Simpson's
     rule, φ′(1) − φ′(0) up to φ‴/2 under the trapezoid's.
@@ -90,23 +91,24 @@ def integrate_step(
         rule: "simpson", refined where needed, or "trapezoid".
         tolerance: A step is refined while |closure error| > tolerance·max(|ΔL|, scale).
         scale: A typical |ΔL| of the steps before.
+        split: Whose loss it is.
 
     Raises:
         NumericsError: If loss or gradient are not finite on the way.
 
     Cost: one gradient under the trapezoid rule, two under Simpson's, 2ʰ more for the h-th halving; four vectors of N.
     """
-    end = evaluate(task, layout)
+    end = evaluate(task, layout, split)
     change = end.loss - start.loss
     slope, end_slope = dot(start.gradient, update), dot(end.gradient, update)
     if rule == "trapezoid":
         mean = torch.add(start.gradient, end.gradient).mul_(0.5)
         allocation = 0.5 * (slope + end_slope)
         return StepChange(mean, end, slope, end_slope - slope, allocation, allocation - change, 1)
-    odd = _gradients_at(task, layout, before, after, [0.5])
+    odd = _gradients_at(task, layout, split, before, after, [0.5])
     middle_slope = dot(odd, update)
     curvature = -3.0 * slope + 4.0 * middle_slope - end_slope
-    allowed = max(tolerance * max(abs(change), scale), _ROUNDINGS * torch.finfo(update.dtype).eps * abs(start.loss))
+    allowed = max(tolerance * max(abs(change), scale), ROUNDINGS * torch.finfo(update.dtype).eps * abs(start.loss))
     even: Tensor | None = None
     intervals, even_slope, odd_slope, used = 2, 0.0, middle_slope, 2
     while True:
@@ -116,7 +118,8 @@ def integrate_step(
         even = odd if even is None else even.add_(odd)
         even_slope += odd_slope
         intervals *= 2
-        odd = _gradients_at(task, layout, before, after, [(2 * i + 1) / intervals for i in range(intervals // 2)])
+        places = [(2 * i + 1) / intervals for i in range(intervals // 2)]
+        odd = _gradients_at(task, layout, split, before, after, places)
         odd_slope = dot(odd, update)
         used += intervals // 2
     mean = odd.mul_(4.0).add_(start.gradient).add_(end.gradient)
@@ -126,13 +129,15 @@ def integrate_step(
     return StepChange(mean, end, slope, curvature, allocation, allocation - change, used)
 
 
-def _gradients_at(task: Task, layout: ParameterLayout, before: Tensor, after: Tensor, places: list[float]) -> Tensor:
+def _gradients_at(
+    task: Task, layout: ParameterLayout, split: Split, before: Tensor, after: Tensor, places: list[float]
+) -> Tensor:
     """Return Σ_s ∇L at (1 − s)·before + s·after; the parameters end at `after`, bitwise."""
     total: Tensor | None = None
     try:
         for place in places:
             layout.write(torch.lerp(before, after, place))
-            gradient = evaluate(task, layout).gradient
+            gradient = evaluate(task, layout, split).gradient
             total = gradient if total is None else total.add_(gradient)
     finally:
         layout.write(after)

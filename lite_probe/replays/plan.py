@@ -9,7 +9,8 @@ import torch
 
 from lite_probe.optim.interface import Replayable
 from lite_probe.replays.allocation import Point, Rule, evaluate
-from lite_probe.replays.segments import BatchSplits
+from lite_probe.replays.runner import FIRST
+from lite_probe.replays.segments import BatchSplits, measured_split
 from lite_probe.runtime.memory import peak_during
 from lite_probe.subspaces import set_gradients, warm
 from lite_probe.subspaces.bands import EDGES
@@ -18,7 +19,9 @@ from lite_probe.vectors.layout import ParameterLayout
 
 _SWEPT = 4  # learning rates that a sweep usually takes
 _VECTORS = 10  # of N entries beside model, its gradient and an optimizer's state: see `Runner` and `integrate_step`
+_SAME_VECTORS = 2  # more, where allocations are made on two sets of batches: a gradient of each at both ends of a step
 _RECORDED = 8  # numbers of a step beside those of its directions and bands: see `ReplayRun`
+_SAME_RECORDED = 4  # more, on the batches that the eigenvectors were measured on
 WATCHED = {"simpson": 2, "trapezoid": 1}  # evaluation gradients of a step
 
 
@@ -27,7 +30,7 @@ class Costs:
     """What parts of a replay cost on this machine."""
 
     train_seconds: float  # one training gradient
-    evaluation_seconds: float  # one evaluation gradient
+    evaluation_seconds: float  # one evaluation gradient, held out where there are batches for it
     step_seconds: Mapping[str, float]  # one step, by optimizer
     state_bytes: Mapping[str, int]
     peak_bytes: int  # of the process during a gradient
@@ -39,26 +42,27 @@ def measure_costs(
     batches: BatchSplits,
     makers: Mapping[str, Callable[[], Replayable]],
     on_progress: Callable[[int, int, str], None] | None = None,
-) -> tuple[Costs, Point]:
+) -> tuple[Costs, Point, float]:
     """Time a gradient of each kind and a step of each optimizer, at θ₀.
 
-    `on_progress` is told of `(done, total, label)` after each.
+    Returns them with loss and gradient on the batches that a replay's losses are of, and the loss on the evaluation
+    batches. `on_progress` is told of `(done, total, label)` after each.
 
     Cost: two evaluation gradients, three training gradients per optimizer and as many steps.
     """
-    batch = batches.warm[0]
+    batch, split = batches.warm[0], measured_split(task)
     total = 2 + len(makers)
 
     def tell(done: int, label: str) -> None:
         if on_progress is not None:
             on_progress(done, total, label)
 
-    evaluate(task, layout)  # the first pass pays for the allocator
+    loss = evaluate(task, layout).loss  # the first pass pays for the allocator
     tell(1, "planning")
     points: list[Point] = []
     evaluation: list[float] = []
     peak = peak_during(
-        task.device, lambda: evaluation.append(_timed(task, lambda: points.append(evaluate(task, layout))))
+        task.device, lambda: evaluation.append(_timed(task, lambda: points.append(evaluate(task, layout, split))))
     )
     tell(2, "planning")
     steps, states = {}, {}
@@ -79,7 +83,7 @@ def measure_costs(
         state_bytes=states,
         peak_bytes=peak,
     )
-    return costs, points[0]
+    return costs, points[0], loss
 
 
 def count_gradients(
@@ -92,6 +96,8 @@ def count_gradients(
     warmed: Sequence[str],
     swept: Sequence[str],
     ablations: int,
+    sets: int,
+    ramp: int,
 ) -> int:
     """Return the gradients that a replay is expected to make; an evaluation of the loss counts as none.
 
@@ -104,8 +110,10 @@ def count_gradients(
         warmed: Optimizers that are warmed; that of the bands always is.
         swept: Optimizers whose learning rate is swept.
         ablations: Runs without recording per optimizer and seed.
+        sets: Sets of batches that a recorded step's change is allotted on: 2 where some are held out.
+        ramp: R.
     """
-    runs = len(optimizers) * seeds * steps * (1 + WATCHED[rule] + ablations)
+    runs = len(optimizers) * seeds * steps * (1 + sets * WATCHED[rule] + ablations)
     return runs + (len(warmed) + 1) * warm_batches + len(swept) * _SWEPT * steps
 
 
@@ -121,19 +129,22 @@ def expected_seconds(
     bands: str,
     swept: Sequence[str],
     ablations: int,
+    sets: int,
+    ramp: int,
 ) -> float:
     """Return the time that a replay is expected to take; arguments as for `count_gradients`."""
     seconds = warm_batches * (costs.train_seconds + costs.step_seconds[bands])
     for name in optimizers:
         plain = costs.train_seconds + costs.step_seconds[name]
         seconds += warm_batches * plain * (name in warmed)
-        seconds += seeds * steps * (plain + WATCHED[rule] * costs.evaluation_seconds)
-        seconds += _SWEPT * steps * plain * (name in swept)
-        seconds += ablations * seeds * steps * (plain + costs.evaluation_seconds / 3)
+        seconds += seeds * steps * (plain + sets * WATCHED[rule] * costs.evaluation_seconds)
+        first = min(max(ramp, FIRST), steps)
+        seconds += _SWEPT * (steps * plain + first * costs.evaluation_seconds / 3) * (name in swept)
+        seconds += ablations * seeds * steps * (plain + sets * costs.evaluation_seconds / 3)
     return seconds
 
 
-def expected_memory(costs: Costs, layout: ParameterLayout, *, bands: str) -> int:
+def expected_memory(costs: Costs, layout: ParameterLayout, *, bands: str, sets: int) -> int:
     """Return the bytes in use at the worst moment: a watched step of the optimizer with the largest state.
 
     The sharp subspace comes on top of them, where it is in memory.
@@ -142,12 +153,14 @@ def expected_memory(costs: Costs, layout: ParameterLayout, *, bands: str) -> int
     """
     vector = layout.size * layout.parameters[0].element_size()
     own = 2 * max(costs.state_bytes.values())
-    return costs.peak_bytes + _VECTORS * vector + own + costs.state_bytes[bands] // 2
+    vectors = _VECTORS + _SAME_VECTORS * (sets - 1)
+    return costs.peak_bytes + vectors * vector + own + costs.state_bytes[bands] // 2
 
 
-def records_bytes(*, runs: int, steps: int, sharp: int, blocks: int) -> int:
+def records_bytes(*, runs: int, steps: int, sharp: int, blocks: int, sets: int) -> int:
     """Return the bytes of what is kept of every step of some runs: k directions, and the bands of each block."""
-    return runs * steps * 8 * (_RECORDED + 3 * sharp + 2 * blocks * (len(EDGES) - 1))
+    same = (_SAME_RECORDED + sharp) * (sets - 1)
+    return runs * steps * 8 * (_RECORDED + 3 * sharp + 2 * blocks * (len(EDGES) - 1) + same)
 
 
 def scratch_bytes(costs: Costs, layout: ParameterLayout, *, records: int, runs: int) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lite_probe.replays.allocation import StepChange
@@ -42,11 +44,25 @@ class Recorder:
             "band_energies": bands[1],
         }
 
+    def allot(self, change: StepChange, moved: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return (k,) what the eigenvectors have of a step's change on other batches.
+
+        Args:
+            change: The step's quadrature on those.
+            moved: (k,) the step along each eigenvector.
+
+        Cost: a pass over the subspace.
+        """
+        mean = self.subspace.coefficients(change.mean_gradient.unsqueeze(0))[:, 0].cpu().numpy()
+        return np.asarray(mean * moved)
+
     @property
     def widths(self) -> Mapping[str, int]:
         """Columns of each array of `ReplayRun` that has some."""
         sharp, bands = self.subspace.size, len(self.bands)
         return {
-            **dict.fromkeys(("sharp_allocations", "sharp_updates", "sharp_gradients"), sharp),
+            **dict.fromkeys(
+                ("sharp_allocations", "sharp_updates", "sharp_gradients", "same_batch_sharp_allocations"), sharp
+            ),
             **dict.fromkeys(("band_allocations", "band_energies"), bands),
         }

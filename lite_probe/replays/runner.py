@@ -17,26 +17,28 @@ from torch import Tensor
 
 from lite_probe.errors import InputError, NumericsError
 from lite_probe.optim.interface import Replayable, load_state, set_learning_rate
-from lite_probe.replays.allocation import Point, Rule, evaluate, integrate_step
+from lite_probe.replays.allocation import ROUNDINGS, Point, Rule, StepChange, evaluate, integrate_step
+from lite_probe.replays.ramp import rate_at
 from lite_probe.replays.recorder import Recorder
 from lite_probe.replays.segments import Segment
+from lite_probe.replays.sweep import Trial
 from lite_probe.results.replay import ReplayRun
 from lite_probe.results.sealing import read_sealed, write_sealed
 from lite_probe.results.store import write_atomically
-from lite_probe.runtime.resumable import remove
+from lite_probe.runtime.resumable import SaveClock, remove
 from lite_probe.subspaces import Subspace, set_gradients
-from lite_probe.task import Task
+from lite_probe.task import Split, Task
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.reductions import norm
 
 Ablation = Literal["none", "dominant", "bulk"]
 OptimizerState = Mapping[str, Any]  # what its `state_dict` gave
 
-_LONGEST_INTERVAL = 50.0  # seconds between saves
-_COST_FACTOR = 20.0  # a save that took s seconds is followed by at least 20 s without one
 # Entries of `ReplayRun` that a step adds to, whatever is recorded of it.
 _PER_STEP = ("train_losses", "losses", "update_norms")
 _RECORDED = ("allocations", "closure_errors", "gradients_used", "slopes", "curvatures")
+_SAME_BATCH = ("same_batch_allocations", "same_batch_closure_errors", "same_batch_gradients_used")
+FIRST = 5  # steps of a trial, or those of a longer ramp, after each of which the loss is looked at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ class RunRequest:
     lr: float
     seed: int
     segment: Segment
+    ramp: int  # steps over which the rate rises to lr
     ablation: Ablation = "none"
 
     @property
@@ -70,7 +73,9 @@ class Runner:
     Args:
         task: Its parameters are moved; the caller puts them back.
         start: θ₀, (N,).
-        start_point: Evaluation loss and gradient there.
+        start_point: Loss and gradient there, on the batches of `split`.
+        split: The batches that losses and allocations are of.
+        same_point: Likewise on the batches that the eigenvectors were measured on, where they are others.
         fingerprint: Of the replay; a saved run of another one is not continued.
         state_file: Where a run in progress is kept; None keeps nothing.
         on_damaged: Told why a run in progress was not continued.
@@ -85,6 +90,8 @@ class Runner:
         start: Tensor,
         start_point: Point,
         *,
+        split: Split = "evaluation",
+        same_point: Point | None = None,
         fingerprint: str = "",
         state_file: Path | None = None,
         on_damaged: Callable[[InputError], object] | None = None,
@@ -95,28 +102,34 @@ class Runner:
         self.layout = layout
         self.start = start
         self.start_point = start_point
+        self.split = split
+        self.same_point = same_point
         self.fingerprint = fingerprint
         self.state_file = state_file
         self.on_damaged = on_damaged
         self.on_step = on_step
         self.on_gradients = on_gradients
-        self._last_save = time.monotonic()
-        self._last_cost = 0.0
+        self._clock = SaveClock()
 
-    def final_loss(self, optimizer: Replayable, state: OptimizerState, request: RunRequest) -> float | None:
-        """Train without watching; return the evaluation loss at the end, None where the run diverged.
+    def trial(self, optimizer: Replayable, state: OptimizerState, request: RunRequest) -> Trial:
+        """Train without watching; return the loss at the end, and whether it rose above the start's in the first steps.
 
-        Cost: a gradient and a step per batch, one evaluation of the loss.
+        Cost: a gradient and a step per batch, one evaluation of the loss, and one after each of the first steps.
         """
         self._begin(optimizer, state, request.lr)
+        start = self.start_point.loss
+        allowed = start + ROUNDINGS * torch.finfo(self.start.dtype).eps * abs(start)
+        rises = False
         try:
             for step, batch in enumerate(request.segment.batches):
                 set_gradients(self.task, self.layout.parameters, batch, f"training batch {step}")
-                optimizer.step()
+                self._step(optimizer, request, step)
+                if step < max(request.ramp, FIRST):
+                    rises = rises or evaluate_loss(self.task, self.split) > allowed
                 self._tell(request, step + 1, None, None, 1)
-            return evaluate_loss(self.task)
+            return Trial(evaluate_loss(self.task, self.split), rises)
         except NumericsError:
-            return None
+            return Trial(None, True)
 
     def run(
         self,
@@ -137,13 +150,15 @@ class Runner:
             subspace: What an ablation projects on.
 
         Cost: per step one gradient and a step of the optimizer; watched, the gradients of the rule and the projections,
-        else one evaluation of the loss.
+        else one evaluation of the loss; all but the projections twice where two sets of batches are looked at.
         """
-        run = _Progress(_columns(watching))
+        run = _Progress(_columns(watching, has_same=self.same_point is not None))
         if not self._continue(optimizer, request, run):
             self._begin(optimizer, state, request.lr)
             run.add({"losses": self.start_point.loss})
-        point = self.start_point if run.steps == 0 else evaluate(self.task, self.layout) if watching else None
+            if self.same_point is not None:
+                run.add({"same_batch_losses": self.same_point.loss})
+        points = self._points(run.steps == 0) if watching is not None else None
         before = self.layout.read()
         diverged_at = None
         for step in range(run.steps, len(request.segment.batches)):
@@ -152,15 +167,15 @@ class Runner:
                 train_loss = set_gradients(
                     self.task, self.layout.parameters, request.segment.batches[step], f"training batch {step}"
                 )
-                optimizer.step()
+                self._step(optimizer, request, step)
                 after = self._project(before, request.ablation, subspace)
                 update = after - before
                 found: dict[str, Any] = {"train_losses": train_loss, "update_norms": norm(update)}
-                if watching is not None and point is not None:
-                    recorded, point = self._watch(watching, point, before, after, update, run.scale)
-                    found |= {**recorded, "losses": point.loss}
+                if watching is not None and points is not None:
+                    recorded, points = self._watch(watching, points, before, after, update, run)
+                    found |= recorded
                 else:
-                    found["losses"] = evaluate_loss(self.task)
+                    found |= self._losses()
                 _require_finite(found)
             except NumericsError:
                 diverged_at = step
@@ -168,7 +183,8 @@ class Runner:
             before = after
             run.add(found)
             run.seconds += time.perf_counter() - started
-            self._tell(request, run.steps, run.last_loss, run.flat_share, 1 + int(found.get("gradients_used", 0)))
+            used = sum(int(found.get(name, 0)) for name in ("gradients_used", "same_batch_gradients_used"))
+            self._tell(request, run.steps, run.last_loss, run.flat_share, 1 + used)
             self._save_if_due(optimizer, request, run)
         return run.result(request, diverged_at)
 
@@ -176,6 +192,12 @@ class Runner:
         self.layout.write(self.start)
         load_state(optimizer, state)
         set_learning_rate(optimizer, lr)
+
+    def _step(self, optimizer: Replayable, request: RunRequest, step: int) -> None:
+        """Make a step, on the ramp at its own rate; after it nobody touches the rate."""
+        if step < request.ramp:
+            set_learning_rate(optimizer, rate_at(request.lr, request.ramp, step))
+        optimizer.step()
 
     def _project(self, before: Tensor, ablation: Ablation, subspace: Subspace | None) -> Tensor:
         """Return where the step ends; an ablation moves the parameters there."""
@@ -188,21 +210,49 @@ class Runner:
         self.layout.write(after)
         return after
 
+    def _points(self, is_start: bool) -> tuple[Point, Point | None]:
+        """Return loss and gradient where the parameters are, on the batches of the losses and on the eigenvectors'."""
+        if is_start:
+            return self.start_point, self.same_point
+        same = evaluate(self.task, self.layout) if self.same_point is not None else None
+        return evaluate(self.task, self.layout, self.split), same
+
+    def _losses(self) -> dict[str, float]:
+        """Return the losses where the parameters are, likewise."""
+        losses = {"losses": evaluate_loss(self.task, self.split)}
+        if self.same_point is not None:
+            losses["same_batch_losses"] = evaluate_loss(self.task)
+        return losses
+
     def _watch(
-        self, watching: RecordingConfig, start: Point, before: Tensor, after: Tensor, update: Tensor, scale: float
-    ) -> tuple[dict[str, Any], Point]:
-        change = integrate_step(
-            self.task,
-            self.layout,
-            start,
-            before,
-            after,
-            update,
-            rule=watching.rule,
-            tolerance=watching.tolerance,
-            scale=scale,
-        )
+        self,
+        watching: RecordingConfig,
+        points: tuple[Point, Point | None],
+        before: Tensor,
+        after: Tensor,
+        update: Tensor,
+        run: "_Progress",
+    ) -> tuple[dict[str, Any], tuple[Point, Point | None]]:
+        """Return a step's records, and loss and gradient at its end."""
+
+        def integrate(start: Point, split: Split, losses: str) -> StepChange:
+            return integrate_step(
+                self.task,
+                self.layout,
+                start,
+                before,
+                after,
+                update,
+                rule=watching.rule,
+                tolerance=watching.tolerance,
+                scale=run.scale(losses),
+                split=split,
+            )
+
+        start, same = points
+        change = integrate(start, self.split, "losses")
         found = {
+            "losses": change.end.loss,
             "allocations": change.allocation,
             "closure_errors": change.closure_error,
             "gradients_used": change.gradients,
@@ -210,7 +260,19 @@ class Runner:
             "curvatures": change.curvature,
             **watching.recorder.record(change, start.gradient, update),
         }
-        return found, change.end
+        end = change.end
+        if same is None:
+            return found, (end, None)
+        del change  # its mean gradient, while another is made
+        change = integrate(same, "evaluation", "same_batch_losses")
+        found |= {
+            "same_batch_losses": change.end.loss,
+            "same_batch_allocations": change.allocation,
+            "same_batch_closure_errors": change.closure_error,
+            "same_batch_gradients_used": change.gradients,
+            "same_batch_sharp_allocations": watching.recorder.allot(change, found["sharp_updates"]),
+        }
+        return found, (end, change.end)
 
     def _tell(
         self, request: RunRequest, steps: int, loss: float | None, flat_share: float | None, gradients: int
@@ -224,22 +286,19 @@ class Runner:
 
     def _save_if_due(self, optimizer: Replayable, request: RunRequest, run: "_Progress") -> None:
         """Keep the run so far: parameters, optimizer state and records, whole or not at all."""
-        waited = time.monotonic() - self._last_save
-        if self.state_file is None or waited < min(_LONGEST_INTERVAL, _COST_FACTOR * self._last_cost):
+        if self.state_file is None or not self._clock.due:
             return
-        started = time.monotonic()
-        saved = {
-            "parameters": self.layout.read().cpu(),
-            "optimizer": optimizer.state_dict(),
-            "records": run.tensors(),
-            "seconds": run.seconds,
-        }
-        owner = self._owner(request)
-        write_atomically(
-            self.state_file, lambda file: write_sealed(file, owner, lambda content: torch.save(saved, content))
-        )
-        self._last_save = time.monotonic()
-        self._last_cost = self._last_save - started
+        with self._clock.saving():
+            saved = {
+                "parameters": self.layout.read().cpu(),
+                "optimizer": optimizer.state_dict(),
+                "records": run.tensors(),
+                "seconds": run.seconds,
+            }
+            owner = self._owner(request)
+            write_atomically(
+                self.state_file, lambda file: write_sealed(file, owner, lambda content: torch.save(saved, content))
+            )
 
     def _owner(self, request: RunRequest) -> str:
         return json.dumps([self.fingerprint, request.key, request.lr, request.segment.digest])
@@ -283,10 +342,9 @@ class _Progress:
     def last_loss(self) -> float:
         return float(self._records["losses"][-1])
 
-    @property
-    def scale(self) -> float:
-        """A typical |ΔL| of a step so far."""
-        losses = self._records["losses"]
+    def scale(self, losses_name: str) -> float:
+        """Return a typical |ΔL| of a step so far, of one of the records of losses."""
+        losses = self._records[losses_name]
         return float(np.mean(np.abs(np.diff(losses)))) if len(losses) > 1 else 0.0
 
     @property
@@ -311,7 +369,7 @@ class _Progress:
     def result(self, request: RunRequest, diverged_at: int | None) -> ReplayRun:
         arrays: dict[str, Any] = {}
         for name, width in self._columns.items():
-            kind = np.int64 if name == "gradients_used" else np.float64
+            kind = np.int64 if name.endswith("gradients_used") else np.float64
             array = np.array(self._records[name], dtype=kind)
             arrays[name] = array.reshape(len(array), width) if width else array
         return ReplayRun(
@@ -325,10 +383,11 @@ class _Progress:
         )
 
 
-def _columns(watching: RecordingConfig | None) -> dict[str, int]:
+def _columns(watching: RecordingConfig | None, *, has_same: bool) -> dict[str, int]:
     """Return the arrays of a run with their columns; 0 for those of one number per step."""
     widths = watching.recorder.widths if watching is not None else dict.fromkeys(_WIDE, 0)
-    return {**dict.fromkeys((*_PER_STEP, *_RECORDED), 0), **widths}
+    columns = {**dict.fromkeys((*_PER_STEP, *_RECORDED, "same_batch_losses", *_SAME_BATCH), 0), **widths}
+    return {name: width for name, width in columns.items() if has_same or not name.startswith("same_batch")}
 
 
 _WIDE = (
@@ -337,6 +396,7 @@ _WIDE = (
     "sharp_gradients",
     "band_allocations",
     "band_energies",
+    "same_batch_sharp_allocations",
 )
 
 
@@ -352,16 +412,16 @@ def _require_finite(found: Mapping[str, Any]) -> None:
 
 
 @torch.no_grad()
-def evaluate_loss(task: Task) -> float:
-    """Return the evaluation loss. Cost: a forward pass.
+def evaluate_loss(task: Task, split: Split = "evaluation") -> float:
+    """Return the loss on a set of batches. Cost: a forward pass.
 
     Raises:
         NumericsError: If it is not finite.
     """
     total, count = 0.0, 0
-    for index, batch in enumerate(task.evaluation):
+    for index, batch in enumerate(task.batches(split)):
         loss, batch_count = task.loss(batch)
         total, count = total + float(loss), count + batch_count
         if not math.isfinite(total):
-            raise NumericsError(f"expected a finite loss, got {float(loss)} on evaluation batch {index}")
+            raise NumericsError(f"expected a finite loss, got {float(loss)} on {split} batch {index}")
     return total / count

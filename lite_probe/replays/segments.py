@@ -16,7 +16,7 @@ from lite_probe.errors import InputError
 from lite_probe.results.provenance import Note
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import batches_digest
-from lite_probe.task import Batch, Task
+from lite_probe.task import Batch, Split, Task
 from lite_probe.task.batches import leaves_of
 
 
@@ -87,31 +87,62 @@ def deal_segments(task: Task, *, steps: int, seeds: int, warm_batches: int, seed
     return BatchSplits(warm=warm, sweep=segments[0], segments=segments[1:], notes=notes)
 
 
+def measured_split(task: Task) -> Split:
+    """Return the batches that a replay's loss is measured on: those held out, else those of the eigenvectors."""
+    return "held-out" if len(task.heldout) else "evaluation"
+
+
+def split_notes(task: Task) -> tuple[Note, ...]:
+    """Say where progress is allotted on the batches that the eigenvectors were measured on."""
+    if len(task.heldout):
+        return ()
+    message = (
+        "Progress is allotted on the batches that the eigenvectors were measured on, which may flatter or blame them: "
+        "there are no others to evaluate on. A longer text has some, and a Task by its heldout."
+    )
+    return (Note(code="same-batches", message=message),)
+
+
 def _shuffled(count: int, seed: int, name: str) -> list[int]:
     order: list[int] = np.random.default_rng(derive_seed(seed, "replay", name)).permutation(count).tolist()
     return order
 
 
 def require_disjoint(task: Task) -> None:
-    """Refuse a task that is evaluated on what it trains on.
+    """Refuse a task that is evaluated on what it trains on, or whose held-out batches are those of the eigenvectors.
 
     Windows of a text come from two splits of it that share no token: a phrase that stands in both is the text's own.
 
     Raises:
-        InputError: If a sample of an evaluation batch is, entry for entry, one of a training batch; both are named.
+        InputError: If a sample of an evaluation or held-out batch is, entry for entry, one of a training batch, or one
+            held out is one of an evaluation batch; both are named.
 
     Cost: one hash of every sample.
     """
     if task.info.train_tokens is not None:
         return
     trained = {key: where for where, key in _keys(task.train)}
-    for where, key in _keys(task.evaluation):
-        if key in trained:
-            raise InputError(
-                f"expected evaluation samples that are not trained on, got sample {where[1]} of evaluation batch "
-                f"{where[0]}, which is sample {trained[key][1]} of training batch {trained[key][0]}",
-                "take them out of the training batches",
-            )
+    evaluated = {key: where for where, key in _keys(task.evaluation)}
+    for name, batches in (("evaluation", task.evaluation), ("held-out", task.heldout)):
+        for where, key in _keys(batches):
+            if key in trained:
+                raise _shared(f"expected {name} samples that are not trained on", name, where, "training", trained[key])
+            if name == "held-out" and key in evaluated:
+                raise _shared(
+                    "expected held-out samples that are no evaluation samples",
+                    name,
+                    where,
+                    "evaluation",
+                    evaluated[key],
+                )
+
+
+def _shared(expected: str, name: str, where: tuple[int, int], other: str, there: tuple[int, int]) -> InputError:
+    return InputError(
+        f"{expected}, got sample {where[1]} of {name} batch {where[0]}, which is sample {there[1]} of {other} batch "
+        f"{there[0]}",
+        f"take them out of the {other} batches",
+    )
 
 
 def _keys(batches: Sequence[Batch]) -> Iterator[tuple[tuple[int, int], bytes]]:

@@ -43,7 +43,7 @@ class Provenance:
     checkpoint_step: int | None
     architecture: str  # one line for people: "llama · 6 layers · hidden 256"
     data_name: str
-    data_split: str  # "evaluation" or "train"
+    data_split: str  # "evaluation", "train" or "held-out"
     batches_digest: str
     num_batches: int
     batch_size: int

@@ -5,7 +5,8 @@ and step as they were measured; what compares optimizers is paired by seed and h
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from lite_probe.results.provenance import Note, Provenance
 FloatArray = NDArray[np.float64]
 
 _LEAST_POSITIVE = 0.8  # share of the effective learning rates that must be positive for a power law
+
+Part = Literal["whole", "ramp", "after"]  # of a segment: all its steps, those while the rate rose, those after them
 
 Means = tuple[FloatArray, FloatArray | None]  # over seeds, entry by entry, and their standard errors; one seed has none
 
@@ -56,8 +59,24 @@ class Sweep:
     lrs: FloatArray  # (s,) ascending
     losses: FloatArray  # (s,) on the evaluation batches after the segment; 0 where diverged
     diverged: NDArray[np.bool_]  # (s,)
-    chosen: float  # the best of lrs
-    is_inside: bool  # whether both its neighbours were tried; else the grid's limit was reached
+    chosen: float  # the best of lrs; where the loss first rises there, the largest at which it does not
+    is_inside: bool  # whether both neighbours of the best were tried; else the grid's limit was reached
+    # (s,) whether the loss rose above the start's in the first steps, or the trial diverged; empty where not known
+    rises: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    @property
+    def best(self) -> float:
+        """The rate with the lowest loss at the end; the smallest where all diverged."""
+        return float(self.lrs[np.argmin(np.where(self.diverged, np.inf, self.losses))])
+
+    @property
+    def is_at_limit(self) -> bool:
+        """Whether the rate chosen is the best and was not tried on both sides: a better one may lie beyond."""
+        return not self.is_inside and self.chosen == self.best
+
+    def first_rises(self, lr: float) -> bool:
+        """Return whether the loss rose above the start's in the first steps at a rate that was tried."""
+        return bool(self.rises[self.lrs == lr].any()) if len(self.rises) else False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +105,12 @@ class ReplayRun:
     band_allocations: FloatArray  # (K', B)
     band_energies: FloatArray  # (K', B) ‖P_b d‖²
     seconds: float
+    # The same on the batches that the eigenvectors were measured on, where the evaluation set is another; else empty.
+    same_batch_losses: FloatArray = field(default_factory=lambda: np.zeros(0))  # (K' + 1,)
+    same_batch_allocations: FloatArray = field(default_factory=lambda: np.zeros(0))  # (K',)
+    same_batch_closure_errors: FloatArray = field(default_factory=lambda: np.zeros(0))  # (K',)
+    same_batch_gradients_used: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (K',)
+    same_batch_sharp_allocations: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))  # (K', k)
 
     def __post_init__(self) -> None:
         """Check shapes; freeze the arrays."""
@@ -114,10 +139,31 @@ class ReplayRun:
         """L(θ_K) − L(θ₀) on the evaluation set."""
         return float(self.losses[-1] - self.losses[0])
 
+    def on_same_batches(self) -> "ReplayRun":
+        """Return the run with the losses and allocations of the batches that the eigenvectors were measured on.
+
+        Bands have none there; what is not a loss or an allocation stays.
+        """
+        return replace(
+            self,
+            losses=self.same_batch_losses,
+            allocations=self.same_batch_allocations,
+            closure_errors=self.same_batch_closure_errors,
+            gradients_used=self.same_batch_gradients_used,
+            sharp_allocations=self.same_batch_sharp_allocations,
+            band_allocations=self.band_allocations[:0],
+        )
+
     @property
     def closure_error(self) -> float:
         """|Σ allocations − ΔL| over the whole run."""
         return abs(float(self.closure_errors.sum()))
+
+    @property
+    def most_gradients_used(self) -> NDArray[np.int64]:
+        """(K',) gradients behind each step's rule, on the set of batches that took the most."""
+        same = self.same_batch_gradients_used
+        return np.maximum(self.gradients_used, same) if len(same) else self.gradients_used
 
     @property
     def flat_allocations(self) -> FloatArray:
@@ -189,6 +235,7 @@ class Replay:
     """The same segment under several optimizers."""
 
     steps: int  # K
+    ramp: int = 0  # R, of the steps, those over which the learning rate rose
     num_seeds: int
     rule: str  # "simpson" or "trapezoid"
     tolerance: float  # of a step's closure error, above which Simpson's rule is refined
@@ -216,6 +263,16 @@ class Replay:
         """Ablations that were run: "dominant", "bulk"."""
         return tuple(dict.fromkeys(run.ablation for run in self.runs if run.ablation != "none"))
 
+    def on_same_batches(self) -> "Replay | None":
+        """Return the replay as the batches that the eigenvectors were measured on have it; None where no others are.
+
+        Losses and allocations are theirs, so that whatever is made of those is.
+        """
+        if not self.runs or not all(len(run.same_batch_losses) for run in self.runs):
+            return None
+        runs = tuple(run.on_same_batches() for run in self.runs)
+        return replace(self, runs=runs, start_loss=float(runs[0].losses[0]))
+
     def runs_of(self, optimizer: str, ablation: str = "none") -> tuple[ReplayRun, ...]:
         """Return one optimizer's runs that reached the end, by seed."""
         return tuple(
@@ -232,9 +289,12 @@ class Replay:
             if run.optimizer == optimizer and run.ablation == ablation and run.diverged_at is not None
         )
 
-    def loss_change(self, optimizer: str, ablation: str = "none") -> Estimate | None:
-        """ΔL over the segment, mean over seeds; None where no run reached the end."""
-        return _mean([run.loss_change for run in self.runs_of(optimizer, ablation)])
+    def loss_change(self, optimizer: str, ablation: str = "none", part: Part = "whole") -> Estimate | None:
+        """ΔL over the segment or a part of it, mean over seeds; None where no run reached the end."""
+        if part not in self.parts:
+            return None
+        start, stop = {"whole": (0, -1), "ramp": (0, self.ramp), "after": (self.ramp, -1)}[part]
+        return _mean([float(run.losses[stop] - run.losses[start]) for run in self.runs_of(optimizer, ablation)])
 
     def difference(
         self, optimizer: str, other: str, ablation: str = "none", other_ablation: str = "none"
@@ -242,13 +302,19 @@ class Replay:
         """Final loss of one minus that of another, paired by seed; None without a seed that both finished."""
         return _mean(self._paired(optimizer, other, ablation, other_ablation, lambda run: run.loss_change))
 
-    def flat_progress(self, optimizer: str) -> Estimate | None:
-        """−Σ_t of the allocation to the complement of the sharp subspace, nats."""
-        return _mean([-float(run.flat_allocations.sum()) for run in self._recorded(optimizer)])
+    def flat_progress(self, optimizer: str, part: Part = "whole") -> Estimate | None:
+        """−Σ_t of the allocation to the complement of the sharp subspace over a part's steps, nats."""
+        if part not in self.parts:
+            return None
+        steps = self._steps(part)
+        return _mean([-float(run.flat_allocations[steps].sum()) for run in self._recorded(optimizer)])
 
-    def sharp_progress(self, optimizer: str) -> Estimate | None:
-        """−Σ_t of the allocation to the sharp subspace, nats."""
-        return _mean([-float(run.sharp_allocations.sum()) for run in self._recorded(optimizer)])
+    def sharp_progress(self, optimizer: str, part: Part = "whole") -> Estimate | None:
+        """−Σ_t of the allocation to the sharp subspace over a part's steps, nats."""
+        if part not in self.parts:
+            return None
+        steps = self._steps(part)
+        return _mean([-float(run.sharp_allocations[steps].sum()) for run in self._recorded(optimizer)])
 
     def flat_share(self, optimizer: str) -> Estimate | None:
         """Share of the loss change allotted to the flat complement; above 1 where the sharp part raised the loss."""
@@ -306,6 +372,14 @@ class Replay:
         """The largest |Σ allocations − ΔL|/|ΔL| over seeds."""
         runs = [run for run in self._recorded(optimizer) if run.loss_change]
         return max((run.closure_error / abs(run.loss_change) for run in runs), default=None)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the segment: the whole, and the ramp and what comes after it where there are both."""
+        return ("whole", "ramp", "after") if 0 < self.ramp < self.steps else ("whole",)
+
+    def _steps(self, part: Part) -> slice:
+        return {"whole": slice(None), "ramp": slice(self.ramp), "after": slice(self.ramp, None)}[part]
 
     def _recorded(self, optimizer: str) -> list[ReplayRun]:
         return [run for run in self.runs_of(optimizer) if run.is_recorded]

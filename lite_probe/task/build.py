@@ -61,7 +61,7 @@ def make_task(
         seq_len: Tokens per window; None takes 256, or less where the model or the text is shorter.
         batch_size: Windows per batch.
         eval_batches: Batches that spectra are measured on.
-        train_batches: Batches that a replay trains on.
+        train_batches: Batches that a replay trains on; where there are some, as many as `eval_batches` are held out.
         seed: Of the batches.
         device: Where model and batches go.
         dtype: Of the parameters.
@@ -122,6 +122,7 @@ def make_task(
             seq_len=plan.seq_len,
             train_tokens=plan.split,
         ),
+        heldout=[torch.from_numpy(batch.copy()).to(device) for batch in plan.heldout],
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lite_probe.blocks import Given, given_parts, named_blocks
 from lite_probe.results.blocks import BlockMap
 
-Split = Literal["evaluation", "train"]
+Split = Literal["evaluation", "train", "held-out"]
 Batch = Any  # a tensor, tuple, dict, or whatever `predict` and `criterion` take
 
 
@@ -52,12 +52,14 @@ class Task:
         predict: `(model, batch) → outputs`, the tensor the criterion takes.
         criterion: `(outputs, batch) → (summed loss, count)`. `cross_entropy` and `squared_error` of
             `lite_probe.criteria` have analytic Gauss–Newton products; any other goes through autograd.
-        evaluation: Batches that spectra and replay's loss are measured on.
-        train: Batches that a replay trains on; none of their samples are in `evaluation`.
+        evaluation: Batches that spectra are measured on, and a replay's loss where there are none held out.
+        train: Batches that a replay trains on; none of their samples are in `evaluation` or `heldout`.
         blocks: Parameter name → its parts, or what `make_optimizer` takes: names, or regular expressions for the ends
             of names, → block or parts, for what no known family has; afterwards name → parts. None where the blocks are
             not known.
         info: For provenance.
+        heldout: Batches that a replay's loss is measured on: as many as `evaluation`, and none of its samples, so that
+            progress along eigenvectors is not judged on the batches that made them.
     """
 
     model: nn.Module
@@ -67,6 +69,7 @@ class Task:
     train: Sequence[Batch] = ()
     blocks: BlockMap | None = None
     info: TaskInfo = field(default_factory=TaskInfo)
+    heldout: Sequence[Batch] = ()
 
     def __post_init__(self) -> None:
         """Find the parts of every parameter.
@@ -100,7 +103,7 @@ class Task:
 
     def batches(self, split: Split) -> Sequence[Batch]:
         """Return the batches of one split."""
-        return self.evaluation if split == "evaluation" else self.train
+        return {"evaluation": self.evaluation, "train": self.train, "held-out": self.heldout}[split]
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss of one batch, with its graph, and the count in it."""

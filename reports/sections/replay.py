@@ -1,20 +1,23 @@
-"""A replay as it is shown: three tables for the terminal, one object for programs, and a section per run on a page."""
+"""A replay as it is shown: a few tables for the terminal, one object for programs, and a section per run on a page."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from lite_probe.reports.numbers import format_number, format_share, format_uncertain, terse
-from lite_probe.reports.replay_claims import base_of, closure_of
+from lite_probe.reports.replay_claims import Echo, base_of, closure_of, echoes
 from lite_probe.reports.replay_figures import draw_replay
 from lite_probe.reports.replay_verdict import has_share, judge_replay
 from lite_probe.reports.replay_view import make_replay_view
 from lite_probe.reports.sections.section import TEMPLATES, Block, Grid, Line, Part, Section, attributes, estimate_object
 from lite_probe.reports.verdict import Verdict
+from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate
+from lite_probe.results.replay import Part as ReplayPart
 from lite_probe.results.replay import Replay
 
 _Rows = tuple[list[str], list[list[str]]]
+PART_NAMES = {"ramp": "ramp", "after": "after it"}
 
 
 class ReplaySection(Section):
@@ -33,19 +36,24 @@ class ReplaySection(Section):
 
     def summary(self, result: Replay) -> Sequence[Block]:
         """Return what each optimizer started from, reached, where, and in what manner."""
-        tables = (start_table(result), outcome_table(result), progress_table(result), manner_table(result))
-        blocks: list[Block] = [block for table in tables if table is not None for block in (Grid(*table), Line())]
-        if result.num_seeds > 1:
-            blocks.append(Line("±: one standard error over seeds; loss changes in nats", is_dim=True))
-        return blocks
+        tables = (outcome_table(result), progress_table(result), part_table(result), manner_table(result))
+        shown = [table for table in (start_table(result), *tables) if table is not None]
+        blocks: list[Block] = [block for table in shown for block in (Grid(*table), Line())]
+        return [*blocks, *(Line(text, is_dim=True) for text in explanations(result))]
+
+    def claim_objects(self, result: Replay, claims: Sequence[Claim]) -> list[dict[str, Any]]:
+        """Return claims, each with what became of it on the eigenvectors' batches."""
+        found = {echo.claim: echo for echo in echoes(result, claims)}
+        return [{**asdict(claim), "same_batches": _echo_object(found.get(claim))} for claim in claims]
 
     def json_object(self, result: Replay) -> dict[str, Any]:
         """Return every number, differences of all pairs both ways."""
+        same = result.on_same_batches()
         return {
-            "steps": result.steps,
+            **attributes(result, "steps", "ramp"),
             "seeds": result.num_seeds,
             **attributes(result, "rule", "start_loss"),
-            "optimizers": {name: _optimizer_object(result, name) for name in result.optimizers},
+            "optimizers": {name: _optimizer_object(result, same, name) for name in result.optimizers},
             "differences": {
                 f"{name} - {other}": estimate_object(result.difference(name, other))
                 for name in result.optimizers
@@ -71,6 +79,17 @@ class ReplaySection(Section):
 SECTION = ReplaySection()
 
 
+def explanations(replay: Replay) -> list[str]:
+    """Return what is to be said below the tables."""
+    found = ["±: one standard error over seeds; loss changes in nats"] if replay.num_seeds > 1 else []
+    if len(replay.parts) > 1:
+        steps = "step" if replay.ramp == 1 else f"{replay.ramp} steps"
+        found.append(f"ramp: the first {steps}, over which the learning rate rises")
+    if replay.on_same_batches() is not None:
+        found.append("same batches: those that the eigenvectors were measured on; all else is of held-out ones")
+    return found
+
+
 def outcome_table(replay: Replay) -> _Rows:
     """Return header and rows of what each optimizer reached, ablations below it."""
     header = ["optimizer", "lr", "chosen by", "loss change", "minus base"]
@@ -94,7 +113,8 @@ def start_table(replay: Replay) -> _Rows | None:
 def progress_table(replay: Replay) -> _Rows:
     """Return header and rows of where each optimizer changed the loss: along flat and along sharp directions.
 
-    A share is given where the loss fell beyond its error and the allocations account for it, as in the verdict.
+    A share is given where the loss fell beyond its error, the allocations account for it, and it is one with its whole
+    interval, as in the verdict.
     """
     header = ["change", "flat", "sharp", "flat share", "closure"]
     rows = []
@@ -103,13 +123,30 @@ def progress_table(replay: Replay) -> _Rows:
         rows.append(
             [
                 name,
-                _text(_negative(replay.flat_progress(name))),
-                _text(_negative(replay.sharp_progress(name))),
+                *_changes(replay, name, "whole"),
                 "–" if share is None or not has_share(replay, name) else terse(format_share(share.value, share.stderr)),
                 "–" if closure is None else format_share(closure),
             ]
         )
     return header, rows
+
+
+def part_table(replay: Replay) -> _Rows | None:
+    """Return header and rows of the same on the ramp, after it, and on the eigenvectors' own batches.
+
+    None where there is neither a ramp nor another set of batches.
+    """
+    same, rows = replay.on_same_batches(), []
+    for name in replay.optimizers:
+        rows += [[f"{name} {PART_NAMES[part]}", *_changes(replay, name, part)] for part in replay.parts[1:]]
+        if same is not None:
+            rows.append([f"{name} same batches", *_changes(same, name, "whole")])
+    return (["of it", "flat", "sharp"], rows) if rows else None
+
+
+def _changes(replay: Replay, name: str, part: ReplayPart) -> list[str]:
+    """Write the loss change along flat, and along sharp directions."""
+    return [_text(_negative(measure(name, part))) for measure in (replay.flat_progress, replay.sharp_progress)]
 
 
 def manner_table(replay: Replay) -> _Rows:
@@ -148,7 +185,28 @@ def minus_base(replay: Replay, name: str) -> Estimate | None:
     return None if base is None else replay.difference(name, base)
 
 
-def _optimizer_object(replay: Replay, name: str) -> dict[str, Any]:
+def _echo_object(echo: Echo | None) -> dict[str, Any] | None:
+    """Return what became of a claim on the eigenvectors' batches; null where it was not looked for."""
+    if echo is None:
+        return None
+    numbers = {key: None if echo.other is None else getattr(echo.other, key) for key in ("value", "low", "high")}
+    return {**numbers, "is_found": echo.is_found}
+
+
+def _progress_object(replay: Replay, name: str, part: ReplayPart) -> dict[str, Any]:
+    return {
+        "loss_change": estimate_object(replay.loss_change(name, part=part)),
+        "flat_progress": estimate_object(replay.flat_progress(name, part)),
+        "sharp_progress": estimate_object(replay.sharp_progress(name, part)),
+    }
+
+
+def _share_object(replay: Replay, name: str) -> dict[str, Any] | None:
+    """Return the flat share; null where it is none, as in the tables."""
+    return estimate_object(replay.flat_share(name)) if has_share(replay, name) else None
+
+
+def _optimizer_object(replay: Replay, same: Replay | None, name: str) -> dict[str, Any]:
     recipe, sweep = replay.recipes[name], replay.sweeps.get(name)
     oscillation, rates = replay.oscillation(name), replay.effective_lrs(name)
     return {
@@ -157,12 +215,18 @@ def _optimizer_object(replay: Replay, name: str) -> dict[str, Any]:
         "hyperparameters": dict(recipe.hyperparameters),
         "state": recipe.state,
         "state_lines": list(recipe.state_lines),
-        "loss_change": estimate_object(replay.loss_change(name)),
+        **_progress_object(replay, name, "whole"),
+        **{part: _progress_object(replay, name, part) for part in ("ramp", "after")},
+        "same_batches": None
+        if same is None
+        else {
+            **_progress_object(same, name, "whole"),
+            "flat_share": _share_object(same, name),
+            "closure": same.closure(name),
+        },
         "minus_base": estimate_object(minus_base(replay, name)),
         "ablations": {one: estimate_object(replay.loss_change(name, one)) for one in replay.ablations},
-        "flat_progress": estimate_object(replay.flat_progress(name)),
-        "sharp_progress": estimate_object(replay.sharp_progress(name)),
-        "flat_share": estimate_object(replay.flat_share(name)),
+        "flat_share": _share_object(replay, name),
         "isotropy": estimate_object(replay.isotropy_entropy(name)),
         "directional_sharpness": estimate_object(replay.directional_sharpness(name)),
         "exponent": estimate_object(replay.exponent(name)),
@@ -177,6 +241,8 @@ def _optimizer_object(replay: Replay, name: str) -> dict[str, Any]:
             "lrs": sweep.lrs.tolist(),
             "losses": [None if bad else loss for loss, bad in zip(sweep.losses.tolist(), sweep.diverged, strict=True)],
             "is_inside": sweep.is_inside,
+            "best": sweep.best,
+            "rises": sweep.rises.tolist() or None,
         },
     }
 

@@ -18,6 +18,7 @@ def build() -> Task:
         criterion=lambda outputs, batch: (outputs.sum(), 1),
         evaluation=[{"x": (torch.ones(1, 2), "name"), "ids": torch.tensor([3])}],
         train=[[torch.ones(1)]],
+        heldout=[[torch.zeros(1)]],
     )
 
 
@@ -31,6 +32,7 @@ def test_a_task_is_moved_with_its_batches_and_whole_numbers_stay() -> None:
     assert batch["ids"].dtype == torch.int64
     assert isinstance(batch["x"], tuple)
     assert task.train[0][0].dtype == torch.float64
+    assert task.heldout[0][0].dtype == torch.float64
     assert task.predict(task.model, batch).dtype == torch.float64
 
 

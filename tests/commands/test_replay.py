@@ -294,8 +294,8 @@ def test_a_dry_run_with_a_spectrum_says_the_plan_and_writes_nothing(
     assert 0 < told["result_bytes"] < told["scratch_bytes"]
     assert told["scratch"] == told["directory"] == str(run_folder)
     assert told["start_loss"] == load(run_folder, "replay").start_loss
-    # Warming for the bands and two optimizers; per run and step one training and two evaluation gradients.
-    assert told["num_gradients"] == 3 * 4 + 4 * 3 * 3
+    # Warming for the bands and two optimizers; per run and step one training gradient and two on either set of batches.
+    assert told["num_gradients"] == 3 * 4 + 4 * 3 * (1 + 2 * 2)
     assert replay(tiny_llama, text, run_folder, "--dry-run").stdout == ""
     assert {path.name: path.stat().st_mtime_ns for path in run_folder.iterdir()} == before
 

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 
 from lite_probe.reports.sections.replay import (
+    explanations,
     manner_table,
     minus_base,
     outcome_table,
+    part_table,
     progress_table,
     start_table,
 )
 from lite_probe.reports.sections.section import describe
 from lite_probe.results.replay import Replay
 from tests.commands.running import lines_on, on_screen
-from tests.reports.fixtures import make_replay
+from tests.reports.fixtures import make_replay, with_same_batches
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,57 @@ def test_progress_is_a_loss_change_here(found: Replay) -> None:
     assert flat.value > 0.0
     assert rows[0][1].lstrip("(").startswith("−")
     assert all(row[3].endswith("%") and row[4].endswith("%") for row in rows)
+
+
+def test_ramp_and_same_batches_have_a_table_of_their_own() -> None:
+    found = replace(with_same_batches(make_replay(optimizers=("muon", "soap")), flat=2.0), ramp=5)
+    table = part_table(found)
+    assert table is not None
+    header, rows = table
+    assert {len(row) for row in rows} == {len(header)}
+    assert [row[0] for row in rows[:4]] == ["muon ramp", "muon after it", "muon same batches", "soap ramp"]
+    whole = _value(progress_table(found)[1][0][1])
+    ramp, after, same = (_value(row[1]) for row in rows[:3])
+    assert ramp + after == pytest.approx(whole, rel=0.02)
+    assert same == pytest.approx(2.0 * whole, rel=0.02)
+    assert part_table(make_replay()) is None
+    assert explanations(found) == [
+        "±: one standard error over seeds; loss changes in nats",
+        "ramp: the first 5 steps, over which the learning rate rises",
+        "same batches: those that the eigenvectors were measured on; all else is of held-out ones",
+    ]
+    assert explanations(make_replay(seeds=1)) == []
+
+
+def _value(cell: str) -> float:
+    """Read a cell such as (−3.06±0.16)e-2."""
+    number, _, power = cell.partition("e")
+    return float(number.strip("()").split("±")[0].replace("−", "-")) * 10.0 ** float(power or 0)
+
+
+def test_the_json_object_holds_parts_and_same_batches() -> None:
+    plain = describe("replay", make_replay(optimizers=("muon", "muon-lite")))
+    assert plain["ramp"] == 0
+    muon = plain["optimizers"]["muon"]
+    assert muon["ramp"] == dict.fromkeys(("loss_change", "flat_progress", "sharp_progress"))
+    assert muon["same_batches"] is None
+    assert muon["sweep"]["rises"] is None
+    assert {claim["same_batches"] for claim in plain["claims"]} == {None}
+    found = replace(with_same_batches(make_replay(optimizers=("muon", "muon-lite")), sharp=-1.0), ramp=5)
+    told = json.loads(json.dumps(describe("replay", found), allow_nan=False))
+    muon = told["optimizers"]["muon"]
+    for name in ("loss_change", "flat_progress", "sharp_progress"):
+        assert muon["ramp"][name]["value"] + muon["after"][name]["value"] == pytest.approx(muon[name]["value"])
+    assert muon["same_batches"]["sharp_progress"]["value"] == pytest.approx(-muon["sharp_progress"]["value"])
+    assert muon["same_batches"]["flat_progress"] == muon["flat_progress"]
+    assert muon["same_batches"]["closure"] > 0.0
+    assert 0.0 < muon["flat_share"]["value"] < 1.0
+    assert muon["same_batches"]["flat_share"] is None  # more than all of it: along sharp directions the loss rose
+    by_quantity = {(one["subject"], one["quantity"]): one["same_batches"] for one in told["claims"]}
+    assert by_quantity["muon", "progress along flat directions"]["is_found"] is True
+    sharp = by_quantity["muon", "progress along the 10 sharp directions"]
+    assert sharp["is_found"] is False
+    assert sharp["value"] == pytest.approx(-muon["sharp_progress"]["value"])
 
 
 def test_a_share_of_nothing_is_not_given() -> None:
@@ -156,8 +209,10 @@ def test_no_table_breaks_or_cuts_a_number(monkeypatch: pytest.MonkeyPatch, width
         for run in made.runs
     )
     recipes = {name: replace(recipe, lr_source="checkpoint", lr=9.765625e-4) for name, recipe in made.recipes.items()}
-    found = replace(made, runs=runs, recipes=recipes)
-    for header, rows in (outcome_table(found), progress_table(found), manner_table(found)):
+    found = with_same_batches(replace(made, runs=runs, recipes=recipes, ramp=5))
+    parts = part_table(found)
+    assert parts is not None
+    for header, rows in (outcome_table(found), progress_table(found), parts, manner_table(found)):
         terminal, screen = on_screen(monkeypatch, width)
         terminal.table(header, rows)
         drawn = [line for line in lines_on(screen) if line.strip()]

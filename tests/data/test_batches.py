@@ -1,6 +1,7 @@
 """Batches: where windows lie, what they depend on, and what is refused."""
 
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -122,6 +123,58 @@ def test_batches_are_recorded() -> None:
     assert plan.train_starts.tolist() == [144, 43, 318, 499, 170, 843]
 
 
+def test_held_out_windows_are_recorded() -> None:
+    assert draw(stream_of(2000)).heldout_starts.tolist() == [1847, 1908, 1876, 1867, 1919, 1855]
+
+
+@settings(deadline=None)
+@given(
+    length=st.integers(60, 900),
+    seq_len=st.integers(1, 9),
+    batch_size=st.integers(1, 4),
+    eval_batches=st.integers(1, 4),
+    seed=st.integers(0, 100),
+)
+def test_held_out_windows_share_no_token_with_any_other(
+    length: int, seq_len: int, batch_size: int, eval_batches: int, seed: int
+) -> None:
+    asked = {"seq_len": seq_len, "batch_size": batch_size, "eval_batches": eval_batches, "seed": seed}
+    try:
+        plan = draw(stream_of(length), **asked)
+    except InputError:
+        return
+    window, count = seq_len + 1, eval_batches * batch_size
+    assert len(plan.heldout_starts) in (0, count)
+    read = [
+        token for start in (*plan.evaluation_starts, *plan.heldout_starts) for token in range(start, start + window)
+    ]
+    assert len(set(read)) == len(read)
+    assert all(plan.split <= token < length for token in read)
+    assert [batch.shape for batch in plan.heldout] == [(batch_size, window)] * (len(plan.heldout_starts) // batch_size)
+    # Slots are whole windows between those that are taken: where there is one for each, all are held out.
+    taken = [plan.split - window, *sorted(plan.evaluation_starts), length]
+    slots = sum((there - here - window) // window for here, there in itertools.pairwise(taken))
+    assert bool(len(plan.heldout)) == (slots >= count)
+
+
+def test_what_is_held_out_moves_no_other_batch() -> None:
+    tokens = stream_of(2000)
+    plan, without = draw(tokens), draw(tokens, train_batches=0)
+    assert len(plan.heldout) == 2
+    assert not without.heldout  # nothing is trained on, so that nothing is replayed
+    assert np.array_equal(plan.evaluation, without.evaluation)
+    assert plan.heldout_starts.tolist() == draw(tokens, train_batches=9).heldout_starts.tolist()
+    assert plan.heldout_starts.tolist() != draw(tokens, seed=1).heldout_starts.tolist()
+    assert not draw(stream_of(500)).heldout  # 50 tokens to evaluate on, for twelve windows of eight
+
+
+def test_what_memory_does_not_hold_is_not_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "_MOST_IDS", 4 * 3 * 8)
+    assert not draw(stream_of(2000)).heldout
+    monkeypatch.setattr(batches, "_MOST_IDS", 6 * 3 * 8)
+    assert len(draw(stream_of(2000)).heldout) == 2
+
+
 def test_the_seed_alone_decides() -> None:
     plan, again, other = draw(stream_of(1000)), draw(stream_of(1000)), draw(stream_of(1000), seed=1)
     assert plan.digest == again.digest != other.digest
@@ -139,16 +192,17 @@ def test_more_training_batches_change_nothing_else() -> None:
 
 
 def test_the_digest_is_that_of_the_ids() -> None:
-    plan = draw(stream_of(1000))
+    plan = draw(stream_of(2000))
     sha = hashlib.sha256()
-    for batch in (*plan.evaluation, *plan.train):
+    for batch in (*plan.evaluation, *plan.train, *plan.heldout):
         sha.update(b"(3, 8)" + b"".join(int(token).to_bytes(8, "little") for token in batch.flat))
     assert plan.digest == sha.hexdigest()
 
 
 def test_a_plan_cannot_be_written_to() -> None:
-    plan = draw(stream_of(1000))
-    for array in (plan.evaluation[0], plan.train[0], plan.evaluation_starts, plan.train_starts):
+    plan = draw(stream_of(2000))
+    starts = (plan.evaluation_starts, plan.train_starts, plan.heldout_starts)
+    for array in (plan.evaluation[0], plan.train[0], plan.heldout[0], *starts):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
 

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from X import require_measurable
 
 from lite_probe.errors import InputError, UsageError
+from lite_probe.measurements.replay import replay
 from lite_probe.optim import (
     OPTIMIZERS,
     Bounds,
@@ -24,8 +26,6 @@ from lite_probe.optim import (
     restore_state,
     unregister_optimizer,
 )
-from lite_probe.replays import replay
-from lite_probe.subspaces import require_measurable
 from tests.optim.test_toy_optimizer import SETTINGS, TOY, Halved
 from tests.oracles import matrix_with
 from tests.replays.conftest import quadratic_task, spectrum_of

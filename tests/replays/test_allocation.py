@@ -164,7 +164,7 @@ def test_a_mean_over_no_places_is_an_error() -> None:
     task = models.make_task("mlp")
     layout = ParameterLayout(list(task.model.named_parameters()))
     with pytest.raises(ValueError, match="expected at least one place, got none"):
-        _gradients_at(task, layout, layout.read(), layout.read(), [])
+        _gradients_at(task, layout, "evaluation", layout.read(), layout.read(), [])
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

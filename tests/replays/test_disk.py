@@ -12,6 +12,7 @@ from lite_probe.measurements.base import discard_state
 from lite_probe.replays import runner
 from lite_probe.results.blocks import BlockPart
 from lite_probe.results.store import save, write_atomically
+from lite_probe.runtime import resumable
 from tests.disks import held, leave_room
 from tests.plans import plan_replay
 from tests.replays.conftest import spectrum_of, with_training
@@ -39,7 +40,7 @@ def test_the_plan_says_how_much_goes_to_disk(tmp_path: Path, monkeypatch: pytest
 
         write_atomically(path, write_and_look)
 
-    monkeypatch.setattr(runner, "_LONGEST_INTERVAL", 0.0)
+    monkeypatch.setattr(resumable, "_LONGEST_INTERVAL", 0.0)
     monkeypatch.setattr(runner, "write_atomically", watched)
     task = with_training("mlp", 60)
     torch.manual_seed(0)

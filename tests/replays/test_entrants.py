@@ -14,7 +14,6 @@ from lite_probe.errors import InputError, UsageError
 from lite_probe.measurements.base import discard_state
 from lite_probe.measurements.replay import replay
 from lite_probe.optim.interface import Together, make_foreign, set_learning_rate, torch_maker
-from lite_probe.replays import runner
 from lite_probe.replays.entrants import Asked, entrants_of, name_of
 from lite_probe.results.replay import Replay
 from tests.plans import plan_replay
@@ -90,7 +89,7 @@ def test_torchs_adamw_makes_the_progress_of_ours() -> None:
 
 
 def test_everything_is_measured_of_a_function_s_optimizer() -> None:
-    found = replayed(["muon", make_sign], lr={"muon": 1e-2, "make_sign": 1e-3})
+    found = replayed(["muon", make_sign], lr={"muon": 1e-2, "make_sign": 1e-3}, ramp=0)
     assert found.optimizers == ("muon", "make_sign")
     recipe = found.recipes["make_sign"]
     assert (recipe.lr, recipe.lr_source, recipe.state) == (1e-3, "given", "warm")
@@ -104,7 +103,7 @@ def test_everything_is_measured_of_a_function_s_optimizer() -> None:
 
 
 def test_a_sweep_finds_a_rate_for_it() -> None:
-    found = replayed([make_sign], lr="sweep")
+    found = replayed([make_sign], lr="sweep", ramp=0)
     assert found.sweeps["make_sign"].chosen == found.recipes["make_sign"].lr
     assert found.loss_change("make_sign").value < 0.0  # type: ignore[union-attr]
 
@@ -117,7 +116,7 @@ def test_the_python_interface_takes_both() -> None:
 
 @pytest.mark.parametrize("asked", [make_sign, "torch.AdamW", "torch.Muon"])
 def test_it_continues_after_a_kill_bitwise(asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "_LONGEST_INTERVAL", 0.0)
+    monkeypatch.setattr(resumable, "_LONGEST_INTERVAL", 0.0)
     whole = replayed([asked])
     task = with_training("mlp", 40)
     spectrum = spectrum_of(task)

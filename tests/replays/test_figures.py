@@ -180,6 +180,51 @@ def test_shares_and_progress_are_means_over_seeds_that_reached_the_end() -> None
     assert [run.seed for run in found.diverged("muon")] == [2]
 
 
+def test_the_ramp_and_what_comes_after_it_add_up_to_the_whole() -> None:
+    found = replace(replay_of(run_of(), run_of(seed=1)), steps=2, ramp=1)
+    assert found.parts == ("whole", "ramp", "after")
+    by_part = {
+        part: [
+            one.value
+            for one in (
+                found.loss_change("muon", part=part),
+                found.flat_progress("muon", part),
+                found.sharp_progress("muon", part),
+            )
+            if one is not None
+        ]
+        for part in found.parts
+    }
+    assert by_part == {"whole": [-6.0, 10.0, -2.0], "ramp": [-3.0, 6.0, -1.0], "after": [-3.0, 4.0, -1.0]}
+
+
+@pytest.mark.parametrize("ramp", [0, 2])
+def test_without_a_ramp_or_steps_after_it_there_are_no_parts(ramp: int) -> None:
+    found = replace(replay_of(run_of()), steps=2, ramp=ramp)
+    assert found.parts == ("whole",)
+    assert found.loss_change("muon", part="ramp") is None
+    assert found.flat_progress("muon", "after") is None
+    assert found.sharp_progress("muon", "ramp") is None
+
+
+def test_the_same_batches_have_figures_of_their_own() -> None:
+    same = {
+        "same_batch_losses": [20.0, 18.0, 12.0],
+        "same_batch_allocations": [-2.0, -5.0],
+        "same_batch_closure_errors": [0.0, 1.0],
+        "same_batch_gradients_used": [2, 4],
+        "same_batch_sharp_allocations": [[-1.0, 0.0], [-1.0, -3.0]],
+    }
+    assert replay_of(run_of()).on_same_batches() is None
+    assert replay_of(run_of(**same), run_of(seed=1)).on_same_batches() is None
+    found = replay_of(run_of(**same), run_of(seed=1, **same)).on_same_batches()
+    assert found is not None
+    figures = (found.loss_change("muon"), found.flat_progress("muon"), found.sharp_progress("muon"))
+    assert [one.value for one in figures if one is not None] == [-8.0, 2.0, 5.0]
+    assert found.start_loss == 20.0
+    assert found.closure("muon") == 1.0 / 8.0
+
+
 def test_one_seed_has_no_error_and_none_has_no_figure() -> None:
     found = replay_of(run_of())
     change = found.loss_change("muon")

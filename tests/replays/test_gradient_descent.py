@@ -52,7 +52,7 @@ def replayed(request: pytest.FixtureRequest) -> Known:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "float64":
             patch.setattr(Subspace, "of_spectrum", lambda *_, **__: exact)
-        found = replay(task, ["sgd"], spectrum=spectrum_of(task), steps=STEPS, seeds=2, lr=LR, warm_batches=4)
+        found = replay(task, ["sgd"], spectrum=spectrum_of(task), steps=STEPS, seeds=2, lr=LR, ramp=0, warm_batches=4)
     start = exact.coefficients(START.unsqueeze(0))[:, 0].numpy()
     return found, task, exact.eigenvalues, start, TOLERANCES[request.param]
 
@@ -133,7 +133,7 @@ def test_the_linear_theory_is_exact(replayed: Known) -> None:
 
 def test_the_trapezoid_rule_is_exact_here_too_and_takes_a_gradient_less() -> None:
     task = quadratic_task(matrix_with(EIGENVALUES, seed=5), torch.ones(7, dtype=torch.float64))
-    arguments = {"spectrum": spectrum_of(task), "steps": 4, "seeds": 1, "lr": LR, "warm_batches": 4}
+    arguments = {"spectrum": spectrum_of(task), "steps": 4, "seeds": 1, "lr": LR, "ramp": 0, "warm_batches": 4}
     found = replay(task, ["sgd"], rule="trapezoid", **arguments)  # type: ignore[arg-type]
     run = only(found)
     assert run.closure_error < 1e-12 * abs(run.loss_change)
@@ -145,7 +145,7 @@ def test_the_trapezoid_rule_is_exact_here_too_and_takes_a_gradient_less() -> Non
 
 def test_a_step_beyond_two_over_lambda_diverges_along_the_sharpest_direction_alone() -> None:
     task = quadratic_task(matrix_with(EIGENVALUES, seed=5), torch.ones(7, dtype=torch.float64))
-    found = replay(task, ["sgd"], spectrum=spectrum_of(task), steps=8, seeds=1, lr=0.6, warm_batches=4)
+    found = replay(task, ["sgd"], spectrum=spectrum_of(task), steps=8, seeds=1, lr=0.6, ramp=0, warm_batches=4)
     progress = found.eigenvector_progress("sgd")
     assert progress is not None
     assert progress[0][0] < 0.0 < progress[0][1]  # 0.6 · 4 > 2 > 0.6 · 2
@@ -158,7 +158,7 @@ def test_ablations_train_in_their_subspace_alone(monkeypatch: pytest.MonkeyPatch
     task = quadratic_task(matrix, START)
     monkeypatch.setattr(Subspace, "of_spectrum", lambda *_, **__: exact_subspace(matrix))
     found = replay(
-        task, ["sgd"], spectrum=spectrum_of(task), steps=STEPS, seeds=1, lr=LR, warm_batches=4, ablations=True
+        task, ["sgd"], spectrum=spectrum_of(task), steps=STEPS, seeds=1, lr=LR, ramp=0, warm_batches=4, ablations=True
     )
     every = exact_subspace(matrix, 7)
     values, start = every.eigenvalues, every.coefficients(START.unsqueeze(0))[:, 0].numpy()
@@ -177,7 +177,7 @@ def test_a_sweep_finds_the_rate_that_the_closed_form_does() -> None:
     """The best of twelve steps is between 2/λ₁ = ½ and what the small curvatures would like: far above the start."""
     matrix = matrix_with(EIGENVALUES, seed=5)
     task = quadratic_task(matrix, START)
-    found = replay(task, ["sgd"], spectrum=spectrum_of(task), steps=STEPS, seeds=1, warm_batches=4)
+    found = replay(task, ["sgd"], spectrum=spectrum_of(task), steps=STEPS, seeds=1, ramp=0, warm_batches=4)
     sweep = found.sweeps["sgd"]
     every = exact_subspace(matrix, 7)
     values, start = every.eigenvalues, every.coefficients(START.unsqueeze(0))[:, 0].numpy()
@@ -193,7 +193,7 @@ def test_a_sweep_finds_the_rate_that_the_closed_form_does() -> None:
 def test_a_run_diverges_where_its_loss_overflows() -> None:
     """With η = 1e100 the largest coordinate is about (−4e100)ᵗ: its square is finite after one step, not after two."""
     task = quadratic_task(matrix_with(EIGENVALUES, seed=5), START)
-    asked = {"spectrum": spectrum_of(task), "steps": 4, "seeds": 2, "warm_batches": 4, "ablations": True}
+    asked = {"spectrum": spectrum_of(task), "steps": 4, "seeds": 2, "ramp": 0, "warm_batches": 4, "ablations": True}
     found = replay(task, ["sgd", "adamw"], lr={"sgd": 1e100, "adamw": 1e-3}, **asked)  # type: ignore[arg-type]
     for ablation in ("none", "dominant", "bulk"):
         for run in found.diverged("sgd", ablation):
@@ -212,7 +212,7 @@ def test_noisy_batches_come_one_a_step_in_the_order_dealt() -> None:
     matrix = matrix_with(EIGENVALUES, seed=5)
     slope = torch.linspace(-1.0, 2.0, 7, dtype=torch.float64)
     task = quadratic_task(matrix, START, slope=slope)
-    found = replay(task, ["sgd"], spectrum=spectrum_of(task), steps=STEPS, seeds=3, lr=LR, warm_batches=4)
+    found = replay(task, ["sgd"], spectrum=spectrum_of(task), steps=STEPS, seeds=3, lr=LR, ramp=0, warm_batches=4)
     dealt = deal_segments(task, steps=STEPS, seeds=3, warm_batches=4, seed=0)
     h, b = matrix.numpy(), slope.numpy()
     for run, segment in zip(found.runs_of("sgd"), dealt.segments, strict=True):

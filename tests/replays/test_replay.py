@@ -173,7 +173,7 @@ def test_watching_moves_no_bit(name: str, task: Task, spectrum: Spectrum, monkey
     """The weights at the end of a watched run, of one watched for its losses only, and of one not watched at all."""
     ends: dict[str, list[Tensor]] = {"watched": [], "not": []}
     layout = ParameterLayout(list(task.model.named_parameters()))
-    watched, plain = runner.Runner.run, runner.Runner.final_loss
+    watched, plain = runner.Runner.run, runner.Runner.trial
 
     def run(self: runner.Runner, *args: Any, watching: Any, **rest: Any) -> ReplayRun:
         found = watched(self, *args, watching=watching, **rest)

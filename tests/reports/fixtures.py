@@ -5,6 +5,8 @@ that real ones have: a bulk at zero, ten outliers above it, a few negative eigen
 steps on a quadratic, so that allocations, bands and losses add up as they do in a real one.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
@@ -423,6 +425,24 @@ def make_run(
         seconds=0.21 * count,
         **recorded,
     )
+
+
+def with_same_batches(replay: Replay, *, flat: float = 1.0, sharp: float = 1.0, start_loss: float = 1.5) -> Replay:
+    """Give runs figures on the eigenvectors' batches: their own, with flat and sharp allocations times a factor."""
+    runs = []
+    for run in replay.runs:
+        change: NDArray[np.float64] = np.diff(run.losses)
+        parts = {}
+        if run.is_recorded:
+            sharp_parts = sharp * run.sharp_allocations
+            parts["same_batch_sharp_allocations"] = sharp_parts
+            parts["same_batch_allocations"] = flat * run.flat_allocations + sharp_parts.sum(axis=1)
+            parts["same_batch_closure_errors"] = run.closure_errors
+            parts["same_batch_gradients_used"] = run.gradients_used
+            change = parts["same_batch_allocations"] - run.closure_errors
+        losses = start_loss + np.concatenate([[0.0], np.cumsum(change)])
+        runs.append(replace(run, same_batch_losses=losses, **parts))
+    return replace(replay, runs=tuple(runs))
 
 
 def make_sweep(chosen: float = 2.0**-8, *, is_inside: bool = True, diverged: int = 1) -> Sweep:

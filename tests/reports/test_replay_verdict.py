@@ -10,8 +10,8 @@ from lite_probe.reports.replay_verdict import format_estimate, judge_replay, mea
 from lite_probe.reports.replay_view import make_replay_view
 from lite_probe.reports.sections.replay import progress_table
 from lite_probe.results.estimate import Estimate
-from lite_probe.results.replay import Replay
-from tests.reports.fixtures import make_replay, make_sweep
+from lite_probe.results.replay import LinearTheory, Replay
+from tests.reports.fixtures import make_replay, make_sweep, with_same_batches
 
 
 def lead(replay: Replay) -> str:
@@ -269,7 +269,9 @@ def test_learning_rates_say_how_they_were_chosen(found):
 
 def test_starts_that_differ_are_said(found):
     recipes = {**found.recipes, "muon": replace(found.recipes["muon"], state="checkpoint")}
-    tone, text = about(replace(found, recipes=recipes), "muon went on")
+    differing = replace(found, recipes=recipes)
+    assert points(differing)[0] == about(differing, "muon went on")  # before what it puts in question
+    tone, text = about(differing, "muon went on")
     assert tone == "caution"
     assert text == (
         "muon went on from the checkpoint's optimizer state; muon-lite started from averages warmed at fixed weights: "
@@ -341,6 +343,123 @@ def test_what_is_no_share_is_not_printed_as_one(found):
         assert "%" not in text
     page, terminal, text = share_of(1.0)
     assert all("%" in shown for shown in (page, terminal, text))
+
+
+def test_a_share_is_printed_with_its_whole_interval_within_one(found):
+    """At 40 times the sharp allocations the share of muon is 3%, of which the interval goes below zero."""
+    scattered = [
+        replace(run, sharp_allocations=(1.0 + 15.0 * run.seed) * run.sharp_allocations) if run.seed else run
+        for run in found.runs
+    ]
+    replay = replace(found, runs=tuple(scattered))
+    share = replay.flat_share("muon")
+    assert 0.0 < share.value < 1.0
+    assert share.low < 0.0 or share.high > 1.0
+    assert progress_table(replay)[1][0][3] == make_replay_view("", 1, replay).outcome.rows[0][8].text == "–"
+    assert "is along flat" not in about(replay, "muon lowers")[1]
+
+
+SAME = "On the batches that the eigenvectors were measured on"
+
+
+def test_claims_that_are_found_on_the_same_batches_too_say_so(found):
+    both = with_same_batches(found)
+    assert lead(both).endswith(f"below muon (3 seeds, paired). {SAME} the same is found.")
+    assert about(both, "Losses and progress") == (
+        "good",
+        f"Losses and progress are of held-out batches. {SAME} the same is found, for all 9 claims.",
+    )
+    assert len([claim for claim in judge_replay(both).claims if claim.status != "open"]) == 9
+    assert SAME not in lead(found)
+    assert not [text for _, text in points(found) if SAME in text]
+
+
+def test_claims_that_are_not_found_on_the_same_batches_are_named(found):
+    """Sharp progress is turned round there; and muon-lite's lead is all taken away."""
+    turned = with_same_batches(found, sharp=-1.0)
+    tone, text = about(turned, "Losses and progress")
+    assert tone == "caution"
+    assert text.startswith(f"Losses and progress are of held-out batches. {SAME} the same is found for 6 of 9 claims; ")
+    assert (
+        "; not found are muon-lite's progress along the 10 sharp directions minus that of muon (−1.01 × 10⁻⁴ nats held "
+        "out, 1.01 × 10⁻⁴ nats (95%: 0.37 × 10⁻⁴ to 1.66 × 10⁻⁴) there), muon's progress along the 10 sharp directions "
+        "(8.81 × 10⁻⁴ nats held out, −8.812 × 10⁻⁴ nats (95%: "
+    ) in text
+    assert lead(turned).endswith(f"{SAME} the same is found.")
+    muon = with_same_batches(found)
+    level = [replace(run, same_batch_losses=muon.runs_of("muon")[run.seed].same_batch_losses) for run in muon.runs]
+    tied = replace(muon, runs=tuple(level))
+    assert lead(tied).endswith(f"{SAME} muon-lite's lead over muon is not found.")
+    assert "muon-lite's final loss minus that of muon (−0.0076" in about(tied, "Losses and progress")[1]
+    alone = replace(found, recipes={"muon": found.recipes["muon"]}, runs=found.runs_of("muon"))
+    assert lead(with_same_batches(alone, flat=-1.0)).endswith(f"over 3 seeds. {SAME} that is not found.")
+
+
+def test_parts_that_cannot_be_asked_there_are_not_found(found):
+    """Allocations that miss the loss change on the eigenvectors' batches say nothing of its parts."""
+    both = with_same_batches(found)
+    runs = [replace(run, same_batch_closure_errors=run.same_batch_allocations) for run in both.runs]
+    text = about(replace(both, runs=tuple(runs)), "Losses and progress")[1]
+    assert "muon's progress along flat directions (0.0306 nats held out, there the allocations do not account" in text
+
+
+def test_what_falls_into_the_ramp_is_said(found):
+    """Nearly all of what muon does along sharp directions falls into five steps, of the flat ones a third does."""
+
+    def early(run):
+        factors = np.where(np.arange(20) < 5, 1.0, 0.01)[:, None]
+        return replace(run, sharp_allocations=run.sharp_allocations * factors) if run.optimizer == "muon" else run
+
+    ramped = replace(found, ramp=5, runs=tuple(early(run) for run in found.runs))
+    text = about(ramped, "muon lowers")[1]
+    assert re.search(
+        r" Most of this progress along the 10 sharp directions falls into the ramp, the first 5 steps: [\d.]+ × 10⁻⁴ "
+        r"nats \(95%: ",
+        text,
+    )
+    assert text.count("Most of this") == 1
+    assert "Most of this" not in about(ramped, "muon-lite lowers")[1]
+    back = [
+        replace(run, sharp_allocations=run.sharp_allocations * np.where(np.arange(20) < 5, 1.0, -10.0)[:, None])
+        for run in ramped.runs
+    ]
+    text = about(replace(ramped, runs=tuple(back)), "muon lowers")[1]
+    assert "All of this progress along the 10 sharp directions falls into the ramp, the first 5 steps: " in text
+    raised = [replace(run, sharp_allocations=-4.0 * run.sharp_allocations) for run in ramped.runs]
+    text = about(replace(ramped, runs=tuple(raised)), "muon lowers")[1]
+    assert "Most of this rise along the 10 sharp directions falls into the ramp, the first 5 steps: 0.00" in text
+
+
+def test_a_rate_of_the_theory_above_one_is_a_sentence_and_no_point(found):
+    rates = np.array([79.0, 20.0, -3.8, 1.5, 1.2, 1.1, 1.05, 0.9, 0.8, 0.7])
+    known = found.theory["muon"].effective_lrs
+    one = LinearTheory(effective_lrs=known, rates=np.where(rates < 70.0, 0.5, rates))
+    theory = {"muon": LinearTheory(effective_lrs=known, rates=rates), "muon-lite": one}
+    unstable = replace(found, theory=theory)
+    assert about(unstable, "At these rates") == (
+        "caution",
+        "At these rates linear theory has muon diverge along 7 of 10 sharp directions (factors 1.1 to 79 per step) and "
+        "muon-lite diverge along 1 of 10 sharp directions (a factor of 79 per step): what it predicts along them is "
+        "not drawn.",
+    )
+    assert [len(series.x) for series in make_replay_view("", 1, unstable).rates.predicted] == [3, 9]
+    assert not [text for _, text in points(found) if "linear theory" in text]
+
+
+def test_a_sweep_that_left_its_best_rate_says_so(found):
+    sweep = replace(make_sweep(), rises=np.array([False, True, True]))
+    left = replace(sweep, chosen=float(sweep.lrs[0]))
+    tone, text = about(replace(found, sweeps={"muon": left}), "Learning rates")
+    assert tone == "plain"
+    assert text.endswith(
+        " At the best rate of muon, 0.0039, the loss first rises above the start's: 0.0020 is the largest of those "
+        "tried at which it does not."
+    )
+    everywhere = replace(sweep, rises=np.ones(3, dtype=bool))
+    tone, text = about(replace(found, sweeps={"muon": everywhere}), "Learning rates")
+    assert tone == "caution"
+    assert text.endswith(" The loss of muon first rises above the start's at every rate that was tried.")
+    assert about(replace(found, sweeps={"muon": sweep}), "Learning rates")[1].endswith("every rate that was tried.")
 
 
 def test_estimates_in_words():

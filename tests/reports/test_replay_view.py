@@ -10,7 +10,7 @@ import pytest
 from lite_probe.reports.replay_figures import draw_loss, draw_rates, draw_replay
 from lite_probe.reports.replay_view import ReplayView, base_of, make_replay_view
 from lite_probe.results.replay import Replay
-from tests.reports.fixtures import make_replay
+from tests.reports.fixtures import make_replay, make_sweep, with_same_batches
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +198,30 @@ def test_where_all_diverged_only_the_losses_are_left():
 def test_figures_are_named_by_the_replays_number(found):
     figures = draw_replay(make_replay_view("late", 3, found))
     assert {"loss-3", "progress-3", "eigenvectors-3", "rates-3", "oscillation-3", "bands-3-1"} <= set(figures)
+
+
+def test_parts_and_the_same_batches_have_a_table_of_their_own(view):
+    assert view.parts is None
+    replay = replace(make_replay(optimizers=("muon", "soap")), ramp=5)
+    rows = make_replay_view("", 1, replay).parts.rows
+    assert [row[1].text for row in rows] == ["the segment", "its ramp, 5 steps", "the 15 after it"] * 2
+    for place in (2, 3, 4):
+        assert rows[0][place].raw == pytest.approx(rows[1][place].raw + rows[2][place].raw, rel=1e-12)
+    both = make_replay_view("", 1, with_same_batches(replace(replay, ramp=0), flat=2.0)).parts
+    assert [row[1].text for row in both.rows] == ["the segment", "the segment, on the eigenvectors' batches"] * 2
+    assert both.rows[1][3].raw == pytest.approx(2.0 * both.rows[0][3].raw, rel=1e-12)
+    assert both.rows[1][4].raw == both.rows[0][4].raw
+    assert all(row[5].text.endswith("%") and row[6].text.endswith("%") for row in both.rows)
+    assert "those that the eigenvectors were measured on" in both.caption
+
+
+def test_sweeps_mark_where_the_loss_first_rises(view):
+    assert {row[4].text for row in view.sweeps.rows} == {""}
+    sweep = replace(make_sweep(), rises=np.array([False, True, True]))
+    rows = make_replay_view("", 1, replace(make_replay(optimizers=("muon",)), sweeps={"muon": sweep})).sweeps.rows
+    assert [row[4].text for row in rows] == ["", "yes", "yes"]
+    edge = make_sweep(is_inside=False)
+    left = replace(edge, chosen=float(edge.lrs[0]), rises=np.array([False, True, True]))
+    found = make_replay_view("", 1, replace(make_replay(optimizers=("muon",)), sweeps={"muon": left}))
+    assert [row[3].text for row in found.sweeps.rows] == ["yes", "", ""]  # the limit is the best's, which was left
+    assert found.outcome.rows[0][2].text == "sweep"

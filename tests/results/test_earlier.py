@@ -27,6 +27,11 @@ def test_every_kind_is_read(kind: str) -> None:
         assert known > 0
         sums = np.bincount(whole.probe_index, weights=whole.weights)
         np.testing.assert_allclose(sums, 1.0 - known / whole.num_parameters, rtol=1e-12)
+    if kind == "replay":
+        assert found.ramp == 0
+        assert found.parts == ("whole",)
+        assert found.on_same_batches() is None
+        assert not any(len(sweep.rises) or sweep.first_rises(sweep.chosen) for sweep in found.sweeps.values())
 
 
 def test_all_of_it_is_reported(tmp_path: Path) -> None:

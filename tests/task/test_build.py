@@ -74,6 +74,8 @@ def test_the_batches_are_those_of_the_plan(llama: Checkpoint, text: Path) -> Non
     )
     assert all(np.array_equal(a, b) for a, b in zip(task.evaluation, plan.evaluation, strict=True))
     assert all(np.array_equal(a, b) for a, b in zip(task.train, plan.train, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(task.heldout, plan.heldout, strict=True))
+    assert len(task.heldout) == 2
     info = task.info
     assert (info.name, info.checkpoint_name, info.checkpoint_format) == ("tiny", "tiny", "huggingface")
     assert (info.data_name, info.batch_size, info.seq_len) == ("text.txt", 3, 16)

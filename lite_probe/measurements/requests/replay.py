@@ -84,6 +84,7 @@ class ReplayRequest(Request):
         optimizers: Names of `lite_probe.optim.OPTIMIZERS`, torch's as "torch.AdamW", functions of
             `(named_parameters, lr)` or their "FILE.py:FUNCTION". Saved states and the linear theory are of ours only.
         steps: K, of the segment.
+        ramp: R, of them, over which the learning rate rises linearly; None is min(max(5, ⌈K/10⌉), ⌊K/2⌋), 0 none.
         seeds: Segments; all optimizers see the same.
         lr: A learning rate, "sweep" or "checkpoint", for all or by name; who is not named is swept.
         state: At θ₀: "checkpoint" takes over the saved one, "warm" feeds `warm_batches` at fixed θ₀, "cold" starts
@@ -111,6 +112,11 @@ class ReplayRequest(Request):
         parse=parse_optimizers,
     )
     steps: int = option(50, "Steps of the segment.", least=1)
+    ramp: int | None = option(
+        None,
+        "Steps over which the learning rate rises from zero, 0 for none; by default a tenth of them, at least five.",
+        least=0,
+    )
     seeds: int = option(3, "Segments of other batches.", least=1, most=10_000)
     lr: LearningRate | Mapping[str, LearningRate] = option(
         "sweep",
@@ -151,9 +157,11 @@ class ReplayRequest(Request):
 
     def _check(self) -> None:
         from lite_probe.optim import OPTIMIZERS, band_optimizers  # torch
+        from lite_probe.replays.ramp import ramp_steps
 
         if self.bands is not None and self.bands not in band_optimizers():
             raise UsageError(f"expected the bands of {', '.join(band_optimizers())}, got {self.bands!r}")
+        ramp_steps(self.steps, self.ramp)
         if not 0.0 < self.tolerance < 1.0:
             raise UsageError(f"expected a tolerance between 0 and 1, got {self.tolerance}")
         if not self.names:
@@ -189,11 +197,14 @@ class ReplayRequest(Request):
     @property
     def config(self) -> dict[str, Any]:
         """Everything that was asked and changes the numbers; optimizers by their names."""
+        from lite_probe.replays.ramp import ramp_steps
+
         own = ("steps", "seeds", "state", "warm_batches", "bands", "rule", "tolerance", "ablations", "seed")
         return {
             **{name: getattr(self, name) for name in own},
             "optimizers": list(self.names),
             "lr": self.rates,
+            "ramp": ramp_steps(self.steps, self.ramp),
             "hyperparameters": self.hyperparameters,
         }
 
