@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from lite_probe.measurements.base import OnEvent, Outcome, Plan
 from lite_probe.measurements.requests import OnProgress, Request, option
 from lite_probe.operators.gradient import loss_and_gradient
-from lite_probe.reports.sections.section import Block, Figures, Part
+from lite_probe.reports.sections.section import Block, Figures, Part, Section
 from lite_probe.reports.verdict import Verdict
 from lite_probe.results.provenance import Note, Provenance
 from lite_probe.runtime.resumable import ResumableRun
@@ -61,7 +61,7 @@ class SteepnessPlan(Plan[Steepness]):
         return Outcome(fields=fields, count=found.count)
 
 
-class SteepnessSection:
+class SteepnessSection(Section):
     heading = "Steepness"
     template = Path(__file__).with_name("steepness.html.j2")
 

@@ -16,6 +16,7 @@ from lite_probe.measurements.replay import replay
 from lite_probe.optim.interface import Together, make_foreign, set_learning_rate, torch_maker
 from lite_probe.replays.entrants import Asked, entrants_of, name_of
 from lite_probe.results.replay import Replay
+from lite_probe.runtime import resumable
 from tests.plans import plan_replay
 from tests.replays.conftest import spectrum_of, with_training
 
