@@ -329,7 +329,7 @@ class Measuring:
         # As many pairs as are asked for, and by itself no more than there are parameters.
         top = max(min(asked.top, num_parameters), getattr(self.request, "size", None) or 0)
         asked = replace(asked, top=top, bottom=min(asked.bottom, max(num_parameters - top, 0)))
-        return spectrum_measuring(self, asked)
+        return of_kind("spectrum")(self.terminal, self.asked, self.how, asked)
 
     def _start_from(self, opened: Opened, spectrum: "Spectrum") -> None:
         self.request = replace(self.request, spectrum=spectrum).checked(opened.task)
@@ -352,15 +352,11 @@ class Measuring:
         return plans
 
 
-class _OfSpectrum(Measuring):
-    kind = "spectrum"
+def of_kind(name: str) -> type[Measuring]:
+    """Return how a kind is measured that adds nothing of its own."""
 
+    class OfKind(Measuring):
+        kind = name
 
-def spectrum_measuring(of: Measuring, request: Any) -> Measuring:
-    """Return who measures the spectrum that another measurement starts from."""
-    return _OfSpectrum(of.terminal, of.asked, of.how, request)
-
-
-def measuring_command(kind: str) -> click.Command:
-    """Return the command of a kind that adds nothing of its own."""
-    return type(kind.capitalize(), (Measuring,), {"kind": kind, "__doc__": Measuring.__doc__}).command()
+    OfKind.__doc__ = Measuring.__doc__
+    return OfKind

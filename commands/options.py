@@ -222,7 +222,7 @@ def find_command(name: str) -> click.Command | None:
         command: click.Command = import_module(f"lite_probe.commands.{name}").command
         return command
     if name in KINDS:
-        made: click.Command = import_module("lite_probe.commands.measuring").measuring_command(name)
+        made: click.Command = import_module("lite_probe.commands.measuring").of_kind(name).command()
         return made
     return None
 

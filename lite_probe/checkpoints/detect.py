@@ -17,7 +17,7 @@ from lite_probe.files import open_regular
 class Read(Protocol):
     """Reads a checkpoint of one format."""
 
-    def __call__(self, path: Path, *, trust_pickle: bool, model_config: Mapping[str, Any] | None) -> Checkpoint:
+    def __call__(self, path: Path, /, *, trust_pickle: bool, model_config: Mapping[str, Any] | None) -> Checkpoint:
         """Open it; see `open_checkpoint`."""
 
 
@@ -51,7 +51,7 @@ def _is_file(test: Callable[[Path], bool]) -> Callable[[Path], bool]:
 
 
 def _without_pickles(read: Callable[..., Checkpoint]) -> Read:
-    return lambda path, *, trust_pickle, model_config: read(path, model_config=model_config)
+    return lambda path, /, *, trust_pickle, model_config: read(path, model_config=model_config)
 
 
 # The first that holds a path reads it.

@@ -102,6 +102,8 @@ class ReplaySession:
         self.notes: list[Note] = list(self.subspace.notes)
         self._label = ""
         self._phase = "warm"
+        self._planned = run.expected
+        self._recorded = self._refinements = 0
         self.start_point: Point
         self.count = 0
         self.bands: Bands
@@ -280,22 +282,33 @@ class ReplaySession:
     # -- progress ------------------------------------------------------------------------------------------------
 
     def _on_gradients(self, count: int) -> None:
+        if self._phase == "replay" and count > 1:
+            self._count_refinements(1, count)
         self.state.advance(count, self._label)
+
+    def _count_refinements(self, steps: int, gradients: int) -> None:
+        """Expect steps that are still to be recorded to be refined as much as those so far."""
+        sets = 1 if measured_split(self.task) == "evaluation" else 2
+        usual = 1 + sets * planning.WATCHED[self.request.rule]
+        self._recorded += steps
+        self._refinements += gradients - steps * usual
+        all_steps = len(self.request.names) * self.request.seeds * self.request.steps
+        self.state.expected = self._planned + round(self._refinements * all_steps / self._recorded)
 
     def _count_finished(
         self, name: str, known: "_FinishedRecipe | None", runs: Iterable[results.ReplayRun | None]
     ) -> None:
         """Count the gradients of what an earlier process has finished: progress goes on where it was."""
-        made = sum(
-            run.num_steps + int(run.gradients_used.sum() + run.same_batch_gradients_used.sum())
-            for run in runs
-            if run is not None
-        )
+        made = 0
+        for run in (run for run in runs if run is not None):
+            own = run.num_steps + int(run.gradients_used.sum() + run.same_batch_gradients_used.sum())
+            made += own
+            if run.is_recorded:
+                self._count_refinements(run.num_steps, own)
         if known is not None and known.sweep is not None:
             made += len(known.sweep.lrs) * self.request.steps
         if made:
-            self._label = f"{name} as far as it was"
-            self._on_gradients(made)
+            self.state.advance(made, f"{name} as far as it was")
 
     def _on_step(self, request: RunRequest, step: int, loss: float | None, flat_share: float | None) -> None:
         self._tell(request.optimizer, request, step=step, loss=loss, flat_share=flat_share)

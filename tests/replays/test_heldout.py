@@ -16,6 +16,7 @@ from lite_probe.replays import runner
 from lite_probe.replays.segments import deal_segments, require_disjoint
 from lite_probe.results.replay import Replay, ReplayRun
 from lite_probe.results.store import load, save
+from lite_probe.runtime import resumable
 from lite_probe.runtime.fingerprint import batches_digest
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
@@ -161,7 +162,7 @@ def test_watching_moves_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_stopped_one_goes_on_with_the_same_bits(
     where: tuple[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_COST_FACTOR", 0.0)
+    monkeypatch.setattr(resumable, "_COST_FACTOR", 0.0)
     task = classifier()
     asked: dict[str, Any] = {"spectrum": spectrum_of(task), "lr": 0.01, "ablations": True, **ASKED}
 

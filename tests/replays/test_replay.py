@@ -26,6 +26,7 @@ from lite_probe.replays.recorder import Recorder
 from lite_probe.results.replay import Replay, ReplayRun
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.store import load, save
+from lite_probe.runtime import resumable
 from lite_probe.subspaces import Subspace
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
@@ -232,7 +233,7 @@ def test_a_replay_that_was_stopped_goes_on_with_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every step is saved: the numbers are those of one go, and what was finished is not made again."""
-    monkeypatch.setattr(runner, "_COST_FACTOR", 0.0)
+    monkeypatch.setattr(resumable, "_COST_FACTOR", 0.0)
     told: list[ReplayStep] = []
 
     def stop(step: ReplayStep) -> None:
@@ -262,7 +263,7 @@ def test_a_replay_that_was_stopped_by_its_progress_bar_goes_on(
     in_one_go: Replay, task: Task, spectrum: Spectrum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped again and again, wherever it is: it gets further each time, and so does its progress."""
-    monkeypatch.setattr(runner, "_COST_FACTOR", 0.0)
+    monkeypatch.setattr(resumable, "_COST_FACTOR", 0.0)
     plan = plan_replay(task, **_asked(spectrum))
     reached: list[int] = []
     found: Replay | None = None
@@ -288,7 +289,7 @@ def test_a_replay_that_was_stopped_by_its_progress_bar_goes_on(
 def test_a_run_in_progress_is_taken_up_where_it_was(
     task: Task, spectrum: Spectrum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "_COST_FACTOR", 0.0)
+    monkeypatch.setattr(resumable, "_COST_FACTOR", 0.0)
     steps: list[int] = []
 
     def stop(step: ReplayStep) -> None:
@@ -323,7 +324,7 @@ def test_a_state_that_is_not_its_own_is_not_continued(
     content: str, task: Task, spectrum: Spectrum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is no error: the run begins anew."""
-    monkeypatch.setattr(runner, "_COST_FACTOR", 0.0)
+    monkeypatch.setattr(resumable, "_COST_FACTOR", 0.0)
 
     def stop(step: ReplayStep) -> None:
         if step.step == 3:
@@ -367,7 +368,7 @@ def test_damaged_parts_are_replayed_anew(
     in_one_go: Replay, task: Task, spectrum: Spectrum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Recipes, trials of a sweep and finished runs: an edited or damaged one is never believed."""
-    monkeypatch.setattr(runner, "_COST_FACTOR", 0.0)
+    monkeypatch.setattr(resumable, "_COST_FACTOR", 0.0)
     kept = tmp_path / "kept"
 
     def stop(step: ReplayStep) -> None:
@@ -556,6 +557,17 @@ def test_the_plan_counts_what_is_made(
     assert plan.fingerprint == found.fingerprint
     assert plan.start_loss == found.start_loss
     assert f"{runs} runs of 4 steps, 2 seeds: ~{gradients} gradients" in plan.summary()
+
+
+def test_progress_expects_steps_to_be_refined_as_those_before_them(task: Task, spectrum: Spectrum) -> None:
+    """Steps are refined again and again here, which the plan knows nothing of; half-way the total is nearly right."""
+    told: list[tuple[int, int]] = []
+    plan = plan_replay(task, ["sgd"], spectrum=spectrum, lr=0.5, tolerance=1e-7, **{**SHORT, "seeds": 3})
+    plan.run(task, on_progress=lambda done, total, _: told.append((done, total)))
+    made, total = told[-1]
+    assert made == total > 1.5 * plan.num_gradients
+    half_way = next(total for done, total in told if done > made / 2)
+    assert abs(half_way - made) < 0.3 * (made - plan.num_gradients)
 
 
 def test_other_blocks_change_the_fingerprint(task: Task, spectrum: Spectrum) -> None:
