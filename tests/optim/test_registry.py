@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from X import require_measurable
 
 from lite_probe.errors import InputError, UsageError
 from lite_probe.measurements.replay import replay
+from lite_probe.measurements.requests.subspace import SubspaceRequest
 from lite_probe.optim import (
     OPTIMIZERS,
     Bounds,
@@ -129,7 +129,7 @@ def test_its_traits_are_asked_for(registered: Callable[[OptimizerSpec], Optimize
     assert band_optimizers()[-1] == default_proxies()[-1] == "toy"
     matrix = matrix_with([4.0, 2.0, 1.0, 0.25, 0.1], seed=5)
     task = quadratic_task(matrix, torch.linspace(1.0, -0.7, 5).double())
-    assert require_measurable(task) == ("adamw-lite", "muon-lite", "soap-lite", "toy")
+    assert SubspaceRequest().checked(task).optimizers == ("adamw-lite", "muon-lite", "soap-lite", "toy")
     short: dict[str, Any] = {"spectrum": spectrum_of(task), "steps": 1, "seeds": 1, "warm_batches": 2, "lr": 0.1}
     assert replay(task, ["sgd"], bands="toy", **short).bands.optimizer == "toy"
     unregister_optimizer("toy")
