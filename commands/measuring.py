@@ -6,7 +6,7 @@ A command's options are the fields of its kind's request. What one kind does bes
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -22,7 +22,8 @@ from lite_probe.commands.options import (
     options_from,
     taken_from,
 )
-from lite_probe.commands.run_directory import measuring_into, run_directory
+from lite_probe.commands.reuse import find_unchanged, note_asked, stamp_of
+from lite_probe.commands.run_directory import likely_folders, measuring_into, run_directory
 from lite_probe.commands.scratch import leave, tell_disk, working_directory
 from lite_probe.commands.task import OPENING, Opened, TaskOptions, open_task, size_of, tell_task
 from lite_probe.errors import InputError
@@ -100,15 +101,17 @@ class Measuring:
         with self.terminal.progress() as on_progress:
             yield on_progress, None
 
-    def is_complete(self, result: Any) -> bool:
-        """Whether a saved result has all that was asked for."""
+    @classmethod
+    def is_complete(cls, result: Any, own: Mapping[str, Any]) -> bool:
+        """Whether a saved result has all that was asked for, by the command's own options."""
         return True
 
     def completed(self, opened: Opened, result: Any, folder: Path) -> Any:
         """Return a result with what is asked for beside the measurement."""
         return result
 
-    def require_success(self, result: Any) -> None:
+    @classmethod
+    def require_success(cls, result: Any) -> None:
         """Fail where a result, which is saved, says that it failed; it is None where it was only planned."""
 
     # -- the command ---------------------------------------------------------------------------------------------
@@ -139,19 +142,41 @@ class Measuring:
     @classmethod
     def main(cls, terminal: Terminal, given: dict[str, Any]) -> None:
         """Measure one checkpoint, and show the result."""
-        one = cls.asked_for(terminal, given)
-        opened = one.open()
-        shown = one.go(opened, run_directory(terminal, one.how.out, opened.task.info))
-        one.print_paths([shown])
-        one.require_success(shown.result)
+        shown = cls.unchanged(terminal, given)
+        if shown is None:
+            one = cls.asked_for(terminal, dict(given))
+            opened = one.open()
+            folder = run_directory(terminal, one.how.out, opened.task.info)
+            shown = one.go(opened, folder)
+            if shown.result is not None:
+                note_asked(folder, cls.kind, cls.stamp(given, folder), shown.result.fingerprint)
+        print_shown([shown], as_json=given["as_json"])
+        cls.require_success(shown.result)
 
-    def print_paths(self, shown: Sequence["Shown"]) -> None:
-        """Write to stdout what came of one checkpoint, or of several."""
-        if self.how.as_json:
-            objects = [one.printed for one in shown]
-            print_stdout(json.dumps(objects if len(objects) > 1 else objects[0]))
-        elif paths := [str(path) for one in shown for path in one.paths]:
-            print_stdout("\n".join(paths))
+    @classmethod
+    def unchanged(cls, terminal: Terminal, given: Mapping[str, Any]) -> "Shown | None":
+        """Show the result of what was asked before, where neither that nor a file has changed since.
+
+        Nothing heavy is loaded for it.
+        """
+        from lite_probe.reports.sections.section import describe, summarize
+
+        if given["fresh"] or given["dry_run"] or given["checkpoint"] is None:
+            return None
+        for folder in likely_folders(given["out"], given["checkpoint"]):
+            result = find_unchanged(folder, cls.kind, cls.stamp(given, folder))
+            paths = [folder / "report.html", folder / f"{cls.kind}.json"]
+            if result is not None and cls.is_complete(result, given) and all(path.is_file() for path in paths):
+                terminal.line(f"already measured: {paths[-1]}; --fresh measures again")
+                terminal.show(summarize(cls.kind, result))
+                return Shown(describe(cls.kind, result), paths, result)
+        return None
+
+    @classmethod
+    def stamp(cls, given: Mapping[str, Any], folder: Path) -> str | None:
+        """Return what tells this request from others: see `stamp_of`."""
+        starts_from = "spectrum" in {field.name for field in fields(KINDS[cls.kind].load("request"))}
+        return stamp_of(given, folder, ["spectrum"] if starts_from else [])
 
     @classmethod
     def asked_for(cls, terminal: Terminal, given: dict[str, Any]) -> Self:
@@ -231,7 +256,7 @@ class Measuring:
                 )
             result = replace(result, notes=join_notes(opened.notes, result.notes))
             save(result, folder)
-        if not self.is_complete(result):
+        if not self.is_complete(result, self.own):
             result = self.completed(opened, result, folder)
             save(result, folder)
         discard_state(working, self.kind)  # a kill may have come between saving and this
@@ -350,6 +375,15 @@ class Measuring:
     def _plans(self) -> "type[Plan[Any]]":
         plans: type[Plan[Any]] = KINDS[self.kind].load("plan")
         return plans
+
+
+def print_shown(shown: Sequence[Shown], *, as_json: bool) -> None:
+    """Write to stdout what came of one checkpoint, or of several."""
+    if as_json:
+        objects = [one.printed for one in shown]
+        print_stdout(json.dumps(objects if len(objects) > 1 else objects[0]))
+    elif paths := [str(path) for one in shown for path in one.paths]:
+        print_stdout("\n".join(paths))
 
 
 def of_kind(name: str) -> type[Measuring]:

@@ -61,7 +61,8 @@ class ReplayMeasuring(Measuring):
 
             yield on_progress, on_event
 
-    def require_success(self, result: "Replay | None") -> None:
+    @classmethod
+    def require_success(cls, result: "Replay | None") -> None:
         """Fail a replay of which no run reached the end."""
         if result is not None:
             require_some_finished(result)

@@ -43,7 +43,7 @@ def run_directory(terminal: Terminal, out: str | None, info: "TaskInfo", *, is_o
     Raises:
         OutputError: If the folder, or one above it, is a file, or `--out` holds another checkpoint's results.
     """
-    own = re.sub(r"[^\w.+-]+", "-", info.name).strip(".-") or "run"
+    own = _folder_name(info.name)
     folder = Path(out or "probe") / own if out is None or is_one_of_several else Path(out)
     try:
         there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -55,6 +55,23 @@ def run_directory(terminal: Terminal, out: str | None, info: "TaskInfo", *, is_o
     if not is_folder:
         raise OutputError(f"expected a folder at {there}, got a file", "name another one with --out")
     return own_folder(terminal, folder, info) if out is None else _checked(folder, info)
+
+
+def likely_folders(out: str | None, checkpoint: str) -> list[Path]:
+    """Return the run directories that a checkpoint's results may be in, before it is opened."""
+    if out is not None:
+        return [Path(out)]
+    try:
+        path = Path(checkpoint).resolve()
+        own = _folder_name(path.name if path.is_dir() else path.stem)
+        return sorted(folder for folder in Path("probe").glob("*") if folder.name.startswith(own))
+    except (OSError, ValueError, RuntimeError):
+        return []
+
+
+def _folder_name(name: str) -> str:
+    """Return a checkpoint's name without what a shell or a file system minds."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip(".-") or "run"
 
 
 def own_folder(terminal: Terminal, folder: Path, info: "TaskInfo") -> Path:

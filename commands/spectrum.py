@@ -1,7 +1,8 @@
 """`lite-probe spectrum`: from a checkpoint to eigenpairs, density and trace, in files and on a page."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,9 +32,10 @@ class SpectrumMeasuring(Measuring):
 
             require_verifiable(self.request.operator)
 
-    def is_complete(self, result: "Spectrum") -> bool:
+    @classmethod
+    def is_complete(cls, result: "Spectrum", own: Mapping[str, Any]) -> bool:
         """Whether the second opinion is there that was asked for."""
-        return not self.own["verify"] or result.verification is not None
+        return not own["verify"] or result.verification is not None
 
     def completed(self, opened: Opened, result: "Spectrum", folder: Path) -> "Spectrum":
         """Ask for the second opinion; it may be interrupted, and what it is about is saved by then."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lite_probe.commands.console import Terminal
-from lite_probe.commands.measuring import Measuring
+from lite_probe.commands.measuring import Measuring, print_shown
 from lite_probe.commands.run_directory import run_directory
 from lite_probe.commands.task import OPENING, TaskOptions
 from lite_probe.errors import InputError, UsageError
@@ -33,6 +33,9 @@ class SubspaceMeasuring(Measuring):
     def main(cls, terminal: Terminal, given: dict[str, Any]) -> None:
         """Measure every checkpoint, each compared with those before it."""
         checkpoints = given.pop("checkpoints") or (None,)
+        if len(checkpoints) == 1:
+            super().main(terminal, {**given, "checkpoint": checkpoints[0]})
+            return
         each = [cls.asked_for(terminal, {**given, "checkpoint": checkpoint}) for checkpoint in checkpoints]
         with terminal.waiting(OPENING):
             require_comparable([one.asked for one in each])
@@ -40,12 +43,12 @@ class SubspaceMeasuring(Measuring):
         shown = []
         for one in each:
             opened = one.open()
-            folder = run_directory(terminal, one.how.out, opened.task.info, is_one_of_several=len(each) > 1)
+            folder = run_directory(terminal, one.how.out, opened.task.info, is_one_of_several=True)
             one.request = replace(one.request, others=tuple(earlier), label=opened.task.info.name)
             shown.append(one.go(opened, folder))
             if one.request.spectrum is not None:  # there is none yet where it is only planned
                 earlier.append((opened.task.info.name, one.request.spectrum))
-        each[0].print_paths(shown)
+        print_shown(shown, as_json=given["as_json"])
 
 
 def require_comparable(asked: Sequence[TaskOptions]) -> None:
@@ -57,8 +60,6 @@ def require_comparable(asked: Sequence[TaskOptions]) -> None:
     """
     from lite_probe.checkpoints import open_checkpoint
 
-    if len(asked) == 1:
-        return  # a task of the user's own, or nothing to compare with
     seen: dict[str, str] = {}
     sizes: list[int] = []
     for one in asked:
