@@ -90,7 +90,7 @@ def _add_range(
 
 
 def draw_progress(view: ProgressView) -> go.Figure:
-    """Draw flat and sharp progress per optimizer as bars with standard errors."""
+    """Draw flat and sharp progress per optimizer as bars with 95% intervals."""
     figure = go.Figure()
     parts = (("flat directions", view.flat, view.flat_error), ("sharp directions", view.sharp, view.sharp_error))
     for place, (name, values, errors) in enumerate(parts):
@@ -114,7 +114,7 @@ def draw_progress(view: ProgressView) -> go.Figure:
 
 
 def _add_points(figure: go.Figure, series: PointSeries, *, unit: str = "", mode: str = "lines+markers") -> None:
-    """Add one optimizer's points with their standard errors."""
+    """Add one optimizer's points with 95% intervals."""
     figure.add_scatter(
         x=series.x,
         y=series.value,

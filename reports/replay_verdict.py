@@ -35,6 +35,7 @@ from lite_probe.reports.replay_claims import (
     judge_progress,
     rounding,
 )
+from lite_probe.reports.table import half_width
 from lite_probe.reports.verdict import Point, Verdict
 from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate
@@ -54,10 +55,10 @@ _STARTS = {
 
 
 def format_estimate(estimate: Estimate | None) -> str:
-    """Write an estimate with its standard error over seeds; one seed has none."""
+    """Write an estimate with half of its 95% interval over seeds; one seed has none."""
     if estimate is None:
         return format_number(None)
-    return format_uncertain(estimate.value, estimate.stderr if estimate.num_samples > 1 else None)
+    return format_uncertain(estimate.value, half_width(estimate))
 
 
 def mean_oscillation(replay: Replay, name: str) -> Estimate | None:

@@ -1,7 +1,7 @@
 """A replay as plain data: strings, numbers and tables, before anything is drawn."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,11 +15,23 @@ from lite_probe.reports.replay_verdict import (
     mean_oscillation,
     of_seeds,
 )
-from lite_probe.reports.table import CURVATURE, Cell, Column, Table, band_label, make_table
+from lite_probe.reports.table import (
+    CURVATURE,
+    Cell,
+    Column,
+    Table,
+    band_label,
+    estimate_cell,
+    half_width,
+    make_table,
+    share_cell,
+)
 from lite_probe.reports.verdict import Verdict
 from lite_probe.results.blocks import order_blocks
-from lite_probe.results.estimate import Estimate
+from lite_probe.results.estimate import Estimate, t_reach
 from lite_probe.results.replay import Means, Part, Replay
+
+_HALF = "± is half of the 95% interval over seeds."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +144,14 @@ def make_replay_view(label: str, number: int, replay: Replay) -> ReplayView:
     )
 
 
+def half_widths(replay: Replay, name: str, measure: Callable[[str], Means | None]) -> Means | None:
+    """Return what is measured of an optimizer, entry by entry, with halves of the 95% intervals over its seeds."""
+    measured = measure(name)
+    if measured is None or measured[1] is None:
+        return measured
+    return measured[0], t_reach(sum(run.is_recorded for run in replay.runs_of(name))) * measured[1]
+
+
 # Figures
 
 
@@ -185,9 +205,9 @@ def _progress(replay: Replay, names: Sequence[str]) -> ProgressView | None:
     return ProgressView(
         optimizers=tuple(name for name, _, _ in pairs),
         flat=tuple(flat.value for _, flat, _ in pairs),
-        flat_error=tuple(flat.stderr for _, flat, _ in pairs),
+        flat_error=tuple(half_width(flat) or 0.0 for _, flat, _ in pairs),
         sharp=tuple(sharp.value for _, _, sharp in pairs),
-        sharp_error=tuple(sharp.stderr for _, _, sharp in pairs),
+        sharp_error=tuple(half_width(sharp) or 0.0 for _, _, sharp in pairs),
         summary="Progress along flat and sharp directions. " + " ".join(sentences),
     )
 
@@ -227,7 +247,7 @@ def _eigenvectors(replay: Replay, names: Sequence[str], number: int) -> PointsVi
     series = tuple(
         _point_series(replay, name, indices, measured, points)
         for name in names
-        if (measured := replay.eigenvector_progress(name)) is not None
+        if (measured := half_widths(replay, name, replay.eigenvector_progress)) is not None
     )
     if not (series and indices):
         return None
@@ -242,7 +262,7 @@ def _oscillation(replay: Replay, names: Sequence[str], number: int) -> PointsVie
     series = tuple(
         _point_series(replay, name, indices, measured, points)
         for name in names
-        if (measured := replay.oscillation(name)) is not None
+        if (measured := half_widths(replay, name, replay.oscillation)) is not None
     )
     if not (series and indices):
         return None
@@ -256,7 +276,7 @@ def _rates(replay: Replay, names: Sequence[str], number: int) -> PointsView | No
     curvatures, points = replay.eigenvalues, _eigenvector_names(replay)
     series, predicted = [], []
     for name in names:
-        measured = replay.effective_lrs(name)
+        measured = half_widths(replay, name, replay.effective_lrs)
         if measured is not None:
             chosen = np.flatnonzero((curvatures > 0) & (measured[0] > 0)).tolist()
             series.append(_point_series(replay, name, curvatures.tolist(), measured, points, chosen))
@@ -287,7 +307,9 @@ def _bands(replay: Replay, names: Sequence[str], number: int) -> tuple[PointsVie
     """Collect progress by band, a view per block."""
     bands, found = replay.bands, []
     middles, labels = (50.0 * (bands.low + bands.high)).tolist(), bands.labels
-    progress = {name: measured for name in names if (measured := replay.band_progress(name)) is not None}
+    progress = {
+        name: measured for name in names if (measured := half_widths(replay, name, replay.band_progress)) is not None
+    }
     places: dict[str, list[int]] = {}
     for at, block in enumerate(bands.blocks):
         places.setdefault(block, []).append(at)
@@ -310,15 +332,13 @@ def _text(text: str) -> Cell:
 
 
 def _estimate(estimate: Estimate | None, tone: str = "", rests_on: str = "") -> Cell:
-    """Return a cell of an estimate with its standard error; one seed has none, and `rests_on` says so of several."""
-    if estimate is None:
-        return Cell(text=MISSING)
-    error = estimate.stderr if estimate.num_samples > 1 else None
-    return Cell(text=f"{format_estimate(estimate)}{rests_on}", raw=estimate.value, error=error, tone=tone)
+    """Return a cell of an estimate with half of its 95% interval; `rests_on` says on how many seeds."""
+    cell = estimate_cell(estimate)
+    return cell if estimate is None else replace(cell, text=f"{cell.text}{rests_on}", tone=tone)
 
 
 def _entry(measured: Means | None, place: int) -> Cell:
-    """Return a cell of one entry of a mean with its standard error over seeds."""
+    """Return a cell of one entry of a mean with half of its 95% interval over seeds."""
     if measured is None:
         return Cell(text=MISSING)
     value, error = float(measured[0][place]), None if measured[1] is None else float(measured[1][place])
@@ -346,7 +366,7 @@ def _outcome_table(replay: Replay, number: int) -> Table:
         Column(title="seeds", hint="that reached the end"),
     ]
     rows = [_outcome_row(replay, name) for name in replay.optimizers]
-    caption = "Outcome by optimizer. ± is one standard error over seeds; differences are paired."
+    caption = "Outcome by optimizer. ± is half of the 95% interval over seeds; differences are paired."
     return make_table(f"replay-{number}", caption, columns, rows)
 
 
@@ -405,7 +425,7 @@ def _part_table(replay: Replay, number: int) -> Table | None:
         if same is not None:
             rows.append(_part_row(same, name, "the segment, on the eigenvectors' batches", "whole"))
     held_out = " on held-out batches, and on those that the eigenvectors were measured on" if same is not None else ""
-    caption = f"Progress by part of the segment{held_out}. ± is one standard error over seeds."
+    caption = f"Progress by part of the segment{held_out}. {_HALF}"
     return make_table(f"replay-{number}-parts", caption, columns, rows)
 
 
@@ -426,10 +446,8 @@ def _part_row(replay: Replay, name: str, words: str, part: Part) -> list[Cell]:
 
 
 def _share(share: Estimate | None) -> Cell:
-    """Return a cell of a share with its error; a dash where there is none."""
-    if share is None:
-        return Cell(text=MISSING)
-    return Cell(text=format_share(share.value, share.stderr), raw=share.value, error=share.stderr)
+    """Return a cell of a share with half of its 95% interval; a dash where there is none."""
+    return Cell(text=MISSING) if share is None else share_cell(share.value, half_width(share))
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -461,8 +479,14 @@ def _eigenvector_table(replay: Replay, names: Sequence[str], number: int) -> Tab
     rows = []
     for name in names:
         theory = replay.theory.get(name)
-        progress, rates = replay.eigenvector_progress(name), replay.decay_rates(name)
-        lrs, oscillation = replay.effective_lrs(name), replay.oscillation(name)
+        progress, rates = (
+            half_widths(replay, name, replay.eigenvector_progress),
+            half_widths(replay, name, replay.decay_rates),
+        )
+        lrs, oscillation = (
+            half_widths(replay, name, replay.effective_lrs),
+            half_widths(replay, name, replay.oscillation),
+        )
         for place in range(len(replay.eigenvalues)):
             value, error = float(replay.eigenvalues[place]), float(replay.eigenvalue_errors[place])
             lr = float(theory.effective_lrs[place]) if theory is not None else None
@@ -482,7 +506,7 @@ def _eigenvector_table(replay: Replay, names: Sequence[str], number: int) -> Tab
             )
     if not rows:
         return None
-    caption = "Along each sharp eigenvector. ± is one standard error over seeds."
+    caption = f"Along each sharp eigenvector. {_HALF}"
     return make_table(f"replay-{number}-eigenvectors", caption, columns, rows)
 
 
@@ -498,7 +522,10 @@ def _band_table(replay: Replay, names: Sequence[str], number: int) -> Table | No
     ]
     bands, rows = replay.bands, []
     for name in names:
-        progress, isotropy = replay.band_progress(name), replay.band_isotropy(name)
+        progress, isotropy = (
+            half_widths(replay, name, replay.band_progress),
+            half_widths(replay, name, replay.band_isotropy),
+        )
         for place, block in enumerate(bands.blocks):
             size = int(bands.dimensions[place])
             rows.append(
@@ -513,9 +540,7 @@ def _band_table(replay: Replay, names: Sequence[str], number: int) -> Table | No
             )
     if not rows:
         return None
-    caption = (
-        f"By band of {bands.optimizer}'s proxy at the start, the sharpest first. ± is one standard error over seeds."
-    )
+    caption = f"By band of {bands.optimizer}'s proxy at the start, the sharpest first. {_HALF}"
     return make_table(f"replay-{number}-bands", caption, columns, rows)
 
 
@@ -574,5 +599,5 @@ def _ablation_table(replay: Replay, number: int) -> Table | None:
                     Cell(text=f"{finished} of {replay.num_seeds}", raw=finished),
                 ]
             )
-    caption = "Ablations: the same segment with every update projected. ± is one standard error over seeds."
+    caption = f"Ablations: the same segment with every update projected. {_HALF}"
     return make_table(f"replay-{number}-ablations", caption, columns, rows)

@@ -10,6 +10,7 @@ from lite_probe.reports.replay_figures import draw_replay
 from lite_probe.reports.replay_verdict import has_share, judge_replay
 from lite_probe.reports.replay_view import make_replay_view
 from lite_probe.reports.sections.section import TEMPLATES, Block, Grid, Line, Part, Section, attributes, estimate_object
+from lite_probe.reports.table import half_width
 from lite_probe.reports.verdict import Verdict
 from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate
@@ -81,7 +82,7 @@ SECTION = ReplaySection()
 
 def explanations(replay: Replay) -> list[str]:
     """Return what is to be said below the tables."""
-    found = ["±: one standard error over seeds; loss changes in nats"] if replay.num_seeds > 1 else []
+    found = ["±: half of the 95% interval over seeds; loss changes in nats"] if replay.num_seeds > 1 else []
     if len(replay.parts) > 1:
         steps = "step" if replay.ramp == 1 else f"{replay.ramp} steps"
         found.append(f"ramp: the first {steps}, over which the learning rate rises")
@@ -124,7 +125,9 @@ def progress_table(replay: Replay) -> _Rows:
             [
                 name,
                 *_changes(replay, name, "whole"),
-                "–" if share is None or not has_share(replay, name) else terse(format_share(share.value, share.stderr)),
+                "–"
+                if share is None or not has_share(replay, name)
+                else terse(format_share(share.value, half_width(share))),
                 "–" if closure is None else format_share(closure),
             ]
         )
@@ -252,8 +255,8 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _text(estimate: Estimate | None, digits: int = 2) -> str:
-    """Write an estimate with so many digits of its error."""
-    return "–" if estimate is None else terse(format_uncertain(estimate.value, estimate.stderr, digits))
+    """Write an estimate with so many digits of half of its 95% interval."""
+    return "–" if estimate is None else terse(format_uncertain(estimate.value, half_width(estimate), digits))
 
 
 def _negative(progress: Estimate | None) -> Estimate | None:

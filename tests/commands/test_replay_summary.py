@@ -82,7 +82,7 @@ def test_ramp_and_same_batches_have_a_table_of_their_own() -> None:
     assert same == pytest.approx(2.0 * whole, rel=0.02)
     assert part_table(make_replay()) is None
     assert explanations(found) == [
-        "±: one standard error over seeds; loss changes in nats",
+        "±: half of the 95% interval over seeds; loss changes in nats",
         "ramp: the first 5 steps, over which the learning rate rises",
         "same batches: those that the eigenvectors were measured on; all else is of held-out ones",
     ]

@@ -7,8 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lite_probe.reports.page import render_page
 from lite_probe.reports.replay_figures import draw_loss, draw_rates, draw_replay
 from lite_probe.reports.replay_view import ReplayView, base_of, make_replay_view
+from lite_probe.reports.runs import Run
+from lite_probe.reports.table import half_width
 from lite_probe.results.replay import Replay
 from tests.reports.fixtures import make_replay, make_sweep, with_same_batches
 
@@ -32,7 +35,7 @@ def test_the_outcome_keeps_every_digit_and_error(view, found):
     assert list(rows) == ["muon", "muon-lite", "soap", "soap-lite"]
     muon, lite = rows["muon"], rows["muon-lite"]
     assert float(muon["ΔL (nats)"]) == found.loss_change("muon").value
-    assert float(muon["ΔL error (nats)"]) == found.loss_change("muon").stderr
+    assert float(muon["ΔL error (nats)"]) == half_width(found.loss_change("muon"))
     assert muon["minus base (nats)"] == ""
     assert float(lite["minus base (nats)"]) == found.difference("muon-lite", "muon").value
     assert float(lite["flat progress (nats)"]) == found.flat_progress("muon-lite").value
@@ -76,6 +79,28 @@ def test_one_seed_left_of_three_has_no_errors():
             assert all(("±" in text) == (series.optimizer != "soap") for text in series.text)
 
 
+def test_errors_are_half_of_a_95_percent_interval(view, found):
+    """Student's t with two degrees of freedom is 4.30265; soap has two seeds left, so one degree and 12.7062."""
+    flat = found.flat_progress("muon")
+    assert view.progress.flat_error[0] == pytest.approx(4.30265 * flat.stderr, rel=1e-5)
+    stderrs = found.eigenvector_progress("muon")[1]
+    bars = view.eigenvectors.series[0].error
+    assert bars == pytest.approx(4.30265 * stderrs, rel=1e-5)
+    assert view.eigenvectors.series[2].error == pytest.approx(12.7062 * found.eigenvector_progress("soap")[1], rel=1e-5)
+    rows, bands = read(view.eigenvector_table.csv), read(view.band_table.csv)
+    assert float(rows[1]["progress error (nats)"]) == pytest.approx(bars[1], rel=1e-5)
+    assert float(rows[1]["η error"]) == pytest.approx(4.30265 * found.effective_lrs("muon")[1][1], rel=1e-5)
+    assert float(bands[1]["energy error"]) == pytest.approx(4.30265 * found.band_isotropy("muon")[1][1], rel=1e-5)
+    share = found.flat_share("muon")
+    told = {row["optimizer"]: row for row in read(view.outcome.csv)}["muon"]
+    assert float(told["flat share error"]) == pytest.approx(share.high - share.value)
+    for table in (view.outcome, view.eigenvector_table, view.band_table, view.ablations):
+        assert "± is half of the 95% interval over seeds" in table.caption
+    page = render_page([Run(replay=found)])
+    assert page.count("Bars are 95% intervals over seeds.") == 5
+    assert "standard error over seeds" not in page
+
+
 def test_an_exponent_that_some_seeds_do_not_have_says_so():
     found = make_replay(steps=5)
 
@@ -106,7 +131,7 @@ def test_losses_are_means_with_their_range(view, found):
 def test_progress_by_part_eigenvector_and_band(view, found):
     assert view.progress.optimizers == found.optimizers
     assert view.progress.flat[0] == found.flat_progress("muon").value
-    assert view.progress.sharp_error[1] == found.sharp_progress("muon-lite").stderr
+    assert view.progress.sharp_error[1] == half_width(found.sharp_progress("muon-lite"))
     muon = view.eigenvectors.series[0]
     assert muon.x == tuple(range(1, 11))
     assert muon.value == pytest.approx(found.eigenvector_progress("muon")[0], rel=1e-5)
