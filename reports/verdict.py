@@ -75,3 +75,8 @@ def one_space(text: str) -> str:
 def join_names(names: Sequence[str]) -> str:
     """Join names in a sentence: `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def base_name(name: str) -> str:
+    """Return the optimizer that a LITE variant is a variant of; another's name is its own."""
+    return name.removesuffix("-lite")

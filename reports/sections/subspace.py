@@ -34,7 +34,7 @@ from lite_probe.reports.table import (
     text_cell,
     to_grid,
 )
-from lite_probe.reports.verdict import Verdict
+from lite_probe.reports.verdict import Verdict, base_name
 from lite_probe.results.blocks import order_blocks
 from lite_probe.results.estimate import t_reach
 from lite_probe.results.spectrum import OperatorSpectrum
@@ -309,7 +309,7 @@ def band_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
 def _metrics(found: SubspaceMeasurement) -> list[tuple[str, OperatorSpectrum]]:
     """Return (metric, spectrum), the plain one first; nothing where no metric was measured."""
     metrics = [
-        (optimizer.removesuffix("-lite"), one.preconditioned)
+        (base_name(optimizer), one.preconditioned)
         for optimizer, one in found.calibrations.items()
         if one.preconditioned is not None
     ]
