@@ -13,6 +13,7 @@ class Point:
     tone: str  # "good", "caution" or "plain"
     text: str  # the sentences of its claims are in it, word for word
     claims: tuple[Claim, ...] = ()
+    is_detail: bool = False  # a terminal leaves it out unless asked for more; a page has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

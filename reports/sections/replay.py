@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from lite_probe.reports.drawing import by_name
@@ -80,11 +81,8 @@ class ReplaySection(Section):
     def claim_objects(self, result: Replay, claims: Sequence[Claim]) -> list[dict[str, Any]]:
         """Return claims, each with what became of it on the eigenvectors' batches; null where it was not looked for."""
         found = {
-            echo.claim: {
-                **{key: getattr(echo.other, key, None) for key in ("value", "low", "high")},
-                "is_found": echo.is_found,
-            }
-            for echo in echoes(result, claims)
+            claim: {key: getattr(other, key, None) for key in ("value", "low", "high")} | {"is_found": is_found}
+            for claim, (other, is_found) in echoes(result, claims).items()
         }
         return [{**asdict(claim), "same_batches": found.get(claim)} for claim in claims]
 
@@ -145,6 +143,8 @@ def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
 def grids(replay: Replay) -> list[Grid]:
     """Return the tables of the terminal."""
     outcome = list_replay("outcome", replay)
+    if outcome is None:
+        return []
     states = {recipe.state for recipe in replay.recipes.values()}
     reached = to_grid(outcome, take=("optimizer", "lr", "chosen", "ΔL", "minus base"))
     rows: list[Sequence[str]] = []
@@ -262,7 +262,10 @@ def _outcome(replay: Replay) -> Listing:
 
     base = "final loss minus the base's, paired by seed"
     power = Column("exponent", hint="a of η ∝ λ⁻ᵃ along sharp directions", has_error=True, short="exponent")
-    missed = "|Σ allocations − ΔL| / |ΔL|, the worst seed; above 10% no share is given"
+    swings, missed = (
+        "mean over sharp directions",
+        "|Σ allocations − ΔL| / |ΔL|, the worst seed; above 10% no share is given",
+    )
     change, even = "change of the evaluation loss over the segment", "of the updates over bands; 1 is isotropic"
     columns: Columns = [
         (_OPTIMIZER, text_cell),
@@ -277,13 +280,7 @@ def _outcome(replay: Replay) -> Listing:
         _estimated("isotropy", replay.isotropy_entropy, "", hint=even, short="isotropy"),
         _estimated("NDS", replay.directional_sharpness, CURVATURE, hint="dᵀHd/‖d‖², mean over steps", short="NDS"),
         (power, exponent),
-        _estimated(
-            "oscillation",
-            lambda name: mean_oscillation(replay, name),
-            "",
-            hint="mean over sharp directions",
-            short="oscillates",
-        ),
+        _estimated("oscillation", partial(mean_oscillation, replay), "", hint=swings, short="oscillates"),
         (Column("closure", hint=missed), lambda name: _closure(replay, name)),
         (Column("s/step", short="s/step"), lambda name: number_cell(seconds_per_step(replay, name), 2)),
         (_SEEDS, lambda name: _seeds(replay, name)),
@@ -327,21 +324,18 @@ def _eigenvectors(replay: Replay) -> Listing:
         value = None if theory is None else float(getattr(theory, what)[row[1]])
         return replace(number_cell(value, 3), tone="caution" if what == "rates" and value and value > 1.0 else "")
 
-    progress = by_optimizer(replay, replay.eigenvector_progress)
+    of = partial(by_optimizer, replay)
+    progress, shrinks = of(replay.eigenvector_progress), "measured factor per step of the gradient's component"
     columns: Columns = [
         (_OPTIMIZER, lambda row: text_cell(row[0])),
         (Column("i"), lambda row: number_cell(row[1] + 1)),
         (Column("λ", unit=CURVATURE, hint="its error is the residual", has_error=True), curvature),
         _entries("progress", progress, "nats"),
-        _entries("η", by_optimizer(replay, replay.effective_lrs), hint="effective learning rate −Σcγ/Σγ²"),
+        _entries("η", of(replay.effective_lrs), hint="effective learning rate −Σcγ/Σγ²"),
         (Column("η, theory", hint="vᵀ(ηF⁻¹)v at θ₀"), lambda row: predicted(row, "effective_lrs")),
-        _entries(
-            "rate",
-            by_optimizer(replay, replay.decay_rates),
-            hint="measured factor per step of the gradient's component",
-        ),
+        _entries("rate", of(replay.decay_rates), hint=shrinks),
         (Column("rate, theory", hint="above 1 is unstable"), lambda row: predicted(row, "rates")),
-        _entries("oscillation", by_optimizer(replay, replay.oscillation)),
+        _entries("oscillation", of(replay.oscillation)),
     ]
     rows = [(name, place) for name in progress for place in range(len(replay.eigenvalues))]
     return f"Along each sharp eigenvector. {_HALF}", columns, rows
@@ -426,14 +420,7 @@ _LISTINGS: dict[str, Callable[[Replay], Listing]] = {
 
 
 def list_replay(which: str, replay: Replay, number: int = 1, label: str = "") -> Table | None:
-    """Return one of the tables; None where it has no rows.
-
-    Args:
-        which: "outcome", "parts", "eigenvectors", "bands", "sweeps" or "ablations".
-        replay: The result.
-        number: Of the replay on the page.
-        label: Its run's name.
-    """
+    """Return a table of `_LISTINGS` of a replay, by its number on the page and its run's label; None without rows."""
     caption, columns, rows = _LISTINGS[which](replay)
     name = f"replay-{number}" if which == "outcome" else f"replay-{number}-{which}"
     return tabulate(name, caption, columns, [(label, row) for row in rows], is_alone=True)

@@ -179,8 +179,8 @@ def draw_rates(name: str, replay: Replay) -> Drawing | None:
     ends: list[float] = []
     for optimizer, one in measured.items():
         place, at = replay.optimizers.index(optimizer), np.flatnonzero((x > 0) & (one[0] > 0)).tolist()
-        look = {"mode": "markers", "marker": series_marker(place, 8), "is_log": True}
-        ends += _add_points(figure, (optimizer, place), x, labels, one, at, **look)
+        series, marker = (optimizer, place), series_marker(place, 8)
+        ends += _add_points(figure, series, x, labels, one, at, is_log=True, mode="markers", marker=marker)
         exponent = replay.exponent(optimizer)
         told = f"{estimate_cell(exponent).text}{of_seeds(exponent, len(replay.runs_of(optimizer)))}"
         sentences.append(f"{optimizer}: {len(at)} of {len(x)} positive, exponent {told}.")

@@ -147,14 +147,9 @@ class _Answer:
         return f"on {count} of {count_of(self.num_seeds, 'seed')}, {interval}" if count < self.num_seeds else interval
 
     def claim(self, about: Pair, told: str, untold: str, *, tied: str = "", wanted: int) -> Claim:
-        """Return the claim, which holds where the value is beyond zero on the side wanted.
+        """Return the claim on (subject, quantity), which holds where the value is beyond zero on the side wanted.
 
-        Args:
-            about: (subject, quantity).
-            told: Sentence where it is.
-            untold: Where it is not; why comes after it.
-            tied: Where the difference is no more than rounding; `untold` unless given.
-            wanted: 1 or −1.
+        `told` is the sentence where it is beyond zero, `untold` with a reason where it is not, `tied` within rounding.
         """
         one, reason = self.estimate, f"beyond {_correction(self.comparisons)}"
         if self.is_rounding:
@@ -300,34 +295,24 @@ _QUESTIONS: dict[
 # The same on other batches
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Echo:
-    """A claim, and what became of it on the batches that the eigenvectors were measured on."""
-
-    claim: Claim
-    other: Claim | None  # None where it cannot be asked there: the allocations do not account for the loss change
-    is_found: bool  # whether that is beyond its error too, on the same side of zero
-
-
-def echoes(replay: Replay, claims: Iterable[Claim]) -> tuple[Echo, ...]:
+def echoes(replay: Replay, claims: Iterable[Claim]) -> dict[Claim, tuple[Claim | None, bool]]:
     """Look for claims on the batches that the eigenvectors were measured on; none where those are the evaluation set.
 
-    Args:
-        replay: Whose claims they are.
-        claims: Those that claim something are looked for, each once.
+    Returns:
+        Of each that claims something, once: what it is there, None where it cannot be asked since allocations do not
+        account for the loss change; and whether that is beyond its error too, on the same side of zero.
     """
     same = replay.on_same_batches()
     if same is None:
-        return ()
+        return {}
     known = {(one.subject, one.quantity): one for ask in _QUESTIONS.values() for one in ask(same).values()}
     wanted = {(one.subject, one.quantity): one for one in claims if one.status != "open"}
-    found = []
+    least, found = rounding(same), {}
     for key, claim in wanted.items():
         other = known.get(key)
-        is_beyond = other is not None and not other.low <= 0.0 <= other.high and abs(other.value) > rounding(same)
-        is_found = is_beyond and (other.value > 0.0) == (claim.value > 0.0)
-        found.append(Echo(claim=claim, other=other, is_found=is_found))
-    return tuple(found)
+        is_found = other is not None and not other.low <= 0.0 <= other.high and abs(other.value) > least
+        found[claim] = (other, is_found and other is not None and (other.value > 0.0) == (claim.value > 0.0))
+    return found
 
 
 def _lead_on_same_batches(replay: Replay, names: Sequence[str]) -> str:
@@ -343,7 +328,7 @@ def _lead_on_same_batches(replay: Replay, names: Sequence[str]) -> str:
     }
     claims = [*beaten] if len(names) > 1 else [one for one in [judge_changes(replay).get(best)] if one is not None]
     found = echoes(replay, claims)
-    missing = [one.claim for one in found if not one.is_found]
+    missing = [claim for claim, (_, is_found) in found.items() if not is_found]
     if not found:
         return ""
     if not missing:
@@ -358,23 +343,22 @@ def _on_same_batches(replay: Replay, claims: Sequence[Claim]) -> list[Point]:
     found = echoes(replay, claims)
     if not found:
         return []
-    missing, count = [one for one in found if not one.is_found], count_of(len(found), "claim")
+    missing, count = {claim: other for claim, (other, is_found) in found.items() if not is_found}, len(found)
     held_out = "Losses and progress are of held-out batches."
     if not missing:
-        every = "is found, for the one claim that is made" if len(found) == 1 else f"is found, for all {count}"
+        every = "is found, for the one claim that is made" if count == 1 else f"is found, for all {count} claims"
         return [Point(tone="good", text=f"{held_out} {_SAME} the same {every}.")]
     texts = []
-    for one in missing:
+    for claim, other in missing.items():
         there = "there the allocations do not account for the loss change"
-        if one.other is not None:
-            there = one_space(f"{_measured(one.other, ' nats')} there")
-        value = f"{format_number(one.claim.value, 3)} {one.claim.unit} held out"
-        texts.append(f"{one.claim.subject}'s {one.claim.quantity} ({value}, {there})")
-    of = f"for {len(found) - len(missing)} of {count}" if len(found) > 1 else "for no claim"
+        if other is not None:
+            there = one_space(f"{_measured(other, ' nats')} there")
+        value = f"{format_number(claim.value, 3)} {claim.unit} held out"
+        texts.append(f"{claim.subject}'s {claim.quantity} ({value}, {there})")
+    of = f"for {count - len(missing)} of {count} claims" if count > 1 else "for no claim"
     verb = "is" if len(texts) == 1 else "are"
-    return [
-        Point(tone="caution", text=f"{held_out} {_SAME} the same is found {of}; not found {verb} {join_names(texts)}.")
-    ]
+    text = f"{held_out} {_SAME} the same is found {of}; not found {verb} {join_names(texts)}."
+    return [Point(tone="caution", text=text)]
 
 
 # The lead
@@ -557,7 +541,8 @@ def _manner(replay: Replay, names: Sequence[str]) -> list[Point]:
             for name in names
             if (value := measure(name)) is not None
         ]
-        points += [Point(tone="plain", text=f"{title}: {', '.join(parts)}{unit}.")] if parts else []
+        text = f"{title}: {', '.join(parts)}{unit}."
+        points += [Point(tone="plain", text=text, is_detail=True)] if parts else []
     return points
 
 
@@ -629,7 +614,7 @@ def _corrected(replay: Replay) -> list[Point]:
             over = counts[0].replace(" ", " comparisons ", 1)
         text = f"Differences are claimed after Holm's correction over {over}; {text}"
     more = ". More seeds may tell what is not told" if "open" in statuses else ""
-    return [Point(tone="plain", text=f"{text[0].upper()}{text[1:]}{more}.")]
+    return [Point(tone="plain", text=f"{text[0].upper()}{text[1:]}{more}.", is_detail=True)]
 
 
 def _learning_rates(replay: Replay) -> Point:
@@ -678,7 +663,8 @@ def _closure(replay: Replay, names: Sequence[str]) -> Point:
         worst = max(within, key=lambda name: within[name])
         text = f"Allocations add up to the true loss change within {format_share(within[worst])} of it"
         texts.append(f"{text} (worst{' of the others' if missed else ''}: {worst}).")
-    return Point(tone="good" if max(closures.values()) <= _CLOSURE else "caution", text=" ".join(texts))
+    is_good = max(closures.values()) <= _CLOSURE
+    return Point(tone="good" if is_good else "caution", text=" ".join(texts), is_detail=is_good)
 
 
 # Words

@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from lite_probe.reports.page import render_page
+from lite_probe.reports.runs import Run
 from lite_probe.reports.sections.replay import SECTION, explanations, minus_base
-from lite_probe.reports.sections.section import Grid, describe
+from lite_probe.reports.sections.section import Grid, describe, summarize
 from lite_probe.results.replay import Replay
 from tests.commands.running import lines_on, on_screen
 from tests.reports.fixtures import make_replay, with_same_batches
@@ -147,6 +149,37 @@ def test_the_manner_fits_where_errors_are_large(monkeypatch: pytest.MonkeyPatch)
     terminal, screen = on_screen(monkeypatch, 80)
     terminal.table(header, rows)
     assert "…" not in "".join(lines_on(screen))
+
+
+@pytest.mark.parametrize("verbosity", [0, 1])
+def test_details_of_the_verdict_are_shown_where_they_are_asked_for(
+    verbosity: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal, screen = on_screen(monkeypatch, 10_000, color=False)
+    terminal.verbosity = verbosity
+    unstable = make_replay(closure=1e-4)
+    rates = replace(unstable.theory["muon"], rates=1.5 * np.ones(10))
+    found = with_same_batches(replace(unstable, theory={"muon": rates}))
+    terminal.show(summarize("replay", found))
+    shown = "\n".join(lines_on(screen))
+    always = ("After 20 steps ", "muon-lite ends ", "muon lowers the loss ", "Losses and progress are of held-out")
+    assert all(f"\n{start}" in shown for start in (*always, "At these rates linear theory", "Learning rates were"))
+    details = (
+        "Isotropy of the updates",
+        "Curvature along",
+        "Exponent a",
+        "Oscillation along",
+        "Differences are claimed",
+    )
+    assert [f"\n{start}" in shown for start in (*details, "Allocations add up")] == [verbosity > 0] * 6
+    page = render_page([Run(replay=found)])
+    assert all(f">{start}" in page for start in (*details, "Allocations add up"))
+
+
+def test_a_detail_of_which_to_beware_is_always_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, screen = on_screen(monkeypatch, 10_000, color=False)
+    terminal.show(summarize("replay", make_replay(closure=0.1)))
+    assert "\nAllocations add up" in "\n".join(lines_on(screen))
 
 
 def test_ablations_stand_below_their_optimizer() -> None:
