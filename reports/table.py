@@ -77,9 +77,9 @@ def number_cell(value: float | None, digits: int = 4) -> Cell:
     return Cell(text=f"{value:,}" if isinstance(value, int) else format_number(value, digits), raw=value)
 
 
-def share_cell(value: float | None, error: float | None = None) -> Cell:
+def share_cell(value: float | None) -> Cell:
     """Return a cell of a share of one."""
-    return Cell(text=format_share(value, error), raw=value, error=error)
+    return Cell(text=format_share(value), raw=value)
 
 
 def half_width(estimate: Estimate) -> float | None:
@@ -87,12 +87,12 @@ def half_width(estimate: Estimate) -> float | None:
     return estimate.high - estimate.value if estimate.num_samples != 1 else None
 
 
-def estimate_cell(estimate: Estimate | None) -> Cell:
-    """Return a cell of an estimate with half of its 95% interval."""
+def estimate_cell(estimate: Estimate | None, *, is_share: bool = False) -> Cell:
+    """Return a cell of an estimate, which may be of a share of one, with half of its 95% interval."""
     if estimate is None:
         return Cell(text=MISSING)
-    half = half_width(estimate)
-    return Cell(text=format_uncertain(estimate.value, half), raw=estimate.value, error=half)
+    half, written = half_width(estimate), format_share if is_share else format_uncertain
+    return Cell(text=written(estimate.value, half), raw=estimate.value, error=half)
 
 
 def band_label(low: float, high: float) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from lite_probe.results.claim import Claim
 
+TONES = {"holds": "good", "fails": "caution"}  # of a claim's status; others are plain
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:

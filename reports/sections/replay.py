@@ -36,26 +36,26 @@ from lite_probe.reports.table import (
     Table,
     band_label,
     estimate_cell,
-    half_width,
     number_cell,
     share_cell,
     tabulate,
     text_cell,
     to_grid,
 )
-from lite_probe.reports.verdict import Verdict
+from lite_probe.reports.verdict import TONES, Verdict
 from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import Means, Replay
 from lite_probe.results.replay import Part as Steps
 
-Columns = list[tuple[Column, Callable[[Any], Cell]]]
+Read = tuple[Column, Callable[[Any], Cell]]  # a column, and how it is read off what has a row
+Columns = list[Read]
 Listing = tuple[str, Columns, Sequence[Any]]  # a table's caption, its columns, and what has a row
 _HALF = "± is half of the 95% interval over seeds."
 _OPTIMIZER = Column("optimizer", is_text=True, short="optimizer")
 _SHARE = Column("flat share", hint="where the loss fell beyond its error and is accounted for", has_error=True)
+_MISSED = Column("closure", hint="|Σ allocations − ΔL| / |ΔL|, the worst seed; above 10% no share is given")
 _SEEDS = Column("seeds", hint="that reached the end")
-_TONES = {"holds": "good", "fails": "caution"}
 _STATES = {"checkpoint": "the checkpoint's", "warm": "warmed at fixed weights", "cold": "none"}
 
 
@@ -202,15 +202,13 @@ def explanations(replay: Replay) -> list[str]:
 
 def _estimated(
     title: str, measure: Callable[[Any], Estimate | None], unit: str = "nats", *, hint: str = "", short: str = ""
-) -> tuple[Column, Callable[[Any], Cell]]:
+) -> Read:
     """Return a column of estimates over seeds."""
     column = Column(title, unit=unit, hint=hint, short=short, has_error=True)
     return column, lambda row: estimate_cell(measure(row))
 
 
-def _entries(
-    title: str, measured: dict[str, Means], unit: str = "", hint: str = ""
-) -> tuple[Column, Callable[[Any], Cell]]:
+def _entries(title: str, measured: dict[str, Means], unit: str = "", hint: str = "") -> Read:
     """Return a column of entries of what was measured by optimizer; a row is (optimizer, place, …)."""
 
     def read(row: tuple[Any, ...]) -> Cell:
@@ -223,8 +221,7 @@ def _entries(
 
 def _share(replay: Replay, name: str) -> Cell:
     """Return a cell of the flat share; a dash where it says nothing."""
-    share = told_share(replay, name)
-    return Cell(text=MISSING) if share is None else share_cell(share.value, half_width(share))
+    return estimate_cell(told_share(replay, name), is_share=True)
 
 
 def _closure(replay: Replay, name: str) -> Cell:
@@ -252,7 +249,7 @@ def _outcome(replay: Replay) -> Listing:
 
     def difference(name: str) -> Cell:
         claim = compare_bases(replay).get((name, base_of(replay, name) or ""))
-        tone = "" if claim is None else _TONES.get(claim.status, "")
+        tone = "" if claim is None else TONES.get(claim.status, "")
         return replace(estimate_cell(minus_base(replay, name)), tone=tone)
 
     def exponent(name: str) -> Cell:
@@ -262,10 +259,7 @@ def _outcome(replay: Replay) -> Listing:
 
     base = "final loss minus the base's, paired by seed"
     power = Column("exponent", hint="a of η ∝ λ⁻ᵃ along sharp directions", has_error=True, short="exponent")
-    swings, missed = (
-        "mean over sharp directions",
-        "|Σ allocations − ΔL| / |ΔL|, the worst seed; above 10% no share is given",
-    )
+    swings = "mean over sharp directions"
     change, even = "change of the evaluation loss over the segment", "of the updates over bands; 1 is isotropic"
     columns: Columns = [
         (_OPTIMIZER, text_cell),
@@ -281,7 +275,7 @@ def _outcome(replay: Replay) -> Listing:
         _estimated("NDS", replay.directional_sharpness, CURVATURE, hint="dᵀHd/‖d‖², mean over steps", short="NDS"),
         (power, exponent),
         _estimated("oscillation", partial(mean_oscillation, replay), "", hint=swings, short="oscillates"),
-        (Column("closure", hint=missed), lambda name: _closure(replay, name)),
+        (_MISSED, lambda name: _closure(replay, name)),
         (Column("s/step", short="s/step"), lambda name: number_cell(seconds_per_step(replay, name), 2)),
         (_SEEDS, lambda name: _seeds(replay, name)),
     ]
@@ -304,10 +298,7 @@ def _parts(replay: Replay) -> Listing:
         _estimated("flat progress", lambda row: row[2].flat_progress(row[0], row[3])),
         _estimated("sharp progress", lambda row: row[2].sharp_progress(row[0], row[3])),
         (_SHARE, lambda row: _share(row[2], row[0]) if row[3] == "whole" else Cell(text=MISSING)),
-        (
-            Column("closure", hint="|Σ allocations − ΔL| / |ΔL|, the worst seed"),
-            lambda row: _closure(row[2], row[0]) if row[3] == "whole" else Cell(text=MISSING),
-        ),
+        (_MISSED, lambda row: _closure(row[2], row[0]) if row[3] == "whole" else Cell(text=MISSING)),
     ]
     held_out = " on held-out batches, and on those that the eigenvectors were measured on" if same is not None else ""
     return f"Progress by part of the segment{held_out}. {_HALF}", columns, rows
@@ -368,7 +359,8 @@ def _sweeps(replay: Replay) -> Listing:
         is_limit = sweep.is_at_limit
         return Cell(text=f"yes{', at the limit' * is_limit}", raw=True, tone="caution" if is_limit else "good")
 
-    loss, rises = "on the evaluation batches, after batches of the sweep's own", "above the start's, in the first steps"
+    loss = "on the evaluation batches, after batches of the sweep's own"
+    rises = Column("first rises", is_text=True, hint="above the start's, in the first steps; such a rate is left")
     columns: Columns = [
         (_OPTIMIZER, lambda row: text_cell(row[0])),
         (Column("lr"), lambda row: number_cell(row[1], 3)),
@@ -377,10 +369,7 @@ def _sweeps(replay: Replay) -> Listing:
             lambda row: Cell(text="diverged", tone="caution") if row[3] else number_cell(row[2]),
         ),
         (Column("chosen", is_text=True), mark),
-        (
-            Column("first rises", is_text=True, hint=f"{rises}; such a rate is left"),
-            lambda row: text_cell("yes" if replay.sweeps[row[0]].first_rises(row[1]) else ""),
-        ),
+        (rises, lambda row: text_cell("yes" if replay.sweeps[row[0]].first_rises(row[1]) else "")),
     ]
     rows = [
         (name, *tried)

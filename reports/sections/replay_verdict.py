@@ -20,7 +20,7 @@ from lite_probe.reports.numbers import (
     format_number,
     format_share,
 )
-from lite_probe.reports.verdict import Point, Verdict, base_name, join_names, make_claim, one_space
+from lite_probe.reports.verdict import TONES, Point, Verdict, base_name, join_names, make_claim, one_space
 from lite_probe.results.claim import Claim, decide
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import Replay
@@ -459,7 +459,7 @@ def _against_base(replay: Replay, name: str, base: str) -> Point:
         if is_rounding(replay, difference):
             text = f"{name} and {base} cannot be told apart: their losses differ by rounding alone (1 seed)."
         return Point(tone="plain", text=text)
-    tone = {"holds": "good", "fails": "caution"}.get(claim.status, "plain")
+    tone = TONES.get(claim.status, "plain")
     if is_rounding(replay, difference):
         return Point(tone=tone, text=claim.sentence, claims=(claim,))
     places, every = compare_progress(replay), compare_losses(replay)
