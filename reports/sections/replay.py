@@ -145,7 +145,7 @@ def grids(replay: Replay) -> list[Grid]:
     outcome = list_replay("outcome", replay)
     if outcome is None:
         return []
-    states = {recipe.state for recipe in replay.recipes.values()}
+    states = [[name, _STATES.get(recipe.state, recipe.state)] for name, recipe in replay.recipes.items()]
     reached = to_grid(outcome, take=("optimizer", "lr", "chosen", "ΔL", "minus base"))
     rows: list[Sequence[str]] = []
     for name, row in zip(replay.optimizers, reached.rows, strict=True):
@@ -153,7 +153,7 @@ def grids(replay: Replay) -> list[Grid]:
         rows += [row, *([f"… {one}", "", "", terse(cell.text), ""] for one, cell in changes)]
     manner = ("optimizer", "isotropy", "NDS", "exponent", "oscillation", "s/step")
     return [
-        *([] if states == {"warm"} else [to_grid(outcome, take=("optimizer", "state"), first="start")]),
+        *([] if {row[1] for row in states} == {_STATES["warm"]} else [Grid(["start", "state"], states)]),
         Grid(reached.header, rows),
         _change_grid(replay),
         *_part_grid(replay),
@@ -243,10 +243,6 @@ def _outcome(replay: Replay) -> Listing:
         text = source if source in LR_SOURCES else f"by {source}"
         return Cell(text="sweep, at its limit" if sweep is not None and sweep.is_at_limit else text, raw=source)
 
-    def state(name: str) -> Cell:
-        found = replay.recipes[name].state
-        return Cell(text=_STATES.get(found, found), raw=found)
-
     def difference(name: str) -> Cell:
         claim = compare_bases(replay).get((name, base_of(replay, name) or ""))
         tone = "" if claim is None else TONES.get(claim.status, "")
@@ -259,13 +255,13 @@ def _outcome(replay: Replay) -> Listing:
 
     base = "final loss minus the base's, paired by seed"
     power = Column("exponent", hint="a of η ∝ λ⁻ᵃ along sharp directions", has_error=True, short="exponent")
-    swings = "mean over sharp directions"
+    start, swings = "what the optimizer started from", "mean over sharp directions"
     change, even = "change of the evaluation loss over the segment", "of the updates over bands; 1 is isotropic"
     columns: Columns = [
         (_OPTIMIZER, text_cell),
         (Column("lr", short="lr"), lambda name: number_cell(replay.recipes[name].lr, 2)),
         (Column("chosen", is_text=True, hint="how the learning rate was chosen", short="chosen by"), chosen),
-        (Column("state", is_text=True, hint="what the optimizer started from", short="state"), state),
+        (Column("state", is_text=True, hint=start), lambda name: text_cell(replay.recipes[name].state)),
         _estimated("ΔL", replay.loss_change, hint=change, short="loss change"),
         (Column("minus base", unit="nats", hint=base, has_error=True, short="minus base"), difference),
         _estimated("flat progress", replay.flat_progress),

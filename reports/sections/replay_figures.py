@@ -118,22 +118,22 @@ def _add_points(
     at: Sequence[int],
     *,
     unit: str = "",
-    is_log: bool = False,
+    low: float | FloatArray = -np.inf,
+    high: float = np.inf,
     **style: Any,
 ) -> tuple[float, ...]:
-    """Add entries of a quantity with 95% intervals, of a series by name and place; return the values drawn."""
+    """Add entries of a series, which has a name and a place, with 95% intervals cut to what it can be; return them."""
     (name, place), values = series, measured[0]
     halves = np.zeros(len(values)) if measured[1] is None else measured[1]
     shown, places = rounded(values[at]), list(at)
-    # An interval that reaches zero is cut where a logarithmic axis still has a place for it.
-    below = rounded(np.minimum(halves, 0.9 * values)[places]) if is_log else None
+    above, below = (rounded(np.minimum(halves, room)[places]) for room in (high - values, values - low))
     look = {"mode": "lines+markers", "line": series_line(place, 1.2), "marker": series_marker(place, 7), **style}
     figure.add_scatter(
         x=rounded(x[places]),
         y=shown,
         name=name,
         customdata=[f"{labels[one]}: {format_uncertain(float(values[one]), float(halves[one]))}" for one in places],
-        error_y=error_bars(rounded(halves[places]), colour(place), below),
+        error_y=error_bars(above, colour(place), below),
         hovertemplate=f"%{{customdata}}{unit}{_BY_NAME}",
         **look,
     )
@@ -153,12 +153,13 @@ def draw_by_index(name: str, replay: Replay, *, is_progress: bool) -> Drawing | 
         return None
     figure, x, labels = go.Figure(), np.arange(1.0, count + 1), _eigenvectors(replay)
     sentences = ["Oscillation along each sharp eigenvector, 0 straight and 1 back where it began."]
-    vertical, unit = axis("oscillation", range=[-0.03, 1.03]), ""
+    look: dict[str, Any] = {"low": 0.0, "high": 1.0}
+    vertical = axis("oscillation", range=[-0.03, 1.03])
     if is_progress:
-        sentences, vertical, unit = ["Progress along each sharp eigenvector."], axis(_PROGRESS), " nats"
+        sentences, vertical, look = ["Progress along each sharp eigenvector."], axis(_PROGRESS), {"unit": " nats"}
     for optimizer, one in measured.items():
         series = (optimizer, replay.optimizers.index(optimizer))
-        total = sum(_add_points(figure, series, x, labels, one, range(count), unit=unit))
+        total = sum(_add_points(figure, series, x, labels, one, range(count), **look))
         text = f"{format_number(total, 3)} nats over all of them" if is_progress else ""
         sentences.append(f"{optimizer}: {text or f'{format_number(total / count, 2)} on average'}.")
     figure.layout = layout(
@@ -180,7 +181,8 @@ def draw_rates(name: str, replay: Replay) -> Drawing | None:
     for optimizer, one in measured.items():
         place, at = replay.optimizers.index(optimizer), np.flatnonzero((x > 0) & (one[0] > 0)).tolist()
         series, marker = (optimizer, place), series_marker(place, 8)
-        ends += _add_points(figure, series, x, labels, one, at, is_log=True, mode="markers", marker=marker)
+        # An interval that reaches zero is cut where a logarithmic axis still has a place for it.
+        ends += _add_points(figure, series, x, labels, one, at, low=0.1 * one[0], mode="markers", marker=marker)
         exponent = replay.exponent(optimizer)
         told = f"{estimate_cell(exponent).text}{of_seeds(exponent, len(replay.runs_of(optimizer)))}"
         sentences.append(f"{optimizer}: {len(at)} of {len(x)} positive, exponent {told}.")

@@ -34,6 +34,7 @@ def test_the_outcome_has_a_row_per_optimizer_with_its_errors(found: Replay) -> N
     assert [row[0] for row in rows] == list(found.optimizers)
     assert {len(row) for row in rows} == {len(header)}
     assert [row[1:3] for row in rows] == [["0.0039", "sweep"]] * 4
+    assert {row[2] for row in grids(make_replay(is_inside=False))["optimizer"][1]} == {"sweep, at its limit"}
     assert all("±" in row[3] for row in rows)
     # A base has none; its LITE variant's is paired by seed.
     assert [row[4] == "–" for row in rows] == [True, False, True, False]

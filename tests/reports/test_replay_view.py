@@ -166,7 +166,10 @@ def test_progress_by_part_eigenvector_and_band(drawn, found):
     assert qk.y == pytest.approx(found.band_progress("muon")[0][11:22], rel=1e-5)
     assert qk.customdata[1].startswith("qk 1–10%: ")
     assert traces(drawn.oscillation)[3].name == "soap-lite"
-    assert all(0.0 <= value <= 1.0 for one in traces(drawn.oscillation) for value in one.y)
+    for one in traces(drawn.oscillation):
+        assert all(0.0 <= value <= 1.0 for value in one.y)
+        bars = zip(one.y, one.error_y["array"], one.error_y["arrayminus"], strict=True)
+        assert all(y - below + 1e-5 >= 0.0 and y + above - 1e-5 <= 1.0 for y, above, below in bars)
 
 
 def test_rates_that_are_not_positive_have_no_place(found):
