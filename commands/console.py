@@ -104,7 +104,8 @@ def forgiving_stderr() -> Iterator[None]:
 class Terminal:
     """The stderr side of one command.
 
-    `command_line` is what was typed, for provenance. `verbosity` is −1 (errors only), 0 or 1 (tracebacks too).
+    `command_line` is what was typed, for provenance. `verbosity` is −1 (errors only), 0 or 1 (details,
+    tracebacks too).
     `resumable` says that the command, interrupted now, continues when it is given again.
     """
 
@@ -150,7 +151,7 @@ class Terminal:
             self._console.print(_table(header, rows))
 
     def show(self, blocks: "Iterable[Block]") -> None:
-        """Write what a result shows."""
+        """Write what a result shows; details where more is asked for."""
         from lite_probe.reports.sections.section import Figures, Grid, Line
 
         for block in blocks:
@@ -159,7 +160,8 @@ class Terminal:
             elif isinstance(block, Grid):
                 self.table(block.header, block.rows)
             elif isinstance(block, Line):
-                self.line(block.text, style="dim" if block.is_dim else "")
+                if not block.is_detail or self.verbosity > 0:
+                    self.line(block.text, style="dim" if block.is_dim else "")
             else:
                 self.notes(block.messages)
 

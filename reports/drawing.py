@@ -75,6 +75,12 @@ def series_marker(place: int, size: int) -> dict[str, Any]:
     return {"color": colour(place), "size": size, "symbol": SYMBOLS[place % 6]}
 
 
+def error_bars(halves: Sequence[float], shade: str, below: Sequence[float] | None = None) -> dict[str, Any]:
+    """Return error bars up and down; of other lengths below where those are given."""
+    down = {} if below is None else {"arrayminus": below}
+    return {"type": "data", "array": halves, **down, "color": shade, "thickness": 1.2, "width": 3}
+
+
 def layout(height: int, **axes: Any) -> go.Layout:
     """Return what all figures share."""
     return go.Layout(

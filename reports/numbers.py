@@ -135,7 +135,8 @@ def format_duration(seconds: float) -> str:
 
 def terse(text: str) -> str:
     """Return a written number in fewer characters, for a terminal's tables: `(6.1±0.2)e-2` for `(6.1 ± 0.2) × 10⁻²`."""
-    short = re.sub(rf"{TIMES}10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)", lambda match: f"e{match[1].translate(_PLAIN)}", text)
+    short = re.sub(r"\(on (\d+) of (\d+) seeds\)", r"(\1/\2)", text)
+    short = re.sub(rf"{TIMES}10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)", lambda match: f"e{match[1].translate(_PLAIN)}", short)
     return short.replace(PLUS_MINUS, "±")
 
 

@@ -77,9 +77,9 @@ def number_cell(value: float | None, digits: int = 4) -> Cell:
     return Cell(text=f"{value:,}" if isinstance(value, int) else format_number(value, digits), raw=value)
 
 
-def share_cell(value: float | None, error: float | None = None) -> Cell:
+def share_cell(value: float | None) -> Cell:
     """Return a cell of a share of one."""
-    return Cell(text=format_share(value, error), raw=value, error=error)
+    return Cell(text=format_share(value), raw=value)
 
 
 def half_width(estimate: Estimate) -> float | None:
@@ -87,12 +87,12 @@ def half_width(estimate: Estimate) -> float | None:
     return estimate.high - estimate.value if estimate.num_samples != 1 else None
 
 
-def estimate_cell(estimate: Estimate | None) -> Cell:
-    """Return a cell of an estimate with half of its 95% interval."""
+def estimate_cell(estimate: Estimate | None, *, is_share: bool = False) -> Cell:
+    """Return a cell of an estimate, which may be of a share of one, with half of its 95% interval."""
     if estimate is None:
         return Cell(text=MISSING)
-    half = half_width(estimate)
-    return Cell(text=format_uncertain(estimate.value, half), raw=estimate.value, error=half)
+    half, written = half_width(estimate), format_share if is_share else format_uncertain
+    return Cell(text=written(estimate.value, half), raw=estimate.value, error=half)
 
 
 def band_label(low: float, high: float) -> str:
@@ -135,28 +135,41 @@ def tabulate(
     )
 
 
-def to_grid(table: Table, *, bare: Collection[str] = (), where: str = "", first: str = "") -> Grid:
+def to_grid(
+    table: Table,
+    *,
+    take: Collection[str] = (),
+    brief: Collection[str] = (),
+    bare: Collection[str] = (),
+    where: str = "",
+    first: str = "",
+) -> Grid:
     """Return the columns of a table that have a short title, for a terminal.
 
     Args:
         table: Of a page.
+        take: Titles of the columns to take; all, unless told.
+        brief: Titles of columns whose errors have one digit, for want of room.
         bare: Titles of columns that leave errors out, for want of room.
         where: Text of the first column of the rows to take; all, unless told.
         first: Title of the first column taken, in place of its short one.
     """
-    places = [at for at, column in enumerate(table.columns) if column.short]
+    places = [at for at, column in enumerate(table.columns) if column.short and (not take or column.title in take)]
     heads = [table.columns[at] for at in places]
+    digits = {**dict.fromkeys(brief, 1), **dict.fromkeys(bare, 0)}
     texts = [
-        [terse(_bare(row[at]) if table.columns[at].title in bare else row[at].text) for at in places]
+        [terse(_written(row[at], digits.get(table.columns[at].title))) for at in places]
         for row in table.rows
         if where in ("", row[0].text)
     ]
     return Grid([first or heads[0].short, *(head.short for head in heads[1:])], texts)
 
 
-def _bare(cell: Cell) -> str:
-    """Return the number of a cell without its error."""
-    return format_number(cell.raw) if isinstance(cell.raw, float) else cell.text
+def _written(cell: Cell, digits: int | None) -> str:
+    """Return the text of a cell, or its number with so many digits of the error."""
+    if digits is None or not isinstance(cell.raw, float):
+        return cell.text
+    return format_uncertain(cell.raw, cell.error if digits else None, digits)
 
 
 def write_csv(header: Sequence[str], rows: Sequence[Sequence[Raw]]) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from lite_probe.results.claim import Claim
 
+TONES = {"holds": "good", "fails": "caution"}  # of a claim's status; others are plain
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
@@ -13,6 +15,7 @@ class Point:
     tone: str  # "good", "caution" or "plain"
     text: str  # the sentences of its claims are in it, word for word
     claims: tuple[Claim, ...] = ()
+    is_detail: bool = False  # a terminal leaves it out unless asked for more; a page has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,3 +78,8 @@ def one_space(text: str) -> str:
 def join_names(names: Sequence[str]) -> str:
     """Join names in a sentence: `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def base_name(name: str) -> str:
+    """Return the optimizer that a LITE variant is a variant of; another's name is its own."""
+    return name.removesuffix("-lite")

@@ -1,30 +1,69 @@
 """A replay as it is shown: a few tables for the terminal, one object for programs, and a section per run on a page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
-from lite_probe.reports.numbers import format_number, format_share, format_uncertain, terse
-from lite_probe.reports.replay_claims import Echo, base_of, closure_of, echoes
-from lite_probe.reports.replay_figures import draw_replay
-from lite_probe.reports.replay_verdict import has_share, judge_replay
-from lite_probe.reports.replay_view import make_replay_view
+from lite_probe.reports.drawing import by_name
+from lite_probe.reports.numbers import MISSING, count_of, format_uncertain, terse
+from lite_probe.reports.sections.replay_figures import (
+    by_optimizer,
+    draw_bands,
+    draw_by_index,
+    draw_loss,
+    draw_progress,
+    draw_rates,
+)
+from lite_probe.reports.sections.replay_verdict import (
+    LR_SOURCES,
+    base_of,
+    closure_of,
+    compare_bases,
+    echoes,
+    is_missed,
+    judge_replay,
+    mean_oscillation,
+    negative,
+    of_seeds,
+    told_share,
+)
 from lite_probe.reports.sections.section import TEMPLATES, Block, Grid, Line, Part, Section, attributes, estimate_object
-from lite_probe.reports.verdict import Verdict
+from lite_probe.reports.table import (
+    CURVATURE,
+    Cell,
+    Column,
+    Table,
+    band_label,
+    estimate_cell,
+    number_cell,
+    share_cell,
+    tabulate,
+    text_cell,
+    to_grid,
+)
+from lite_probe.reports.verdict import TONES, Verdict
 from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate
-from lite_probe.results.replay import Part as ReplayPart
-from lite_probe.results.replay import Replay
+from lite_probe.results.replay import Means, Replay
+from lite_probe.results.replay import Part as Steps
 
-_Rows = tuple[list[str], list[list[str]]]
-PART_NAMES = {"ramp": "ramp", "after": "after it"}
+Read = tuple[Column, Callable[[Any], Cell]]  # a column, and how it is read off what has a row
+Columns = list[Read]
+Listing = tuple[str, Columns, Sequence[Any]]  # a table's caption, its columns, and what has a row
+_HALF = "± is half of the 95% interval over seeds."
+_OPTIMIZER = Column("optimizer", is_text=True, short="optimizer")
+_SHARE = Column("flat share", hint="where the loss fell beyond its error and is accounted for", has_error=True)
+_MISSED = Column("closure", hint="|Σ allocations − ΔL| / |ΔL|, the worst seed; above 10% no share is given")
+_SEEDS = Column("seeds", hint="that reached the end")
+_STATES = {"checkpoint": "the checkpoint's", "warm": "warmed at fixed weights", "cold": "none"}
 
 
 class ReplaySection(Section):
     """How replays are shown."""
 
     heading = "Replay"
-    template = TEMPLATES / "replays.html.j2"
+    template = TEMPLATES / "replay.html.j2"
 
     def subject(self, results: Sequence[Replay]) -> str:
         """Name what was measured."""
@@ -36,15 +75,16 @@ class ReplaySection(Section):
 
     def summary(self, result: Replay) -> Sequence[Block]:
         """Return what each optimizer started from, reached, where, and in what manner."""
-        tables = (outcome_table(result), progress_table(result), part_table(result), manner_table(result))
-        shown = [table for table in (start_table(result), *tables) if table is not None]
-        blocks: list[Block] = [block for table in shown for block in (Grid(*table), Line())]
+        blocks: list[Block] = [block for grid in grids(result) for block in (grid, Line())]
         return [*blocks, *(Line(text, is_dim=True) for text in explanations(result))]
 
     def claim_objects(self, result: Replay, claims: Sequence[Claim]) -> list[dict[str, Any]]:
-        """Return claims, each with what became of it on the eigenvectors' batches."""
-        found = {echo.claim: echo for echo in echoes(result, claims)}
-        return [{**asdict(claim), "same_batches": _echo_object(found.get(claim))} for claim in claims]
+        """Return claims, each with what became of it on the eigenvectors' batches; null where it was not looked for."""
+        found = {
+            claim: {key: getattr(other, key, None) for key in ("value", "low", "high")} | {"is_found": is_found}
+            for claim, (other, is_found) in echoes(result, claims).items()
+        }
+        return [{**asdict(claim), "same_batches": found.get(claim)} for claim in claims]
 
     def json_object(self, result: Replay) -> dict[str, Any]:
         """Return every number, differences of all pairs both ways."""
@@ -64,24 +104,91 @@ class ReplaySection(Section):
 
     def part(self, labelled: Sequence[tuple[str, Replay]]) -> Part:
         """Draw and list everything, a section per run."""
-        views = [
-            make_replay_view(label if len(labelled) > 1 else "", number, one)
-            for number, (label, one) in enumerate(labelled, 1)
-        ]
+        views = [_view(number, label, one) for number, (label, one) in enumerate(labelled, 1)]
+        names = [label if len(labelled) > 1 else "" for label, _ in labelled]
         return Part(
-            view=views,
-            leads=[(view.label, view.verdict.lead) for view in views],
+            view=[view | {"label": name} for name, view in zip(names, views, strict=True)],
+            leads=[(name, view["verdict"].lead) for name, view in zip(names, views, strict=True)],
             links=[("replay-1", self.heading)],
-            figures={name: figure for view in views for name, figure in draw_replay(view).items()},
+            figures=by_name([one for view in views for one in (*view["figures"].values(), *view["bands"])]),
         )
 
 
 SECTION = ReplaySection()
 
 
+def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
+    """Return what the template gets of one replay, whose tables and figures are named by its number."""
+    counts = [(replay.steps, "step"), (replay.num_seeds, "seed"), (len(replay.eigenvalues), "sharp direction")]
+    steps, seeds, directions = (count_of(number, noun) for number, noun in counts)
+    return {
+        "number": number,
+        "subtitle": f"{steps} · {seeds} · {replay.rule} rule · {directions}",
+        "verdict": judge_replay(replay),
+        "tables": {name: list_replay(name, replay, number, label) for name in _LISTINGS},
+        "figures": {
+            "loss": draw_loss(f"loss-{number}", replay),
+            "progress": draw_progress(f"progress-{number}", replay),
+            "eigenvectors": draw_by_index(f"eigenvectors-{number}", replay, is_progress=True),
+            "oscillation": draw_by_index(f"oscillation-{number}", replay, is_progress=False),
+            "rates": draw_rates(f"rates-{number}", replay),
+        },
+        "bands": draw_bands(f"bands-{number}", replay),
+    }
+
+
+# For the terminal
+
+
+def grids(replay: Replay) -> list[Grid]:
+    """Return the tables of the terminal."""
+    outcome = list_replay("outcome", replay)
+    if outcome is None:
+        return []
+    states = [[name, _STATES.get(recipe.state, recipe.state)] for name, recipe in replay.recipes.items()]
+    reached = to_grid(outcome, take=("optimizer", "lr", "chosen", "ΔL", "minus base"))
+    rows: list[Sequence[str]] = []
+    for name, row in zip(replay.optimizers, reached.rows, strict=True):
+        changes = [(one, estimate_cell(replay.loss_change(name, one))) for one in replay.ablations]
+        rows += [row, *([f"… {one}", "", "", terse(cell.text), ""] for one, cell in changes)]
+    manner = ("optimizer", "isotropy", "NDS", "exponent", "oscillation", "s/step")
+    return [
+        *([] if {row[1] for row in states} == {_STATES["warm"]} else [Grid(["start", "state"], states)]),
+        Grid(reached.header, rows),
+        _change_grid(replay),
+        *_part_grid(replay),
+        to_grid(outcome, take=manner, brief=("isotropy", "NDS", "oscillation"), first="updates"),
+    ]
+
+
+def _change_grid(replay: Replay) -> Grid:
+    """List where each optimizer changed the loss: along flat and along sharp directions."""
+    rows = [
+        [name, *_changes(replay, name), terse(_share(replay, name).text), _closure(replay, name).text]
+        for name in replay.optimizers
+    ]
+    return Grid(["change", "flat", "sharp", "flat share", "closure"], rows)
+
+
+def _part_grid(replay: Replay) -> list[Grid]:
+    """List the same on the ramp, after it, and on the eigenvectors' own batches; nothing where there is the whole."""
+    same, words = replay.on_same_batches(), {"ramp": "ramp", "after": "after it"}
+    rows = []
+    for name in replay.optimizers:
+        rows += [[f"{name} {words[part]}", *_changes(replay, name, part)] for part in replay.parts[1:]]
+        rows += [] if same is None else [[f"{name} same batches", *_changes(same, name)]]
+    return [Grid(["of it", "flat", "sharp"], rows)] if rows else []
+
+
+def _changes(replay: Replay, name: str, part: Steps = "whole") -> list[str]:
+    """Write the loss change along flat, and along sharp directions: the negative of progress."""
+    found = [measure(name, part) for measure in (replay.flat_progress, replay.sharp_progress)]
+    return [terse(estimate_cell(one and negative(one)).text) for one in found]
+
+
 def explanations(replay: Replay) -> list[str]:
     """Return what is to be said below the tables."""
-    found = ["±: one standard error over seeds; loss changes in nats"] if replay.num_seeds > 1 else []
+    found = ["±: half of the 95% interval over seeds; loss changes in nats"] if replay.num_seeds > 1 else []
     if len(replay.parts) > 1:
         steps = "step" if replay.ramp == 1 else f"{replay.ramp} steps"
         found.append(f"ramp: the first {steps}, over which the learning rate rises")
@@ -90,86 +197,218 @@ def explanations(replay: Replay) -> list[str]:
     return found
 
 
-def outcome_table(replay: Replay) -> _Rows:
-    """Return header and rows of what each optimizer reached, ablations below it."""
-    header = ["optimizer", "lr", "chosen by", "loss change", "minus base"]
-    rows = []
-    for name, recipe in replay.recipes.items():
-        changes = (_text(replay.loss_change(name)), _text(minus_base(replay, name)))
-        rows.append([name, _number(recipe.lr, 2), recipe.lr_source, *changes])
-        rows += [[f"… {one}", "", "", _text(replay.loss_change(name, one)), ""] for one in replay.ablations]
-    return header, rows
+# Tables
 
 
-def start_table(replay: Replay) -> _Rows | None:
-    """Return header and rows of the state each optimizer started from; None where all were warmed, as is the rule."""
-    states = {name: recipe.state for name, recipe in replay.recipes.items()}
-    if set(states.values()) == {"warm"}:
-        return None
-    words = {"checkpoint": "the checkpoint's", "warm": "warmed at fixed weights", "cold": "none"}
-    return ["start", "state"], [[name, words.get(state, state)] for name, state in states.items()]
+def _estimated(
+    title: str, measure: Callable[[Any], Estimate | None], unit: str = "nats", *, hint: str = "", short: str = ""
+) -> Read:
+    """Return a column of estimates over seeds."""
+    column = Column(title, unit=unit, hint=hint, short=short, has_error=True)
+    return column, lambda row: estimate_cell(measure(row))
 
 
-def progress_table(replay: Replay) -> _Rows:
-    """Return header and rows of where each optimizer changed the loss: along flat and along sharp directions.
+def _entries(title: str, measured: dict[str, Means], unit: str = "", hint: str = "") -> Read:
+    """Return a column of entries of what was measured by optimizer; a row is (optimizer, place, …)."""
 
-    A share is given where the loss fell beyond its error, the allocations account for it, and it is one with its whole
-    interval, as in the verdict.
-    """
-    header = ["change", "flat", "sharp", "flat share", "closure"]
-    rows = []
-    for name in replay.optimizers:
-        share, closure = replay.flat_share(name), closure_of(replay, name)
-        rows.append(
-            [
-                name,
-                *_changes(replay, name, "whole"),
-                "–" if share is None or not has_share(replay, name) else terse(format_share(share.value, share.stderr)),
-                "–" if closure is None else format_share(closure),
-            ]
-        )
-    return header, rows
+    def read(row: tuple[Any, ...]) -> Cell:
+        (values, halves), place = measured[row[0]], row[1]
+        half = None if halves is None else float(halves[place])
+        return Cell(text=format_uncertain(float(values[place]), half), raw=float(values[place]), error=half)
+
+    return Column(title, unit=unit, hint=hint, has_error=True), read
 
 
-def part_table(replay: Replay) -> _Rows | None:
-    """Return header and rows of the same on the ramp, after it, and on the eigenvectors' own batches.
-
-    None where there is neither a ramp nor another set of batches.
-    """
-    same, rows = replay.on_same_batches(), []
-    for name in replay.optimizers:
-        rows += [[f"{name} {PART_NAMES[part]}", *_changes(replay, name, part)] for part in replay.parts[1:]]
-        if same is not None:
-            rows.append([f"{name} same batches", *_changes(same, name, "whole")])
-    return (["of it", "flat", "sharp"], rows) if rows else None
+def _share(replay: Replay, name: str) -> Cell:
+    """Return a cell of the flat share; a dash where it says nothing."""
+    return estimate_cell(told_share(replay, name), is_share=True)
 
 
-def _changes(replay: Replay, name: str, part: ReplayPart) -> list[str]:
-    """Write the loss change along flat, and along sharp directions."""
-    return [_text(_negative(measure(name, part))) for measure in (replay.flat_progress, replay.sharp_progress)]
+def _closure(replay: Replay, name: str) -> Cell:
+    """Return a cell of the closure error."""
+    return replace(share_cell(closure_of(replay, name)), tone="caution" if is_missed(replay, name) else "")
 
 
-def manner_table(replay: Replay) -> _Rows:
-    """Return header and rows of how each optimizer moved."""
-    header = ["updates", "isotropy", "NDS", "exponent", "oscillates", "s/step"]
-    rows = []
-    for name in replay.optimizers:
-        oscillation, exponent = replay.oscillation(name), replay.exponent(name)
-        runs = len(replay.runs_of(name))
-        power = _text(exponent, 1)
-        if exponent is not None and exponent.num_samples < runs:
-            power += f" ({exponent.num_samples}/{runs})"  # seeds; the verdict spells it out
-        rows.append(
-            [
-                name,
-                _text(replay.isotropy_entropy(name), 1),
-                _text(replay.directional_sharpness(name), 1),
-                power,
-                _number(None if oscillation is None else float(oscillation[0].mean()), 2),
-                _number(seconds_per_step(replay, name), 2),
-            ]
-        )
-    return header, rows
+def _seeds(replay: Replay, name: str, ablation: str = "none") -> Cell:
+    """Return a cell of how many seeds reached the end."""
+    count = len(replay.runs_of(name, ablation))
+    return Cell(text=f"{count} of {replay.num_seeds}", raw=count, tone="caution" if count < replay.num_seeds else "")
+
+
+def _outcome(replay: Replay) -> Listing:
+    """List what every optimizer reached, where and in what manner."""
+
+    def chosen(name: str) -> Cell:
+        source, sweep = replay.recipes[name].lr_source, replay.sweeps.get(name)
+        text = source if source in LR_SOURCES else f"by {source}"
+        return Cell(text="sweep, at its limit" if sweep is not None and sweep.is_at_limit else text, raw=source)
+
+    def difference(name: str) -> Cell:
+        claim = compare_bases(replay).get((name, base_of(replay, name) or ""))
+        tone = "" if claim is None else TONES.get(claim.status, "")
+        return replace(estimate_cell(minus_base(replay, name)), tone=tone)
+
+    def exponent(name: str) -> Cell:
+        found = replay.exponent(name)
+        cell = estimate_cell(found)
+        return replace(cell, text=f"{cell.text}{of_seeds(found, len(replay.runs_of(name)))}")
+
+    base = "final loss minus the base's, paired by seed"
+    power = Column("exponent", hint="a of η ∝ λ⁻ᵃ along sharp directions", has_error=True, short="exponent")
+    start, swings = "what the optimizer started from", "mean over sharp directions"
+    change, even = "change of the evaluation loss over the segment", "of the updates over bands; 1 is isotropic"
+    columns: Columns = [
+        (_OPTIMIZER, text_cell),
+        (Column("lr", short="lr"), lambda name: number_cell(replay.recipes[name].lr, 2)),
+        (Column("chosen", is_text=True, hint="how the learning rate was chosen", short="chosen by"), chosen),
+        (Column("state", is_text=True, hint=start), lambda name: text_cell(replay.recipes[name].state)),
+        _estimated("ΔL", replay.loss_change, hint=change, short="loss change"),
+        (Column("minus base", unit="nats", hint=base, has_error=True, short="minus base"), difference),
+        _estimated("flat progress", replay.flat_progress),
+        _estimated("sharp progress", replay.sharp_progress),
+        (_SHARE, lambda name: _share(replay, name)),
+        _estimated("isotropy", replay.isotropy_entropy, "", hint=even, short="isotropy"),
+        _estimated("NDS", replay.directional_sharpness, CURVATURE, hint="dᵀHd/‖d‖², mean over steps", short="NDS"),
+        (power, exponent),
+        _estimated("oscillation", partial(mean_oscillation, replay), "", hint=swings, short="oscillates"),
+        (_MISSED, lambda name: _closure(replay, name)),
+        (Column("s/step", short="s/step"), lambda name: number_cell(seconds_per_step(replay, name), 2)),
+        (_SEEDS, lambda name: _seeds(replay, name)),
+    ]
+    return f"Outcome by optimizer. {_HALF[:-1]}; differences are paired.", columns, replay.optimizers
+
+
+def _parts(replay: Replay) -> Listing:
+    """List progress on the ramp, after it, and on the eigenvectors' batches; nothing where there is the whole alone."""
+    same, after = replay.on_same_batches(), f"the {replay.steps - replay.ramp} after it"
+    words = {"whole": "the segment", "ramp": f"its ramp, {count_of(replay.ramp, 'step')}", "after": after}
+    rows: list[tuple[str, str, Replay, Steps]] = []
+    for name in replay.optimizers if same is not None or len(replay.parts) > 1 else ():
+        rows += [(name, words[part], replay, part) for part in replay.parts]
+        rows += [] if same is None else [(name, "the segment, on the eigenvectors' batches", same, "whole")]
+    # A share and a closure error are of the whole.
+    columns: Columns = [
+        (_OPTIMIZER, lambda row: text_cell(row[0])),
+        (Column("of", is_text=True, hint="which steps, or which batches"), lambda row: text_cell(row[1])),
+        _estimated("ΔL", lambda row: row[2].loss_change(row[0], part=row[3])),
+        _estimated("flat progress", lambda row: row[2].flat_progress(row[0], row[3])),
+        _estimated("sharp progress", lambda row: row[2].sharp_progress(row[0], row[3])),
+        (_SHARE, lambda row: _share(row[2], row[0]) if row[3] == "whole" else Cell(text=MISSING)),
+        (_MISSED, lambda row: _closure(row[2], row[0]) if row[3] == "whole" else Cell(text=MISSING)),
+    ]
+    held_out = " on held-out batches, and on those that the eigenvectors were measured on" if same is not None else ""
+    return f"Progress by part of the segment{held_out}. {_HALF}", columns, rows
+
+
+def _eigenvectors(replay: Replay) -> Listing:
+    """List, per optimizer and eigenvector, what was done along it and what the linear theory says."""
+
+    def curvature(row: tuple[str, int]) -> Cell:
+        return replace(number_cell(float(replay.eigenvalues[row[1]])), error=float(replay.eigenvalue_errors[row[1]]))
+
+    def predicted(row: tuple[str, int], what: str) -> Cell:
+        theory = replay.theory.get(row[0])
+        value = None if theory is None else float(getattr(theory, what)[row[1]])
+        return replace(number_cell(value, 3), tone="caution" if what == "rates" and value and value > 1.0 else "")
+
+    of = partial(by_optimizer, replay)
+    progress, shrinks = of(replay.eigenvector_progress), "measured factor per step of the gradient's component"
+    columns: Columns = [
+        (_OPTIMIZER, lambda row: text_cell(row[0])),
+        (Column("i"), lambda row: number_cell(row[1] + 1)),
+        (Column("λ", unit=CURVATURE, hint="its error is the residual", has_error=True), curvature),
+        _entries("progress", progress, "nats"),
+        _entries("η", of(replay.effective_lrs), hint="effective learning rate −Σcγ/Σγ²"),
+        (Column("η, theory", hint="vᵀ(ηF⁻¹)v at θ₀"), lambda row: predicted(row, "effective_lrs")),
+        _entries("rate", of(replay.decay_rates), hint=shrinks),
+        (Column("rate, theory", hint="above 1 is unstable"), lambda row: predicted(row, "rates")),
+        _entries("oscillation", of(replay.oscillation)),
+    ]
+    rows = [(name, place) for name in progress for place in range(len(replay.eigenvalues))]
+    return f"Along each sharp eigenvector. {_HALF}", columns, rows
+
+
+def _bands(replay: Replay) -> Listing:
+    """List, per optimizer and band, progress and the update's energy."""
+    bands, progress = replay.bands, by_optimizer(replay, replay.band_progress)
+    even = "‖P d‖² per dimension over the mean; 1 everywhere is isotropic"
+    columns: Columns = [
+        (_OPTIMIZER, lambda row: text_cell(row[0])),
+        (Column("block", is_text=True), lambda row: text_cell(row[2])),
+        (Column("band", is_text=True), lambda row: text_cell(band_label(row[3], row[4]))),
+        (Column("dimensions"), lambda row: number_cell(row[5])),
+        _entries("progress", progress, "nats"),
+        _entries("energy", by_optimizer(replay, replay.band_isotropy), hint=even),
+    ]
+    each = (bands.blocks, bands.low.tolist(), bands.high.tolist(), bands.dimensions.tolist())
+    rows = [(name, place, *band) for name in progress for place, band in enumerate(zip(*each, strict=True))]
+    return f"By band of {bands.optimizer}'s proxy at the start, the sharpest first. {_HALF}", columns, rows
+
+
+def _sweeps(replay: Replay) -> Listing:
+    """List the learning rates that were tried."""
+
+    def mark(row: tuple[str, float, float, bool]) -> Cell:
+        sweep = replay.sweeps[row[0]]
+        if row[1] != sweep.chosen:
+            return Cell(text="", raw=False)
+        is_limit = sweep.is_at_limit
+        return Cell(text=f"yes{', at the limit' * is_limit}", raw=True, tone="caution" if is_limit else "good")
+
+    loss = "on the evaluation batches, after batches of the sweep's own"
+    rises = Column("first rises", is_text=True, hint="above the start's, in the first steps; such a rate is left")
+    columns: Columns = [
+        (_OPTIMIZER, lambda row: text_cell(row[0])),
+        (Column("lr"), lambda row: number_cell(row[1], 3)),
+        (
+            Column("final loss", unit="nats", hint=loss),
+            lambda row: Cell(text="diverged", tone="caution") if row[3] else number_cell(row[2]),
+        ),
+        (Column("chosen", is_text=True), mark),
+        (rises, lambda row: text_cell("yes" if replay.sweeps[row[0]].first_rises(row[1]) else "")),
+    ]
+    rows = [
+        (name, *tried)
+        for name, sweep in replay.sweeps.items()
+        for tried in zip(sweep.lrs.tolist(), sweep.losses.tolist(), sweep.diverged.tolist(), strict=True)
+    ]
+    return "Learning rates that were tried.", columns, rows
+
+
+def _ablations(replay: Replay) -> Listing:
+    """List what either part of the updates does alone."""
+    words = {"none": "whole", "dominant": "sharp part only", "bulk": "flat part only"}
+    columns: Columns = [
+        (_OPTIMIZER, lambda row: text_cell(row[0])),
+        (Column("updates", is_text=True), lambda row: Cell(text=words.get(row[1], row[1]), raw=row[1])),
+        _estimated("ΔL", lambda row: replay.loss_change(*row)),
+        _estimated(
+            "minus whole",
+            lambda row: replay.difference(row[0], row[0], row[1], "none") if row[1] != "none" else None,
+            hint="paired by seed",
+        ),
+        (_SEEDS, lambda row: _seeds(replay, *row)),
+    ]
+    kinds = ("none", *replay.ablations) if replay.ablations else ()
+    rows = [(name, one) for name in replay.optimizers for one in kinds]
+    return f"Ablations: the same segment with every update projected. {_HALF}", columns, rows
+
+
+_LISTINGS: dict[str, Callable[[Replay], Listing]] = {
+    "outcome": _outcome,
+    "parts": _parts,
+    "eigenvectors": _eigenvectors,
+    "bands": _bands,
+    "sweeps": _sweeps,
+    "ablations": _ablations,
+}
+
+
+def list_replay(which: str, replay: Replay, number: int = 1, label: str = "") -> Table | None:
+    """Return a table of `_LISTINGS` of a replay, by its number on the page and its run's label; None without rows."""
+    caption, columns, rows = _LISTINGS[which](replay)
+    name = f"replay-{number}" if which == "outcome" else f"replay-{number}-{which}"
+    return tabulate(name, caption, columns, [(label, row) for row in rows], is_alone=True)
 
 
 def seconds_per_step(replay: Replay, name: str) -> float | None:
@@ -185,15 +424,10 @@ def minus_base(replay: Replay, name: str) -> Estimate | None:
     return None if base is None else replay.difference(name, base)
 
 
-def _echo_object(echo: Echo | None) -> dict[str, Any] | None:
-    """Return what became of a claim on the eigenvectors' batches; null where it was not looked for."""
-    if echo is None:
-        return None
-    numbers = {key: None if echo.other is None else getattr(echo.other, key) for key in ("value", "low", "high")}
-    return {**numbers, "is_found": echo.is_found}
+# For programs
 
 
-def _progress_object(replay: Replay, name: str, part: ReplayPart) -> dict[str, Any]:
+def _progress_object(replay: Replay, name: str, part: Steps = "whole") -> dict[str, Any]:
     return {
         "loss_change": estimate_object(replay.loss_change(name, part=part)),
         "flat_progress": estimate_object(replay.flat_progress(name, part)),
@@ -201,38 +435,31 @@ def _progress_object(replay: Replay, name: str, part: ReplayPart) -> dict[str, A
     }
 
 
-def _share_object(replay: Replay, name: str) -> dict[str, Any] | None:
-    """Return the flat share; null where it is none, as in the tables."""
-    return estimate_object(replay.flat_share(name)) if has_share(replay, name) else None
+def _share_object(replay: Replay, name: str) -> dict[str, Any]:
+    """Return the flat share, null where it is none, as in the tables; and the closure error."""
+    return {"flat_share": estimate_object(told_share(replay, name)), "closure": replay.closure(name)}
 
 
 def _optimizer_object(replay: Replay, same: Replay | None, name: str) -> dict[str, Any]:
     recipe, sweep = replay.recipes[name], replay.sweeps.get(name)
     oscillation, rates = replay.oscillation(name), replay.effective_lrs(name)
     return {
-        "lr": recipe.lr,
-        "lr_source": recipe.lr_source,
+        **attributes(recipe, "lr", "lr_source"),
         "hyperparameters": dict(recipe.hyperparameters),
         "state": recipe.state,
         "state_lines": list(recipe.state_lines),
-        **_progress_object(replay, name, "whole"),
-        **{part: _progress_object(replay, name, part) for part in ("ramp", "after")},
-        "same_batches": None
-        if same is None
-        else {
-            **_progress_object(same, name, "whole"),
-            "flat_share": _share_object(same, name),
-            "closure": same.closure(name),
-        },
+        **_progress_object(replay, name),
+        "ramp": _progress_object(replay, name, "ramp"),
+        "after": _progress_object(replay, name, "after"),
+        "same_batches": None if same is None else _progress_object(same, name) | _share_object(same, name),
         "minus_base": estimate_object(minus_base(replay, name)),
         "ablations": {one: estimate_object(replay.loss_change(name, one)) for one in replay.ablations},
-        "flat_share": _share_object(replay, name),
+        **_share_object(replay, name),
         "isotropy": estimate_object(replay.isotropy_entropy(name)),
         "directional_sharpness": estimate_object(replay.directional_sharpness(name)),
         "exponent": estimate_object(replay.exponent(name)),
         "oscillation": None if oscillation is None else oscillation[0].tolist(),
         "effective_lrs": None if rates is None else rates[0].tolist(),
-        "closure": replay.closure(name),
         "seconds_per_step": seconds_per_step(replay, name),
         "diverged": [{"seed": run.seed, "step": run.diverged_at} for run in replay.diverged(name)],
         "sweep": None
@@ -240,24 +467,7 @@ def _optimizer_object(replay: Replay, same: Replay | None, name: str) -> dict[st
         else {
             "lrs": sweep.lrs.tolist(),
             "losses": [None if bad else loss for loss, bad in zip(sweep.losses.tolist(), sweep.diverged, strict=True)],
-            "is_inside": sweep.is_inside,
-            "best": sweep.best,
+            **attributes(sweep, "is_inside", "best"),
             "rises": sweep.rises.tolist() or None,
         },
     }
-
-
-def _number(value: float | None, digits: int) -> str:
-    return terse(format_number(value, digits))
-
-
-def _text(estimate: Estimate | None, digits: int = 2) -> str:
-    """Write an estimate with so many digits of its error."""
-    return "–" if estimate is None else terse(format_uncertain(estimate.value, estimate.stderr, digits))
-
-
-def _negative(progress: Estimate | None) -> Estimate | None:
-    """Return a loss change from progress, which is its negative."""
-    if progress is None:
-        return None
-    return replace(progress, value=-progress.value, low=-progress.high, high=-progress.low)

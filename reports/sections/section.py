@@ -54,6 +54,7 @@ class Line:
 
     text: str = ""
     is_dim: bool = False
+    is_detail: bool = False  # shown where more was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,8 @@ def summarize(kind: str, result: Record) -> list[Block]:
     """Return what the terminal shows of a result: its numbers, its verdict, its notes."""
     section = section_of(kind)
     verdict = section.verdict(result)
-    sentences = [verdict.lead, *(point.text for point in verdict.points)]
-    notes = Remarks([note.message for note in result.notes])
-    return [*section.summary(result), *map(Line, sentences), notes]
+    lines = [Line(verdict.lead), *(Line(point.text, is_detail=point.is_detail) for point in verdict.points)]
+    return [*section.summary(result), *lines, Remarks([note.message for note in result.notes])]
 
 
 def describe(kind: str, result: Record) -> dict[str, Any]:

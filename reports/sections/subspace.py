@@ -27,14 +27,13 @@ from lite_probe.reports.table import (
     Table,
     band_label,
     estimate_cell,
-    half_width,
     number_cell,
     share_cell,
     tabulate,
     text_cell,
     to_grid,
 )
-from lite_probe.reports.verdict import Verdict
+from lite_probe.reports.verdict import TONES, Verdict, base_name
 from lite_probe.results.blocks import order_blocks
 from lite_probe.results.estimate import t_reach
 from lite_probe.results.spectrum import OperatorSpectrum
@@ -46,7 +45,6 @@ from lite_probe.results.subspace import (
 )
 
 Labelled = Sequence[tuple[str, SubspaceMeasurement]]
-TONES = {"holds": "good", "fails": "caution"}
 
 
 class SubspaceSection(Section):
@@ -166,7 +164,7 @@ def energy_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
             Column(
                 "single batches'", short="single batches'", hint="the same, mean over training batches", has_error=True
             ),
-            lambda one: share_cell(one.batch_gradient_share.value, half_width(one.batch_gradient_share)),
+            lambda one: estimate_cell(one.batch_gradient_share, is_share=True),
         ),
         (
             Column("random directions'", short="random ones'", hint="of the evaluation gradient", has_error=True),
@@ -309,7 +307,7 @@ def band_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
 def _metrics(found: SubspaceMeasurement) -> list[tuple[str, OperatorSpectrum]]:
     """Return (metric, spectrum), the plain one first; nothing where no metric was measured."""
     metrics = [
-        (optimizer.removesuffix("-lite"), one.preconditioned)
+        (base_name(optimizer), one.preconditioned)
         for optimizer, one in found.calibrations.items()
         if one.preconditioned is not None
     ]

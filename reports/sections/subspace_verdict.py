@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from lite_probe.reports.numbers import count_of, format_count, format_measured_share, format_number, format_share
 from lite_probe.reports.sections.subspace_figures import format_ratio, upper_end
-from lite_probe.reports.verdict import Point, Verdict, join_names, make_claim, one_space
+from lite_probe.reports.verdict import Point, Verdict, base_name, join_names, make_claim, one_space
 from lite_probe.results.blocks import order_blocks
 from lite_probe.results.claim import Claim, decide
 from lite_probe.results.estimate import Estimate, Ratio
@@ -168,7 +168,7 @@ def told_contrast(block: BlockCalibration, status: str) -> Ratio | None:
 def _metrics(found: SubspaceMeasurement) -> list[Point]:
     """Say how far each geometry evens the curvature out: λ₁ over the root mean square λ, with and without it."""
     measured = {
-        name.removesuffix("-lite"): (one.preconditioned, evenness(found.spectrum, one))
+        base_name(name): (one.preconditioned, evenness(found.spectrum, one))
         for name, one in found.calibrations.items()
         if one.preconditioned is not None
     }

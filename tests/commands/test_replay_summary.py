@@ -1,24 +1,27 @@
 """A replay as the terminal and programs get it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lite_probe.reports.sections.replay import (
-    explanations,
-    manner_table,
-    minus_base,
-    outcome_table,
-    part_table,
-    progress_table,
-    start_table,
-)
-from lite_probe.reports.sections.section import describe
+from lite_probe.reports.page import render_page
+from lite_probe.reports.runs import Run
+from lite_probe.reports.sections.replay import SECTION, explanations, minus_base
+from lite_probe.reports.sections.section import Grid, describe, summarize
 from lite_probe.results.replay import Replay
 from tests.commands.running import lines_on, on_screen
 from tests.reports.fixtures import make_replay, with_same_batches
+
+Rows = Sequence[Sequence[str]]
+
+
+def grids(replay: Replay) -> dict[str, tuple[Sequence[str], Rows]]:
+    """Return header and rows of every table by the title of its first column."""
+    blocks = SECTION.summary(replay)
+    return {block.header[0]: (block.header, block.rows) for block in blocks if isinstance(block, Grid)}
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +30,20 @@ def found() -> Replay:
 
 
 def test_the_outcome_has_a_row_per_optimizer_with_its_errors(found: Replay) -> None:
-    header, rows = outcome_table(found)
+    header, rows = grids(found)["optimizer"]
     assert [row[0] for row in rows] == list(found.optimizers)
     assert {len(row) for row in rows} == {len(header)}
     assert [row[1:3] for row in rows] == [["0.0039", "sweep"]] * 4
+    assert {row[2] for row in grids(make_replay(is_inside=False))["optimizer"][1]} == {"sweep, at its limit"}
     assert all("±" in row[3] for row in rows)
     # A base has none; its LITE variant's is paired by seed.
     assert [row[4] == "–" for row in rows] == [True, False, True, False]
 
 
 def test_what_each_started_from_is_told_where_not_all_were_warmed(found: Replay) -> None:
-    assert start_table(found) is None
+    assert "start" not in grids(found)
     recipes = {**found.recipes, "muon": replace(found.recipes["muon"], state="checkpoint")}
-    table = start_table(replace(found, recipes=recipes))
-    assert table is not None
+    table = grids(replace(found, recipes=recipes))["start"]
     assert table[0] == ["start", "state"]
     assert [row[1] for row in table[1]] == ["the checkpoint's", *["warmed at fixed weights"] * 3]
 
@@ -60,7 +63,7 @@ def test_minus_base_is_paired(found: Replay) -> None:
 
 
 def test_progress_is_a_loss_change_here(found: Replay) -> None:
-    header, rows = progress_table(found)
+    header, rows = grids(found)["change"]
     assert {len(row) for row in rows} == {len(header)}
     flat = found.flat_progress("muon")
     assert flat is not None
@@ -71,18 +74,16 @@ def test_progress_is_a_loss_change_here(found: Replay) -> None:
 
 def test_ramp_and_same_batches_have_a_table_of_their_own() -> None:
     found = replace(with_same_batches(make_replay(optimizers=("muon", "soap")), flat=2.0), ramp=5)
-    table = part_table(found)
-    assert table is not None
-    header, rows = table
+    header, rows = grids(found)["of it"]
     assert {len(row) for row in rows} == {len(header)}
     assert [row[0] for row in rows[:4]] == ["muon ramp", "muon after it", "muon same batches", "soap ramp"]
-    whole = _value(progress_table(found)[1][0][1])
+    whole = _value(grids(found)["change"][1][0][1])
     ramp, after, same = (_value(row[1]) for row in rows[:3])
     assert ramp + after == pytest.approx(whole, rel=0.02)
     assert same == pytest.approx(2.0 * whole, rel=0.02)
-    assert part_table(make_replay()) is None
+    assert "of it" not in grids(make_replay())
     assert explanations(found) == [
-        "±: one standard error over seeds; loss changes in nats",
+        "±: half of the 95% interval over seeds; loss changes in nats",
         "ramp: the first 5 steps, over which the learning rate rises",
         "same batches: those that the eigenvectors were measured on; all else is of held-out ones",
     ]
@@ -124,39 +125,74 @@ def test_a_share_of_nothing_is_not_given() -> None:
     """Flat progress over a loss change that is not told from zero is any number."""
     level = make_replay(noise=3.0, optimizers=("muon",))
     assert level.flat_share("muon") is not None
-    assert progress_table(level)[1][0][3] == "–"
+    assert grids(level)["change"][1][0][3] == "–"
 
 
 def test_the_manner_has_no_error_that_was_not_measured(found: Replay) -> None:
-    header, rows = manner_table(found)
+    header, rows = grids(found)["updates"]
     assert {len(row) for row in rows} == {len(header)}
     assert rows[0][-1] == "0.21"  # seconds a step
-    alone = make_replay(seeds=1)
-    assert not any(
-        "±" in cell for table in (outcome_table, progress_table, manner_table) for cell in _cells(table(alone))
-    )
+    assert not [cell for _, rows in grids(make_replay(seeds=1)).values() for row in rows for cell in row if "±" in cell]
 
 
 def test_an_exponent_that_some_seeds_do_not_have_says_so() -> None:
     found = make_replay(steps=5)
     runs = tuple(replace(run, sharp_updates=-run.sharp_updates) if run.seed else run for run in found.runs)
-    assert manner_table(replace(found, runs=runs))[1][0][3].endswith(" (1/3)")
+    assert grids(replace(found, runs=runs))["updates"][1][0][3].endswith(" (1/3)")
 
 
-def _cells(table: tuple[list[str], list[list[str]]]) -> list[str]:
-    return [cell for row in table[1] for cell in row]
+def test_the_manner_fits_where_errors_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = make_replay()
+    runs = tuple(replace(run, sharp_updates=(-1.0) ** (run.seed == 2) * run.sharp_updates) for run in found.runs)
+    header, rows = grids(replace(found, runs=runs))["updates"]
+    assert all(row[3].endswith(" (2/3)") for row in rows)
+    assert [len(row[1].split("±")[1].lstrip("0.")) for row in rows] == [1] * 4
+    terminal, screen = on_screen(monkeypatch, 80)
+    terminal.table(header, rows)
+    assert "…" not in "".join(lines_on(screen))
+
+
+@pytest.mark.parametrize("verbosity", [0, 1])
+def test_details_of_the_verdict_are_shown_where_they_are_asked_for(
+    verbosity: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal, screen = on_screen(monkeypatch, 10_000, color=False)
+    terminal.verbosity = verbosity
+    unstable = make_replay(closure=1e-4)
+    rates = replace(unstable.theory["muon"], rates=1.5 * np.ones(10))
+    found = with_same_batches(replace(unstable, theory={"muon": rates}))
+    terminal.show(summarize("replay", found))
+    shown = "\n".join(lines_on(screen))
+    always = ("After 20 steps ", "muon-lite ends ", "muon lowers the loss ", "Losses and progress are of held-out")
+    assert all(f"\n{start}" in shown for start in (*always, "At these rates linear theory", "Learning rates were"))
+    details = (
+        "Isotropy of the updates",
+        "Curvature along",
+        "Exponent a",
+        "Oscillation along",
+        "Differences are claimed",
+    )
+    assert [f"\n{start}" in shown for start in (*details, "Allocations add up")] == [verbosity > 0] * 6
+    page = render_page([Run(replay=found)])
+    assert all(f">{start}" in page for start in (*details, "Allocations add up"))
+
+
+def test_a_detail_of_which_to_beware_is_always_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, screen = on_screen(monkeypatch, 10_000, color=False)
+    terminal.show(summarize("replay", make_replay(closure=0.1)))
+    assert "\nAllocations add up" in "\n".join(lines_on(screen))
 
 
 def test_ablations_stand_below_their_optimizer() -> None:
-    rows = outcome_table(make_replay(ablations=True, optimizers=("muon", "soap")))[1]
+    rows = grids(make_replay(ablations=True, optimizers=("muon", "soap")))["optimizer"][1]
     assert [row[0] for row in rows] == ["muon", "… dominant", "… bulk", "soap", "… dominant", "… bulk"]
 
 
 def test_an_optimizer_of_which_nothing_reached_the_end_has_dashes() -> None:
     found = make_replay(optimizers=("muon", "soap"), diverged=tuple(("soap", seed, 3) for seed in range(3)))
-    assert outcome_table(found)[1][1] == ["soap", "0.0039", "sweep", "–", "–"]
-    assert progress_table(found)[1][1] == ["soap", "–", "–", "–", "–"]
-    assert manner_table(found)[1][1] == ["soap", "–", "–", "–", "–", "–"]
+    assert grids(found)["optimizer"][1][1] == ["soap", "0.0039", "sweep", "–", "–"]
+    assert grids(found)["change"][1][1] == ["soap", "–", "–", "–", "–"]
+    assert grids(found)["updates"][1][1] == ["soap", "–", "–", "–", "–", "–"]
 
 
 def test_the_json_object_holds_all_of_the_tables(found: Replay) -> None:
@@ -209,10 +245,11 @@ def test_no_table_breaks_or_cuts_a_number(monkeypatch: pytest.MonkeyPatch, width
         for run in made.runs
     )
     recipes = {name: replace(recipe, lr_source="checkpoint", lr=9.765625e-4) for name, recipe in made.recipes.items()}
+    recipes["muon"] = replace(recipes["muon"], state="cold")
     found = with_same_batches(replace(made, runs=runs, recipes=recipes, ramp=5))
-    parts = part_table(found)
-    assert parts is not None
-    for header, rows in (outcome_table(found), progress_table(found), parts, manner_table(found)):
+    shown = grids(found)
+    assert list(shown) == ["start", "optimizer", "change", "of it", "updates"]
+    for header, rows in shown.values():
         terminal, screen = on_screen(monkeypatch, width)
         terminal.table(header, rows)
         drawn = [line for line in lines_on(screen) if line.strip()]

@@ -11,15 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from lite_probe.reports.page import render_page
-from lite_probe.reports.replay_claims import (
+from lite_probe.reports.runs import Run
+from lite_probe.reports.sections.replay_verdict import (
     compare_bases,
     compare_losses,
     compare_progress,
     judge_changes,
     judge_progress,
+    judge_replay,
 )
-from lite_probe.reports.replay_verdict import judge_replay
-from lite_probe.reports.runs import Run
 from lite_probe.reports.sections.section import describe, summarize
 from lite_probe.results.claim import Claim
 from lite_probe.results.replay import Replay

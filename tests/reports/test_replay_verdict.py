@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lite_probe.reports.replay_verdict import format_estimate, judge_replay, mean_oscillation
-from lite_probe.reports.replay_view import make_replay_view
-from lite_probe.reports.sections.replay import progress_table
+from lite_probe.reports.sections.replay import SECTION, list_replay
+from lite_probe.reports.sections.replay_figures import draw_rates
+from lite_probe.reports.sections.replay_verdict import judge_replay, mean_oscillation
+from lite_probe.reports.sections.section import Grid
+from lite_probe.reports.table import Cell, estimate_cell
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import LinearTheory, Replay
 from tests.reports.fixtures import make_replay, make_sweep, with_same_batches
@@ -25,6 +27,16 @@ def points(replay: Replay) -> list[tuple[str, str]]:
 def about(replay: Replay, start: str) -> tuple[str, str]:
     (match,) = [(tone, text) for tone, text in points(replay) if text.startswith(start)]
     return match
+
+
+def outcome(replay: Replay) -> tuple[tuple[Cell, ...], ...]:
+    return list_replay("outcome", replay).rows
+
+
+def terminal_share(replay: Replay) -> str:
+    """The first optimizer's flat share in the terminal."""
+    (found,) = [one for one in SECTION.summary(replay) if isinstance(one, Grid) and one.header[0] == "change"]
+    return found.rows[0][3]
 
 
 def shifted(replay: Replay, name: str, changes: list[float]) -> Replay:
@@ -89,7 +101,7 @@ def test_no_winner_is_named_within_rounding(same, seeds):
     assert lead(tied).startswith("After 20 steps muon and muon-lite cannot be told apart and end 0.0")
     told = "muon-lite and muon cannot be told apart: their losses differ by rounding alone"
     assert about(tied, "muon-lite and muon") == ("plain", f"{told}{' (1 seed)' if seeds == 1 else ''}.")
-    assert make_replay_view("", 1, tied).outcome.rows[1][5].tone == ""
+    assert outcome(tied)[1][5].tone == ""
     texts = (lead(tied), *(text for _, text in points(tied)))
     assert not [text for text in texts if "lowest," in text or " below muon" in text or "minus" in text]
     third = [replace(run, optimizer="soap", losses=run.losses + np.linspace(0, 0.01, 21)) for run in start.runs[:seeds]]
@@ -110,7 +122,7 @@ def test_a_loss_that_did_not_move_is_no_progress(same, seeds):
     assert lead(alone).startswith(f"After 20 steps muon ends {where}")
     assert ("plain", "No loss change was allotted to directions.") in points(still)
     assert not [text for _, text in points(still) if "account" in text]
-    cell = make_replay_view("", 1, still).outcome.rows[0][13]
+    cell = outcome(still)[0][13]
     assert (cell.text, cell.tone) == ("–", "")
 
 
@@ -321,7 +333,7 @@ def test_allocations_that_miss_the_change_are_not_taken_for_it(found):
     assert about(wrong, "muon-lite ends")[1].endswith(
         " Where the difference falls cannot be told: the allocations do not account for the loss changes."
     )
-    rows = make_replay_view("", 1, wrong).outcome.rows
+    rows = outcome(wrong)
     assert [row[8].text == "–" for row in rows] == [True, False]
     assert [row[13].tone for row in rows] == ["caution", ""]
     assert about(missed(wrong, "muon-lite", 0.5), "Allocations")[1].endswith("and no share is shown.")
@@ -333,8 +345,8 @@ def test_what_is_no_share_is_not_printed_as_one(found):
     def share_of(factor: float) -> tuple[str, str, str]:
         runs = [replace(run, sharp_allocations=factor * run.sharp_allocations) for run in found.runs]
         replay = replace(found, runs=tuple(runs))
-        row = make_replay_view("", 1, replay).outcome.rows[0]
-        return row[8].text, progress_table(replay)[1][0][3], about(replay, "muon lowers")[1].replace("95%: ", "")
+        row = outcome(replay)[0]
+        return row[8].text, terminal_share(replay), about(replay, "muon lowers")[1].replace("95%: ", "")
 
     assert replace(found).flat_share("muon").value < 1.0
     for factor in (-4.0, 40.0):
@@ -355,7 +367,7 @@ def test_a_share_is_printed_with_its_whole_interval_within_one(found):
     share = replay.flat_share("muon")
     assert 0.0 < share.value < 1.0
     assert share.low < 0.0 or share.high > 1.0
-    assert progress_table(replay)[1][0][3] == make_replay_view("", 1, replay).outcome.rows[0][8].text == "–"
+    assert terminal_share(replay) == outcome(replay)[0][8].text == "–"
     assert "is along flat" not in about(replay, "muon lowers")[1]
 
 
@@ -442,7 +454,7 @@ def test_a_rate_of_the_theory_above_one_is_a_sentence_and_no_point(found):
         "muon-lite diverge along 1 of 10 sharp directions (a factor of 79 per step): what it predicts along them is "
         "not drawn.",
     )
-    assert [len(series.x) for series in make_replay_view("", 1, unstable).rates.predicted] == [3, 9]
+    assert [len(trace["x"]) for trace in draw_rates("rates", unstable).figure["data"][2:]] == [3, 9]
     assert not [text for _, text in points(found) if "linear theory" in text]
 
 
@@ -463,5 +475,5 @@ def test_a_sweep_that_left_its_best_rate_says_so(found):
 
 
 def test_estimates_in_words():
-    assert format_estimate(None) == "–"
-    assert format_estimate(Estimate(value=0.5, stderr=0.0, low=0.5, high=0.5, num_samples=1)) == "0.5000"
+    assert estimate_cell(None).text == "–"
+    assert estimate_cell(Estimate(value=0.5, stderr=0.0, low=0.5, high=0.5, num_samples=1)).text == "0.5000"

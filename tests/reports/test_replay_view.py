@@ -3,12 +3,17 @@
 import csv
 import io
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from lite_probe.reports.replay_figures import draw_loss, draw_rates, draw_replay
-from lite_probe.reports.replay_view import ReplayView, base_of, make_replay_view
+from lite_probe.reports.drawing import Drawing
+from lite_probe.reports.page import render_page
+from lite_probe.reports.runs import Run
+from lite_probe.reports.sections.replay import SECTION
+from lite_probe.reports.sections.replay_verdict import base_of
+from lite_probe.reports.table import half_width
 from lite_probe.results.replay import Replay
 from tests.reports.fixtures import make_replay, make_sweep, with_same_batches
 
@@ -19,20 +24,39 @@ def found() -> Replay:
 
 
 @pytest.fixture(scope="module")
-def view(found) -> ReplayView:
-    return make_replay_view("", 1, found)
+def tables(found) -> SimpleNamespace:
+    return tables_of(found)
+
+
+@pytest.fixture(scope="module")
+def drawn(found) -> SimpleNamespace:
+    return drawn_of(found)
+
+
+def tables_of(replay: Replay) -> SimpleNamespace:
+    (view,) = SECTION.part([("gpt-5000", replay)]).view
+    return SimpleNamespace(**view["tables"])
+
+
+def drawn_of(replay: Replay) -> SimpleNamespace:
+    (view,) = SECTION.part([("gpt-5000", replay)]).view
+    return SimpleNamespace(**view["figures"], bands=view["bands"])
+
+
+def traces(drawing: Drawing) -> list[SimpleNamespace]:
+    return [SimpleNamespace(**trace) for trace in drawing.figure["data"]]
 
 
 def read(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_the_outcome_keeps_every_digit_and_error(view, found):
-    rows = {row["optimizer"]: row for row in read(view.outcome.csv)}
+def test_the_outcome_keeps_every_digit_and_error(tables, found):
+    rows = {row["optimizer"]: row for row in read(tables.outcome.csv)}
     assert list(rows) == ["muon", "muon-lite", "soap", "soap-lite"]
     muon, lite = rows["muon"], rows["muon-lite"]
     assert float(muon["ΔL (nats)"]) == found.loss_change("muon").value
-    assert float(muon["ΔL error (nats)"]) == found.loss_change("muon").stderr
+    assert float(muon["ΔL error (nats)"]) == half_width(found.loss_change("muon"))
     assert muon["minus base (nats)"] == ""
     assert float(lite["minus base (nats)"]) == found.difference("muon-lite", "muon").value
     assert float(lite["flat progress (nats)"]) == found.flat_progress("muon-lite").value
@@ -41,8 +65,8 @@ def test_the_outcome_keeps_every_digit_and_error(view, found):
     assert float(lite["closure"]) == found.closure("muon-lite")
     assert float(lite["s/step"]) == pytest.approx(0.21)
     assert [rows[name]["seeds"] for name in rows] == ["3", "3", "2", "3"]
-    assert view.outcome.rows[2][-1].tone == "caution"
-    assert view.outcome.rows[1][5].tone == "good"
+    assert tables.outcome.rows[2][-1].tone == "caution"
+    assert tables.outcome.rows[1][5].tone == "good"
 
 
 def test_a_base_is_one_that_was_replayed_too(found):
@@ -53,27 +77,51 @@ def test_a_base_is_one_that_was_replayed_too(found):
 
 def test_one_seed_has_no_errors_nor_shares():
     replay = make_replay(seeds=1, steps=5)
-    view = make_replay_view("", 1, replay)
-    for table in (view.outcome, view.eigenvector_table, view.band_table):
+    tables = tables_of(replay)
+    for table in (tables.outcome, tables.eigenvectors, tables.bands):
         for row in read(table.csv):
             own = {name: value for name, value in row.items() if " error" in name and not name.startswith("λ")}
             assert own
             assert set(own.values()) == {""}
-    assert {row["flat share"] for row in read(view.outcome.csv)} == {""}
-    assert {row[5].tone for row in view.outcome.rows} == {""}
+    assert {row["flat share"] for row in read(tables.outcome.csv)} == {""}
+    assert {row[5].tone for row in tables.outcome.rows} == {""}
 
 
 def test_one_seed_left_of_three_has_no_errors():
     replay = make_replay(steps=9, diverged=(("soap", 0, 7), ("soap", 2, 7)))
     assert (len(replay.runs_of("soap")), len(replay.runs_of("muon"))) == (1, 3)
-    view = make_replay_view("", 1, replay)
-    for table in (view.outcome, view.eigenvector_table, view.band_table):
+    tables = tables_of(replay)
+    for table in (tables.outcome, tables.eigenvectors, tables.bands):
         for row in read(table.csv):
             own = {value for name, value in row.items() if " error" in name and not name.startswith("λ")}
             assert (own == {""}) if row["optimizer"] == "soap" else (own != {""} and "0.0" not in own)
-    for points in (view.eigenvectors, view.oscillation, view.rates, *view.bands):
-        for series in points.series:
-            assert all(("±" in text) == (series.optimizer != "soap") for text in series.text)
+    drawn = drawn_of(replay)
+    for drawing in (drawn.eigenvectors, drawn.oscillation, drawn.rates, *drawn.bands):
+        for series in (trace for trace in traces(drawing) if "theory" not in trace.name):
+            assert all(("±" in text) == (series.name != "soap") for text in series.customdata)
+
+
+def test_errors_are_half_of_a_95_percent_interval(tables, drawn, found):
+    """Student's t with two degrees of freedom is 4.30265; soap has two seeds left, so one degree and 12.7062."""
+    flat = found.flat_progress("muon")
+    assert traces(drawn.progress)[0].error_y["array"][0] == pytest.approx(4.30265 * flat.stderr, rel=1e-5)
+    stderrs = found.eigenvector_progress("muon")[1]
+    bars = traces(drawn.eigenvectors)[0].error_y["array"]
+    assert bars == pytest.approx(4.30265 * stderrs, rel=1e-5)
+    soap = traces(drawn.eigenvectors)[2].error_y["array"]
+    assert soap == pytest.approx(12.7062 * found.eigenvector_progress("soap")[1], rel=1e-5)
+    rows, bands = read(tables.eigenvectors.csv), read(tables.bands.csv)
+    assert float(rows[1]["progress error (nats)"]) == pytest.approx(bars[1], rel=1e-5)
+    assert float(rows[1]["η error"]) == pytest.approx(4.30265 * found.effective_lrs("muon")[1][1], rel=1e-5)
+    assert float(bands[1]["energy error"]) == pytest.approx(4.30265 * found.band_isotropy("muon")[1][1], rel=1e-5)
+    share = found.flat_share("muon")
+    told = {row["optimizer"]: row for row in read(tables.outcome.csv)}["muon"]
+    assert float(told["flat share error"]) == pytest.approx(share.high - share.value)
+    for table in (tables.outcome, tables.eigenvectors, tables.bands, tables.ablations):
+        assert "± is half of the 95% interval over seeds" in table.caption
+    page = render_page([Run(replay=found)])
+    assert page.count("Bars are 95% intervals over seeds.") == 5
+    assert "standard error over seeds" not in page
 
 
 def test_an_exponent_that_some_seeds_do_not_have_says_so():
@@ -82,41 +130,46 @@ def test_an_exponent_that_some_seeds_do_not_have_says_so():
     def turned(run):
         return run if run.seed == 0 else replace(run, sharp_updates=-run.sharp_updates)
 
-    view = make_replay_view("", 1, replace(found, runs=tuple(turned(run) for run in found.runs)))
-    place = [column.title for column in view.outcome.columns].index("exponent")
-    assert [row[place].text.endswith(" (on 1 of 3 seeds)") for row in view.outcome.rows] == [True] * 4
-    assert view.rates.summary.count(" (on 1 of 3 seeds).") == 4
-    assert "seeds" not in make_replay_view("", 1, found).rates.summary
+    changed = replace(found, runs=tuple(turned(run) for run in found.runs))
+    tables, rates = tables_of(changed), drawn_of(changed).rates
+    place = [column.title for column in tables.outcome.columns].index("exponent")
+    assert [row[place].text.endswith(" (on 1 of 3 seeds)") for row in tables.outcome.rows] == [True] * 4
+    assert rates.summary.count(" (on 1 of 3 seeds).") == 4
+    assert "seeds" not in drawn_of(found).rates.summary
 
 
-def test_losses_are_means_with_their_range(view, found):
-    muon, soap = view.loss.curves[0], view.loss.curves[2]
+def test_losses_are_means_with_their_range(drawn, found):
+    outline, muon, *_, cross, _, last = traces(drawn.loss)
     losses = np.stack([run.losses for run in found.runs_of("muon")])
-    assert muon.step == tuple(range(21))
-    assert muon.mean == pytest.approx(losses.mean(axis=0), rel=1e-5)
-    assert muon.low == pytest.approx(losses.min(axis=0), rel=1e-5)
-    assert [len(run) for run in soap.diverged] == [8]
-    assert muon.diverged == ()
-    low, high = view.loss.limits
+    assert list(muon.x) == list(range(21))
+    assert muon.y == pytest.approx(losses.mean(axis=0), rel=1e-5)
+    assert outline.y[:21] == pytest.approx(losses.max(axis=0), rel=1e-5)
+    assert outline.y[:20:-1] == pytest.approx(losses.min(axis=0), rel=1e-5)
+    assert (cross.name, len(cross.x), last.name) == ("soap, diverged", 8, "soap-lite")
+    low, high = drawn.loss.figure["layout"]["yaxis"]["range"]
     assert low < losses.min() < losses.max() < high
-    names = [trace.name for trace in draw_loss(view.loss).data if trace.showlegend is not False]
+    names = [trace.name for trace in traces(drawn.loss) if getattr(trace, "showlegend", True)]
     assert names == ["muon", "muon-lite", "soap", "soap, diverged", "soap-lite"]
 
 
-def test_progress_by_part_eigenvector_and_band(view, found):
-    assert view.progress.optimizers == found.optimizers
-    assert view.progress.flat[0] == found.flat_progress("muon").value
-    assert view.progress.sharp_error[1] == found.sharp_progress("muon-lite").stderr
-    muon = view.eigenvectors.series[0]
-    assert muon.x == tuple(range(1, 11))
-    assert muon.value == pytest.approx(found.eigenvector_progress("muon")[0], rel=1e-5)
-    assert [one.title for one in view.bands] == ["emb", "qk", "vo", "ffn", "norm", "out"]
-    qk = view.bands[1].series[0]
-    assert qk.x[:2] == (0.5, 5.5)
-    assert qk.value == pytest.approx(found.band_progress("muon")[0][11:22], rel=1e-5)
-    assert qk.text[1].startswith("qk 1–10%: ")
-    assert view.oscillation.series[3].optimizer == "soap-lite"
-    assert all(0.0 <= value <= 1.0 for one in view.oscillation.series for value in one.value)
+def test_progress_by_part_eigenvector_and_band(drawn, found):
+    flat, sharp = traces(drawn.progress)
+    assert tuple(flat.x) == found.optimizers
+    assert flat.y[0] == found.flat_progress("muon").value
+    assert sharp.error_y["array"][1] == half_width(found.sharp_progress("muon-lite"))
+    muon = traces(drawn.eigenvectors)[0]
+    assert tuple(muon.x) == tuple(range(1, 11))
+    assert muon.y == pytest.approx(found.eigenvector_progress("muon")[0], rel=1e-5)
+    assert [one.title for one in drawn.bands] == ["emb", "qk", "vo", "ffn", "norm", "out"]
+    qk = traces(drawn.bands[1])[0]
+    assert qk.x[:2] == [0.5, 5.5]
+    assert qk.y == pytest.approx(found.band_progress("muon")[0][11:22], rel=1e-5)
+    assert qk.customdata[1].startswith("qk 1–10%: ")
+    assert traces(drawn.oscillation)[3].name == "soap-lite"
+    for one in traces(drawn.oscillation):
+        assert all(0.0 <= value <= 1.0 for value in one.y)
+        bars = zip(one.y, one.error_y["array"], one.error_y["arrayminus"], strict=True)
+        assert all(y - below + 1e-5 >= 0.0 and y + above - 1e-5 <= 1.0 for y, above, below in bars)
 
 
 def test_rates_that_are_not_positive_have_no_place(found):
@@ -126,30 +179,29 @@ def test_rates_that_are_not_positive_have_no_place(found):
         return replace(run, sharp_updates=updates)
 
     changed = replace(found, runs=tuple(turned(run) for run in found.runs))
-    view = make_replay_view("", 1, changed)
-    assert [len(one.x) for one in view.rates.series] == [9] * 4
-    assert [len(one.x) for one in view.rates.predicted] == [10] * 4
-    assert "9 of 10 positive" in view.rates.summary
-    figure = draw_rates(view.rates)
-    assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log"
-    assert [trace.marker.symbol for trace in figure.data][4:6] == ["circle-open", "square-open"]
-    for trace in figure.data[:4]:
-        assert all(error < value for error, value in zip(trace.error_y.arrayminus, trace.y, strict=True))
-    rows = read(view.eigenvector_table.csv)
+    rates = drawn_of(changed).rates
+    assert [len(one.x) for one in traces(rates)] == [9] * 4 + [10] * 4
+    assert "9 of 10 positive" in rates.summary
+    axes = rates.figure["layout"]
+    assert axes["xaxis"]["type"] == axes["yaxis"]["type"] == "log"
+    assert [trace.marker["symbol"] for trace in traces(rates)][4:6] == ["circle-open", "square-open"]
+    for trace in traces(rates)[:4]:
+        assert all(error < value for error, value in zip(trace.error_y["arrayminus"], trace.y, strict=True))
+    rows = read(tables_of(changed).eigenvectors.csv)
     assert float(rows[0]["η"]) < 0.0  # the table has it
-    without = make_replay_view("", 1, make_replay(theory=False, steps=3))
-    assert without.rates.predicted == ()
-    assert {row["η, theory"] for row in read(without.eigenvector_table.csv)} == {""}
+    without = make_replay(theory=False, steps=3)
+    assert [trace.name for trace in traces(drawn_of(without).rates)] == list(without.optimizers)
+    assert {row["η, theory"] for row in read(tables_of(without).eigenvectors.csv)} == {""}
 
 
-def test_tables_by_eigenvector_and_band(view, found):
-    rows = read(view.eigenvector_table.csv)
+def test_tables_by_eigenvector_and_band(tables, found):
+    rows = read(tables.eigenvectors.csv)
     assert len(rows) == 4 * 10
     assert float(rows[11]["λ (loss/param²)"]) == found.eigenvalues[1]
     assert float(rows[11]["progress (nats)"]) == found.eigenvector_progress("muon-lite")[0][1]
     assert float(rows[11]["rate, theory"]) == found.theory["muon-lite"].rates[1]
     assert float(rows[11]["rate"]) == found.decay_rates("muon-lite")[0][1]
-    bands = read(view.band_table.csv)
+    bands = read(tables.bands.csv)
     assert len(bands) == 4 * 66
     assert (bands[12]["block"], bands[12]["band"]) == ("qk", "1–10%")
     assert float(bands[12]["energy"]) == found.band_isotropy("muon")[0][12]
@@ -158,56 +210,61 @@ def test_tables_by_eigenvector_and_band(view, found):
 def test_a_predicted_rate_above_one_is_marked(found):
     theory = found.theory["muon"]
     wild = replace(theory, rates=np.array([1.5, *theory.rates[1:]]))
-    view = make_replay_view("", 1, replace(found, theory={**found.theory, "muon": wild}))
-    assert [row[7].tone for row in view.eigenvector_table.rows[:2]] == ["caution", ""]
+    tables = tables_of(replace(found, theory={**found.theory, "muon": wild}))
+    assert [row[7].tone for row in tables.eigenvectors.rows[:2]] == ["caution", ""]
 
 
-def test_sweeps_mark_the_chosen_and_the_diverged(view):
-    rows = read(view.sweeps.csv)[:3]
+def test_sweeps_mark_the_chosen_and_the_diverged(tables):
+    rows = read(tables.sweeps.csv)[:3]
     assert [row["chosen"] for row in rows] == ["no", "yes", "no"]
     assert [row["final loss (nats)"] for row in rows][2] == ""
-    assert [row[2].text for row in view.sweeps.rows[:3]][2] == "diverged"
-    edge = make_replay_view("", 1, make_replay(is_inside=False, steps=3))
+    assert [row[2].text for row in tables.sweeps.rows[:3]][2] == "diverged"
+    edge = tables_of(make_replay(is_inside=False, steps=3))
     assert [row[3].text for row in edge.sweeps.rows[:3]] == ["", "", "yes, at the limit"]
     assert {row[2].text for row in edge.outcome.rows} == {"sweep, at its limit"}
-    assert make_replay_view("", 1, make_replay(swept=False, steps=3)).sweeps is None
+    assert tables_of(make_replay(swept=False, steps=3)).sweeps is None
 
 
-def test_ablations_stand_beside_the_whole(view, found):
-    rows = read(view.ablations.csv)
+def test_ablations_stand_beside_the_whole(tables, found):
+    rows = read(tables.ablations.csv)
     assert [row["updates"] for row in rows[:3]] == ["none", "dominant", "bulk"]
-    assert [row[1].text for row in view.ablations.rows[:3]] == ["whole", "sharp part only", "flat part only"]
+    assert [row[1].text for row in tables.ablations.rows[:3]] == ["whole", "sharp part only", "flat part only"]
     assert float(rows[1]["minus whole (nats)"]) == found.difference("muon", "muon", "dominant", "none").value
-    assert make_replay_view("", 1, make_replay(steps=3)).ablations is None
+    assert tables_of(make_replay(steps=3)).ablations is None
 
 
 def test_where_all_diverged_only_the_losses_are_left():
     names = ("muon", "soap")
     replay = make_replay(optimizers=names, seeds=1, diverged=tuple((name, 0, 2) for name in names))
-    view = make_replay_view("", 1, replay)
-    assert (view.progress, view.eigenvectors, view.rates, view.oscillation) == (None,) * 4
-    assert view.bands == ()
-    assert view.eigenvector_table is None
-    assert view.band_table is None
-    assert view.loss.limits is None
-    assert view.loss.summary.endswith("muon: every run diverged. soap: every run diverged.")
-    assert set(draw_replay(view)) == {"loss-1"}
-    assert [row[-1].text for row in view.outcome.rows] == ["0 of 1", "0 of 1"]
+    (view,) = SECTION.part([("gpt-5000", replay)]).view
+    tables, drawn = tables_of(replay), drawn_of(replay)
+    assert (drawn.progress, drawn.eigenvectors, drawn.rates, drawn.oscillation) == (None,) * 4
+    assert view["bands"] == []
+    assert tables.eigenvectors is None
+    assert tables.bands is None
+    assert "range" not in drawn.loss.figure["layout"]["yaxis"]
+    assert drawn.loss.summary.endswith("muon: every run diverged. soap: every run diverged.")
+    assert set(SECTION.part([("gpt-5000", replay)]).figures) == {"loss-1"}
+    assert [row[-1].text for row in tables.outcome.rows] == ["0 of 1", "0 of 1"]
 
 
-def test_figures_are_named_by_the_replays_number(found):
-    figures = draw_replay(make_replay_view("late", 3, found))
-    assert {"loss-3", "progress-3", "eigenvectors-3", "rates-3", "oscillation-3", "bands-3-1"} <= set(figures)
+def test_figures_and_tables_are_named_by_the_replays_number(found):
+    part = SECTION.part([("early", found), ("late", found)])
+    names = {"loss-2", "progress-2", "eigenvectors-2", "rates-2", "oscillation-2", "bands-2-1"}
+    assert {name for name in part.figures if name.endswith(("-2", "-2-1"))} >= names
+    tables = part.view[1]["tables"]
+    assert (tables["outcome"].name, tables["bands"].name) == ("replay-2", "replay-2-bands")
+    assert {row["checkpoint"] for row in read(tables["bands"].csv)} == {"late"}
 
 
-def test_parts_and_the_same_batches_have_a_table_of_their_own(view):
-    assert view.parts is None
+def test_parts_and_the_same_batches_have_a_table_of_their_own(tables):
+    assert tables.parts is None
     replay = replace(make_replay(optimizers=("muon", "soap")), ramp=5)
-    rows = make_replay_view("", 1, replay).parts.rows
+    rows = tables_of(replay).parts.rows
     assert [row[1].text for row in rows] == ["the segment", "its ramp, 5 steps", "the 15 after it"] * 2
     for place in (2, 3, 4):
         assert rows[0][place].raw == pytest.approx(rows[1][place].raw + rows[2][place].raw, rel=1e-12)
-    both = make_replay_view("", 1, with_same_batches(replace(replay, ramp=0), flat=2.0)).parts
+    both = tables_of(with_same_batches(replace(replay, ramp=0), flat=2.0)).parts
     assert [row[1].text for row in both.rows] == ["the segment", "the segment, on the eigenvectors' batches"] * 2
     assert both.rows[1][3].raw == pytest.approx(2.0 * both.rows[0][3].raw, rel=1e-12)
     assert both.rows[1][4].raw == both.rows[0][4].raw
@@ -215,13 +272,13 @@ def test_parts_and_the_same_batches_have_a_table_of_their_own(view):
     assert "those that the eigenvectors were measured on" in both.caption
 
 
-def test_sweeps_mark_where_the_loss_first_rises(view):
-    assert {row[4].text for row in view.sweeps.rows} == {""}
+def test_sweeps_mark_where_the_loss_first_rises(tables):
+    assert {row[4].text for row in tables.sweeps.rows} == {""}
     sweep = replace(make_sweep(), rises=np.array([False, True, True]))
-    rows = make_replay_view("", 1, replace(make_replay(optimizers=("muon",)), sweeps={"muon": sweep})).sweeps.rows
+    rows = tables_of(replace(make_replay(optimizers=("muon",)), sweeps={"muon": sweep})).sweeps.rows
     assert [row[4].text for row in rows] == ["", "yes", "yes"]
     edge = make_sweep(is_inside=False)
     left = replace(edge, chosen=float(edge.lrs[0]), rises=np.array([False, True, True]))
-    found = make_replay_view("", 1, replace(make_replay(optimizers=("muon",)), sweeps={"muon": left}))
+    found = tables_of(replace(make_replay(optimizers=("muon",)), sweeps={"muon": left}))
     assert [row[3].text for row in found.sweeps.rows] == ["yes", "", ""]  # the limit is the best's, which was left
     assert found.outcome.rows[0][2].text == "sweep"

@@ -102,7 +102,10 @@ def test_several_runs_have_a_row_or_a_section_each(spectrum):
     view = make_view(runs)
     assert view.title.endswith("of gpt-500 and gpt-5000")
     assert [row[0].text for row in view.parts["subspace"].view["energy"].rows] == ["gpt-500", "gpt-5000"]
-    assert [(replay.label, replay.number) for replay in view.parts["replay"].view] == [("gpt-500", 1), ("gpt-5000", 2)]
+    assert [(replay["label"], replay["number"]) for replay in view.parts["replay"].view] == [
+        ("gpt-500", 1),
+        ("gpt-5000", 2),
+    ]
     assert [heading for heading, _, _ in view.leads][-2:] == ["Replay, gpt-500", "Replay, gpt-5000"]
     assert [column.title for column in view.provenance[0][1].columns] == ["what", "gpt-500"]
     figures = view.figures

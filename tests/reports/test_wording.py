@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from lite_probe.reports.numbers import count_of
-from lite_probe.reports.replay_verdict import judge_replay
-from lite_probe.reports.replay_view import make_replay_view
 from lite_probe.reports.runs import Run
+from lite_probe.reports.sections.replay import SECTION
+from lite_probe.reports.sections.replay_verdict import judge_replay
 from lite_probe.reports.sections.spectrum_verdict import judge
 from lite_probe.reports.sections.subspace_verdict import judge_subspace
 from lite_probe.reports.verdict import Verdict
@@ -45,7 +45,7 @@ def of_one_eigenvector() -> Replay:
 
 def test_one_of_anything_is_singular() -> None:
     replay = of_one_eigenvector()
-    texts = [*sentences(judge_replay(replay)), make_replay_view("", 1, replay).subtitle]
+    texts = [*sentences(judge_replay(replay)), SECTION.part([("", replay)]).view[0]["subtitle"]]
     assert texts[0].startswith("After 1 step muon ends")
     assert texts[-1].startswith("1 step · 3 seeds · simpson rule · 1 sharp direction")
     assert any(" nats of progress along the sharp direction (95%: " in text for text in texts)

@@ -1,0 +1,229 @@
+"""A replay drawn as Plotly figures."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from lite_probe.reports.drawing import (
+    Drawing,
+    axis,
+    band_axis,
+    colour,
+    error_bars,
+    layout,
+    log_between,
+    reference_line,
+    rounded,
+    series_line,
+    series_marker,
+)
+from lite_probe.reports.numbers import format_number, format_uncertain
+from lite_probe.reports.sections.replay_verdict import of_seeds
+from lite_probe.reports.table import estimate_cell, half_width
+from lite_probe.results.blocks import order_blocks
+from lite_probe.results.estimate import t_reach
+from lite_probe.results.replay import FloatArray, Means, Replay
+
+_PROGRESS = "progress (nats)"
+_BY_NAME = "<extra>%{fullData.name}</extra>"
+
+
+def by_optimizer(replay: Replay, measure: Callable[[str], Means | None]) -> dict[str, Means]:
+    """Return what is measured of every optimizer that was watched, with halves of 95% intervals; one seed has none."""
+    found = {}
+    for name in replay.optimizers:
+        if (measured := measure(name)) is not None:
+            reach = t_reach(sum(run.is_recorded for run in replay.runs_of(name)))
+            found[name] = (measured[0], None if measured[1] is None else reach * measured[1])
+    return found
+
+
+def draw_loss(name: str, replay: Replay) -> Drawing:
+    """Draw loss against step, mean and range over seeds; a run that diverged ends in a cross.
+
+    The axis belongs to the runs that reached the end, where there are any, so that others do not flatten them.
+    """
+    figure, ends, sentences = go.Figure(), [], []
+    label = f"after %{{x}} steps<br>L = %{{y:.5~g}} nats{_BY_NAME}"
+    for place, optimizer in enumerate(replay.optimizers):
+        runs, shade = replay.runs_of(optimizer), colour(place)
+        sentences.append(f"{optimizer}: every run diverged.")
+        if runs:
+            losses = np.stack([run.losses for run in runs])
+            ends += [float(losses.min()), float(losses.max())]
+            steps = list(range(losses.shape[1]))
+            mean, low, high = (rounded(of(losses, axis=0)) for of in (np.mean, np.min, np.max))
+            sentences[-1] = f"{optimizer}: from {format_number(mean[0])} to {format_number(mean[-1])}."
+            outline = {"fill": "toself", "fillcolor": shade, "opacity": 0.18, "line": {"width": 0, "color": shade}}
+            hidden = {"showlegend": False, "hoverinfo": "skip", "legendgroup": optimizer, "mode": "lines"}
+            figure.add_scatter(x=steps + steps[::-1], y=high + low[::-1], **outline, **hidden)
+            named = {"name": optimizer, "legendgroup": optimizer, "mode": "lines", "line": series_line(place, 2)}
+            figure.add_scatter(x=steps, y=mean, hovertemplate=label, **named)
+        for number, run in enumerate(replay.diverged(optimizer)):
+            figure.add_scatter(
+                x=list(range(len(run.losses))),
+                y=rounded(run.losses),
+                mode="lines+markers",
+                name=f"{optimizer}, diverged",
+                legendgroup=f"{optimizer}, diverged",
+                showlegend=number == 0,
+                line={"color": shade, "width": 1, "dash": "dot"},
+                marker={"color": shade, "size": [0] * (len(run.losses) - 1) + [9], "symbol": "x"},
+                hovertemplate=label,
+            )
+    room = 0.06 * (max(ends) - min(ends)) or 0.01 if ends else 0.0
+    limits = {"range": [min(ends) - room, max(ends) + room]} if ends else {}
+    vertical = axis("evaluation loss (nats)", **limits)
+    figure.layout = layout(360, xaxis=axis("step"), yaxis=vertical, showlegend=True)
+    return Drawing.of(figure, name, " ".join(["Evaluation loss by step.", *sentences]))
+
+
+def draw_progress(name: str, replay: Replay) -> Drawing | None:
+    """Draw flat and sharp progress per optimizer as bars with 95% intervals."""
+    found = {
+        optimizer: (flat, sharp)
+        for optimizer in replay.optimizers
+        if (flat := replay.flat_progress(optimizer)) and (sharp := replay.sharp_progress(optimizer))
+    }
+    if not found:
+        return None
+    figure = go.Figure()
+    for place, part in enumerate(("flat", "sharp")):
+        estimates = [pair[place] for pair in found.values()]
+        figure.add_bar(
+            x=list(found),
+            y=[one.value for one in estimates],
+            name=f"{part} directions",
+            marker={"color": colour(place), "opacity": 0.85},
+            error_y=error_bars([half_width(one) or 0.0 for one in estimates], "var(--text)"),
+            hovertemplate=f"%{{x}}<br>%{{y:.4~g}} nats{_BY_NAME}",
+        )
+    bars = {"barmode": "group", "bargap": 0.35, "shapes": [reference_line(y=0)]}
+    figure.layout = layout(360, xaxis=axis("", type="category", ticks=""), yaxis=axis(_PROGRESS), **bars)
+    sentences = [
+        f"{optimizer}: {estimate_cell(flat).text} nats flat, {estimate_cell(sharp).text} nats sharp."
+        for optimizer, (flat, sharp) in found.items()
+    ]
+    return Drawing.of(figure, name, " ".join(["Progress along flat and sharp directions.", *sentences]))
+
+
+def _add_points(
+    figure: go.Figure,
+    series: tuple[str, int],
+    x: FloatArray,
+    labels: Sequence[str],
+    measured: Means,
+    at: Sequence[int],
+    *,
+    unit: str = "",
+    low: float | FloatArray = -np.inf,
+    high: float = np.inf,
+    **style: Any,
+) -> tuple[float, ...]:
+    """Add entries of a series, which has a name and a place, with 95% intervals cut to what it can be; return them."""
+    (name, place), values = series, measured[0]
+    halves = np.zeros(len(values)) if measured[1] is None else measured[1]
+    shown, places = rounded(values[at]), list(at)
+    above, below = (rounded(np.minimum(halves, room)[places]) for room in (high - values, values - low))
+    look = {"mode": "lines+markers", "line": series_line(place, 1.2), "marker": series_marker(place, 7), **style}
+    figure.add_scatter(
+        x=rounded(x[places]),
+        y=shown,
+        name=name,
+        customdata=[f"{labels[one]}: {format_uncertain(float(values[one]), float(halves[one]))}" for one in places],
+        error_y=error_bars(above, colour(place), below),
+        hovertemplate=f"%{{customdata}}{unit}{_BY_NAME}",
+        **look,
+    )
+    return shown
+
+
+def _eigenvectors(replay: Replay) -> list[str]:
+    """Name every sharp direction by its index and curvature."""
+    return [f"i = {at}, λ = {format_number(value, 3)}" for at, value in enumerate(replay.eigenvalues.tolist(), 1)]
+
+
+def draw_by_index(name: str, replay: Replay, *, is_progress: bool) -> Drawing | None:
+    """Draw progress, or oscillation, along each eigenvector against its index."""
+    measured = by_optimizer(replay, replay.eigenvector_progress if is_progress else replay.oscillation)
+    count = len(replay.eigenvalues)
+    if not (measured and count):
+        return None
+    figure, x, labels = go.Figure(), np.arange(1.0, count + 1), _eigenvectors(replay)
+    sentences = ["Oscillation along each sharp eigenvector, 0 straight and 1 back where it began."]
+    look: dict[str, Any] = {"low": 0.0, "high": 1.0}
+    vertical = axis("oscillation", range=[-0.03, 1.03])
+    if is_progress:
+        sentences, vertical, look = ["Progress along each sharp eigenvector."], axis(_PROGRESS), {"unit": " nats"}
+    for optimizer, one in measured.items():
+        series = (optimizer, replay.optimizers.index(optimizer))
+        total = sum(_add_points(figure, series, x, labels, one, range(count), **look))
+        text = f"{format_number(total, 3)} nats over all of them" if is_progress else ""
+        sentences.append(f"{optimizer}: {text or f'{format_number(total / count, 2)} on average'}.")
+    figure.layout = layout(
+        330,
+        xaxis=axis("eigenvector i, the sharpest first", dtick=max(1, count // 10), range=[0.5, count + 0.5]),
+        yaxis=vertical,
+        shapes=[reference_line(y=0)],
+        showlegend=True,
+    )
+    return Drawing.of(figure, name, " ".join(sentences))
+
+
+def draw_rates(name: str, replay: Replay) -> Drawing | None:
+    """Draw effective learning rate against curvature where both are positive; open markers are the linear theory's."""
+    figure, x, labels = go.Figure(), replay.eigenvalues, _eigenvectors(replay)
+    measured = by_optimizer(replay, replay.effective_lrs)
+    sentences = ["Effective learning rate against curvature along sharp eigenvectors."]
+    ends: list[float] = []
+    for optimizer, one in measured.items():
+        place, at = replay.optimizers.index(optimizer), np.flatnonzero((x > 0) & (one[0] > 0)).tolist()
+        series, marker = (optimizer, place), series_marker(place, 8)
+        # An interval that reaches zero is cut where a logarithmic axis still has a place for it.
+        ends += _add_points(figure, series, x, labels, one, at, low=0.1 * one[0], mode="markers", marker=marker)
+        exponent = replay.exponent(optimizer)
+        told = f"{estimate_cell(exponent).text}{of_seeds(exponent, len(replay.runs_of(optimizer)))}"
+        sentences.append(f"{optimizer}: {len(at)} of {len(x)} positive, exponent {told}.")
+    for optimizer in (name for name in measured if name in replay.theory):
+        theory, place = replay.theory[optimizer], replay.optimizers.index(optimizer)
+        lrs, marker = theory.effective_lrs, series_marker(place, 8)
+        at = np.flatnonzero((x > 0) & (lrs > 0) & (np.abs(theory.rates) <= 1.0)).tolist()
+        marker |= {"symbol": f"{marker['symbol']}-open", "line": {"width": 1.3, "color": marker["color"]}}
+        series = (f"{optimizer}, theory", place)
+        ends += _add_points(figure, series, x, labels, (lrs, None), at, mode="markers", marker=marker)
+    if not ends:
+        return None
+    shown = x[x > 0]
+    figure.layout = layout(
+        400,
+        xaxis=log_between("curvature λ (loss/param²)", 0.85 * float(shown.min()), 1.18 * float(shown.max())),
+        yaxis=log_between("effective learning rate η", 0.6 * min(ends), 1.7 * max(ends)),
+        showlegend=True,
+    )
+    return Drawing.of(figure, name, " ".join(sentences))
+
+
+def draw_bands(name: str, replay: Replay) -> list[Drawing]:
+    """Draw progress against band, a figure per block."""
+    bands, found = replay.bands, []
+    measured = by_optimizer(replay, replay.band_progress)
+    places: dict[str, list[int]] = {}
+    for at, block in enumerate(bands.blocks):
+        places.setdefault(block, []).append(at)
+    for number, block in enumerate(order_blocks(bands.blocks) if measured else (), 1):
+        figure, sentences = go.Figure(), [f"Progress in {block} by band of {bands.optimizer}'s proxy."]
+        for optimizer, one in measured.items():
+            series, x = (optimizer, replay.optimizers.index(optimizer)), 50.0 * (bands.low + bands.high)
+            values = _add_points(figure, series, x, bands.labels, one, places[block], unit=" nats")
+            sentences.append(f"{optimizer}: {format_number(sum(values), 3)} nats in all.")
+        figure.layout = layout(
+            360,
+            xaxis=band_axis("band of the block's directions, the sharpest by the proxy first (%)"),
+            yaxis=axis(_PROGRESS),
+            shapes=[reference_line(y=0)],
+            showlegend=True,
+        )
+        found.append(Drawing.of(figure, f"{name}-{number}", " ".join(sentences), block))
+    return found
