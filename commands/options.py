@@ -324,7 +324,7 @@ console_options = bundle(
         is_flag=True,
         expose_value=False,
         callback=_set_verbosity,
-        help="Warnings and tracebacks too.",
+        help="Details, warnings and tracebacks too.",
     ),
 )
 config_option = click.option(

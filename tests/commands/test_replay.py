@@ -151,7 +151,7 @@ def test_the_eye_sees_headline_plan_tables_and_verdict_and_no_control_character(
     assert lines[2].startswith("plan: 4 runs of 3 steps, 2 seeds: ~")
     for first in ("optimizer", "change", "updates", "muon", "muon-lite"):
         assert any(line.startswith(f"{first}  ") for line in lines), first
-    assert "±: one standard error over seeds; loss changes in nats" in lines
+    assert "±: half of the 95% interval over seeds; loss changes in nats" in lines
     assert any(line.startswith("After 3 steps muon") for line in lines)
     assert any(line.startswith(("muon-lite minus muon: ", "muon-lite ends ")) for line in lines)
     assert all(char.isprintable() or char == "\n" for char in said)
@@ -210,7 +210,7 @@ def test_every_option_reaches_the_replay(run_folder: Path, tiny_llama: Path, tex
     assert load(run_folder, "replay").bands.optimizer == "muon"
     # One seed has no error, in the tables no more than in the object.
     assert told["optimizers"]["sgd"]["loss_change"]["stderr"] is None
-    assert "±: one standard error" not in found.stderr
+    assert "±: half of the 95% interval over seeds" not in found.stderr
 
 
 @pytest.mark.slow
