@@ -121,9 +121,10 @@ def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
     """Return what the template gets of one replay, whose tables and figures are named by its number."""
     counts = [(replay.steps, "step"), (replay.num_seeds, "seed"), (len(replay.eigenvalues), "sharp direction")]
     steps, seeds, directions = (count_of(number, noun) for number, noun in counts)
+    batches = "the evaluation batches" if replay.on_same_batches() is None else "held-out batches"
     return {
         "number": number,
-        "subtitle": f"{steps} · {seeds} · {replay.rule} rule · {directions}",
+        "subtitle": f"{steps} · {seeds} · {replay.rule} rule · {directions} · losses of {batches}",
         "verdict": judge_replay(replay),
         "tables": {name: list_replay(name, replay, number, label) for name in _LISTINGS},
         "figures": {
@@ -355,7 +356,7 @@ def _sweeps(replay: Replay) -> Listing:
         is_limit = sweep.is_at_limit
         return Cell(text=f"yes{', at the limit' * is_limit}", raw=True, tone="caution" if is_limit else "good")
 
-    loss = "on the evaluation batches, after batches of the sweep's own"
+    loss = "on the batches of the losses, after batches of the sweep's own"
     rises = Column("first rises", is_text=True, hint="above the start's, in the first steps; such a rate is left")
     columns: Columns = [
         (_OPTIMIZER, lambda row: text_cell(row[0])),

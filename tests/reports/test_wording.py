@@ -47,7 +47,7 @@ def test_one_of_anything_is_singular() -> None:
     replay = of_one_eigenvector()
     texts = [*sentences(judge_replay(replay)), SECTION.part([("", replay)]).view[0]["subtitle"]]
     assert texts[0].startswith("After 1 step muon ends")
-    assert texts[-1].startswith("1 step · 3 seeds · simpson rule · 1 sharp direction")
+    assert texts[-1] == "1 step · 3 seeds · simpson rule · 1 sharp direction · losses of the evaluation batches"
     assert any(" nats of progress along the sharp direction (95%: " in text for text in texts)
     raised = replace(replay, runs=tuple(replace(run, sharp_allocations=-run.sharp_allocations) for run in replay.runs))
     texts += sentences(judge_replay(raised))
