@@ -32,6 +32,7 @@ def test_it_takes_few_lines() -> None:
     assert len(written) < 80
 
 
+@pytest.mark.slow
 def test_its_command_measures_saves_shows_and_reuses(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     common = ("steepness", tiny_llama, "--data", text, "--out", out, *BATCH)
