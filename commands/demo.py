@@ -28,7 +28,8 @@ _STEPS = (60, 300)
 _HYPERPARAMETERS = {"adamw_beta2": 0.95}
 _SECONDS = 300.0  # that it may take, unless all is asked for
 _TRAINING_SHARE = 0.25  # of the time left, for the steps after the first checkpoint
-_SPECTRUM_PART, _SUBSPACE_PART, _REPLAY_PART = 2.0, 1.5, 4.0  # of the time after that
+_SPECTRUM_PART, _REPLAY_PART, _SUBSPACE_PART = 2.0, 4.0, 1.0  # of the time after that
+_MOST_SHARE = 0.8  # of the time left that a plan may take: it may be off by a fifth
 _WARM_BATCHES = 30
 
 
@@ -69,6 +70,15 @@ _REPLAY = (
         },
         "soap and soap-lite",
     ),
+    _Variant(
+        {
+            "steps": 10,
+            "warm_batches": _WARM_BATCHES,
+            "optimizers": _MUONS,
+            "lr": {name: _RATES[name] for name in _MUONS},
+        },
+        "soap and soap-lite, and half of its steps",
+    ),
 )
 
 
@@ -98,14 +108,14 @@ def command(terminal: Terminal, /, out: str, full: bool, fresh: bool, as_json: b
     with measuring_into(terminal, demo.folder, TaskInfo(name="demo", checkpoint_fingerprint="demo")):
         checkpoints = demo.train()
         terminal.resumable = True
-        demo.parts = [*[_SPECTRUM_PART] * len(checkpoints), *[_SUBSPACE_PART] * len(checkpoints), _REPLAY_PART]
+        demo.parts = [*[_SPECTRUM_PART] * len(checkpoints), _REPLAY_PART, *[_SUBSPACE_PART] * len(checkpoints)]
         spectra = [demo.measure(SpectrumMeasuring, one, _SPECTRUM, is_needed=True) for one in checkpoints]
         found = [(one.name, shown.result) for one, shown in zip(checkpoints, spectra, strict=True) if shown is not None]
+        replay = demo.measure(ReplayMeasuring, checkpoints[0], _REPLAY)
         subspaces = [
             demo.measure(SubspaceMeasuring, one, _SUBSPACE, others=tuple(found[:place]), label=one.name)
             for place, one in enumerate(checkpoints)
         ]
-        replay = demo.measure(ReplayMeasuring, checkpoints[0], _REPLAY)
         page = demo.folder / "report.html"
         write_report([one.paths[0].parent for one in spectra if one is not None], page)
     terminal.line(section_of("spectrum").part(found).leads[0][1])
@@ -174,7 +184,7 @@ class _Demo:
         # Checkpoints of another seed have the same names.
         folder = own_folder(self.terminal, self.folder / opened.task.info.name, opened.task.info)
         # What a measurement leaves of its part goes to those after it.
-        share = self.parts[0] / sum(self.parts)
+        share = min(self.parts[0] / sum(self.parts), _MOST_SHARE)
         del self.parts[0]
         chosen = one.choose(opened, folder, [variant.request for variant in variants], share * self.seconds_left)
         if chosen is None and not is_needed:

@@ -77,8 +77,8 @@ def test_on_a_machine_too_slow_for_all_of_it_the_rest_is_left_out_and_named(
     assert told["left_out"] == [
         "training beyond step 2, and all that is measured there",
         "of step-00002's spectrum the spectra of its blocks, and half of its eigenpairs",
-        "the subspace of step-00002",
         "the replay of step-00002",
+        "the subspace of step-00002",
     ]
     assert (len(told["spectra"]), told["subspaces"], told["replay"]) == (1, [], None)
     assert len(told["spectra"][0]["eigenvalues"]) == 5
