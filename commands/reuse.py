@@ -37,12 +37,12 @@ def stamp_of(given: Mapping[str, Any], folder: Path, needs: Sequence[str]) -> st
     Returns:
         None where code of the user's takes part, whose imports nobody knows, or the files cannot be looked at.
     """
-    if given.get("task_file") is not None or any(".py:" in str(value) for value in given.values()):
+    if given.get("task_file") is not None or ":" in str(given.get("optimizers")):
         return None
     asked = {name: value for name, value in given.items() if name not in _APART}
     named = [Path(str(given[name])) for name in _FILES if given.get(name) is not None]
     try:
-        files = [_state(path) for one in named for path in _files_in(one)]
+        files = [_state(path) for one in named for path in (*_beside(one), *_files_in(one))]
         files += [_state(folder / f"{kind}.json") for kind in needs]
     except (OSError, ValueError):
         return None
@@ -87,6 +87,12 @@ def _files_in(path: Path) -> Iterator[Path]:
         yield from found
     elif path.exists():
         yield path
+
+
+def _beside(path: Path) -> Iterator[Path]:
+    """Yield what lies beside a file: a config, a tokenizer or an optimizer's state may be read with it."""
+    if path.is_file():
+        yield from sorted(one for one in path.parent.iterdir() if one.is_file() and one != path)
 
 
 def _state(path: Path) -> tuple[str, int, int]:

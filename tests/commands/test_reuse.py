@@ -115,5 +115,16 @@ def test_code_of_the_users_is_always_looked_into(tmp_path: Path) -> None:
     given = {"checkpoint": "ckpt.pt", "optimizers": "muon"}
     assert reuse.stamp_of(given, tmp_path, []) is not None
     assert reuse.stamp_of({**given, "optimizers": "muon,mine.py:make"}, tmp_path, []) is None
+    assert reuse.stamp_of({**given, "optimizers": "muon,mine:make"}, tmp_path, []) is None
     assert reuse.stamp_of({**given, "task_file": "mine.py:task"}, tmp_path, []) is None
     assert reuse.stamp_of(given, tmp_path, ["spectrum"]) is None  # which is not there
+
+
+def test_what_is_read_beside_a_file_is_looked_at(tmp_path: Path) -> None:
+    """A checkpoint that is one file takes config and tokenizer from beside it."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    given = {"checkpoint": str(tmp_path / "model.safetensors")}
+    before = reuse.stamp_of(given, tmp_path, [])
+    assert reuse.stamp_of(given, tmp_path, []) == before
+    (tmp_path / "config.json").write_text("{}")
+    assert reuse.stamp_of(given, tmp_path, []) != before
