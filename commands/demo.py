@@ -59,26 +59,12 @@ _SUBSPACE = (
 # anew would take half as long as the replay itself.
 _RATES = {"muon": 2.0**-9, "muon-lite": 2.0**-9, "soap": 2.0**-9, "soap-lite": 2.0**-10}
 _MUONS = ("muon", "muon-lite")
+_REPLAY_OF_ALL = {"steps": 20, "warm_batches": _WARM_BATCHES, "lr": _RATES}
+_REPLAY_OF_MUONS = {**_REPLAY_OF_ALL, "optimizers": _MUONS, "lr": {name: _RATES[name] for name in _MUONS}}
 _REPLAY = (
-    _Variant({"steps": 20, "warm_batches": _WARM_BATCHES, "lr": _RATES}),
-    _Variant(
-        {
-            "steps": 20,
-            "warm_batches": _WARM_BATCHES,
-            "optimizers": _MUONS,
-            "lr": {name: _RATES[name] for name in _MUONS},
-        },
-        "soap and soap-lite",
-    ),
-    _Variant(
-        {
-            "steps": 10,
-            "warm_batches": _WARM_BATCHES,
-            "optimizers": _MUONS,
-            "lr": {name: _RATES[name] for name in _MUONS},
-        },
-        "soap and soap-lite, and half of its steps",
-    ),
+    _Variant(_REPLAY_OF_ALL),
+    _Variant(_REPLAY_OF_MUONS, "soap and soap-lite"),
+    _Variant({**_REPLAY_OF_MUONS, "steps": 10}, "soap and soap-lite, and half of its steps"),
 )
 
 

@@ -6,7 +6,7 @@ A command's options are the fields of its kind's request. What one kind does bes
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -135,7 +135,7 @@ class Measuring:
         def call(terminal: Terminal, /, **given: Any) -> None:
             cls.main(terminal, given)
 
-        call.__doc__ = cls.__doc__ if cls.__doc__ != Measuring.__doc__ else request.__doc__.partition("\n")[0]
+        call.__doc__ = cls.__doc__
         examples = cls.examples or (f"{cls.kind} runs/gpt/ckpt.pt --data val.bin",)
         return click.command(cls.kind, cls=ConfiguredCommand, epilog=example(*examples))(options(click.pass_obj(call)))
 
@@ -175,8 +175,8 @@ class Measuring:
     @classmethod
     def stamp(cls, given: Mapping[str, Any], folder: Path) -> str | None:
         """Return what tells this request from others: see `stamp_of`."""
-        starts_from = "spectrum" in {field.name for field in fields(KINDS[cls.kind].load("request"))}
-        return stamp_of(given, folder, ["spectrum"] if starts_from else [])
+        starts_from_one = hasattr(KINDS[cls.kind].load("request"), "spectrum")
+        return stamp_of(given, folder, ["spectrum"] if starts_from_one else [])
 
     @classmethod
     def asked_for(cls, terminal: Terminal, given: dict[str, Any]) -> Self:
@@ -392,5 +392,5 @@ def of_kind(name: str) -> type[Measuring]:
     class OfKind(Measuring):
         kind = name
 
-    OfKind.__doc__ = Measuring.__doc__
+    OfKind.__doc__ = KINDS[name].load("request").__doc__.partition("\n")[0]
     return OfKind

@@ -290,12 +290,11 @@ def _click_option(name: str, one: Option, field: Field[Any]) -> Callable[[Decora
 
 def taken_from(record: type, options: dict[str, Any]) -> dict[str, Any]:
     """Return the values that a command line gives a dataclass's fields, taken out of all of its options."""
-    known = options_of(record)
     values = {field.name: options.pop(field.name) for field in fields(record) if field.name in options}
-    return {
-        name: known[name].parse(value) if name in known and known[name].parse is not None else value  # type: ignore[misc]
-        for name, value in values.items()
-    }
+    for name, one in options_of(record).items():
+        if one.parse is not None and name in values:
+            values[name] = one.parse(values[name])
+    return values
 
 
 def bundle(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:

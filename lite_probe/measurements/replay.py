@@ -275,5 +275,8 @@ def replay(
     """
     if optimizers is not None:
         asked["optimizers"] = optimizers
-    plan: ReplayPlan = ReplayRequest(spectrum=spectrum, **asked).plan(task)  # type: ignore[assignment]
-    return plan.run(task, state_directory=state_directory, on_progress=on_progress, on_event=on_step, command=command)
+    plan = ReplayRequest(spectrum=spectrum, **asked).plan(task)
+    found: Replay = plan.run(
+        task, state_directory=state_directory, on_progress=on_progress, on_event=on_step, command=command
+    )
+    return found

@@ -360,5 +360,6 @@ def measure_spectrum(
 
     Cost: the plan says; for ten pairs of a trained language model about 100 products of two gradients each.
     """
-    plan: SpectrumPlan = SpectrumRequest(**asked).plan(task)  # type: ignore[assignment]
-    return plan.run(task, state_directory=state_directory, on_progress=on_progress, command=command)
+    plan = SpectrumRequest(**asked).plan(task)
+    spectrum: Spectrum = plan.run(task, state_directory=state_directory, on_progress=on_progress, command=command)
+    return spectrum

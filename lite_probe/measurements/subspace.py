@@ -199,14 +199,15 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
         spectrum, size = spectrum_of(request), request.size or 0
         products = _products(request)
         held = _held(request, task)
-        curvature: SpectrumPlan = SpectrumRequest(  # type: ignore[assignment]
+        asked = SpectrumRequest(
             top=size,
             bottom=0,
             probes=2,
             probe_steps=2,
             seed=request.seed,
             memory=memory_allowed(task.device, request.memory) - max(held.values()),
-        ).plan(task, on_progress)
+        )
+        curvature = SpectrumPlan.of(task, asked.checked(task), on_progress)
         require_same_task(spectrum, task, loss=curvature.loss)
         per_product = curvature.seconds / curvature.num_hvps
         warmed = len(_warm_batches(task, request))
@@ -738,5 +739,8 @@ def measure_subspace(
         of each half of the batches, at half the price, and of the Gauss–Newton matrix; about 35 per metric, and
         about 10 for each of four groups of the warm-up batches that are left out, which take 3W gradients more.
     """
-    plan: SubspacePlan = SubspaceRequest(spectrum=spectrum, **asked).plan(task)  # type: ignore[assignment]
-    return plan.run(task, state_directory=state_directory, on_progress=on_progress, command=command)
+    plan = SubspaceRequest(spectrum=spectrum, **asked).plan(task)
+    found: SubspaceMeasurement = plan.run(
+        task, state_directory=state_directory, on_progress=on_progress, command=command
+    )
+    return found

@@ -177,8 +177,9 @@ class ReplayRequest(Request):
     @property
     def asked(self) -> tuple[Asked, ...]:
         """The optimizers, in order."""
-        one = isinstance(self.optimizers, str) or callable(self.optimizers)
-        return (self.optimizers,) if one else tuple(self.optimizers)  # type: ignore[return-value,arg-type]
+        if isinstance(self.optimizers, str) or callable(self.optimizers):
+            return (self.optimizers,)
+        return tuple(self.optimizers)
 
     @property
     def names(self) -> tuple[str, ...]:
