@@ -31,9 +31,10 @@ RANK = {
     "spectra": 7,
     "subspaces": 8,
     "replays": 9,
-    "measurements": 10,
-    "reports": 11,
-    "commands": 12,
+    "steps": 10,
+    "measurements": 11,
+    "reports": 12,
+    "commands": 13,
 }
 ONLY_IN = {"click": {"commands"}, "rich": {"commands"}, "plotly": {"reports"}, "jinja2": {"reports"}}
 NEVER_IN = {"results": {"torch", "transformers"}, "reports": {"torch", "transformers"}}
