@@ -5,7 +5,8 @@ from typing import Any
 
 from lite_probe.measurements.replay import ReplayPlan
 from lite_probe.measurements.requests import OnProgress
-from lite_probe.measurements.requests.replay import Asked, ReplayRequest
+from lite_probe.measurements.requests.optimizers import Asked
+from lite_probe.measurements.requests.replay import ReplayRequest
 from lite_probe.measurements.requests.spectrum import SpectrumRequest
 from lite_probe.measurements.requests.subspace import SubspaceRequest
 from lite_probe.measurements.spectrum import SpectrumPlan

@@ -10,7 +10,8 @@ from lite_probe.errors import InputError
 from lite_probe.measurements.base import OnEvent, Outcome, Plan, spectrum_of
 from lite_probe.measurements.replay_session import ABLATIONS, ReplaySession, ReplayStep, put_back, splits_of
 from lite_probe.measurements.requests import OnProgress, takes
-from lite_probe.measurements.requests.replay import Asked, ReplayRequest
+from lite_probe.measurements.requests.optimizers import Asked
+from lite_probe.measurements.requests.replay import ReplayRequest
 from lite_probe.operators.guards import preserve_state, require_precision
 from lite_probe.optim.interface import Replayable
 from lite_probe.replays import plan as planning

@@ -189,15 +189,16 @@ class ReplaySession:
         self._phase, self._label = "warm", f"warming {name}"
         self._tell(name, None)
         self.layout.write(self.start)  # the runs before have left the parameters where they ended
-        return prepare(
+        prepared = prepare(
             self.task,
-            self.entrants[name],
-            hyperparameters=self.request.hyperparameters.get(name, {}),
+            {name: self.entrants[name]},
+            hyperparameters=self.request.hyperparameters,
             state=self.request.state,
             warm_batches=self.splits.warm,
             saved=self.request.saved,
             on_gradient=lambda: self._on_gradients(1),
         )
+        return prepared[name]
 
     def _choose(self, name: str, prepared: Prepared) -> "_FinishedRecipe":
         """Settle an optimizer's learning rate; predict what the linear theory says of it."""

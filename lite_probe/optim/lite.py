@@ -208,6 +208,13 @@ class LiteOptimizer(torch.optim.Optimizer):
         self._with_gradients = None  # the state was stacked anew, for parameters without gradients too
         return [one for bucket in buckets for one in self._directions_of(bucket)]
 
+    @property
+    def pieces(self) -> list[Piece]:
+        """What each geometry sees of the parameters, in the order of the groups."""
+        return [
+            piece for group in self.param_groups for parameter in group["params"] for piece in self._pieces[parameter]
+        ]
+
     def _directions_of(self, bucket: Bucket) -> list[Directions]:
         found = bucket.geometry.coordinates(bucket.state, step=bucket.step, group=bucket.group, lite=self._lite(bucket))
         flat = found.flat if found.flat is not None else torch.zeros_like(found.divisor)

@@ -162,59 +162,74 @@ def inherited(
 
 def prepare(
     task: Task,
-    entrant: Entrant,
+    entrants: Mapping[str, Entrant],
     *,
-    hyperparameters: Mapping[str, Any],
+    hyperparameters: Mapping[str, Mapping[str, Any]],
     state: str,
     warm_batches: Sequence[Batch],
     saved: SavedOptimizer | None,
     on_gradient: Callable[[], None] | None = None,
-) -> Prepared:
-    """Make an optimizer and bring its state to θ₀.
+) -> dict[str, Prepared]:
+    """Make optimizers and bring their states to θ₀.
 
     "checkpoint" takes over what was saved, hyperparameters included but for those given here; "warm" feeds some batches
     at fixed θ₀, since a cold SOAP basis or momentum would bias a short replay; "auto" is the first where all of the
-    optimizer's state was saved, else the second.
+    optimizer's state was saved, else the second. Those that are warmed see the same gradients, each computed once.
+
+    Args:
+        task: Whose parameters are optimized.
+        entrants: By name.
+        hyperparameters: By name.
+        state: What is asked for.
+        warm_batches: To warm on.
+        saved: What the checkpoint brought along.
+        on_gradient: Told of each.
 
     Raises:
         InputError: If "checkpoint" is asked for and nothing of the saved state is this optimizer's, or one that is not
             ours does not give all its state away.
         NumericsError: If a warm-up batch's loss or gradient is not finite.
 
-    Cost: for a warm state one gradient per batch, and a second copy of the state.
+    Cost: where one has to be warmed a gradient per batch; a second copy of every state.
     """
-    name = entrant.name
-    optimizer, restored = _restored(task, entrant, hyperparameters, state, saved)
-    lines: tuple[str, ...] = ()
-    if restored is not None:
-        if _goes_on(restored, state):
-            return Prepared(
+    optimizers: dict[str, Replayable] = {}
+    found: dict[str, Prepared] = {}
+    lines: dict[str, tuple[str, ...]] = {}
+    for name, entrant in entrants.items():
+        own = hyperparameters.get(name, {})
+        optimizer, restored = _restored(task, entrant, own, state, saved)
+        if restored is not None and _goes_on(restored, state):
+            found[name] = Prepared(
                 optimizer=optimizer,
                 state=_snapshot(optimizer),
                 origin="checkpoint",
-                hyperparameters={**_uncommon(name, restored), **hyperparameters},
+                hyperparameters={**_uncommon(name, restored), **own},
                 lines=restored.lines,
                 notes=restored.notes,
             )
-        if restored.restored:
-            lines = ("the checkpoint's state is only in part this optimizer's, and was left alone",)
-        optimizer = entrant.make(task, hyperparameters)
-    if state != "cold":
-        warm(task, [optimizer], warm_batches, on_batch=lambda index, gradient: on_gradient() if on_gradient else None)
-        lines += (f"warmed on {len(warm_batches)} batches at fixed parameters",)
-    else:
-        lines += ("cold: all averages start at zero",)
-    origin = "cold" if state == "cold" else "warm"
-    if not entrant.is_ours:
-        _require_whole_state(task, entrant, hyperparameters, optimizer, warm_batches[0])
-    return Prepared(
-        optimizer=optimizer,
-        state=_snapshot(optimizer),
-        origin=origin,
-        hyperparameters=dict(hyperparameters),
-        lines=lines,
-        notes=(),
+            continue
+        is_partly = restored is not None and bool(restored.restored)
+        lines[name] = ("the checkpoint's state is only in part this optimizer's, and was left alone",) * is_partly
+        optimizers[name] = optimizer if restored is None else entrant.make(task, own)
+    if state != "cold" and optimizers:
+        members = list(optimizers.values())
+        warm(task, members, warm_batches, on_batch=lambda index, gradient: on_gradient() if on_gradient else None)
+    words = {"cold": "cold: all averages start at zero"}.get(
+        state, f"warmed on {len(warm_batches)} batches at fixed parameters"
     )
+    for name, optimizer in optimizers.items():
+        own = hyperparameters.get(name, {})
+        if not entrants[name].is_ours:
+            _require_whole_state(task, entrants[name], own, optimizer, warm_batches[0])
+        found[name] = Prepared(
+            optimizer=optimizer,
+            state=_snapshot(optimizer),
+            origin="cold" if state == "cold" else "warm",
+            hyperparameters=dict(own),
+            lines=(*lines[name], words),
+            notes=(),
+        )
+    return {name: found[name] for name in entrants}
 
 
 def _require_whole_state(

@@ -76,12 +76,7 @@ class Ratio:
 
     @classmethod
     def from_samples(cls, numerators: NDArray[np.float64], denominators: NDArray[np.float64]) -> "Ratio":
-        """Estimate E[numerator]/E[denominator] from paired samples.
-
-        r is in the interval where the mean of numerator − r·denominator is within t standard errors of zero: between
-        the roots of a r² − 2b r + c, with a = d̄² − t²s_dd, b = n̄d̄ − t²s_nd, c = n̄² − t²s_nn and s the covariances
-        of the means. For a > 0 that is a bounded interval around n̄/d̄; else only numbers that are positive at every
-        denominator within its error are bounded, from below.
+        """Estimate E[numerator]/E[denominator] from paired samples; see `from_means`.
 
         Args:
             numerators: (p,), p ≥ 2.
@@ -89,15 +84,32 @@ class Ratio:
 
         Raises:
             ValueError: If the samples are not paired, or fewer than two.
-
-        Reference: Fieller (1954), J. R. Stat. Soc. B 16.
         """
         count = len(numerators)
         if count < 2 or len(denominators) != count:
             raise ValueError(f"expected at least 2 paired samples, got {count} and {len(denominators)}")
-        top, bottom = float(np.mean(numerators)), float(np.mean(denominators))
-        (s_nn, s_nd), (_, s_dd) = np.cov(numerators, denominators, ddof=1) / count
-        t2 = t_reach(count) ** 2
+        covariance = np.cov(numerators, denominators, ddof=1) / count
+        return cls.from_means(float(np.mean(numerators)), float(np.mean(denominators)), covariance, num_samples=count)
+
+    @classmethod
+    def from_means(cls, top: float, bottom: float, covariance: NDArray[np.float64], *, num_samples: int) -> "Ratio":
+        """Estimate the ratio of two means whose errors are known.
+
+        r is in the interval where numerator − r·denominator is within t standard errors of zero: between the roots of
+        a r² − 2b r + c, with a = d̄² − t²s_dd, b = n̄d̄ − t²s_nd, c = n̄² − t²s_nn and s the covariances of the means.
+        For a > 0 that is a bounded interval around n̄/d̄; else only numbers that are positive at every denominator within
+        its error are bounded, from below.
+
+        Args:
+            top: n̄.
+            bottom: d̄.
+            covariance: (2, 2), of n̄ and d̄.
+            num_samples: p; t has p − 1 degrees of freedom.
+
+        Reference: Fieller (1954), J. R. Stat. Soc. B 16.
+        """
+        (s_nn, s_nd), (_, s_dd) = covariance.tolist()
+        t2 = t_reach(num_samples) ** 2
         a, b, c = bottom**2 - t2 * s_dd, top * bottom - t2 * s_nd, top**2 - t2 * s_nn
         value = top / bottom if bottom > 0 else None
         stderr = None
@@ -105,9 +117,9 @@ class Ratio:
             stderr = float(np.sqrt(max(s_nn - 2 * value * s_nd + value**2 * s_dd, 0.0)) / bottom)
         if a > 0 and bottom > 0:
             reach = float(np.sqrt(max(b * b - a * c, 0.0)))
-            return cls(value=value, stderr=stderr, low=(b - reach) / a, high=(b + reach) / a, num_samples=count)
+            return cls(value=value, stderr=stderr, low=(b - reach) / a, high=(b + reach) / a, num_samples=num_samples)
         # The denominator may be zero. A numerator that is positive for certain still bounds the ratio from below.
         largest = bottom + float(np.sqrt(t2 * s_dd))
         smallest = top - float(np.sqrt(t2 * s_nn))
         low = smallest / largest if smallest > 0 and largest > 0 else None
-        return cls(value=value, stderr=stderr, low=low, high=None, num_samples=count)
+        return cls(value=value, stderr=stderr, low=low, high=None, num_samples=num_samples)

@@ -49,7 +49,12 @@ def register_kind(kind: Kind) -> None:
         raise ValueError(f"expected a new kind of measurement, got {kind.name!r}, which there is")
 
 
-for _name, _record in (("spectrum", "Spectrum"), ("subspace", "SubspaceMeasurement"), ("replay", "Replay")):
+for _name, _record in (
+    ("spectrum", "Spectrum"),
+    ("subspace", "SubspaceMeasurement"),
+    ("steps", "Steps"),
+    ("replay", "Replay"),
+):
     register_kind(
         Kind(
             name=_name,

@@ -21,7 +21,7 @@ EDGES = (0.0, 0.01, *(tenth / 10 for tenth in range(1, 11)))  # of a block's dim
 
 
 @dataclass(frozen=True, slots=True)
-class _Labelled:
+class Labelled:
     """One piece of a parameter and the band of each of its directions."""
 
     directions: Directions
@@ -44,7 +44,7 @@ class Bands:
     def __init__(
         self,
         layout: ParameterLayout,
-        labelled: Sequence[_Labelled],
+        labelled: Sequence[Labelled],
         table: replay.Bands,
         proxies: NDArray[np.float64],
         unseen: dict[str, float],
@@ -96,14 +96,18 @@ class Bands:
 
     def project(self, vector: Tensor, chosen: Sequence[int]) -> Tensor:
         """Return Σ_b P_b x over the chosen bands, (N,) → (N,). Cost: a rotation there and back."""
+        weights = torch.zeros(len(self), dtype=vector.dtype, device=vector.device)
+        weights[list(chosen)] = 1.0
+        return self.weighted(vector, weights)
+
+    def weighted(self, vector: Tensor, weights: Tensor) -> Tensor:
+        """Return Σ_b w_b P_b x, (N,) and (B,) → (N,). Cost: a rotation there and back."""
         result = torch.zeros_like(vector)
-        keep = torch.zeros(len(self), dtype=vector.dtype, device=vector.device)
-        keep[list(chosen)] = 1.0
         targets = self._layout.views(result)
         views = self._layout.views(vector)
         for one in self._labelled:
             rotated = one.directions.rotate(one.directions.piece.view(views[one.parameter]))
-            kept = one.directions.rotate_back(rotated * keep[one.labels.long()])
+            kept = one.directions.rotate_back(rotated * weights[one.labels.long()])
             place = one.directions.piece.place(targets[one.parameter])
             place.copy_(kept.reshape(place.shape))
         return result
@@ -136,7 +140,7 @@ def cut_bands(layout: ParameterLayout, directions: Sequence[Directions], *, opti
         rows += [(block, *row) for row in block_rows]
         labels |= {id(part): one for part, one in zip(members, own, strict=True)}
     labelled = [
-        _Labelled(
+        Labelled(
             directions=part,
             parameter=index[part.piece.name],
             labels=labels[id(part)],

@@ -16,7 +16,8 @@ from lite_probe.commands.replay import ReplayMeasuring, command, require_some_fi
 from lite_probe.commands.replay_board import ReplayBoard
 from lite_probe.errors import ReplayError, UsageError
 from lite_probe.measurements.replay import ReplayPlan
-from lite_probe.measurements.requests.replay import ReplayRequest, parse_learning_rates, parse_settings
+from lite_probe.measurements.requests.optimizers import parse_learning_rates, parse_settings
+from lite_probe.measurements.requests.replay import ReplayRequest
 from lite_probe.measurements.spectrum import SpectrumPlan
 from lite_probe.results.store import load
 from tests.commands.running import BATCH, replay, run

@@ -61,8 +61,13 @@ def restored(checkpoint: Checkpoint, name: str, **hyperparameters: Any) -> tuple
     )
     saved = SavedOptimizer(states=checkpoint.optimizer_states(), step=checkpoint.step)
     prepared = prepare(
-        task, Entrant(name), hyperparameters=hyperparameters, state="checkpoint", warm_batches=[], saved=saved
-    )
+        task,
+        {name: Entrant(name)},
+        hyperparameters={name: hyperparameters},
+        state="checkpoint",
+        warm_batches=[],
+        saved=saved,
+    )[name]
     prepared.optimizer.load_state_dict(prepared.state)  # as every run begins
     for group in prepared.optimizer.param_groups:
         group["lr"] = LR

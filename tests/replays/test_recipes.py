@@ -41,7 +41,8 @@ def trained(task: Task, optimizer: torch.optim.Optimizer) -> SavedOptimizer:
 
 
 def prepared(task: Task, name: str, state: str, saved: SavedOptimizer | None = None) -> Any:
-    return prepare(task, Entrant(name), hyperparameters={}, state=state, warm_batches=task.train[:5], saved=saved)
+    entrants = {name: Entrant(name)}
+    return prepare(task, entrants, hyperparameters={}, state=state, warm_batches=task.train[:5], saved=saved)[name]
 
 
 def steps_of(optimizer: LiteOptimizer) -> set[int]:

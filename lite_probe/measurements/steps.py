@@ -1,0 +1,238 @@
+"""How long a step the loss tolerates: planned, and put together from a session's parts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from lite_probe.errors import InputError, UsageError
+from lite_probe.measurements.base import OnEvent, Outcome, Plan
+from lite_probe.measurements.replay_session import put_back
+from lite_probe.measurements.requests import OnProgress, takes
+from lite_probe.measurements.requests.optimizers import Asked
+from lite_probe.measurements.requests.steps import LEAST_BATCHES, StepsRequest
+from lite_probe.measurements.steps_session import Effort, StepsSession, split_batches
+from lite_probe.operators.gradient import loss_and_gradient
+from lite_probe.operators.guards import preserve_state, require_precision
+from lite_probe.optim import spec_of
+from lite_probe.replays import plan as planning
+from lite_probe.replays.entrants import Entrant, entrants_of
+from lite_probe.replays.recipes import inherited, require_settings
+from lite_probe.results.steps import Steps
+from lite_probe.runtime.fingerprint import batches_digest
+from lite_probe.runtime.memory import memory_allowed, require_memory
+from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.spectra.costs import probe_costs
+from lite_probe.subspaces import own_gradients
+from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
+
+_VECTORS = 10  # of N entries, beside two of each optimizer's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepsPlan(Plan[Steps]):
+    """What a measurement of steps will do, and what that takes."""
+
+    shown: ClassVar[tuple[str, ...]] = (
+        *("num_parameters", "num_products", "num_gradients", "seconds", "memory_bytes", "scratch_bytes"),
+        *("fingerprint",),
+    )
+
+    request: StepsRequest
+    effort: Effort
+    loss: float
+    count: int
+
+    @property
+    def num_products(self) -> float:
+        """Hessian products over all evaluation batches, expected."""
+        return sum(self.effort.products.values())
+
+    @property
+    def num_gradients(self) -> int:
+        """Gradients of a training batch, expected."""
+        return self.effort.gradients
+
+    @classmethod
+    def vet(cls, request: StepsRequest) -> None:
+        """Refuse optimizers and hyperparameters that there are not.
+
+        Raises:
+            UsageError: An optimizer that is not one of ours, or an unknown hyperparameter.
+        """
+        entrants = entrants_of(request.asked)
+        foreign = [name for name, one in entrants.items() if not one.is_ours]
+        if foreign:
+            raise UsageError(
+                f"expected optimizers of lite-probe, got {', '.join(foreign)}",
+                "the bands of a step are those of its geometry; lite-probe replay takes any optimizer",
+            )
+        require_settings(entrants, request.hyperparameters)
+
+    @classmethod
+    def checked(cls, task: Task, request: StepsRequest) -> StepsRequest:
+        """Refuse what cannot be measured.
+
+        Raises:
+            UsageError: As `vet`.
+            InputError: An optimizer that cannot take a parameter, too few training batches, a state or learning rate
+                that the checkpoint does not have.
+        """
+        cls.vet(request)
+        require_precision(task.model)
+        least = request.critical_batches if request.critical_only else LEAST_BATCHES
+        if len(task.train) < least:
+            raise InputError(
+                f"expected at least {least} training batches to make steps from, got {len(task.train)}",
+                "give the task more of them: make_task(train_batches=92), a longer text, or a smaller --batch-size",
+            )
+        for name, entrant in entrants_of(request.asked).items():
+            entrant.make(task, request.hyperparameters.get(name, {}))
+        _inherited(task, request)
+        return request
+
+    @classmethod
+    def identity(cls, task: Task, request: StepsRequest) -> Mapping[str, Any]:
+        """Return the training batches, what is taken from the checkpoint, and the other data."""
+        own: dict[str, Any] = {
+            "training batches": batches_digest(split_batches(task, request).all),
+            "inherited": dict(_inherited(task, request)),
+        }
+        if request.relative:
+            own["relative"] = batches_digest(request.relative)
+        return own
+
+    @classmethod
+    def of(cls, task: Task, request: StepsRequest, on_progress: OnProgress | None) -> "StepsPlan":
+        """Decide how to measure.
+
+        Raises:
+            UsageError: Too little memory.
+            NumericsError: A loss or gradient at θ₀ that is not finite.
+
+        Cost: three evaluation gradients; three training gradients and steps of each optimizer; two products of one
+            batch.
+        """
+        layout = ParameterLayout(list(task.model.named_parameters()))
+        entrants, splits = entrants_of(request.asked), split_batches(task, request)
+        with preserve_state(task.model), own_gradients(layout.parameters):
+            makers = {
+                name: partial(one.make, task, request.hyperparameters.get(name, {})) for name, one in entrants.items()
+            }
+            costs, _, _ = planning.measure_costs(task, layout, splits, makers, on_progress)
+            evaluated = loss_and_gradient(task, layout, "evaluation")
+            curvature = None if request.critical_only else probe_costs(task, layout, evaluated, "evaluation", "hessian")
+        names = [name for name in entrants if name not in _inherited(task, request)]
+        effort = Effort.of(task, request, warmed=len(names) if request.state != "cold" else 0)
+        itemsize = layout.parameters[0].element_size()
+        vector = layout.size * itemsize
+        states = sum(2 * costs.state_bytes[name] + layout.size * spec_of(name).direction_bytes for name in entrants)
+        peak = max(costs.peak_bytes, curvature.product_bytes if curvature is not None else 0)
+        needed = peak + (_VECTORS + 2 * len(entrants)) * vector + states
+        hint = "name one optimizer at a time, or lower --batch-size"
+        require_memory(needed, memory_allowed(task.device, request.memory), "the states of the optimizers", hint)
+        product = 2.0 * costs.evaluation_seconds
+        if curvature is not None:
+            product = curvature.product_seconds + curvature.build_seconds / max(effort.products_per_graph, 1.0)
+        seconds = effort.gradients * costs.train_seconds + sum(effort.products.values()) * product
+        seconds += effort.forwards * costs.evaluation_seconds / 3.0
+        seconds += sum(costs.step_seconds[name] * effort.steps for name in entrants)
+        return cls(
+            request=request,
+            num_parameters=layout.size,
+            effort=effort,
+            loss=evaluated.loss,
+            count=evaluated.count,
+            seconds=seconds,
+            memory_bytes=needed,
+            scratch_bytes=8 * 3 * 100 * len(entrants) * request.num_steps,
+            fingerprint=cls.key(task, request, evaluated.loss),
+        )
+
+    def summary(self) -> str:
+        """Return the plan as one line for people."""
+        products = f"~{self.num_products:.0f} Hessian products and " if self.num_products else ""
+        return (
+            f"{self.request.num_steps} steps of {', '.join(self.request.names)}: {products}{self.num_gradients:,} "
+            f"gradients, {self.time_and_memory}"
+        )
+
+    def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:
+        """Make the steps, and measure the loss along them."""
+        layout = ParameterLayout(list(task.model.named_parameters()))
+        with own_gradients(layout.parameters), put_back(layout) as start:
+            session = StepsSession(task, layout, start, self.request, self.effort, run)
+            session.run()
+        return Outcome(
+            fields={
+                "num_parameters": layout.size,
+                "loss": session.loss,
+                "batch_tokens": session.batch_tokens,
+                "num_batches": self.request.num_steps,
+                "optimizers": session.optimizers,
+                "signal": session.signal,
+                "products": session.products,
+            },
+            count=self.count,
+            notes=session.notes,
+            details={
+                "warm-up batches": batches_digest(session.splits.warm),
+                "batches of the steps": batches_digest(session.splits.steps),
+            },
+        )
+
+
+def _inherited(task: Task, request: StepsRequest) -> Mapping[str, str]:
+    """Return who goes on from the checkpoint's state, and from what of it."""
+    entrants: Mapping[str, Entrant] = entrants_of(request.asked)
+    return inherited(
+        task,
+        entrants,
+        request.rates,
+        hyperparameters=request.hyperparameters,
+        state=request.state,
+        saved=request.saved,
+    )
+
+
+@takes(StepsRequest)
+def measure_steps(
+    task: Task,
+    optimizers: Asked | tuple[Asked, ...] | list[Asked] | None = None,
+    *,
+    state_directory: Path | None = None,
+    on_progress: OnProgress | None = None,
+    command: str = "",
+    **asked: Any,
+) -> Steps:
+    """Measure how long a step every band of every block tolerates, in units of the step an optimizer takes.
+
+    From the same state at θ₀ every optimizer makes a step d from each of M training batches. Along band b the loss is
+    L − c G_b + ½c² K_b at c times that step, with G_b = −E[∇L·d_b] and K_b = E[d_bᵀHd_b] on the evaluation batches: its
+    optimum is c*_b = G_b/K_b and its edge 2c*_b. The critical step is looked for along the whole of d, by forward
+    passes, on its own batch and on evaluation batches.
+
+    Args:
+        task: Model, loss, evaluation and training batches; comes back bitwise as it was.
+        optimizers: Names of `lite_probe.optim.OPTIMIZERS`; by default AdamW, Muon and SOAP.
+        state_directory: As of `Plan.run`, as are the next two.
+        on_progress: In hundredths of a Hessian product.
+        command: For provenance.
+        asked: Fields of `StepsRequest`: lr={"muon": 0.0078}, step_batches=32.
+
+    Returns:
+        The steps; intervals cover the training batches, and which evaluation samples curvature was measured on.
+
+    Raises:
+        UsageError, InputError, NumericsError: As `StepsRequest` and its plan.
+
+    Cost: per optimizer one product for each block and one for the whole step, as many for the joint optimum as it has
+        groups, a step for every batch; W + M gradients for all together, W more for signal and noise.
+    """
+    if optimizers is not None:
+        asked["optimizers"] = optimizers
+    plan = StepsRequest(**asked).plan(task)
+    found: Steps = plan.run(task, state_directory=state_directory, on_progress=on_progress, command=command)
+    return found

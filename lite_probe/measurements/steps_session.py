@@ -1,0 +1,685 @@
+"""Makes the steps of some optimizers from one state and measures the loss along them, batch after batch.
+
+For each training batch all optimizers step from θ₀; then one graph of a part of the evaluation batches serves all their
+products. What a batch gives is a few numbers per band, which are kept; directions are made anew where a run continues.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lite_probe.errors import NumericsError
+from lite_probe.measurements.requests.steps import StepsRequest
+from lite_probe.operators.hessian import GraphStore, HessianOperator
+from lite_probe.optim import LiteOptimizer
+from lite_probe.optim.interface import load_state, set_learning_rate
+from lite_probe.replays.allocation import ROUNDINGS, Point, evaluate
+from lite_probe.replays.entrants import entrants_of
+from lite_probe.replays.ramp import ramp_steps
+from lite_probe.replays.recipes import Prepared, prepare, saved_learning_rate
+from lite_probe.replays.runner import Runner, RunRequest
+from lite_probe.replays.segments import Segment
+from lite_probe.replays.sweep import sweep_learning_rates
+from lite_probe.results.provenance import Note
+from lite_probe.results.replay import Recipe, Sweep
+from lite_probe.results.steps import (
+    PARTS,
+    CriticalSteps,
+    JointOptimum,
+    LineCheck,
+    OptimizerSteps,
+    SignalShare,
+    StepBands,
+)
+from lite_probe.results.store import register
+from lite_probe.runtime.fingerprint import batches_digest
+from lite_probe.runtime.resumable import ResumableRun, SaveClock
+from lite_probe.seeds import derive_seed
+from lite_probe.steps.bands import BlockBands, cut_step_bands
+from lite_probe.steps.critical import CriticalStep, critical_step
+from lite_probe.steps.joint import RIDGES, joint_optimum
+from lite_probe.steps.parts import split_rows
+from lite_probe.steps.signal import agreeing_directions, leading, momenta, random_like
+from lite_probe.subspaces import can_take, optimizer_of, set_gradients, warm
+from lite_probe.task import Batch, Task
+from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.reductions import dot
+
+_SHARP_RATIO = 0.1  # of a matrix's singular directions, those that two halves of the batches are compared in
+_FORWARDS = 7  # that a critical step usually takes
+_UNIT = 100.0  # of progress, in a product
+
+
+@dataclass(frozen=True, slots=True)
+class StepSplits:
+    """How a task's training batches are split."""
+
+    warm: Sequence[Batch]
+    steps: Sequence[Batch]
+    sweep: Segment
+    notes: tuple[Note, ...]
+
+    @property
+    def all(self) -> list[Batch]:
+        """Every batch that is used."""
+        return [*self.warm, *self.steps, *self.sweep.batches]
+
+
+def split_batches(task: Task, request: StepsRequest) -> StepSplits:
+    """Deal a task's training batches; where they are too few each part is a shuffle of its own, and a note says so."""
+    pool, sizes = list(task.train), [request.warm_batches, request.num_steps, request.sweep_steps]
+    if "sweep" not in request.rates.values():
+        sizes[2] = 0
+    notes: tuple[Note, ...] = ()
+    if len(pool) >= sum(sizes):
+        order = _shuffled(len(pool), request.seed, "deal")
+        ends = np.cumsum([0, *sizes]).tolist()
+        parts = [order[first:last] for first, last in pairwise(ends)]
+    else:
+        parts = [_shuffled(len(pool), request.seed, str(place))[:size] for place, size in enumerate(sizes)]
+        message = (
+            f"The {len(pool)} training batches are fewer than the {sum(sizes)} to warm on, to step from and to sweep "
+            "on: these share batches."
+        )
+        notes = (Note(code="batches-shared", message=message),)
+    warmed, steps, sweep = ([pool[index] for index in part] for part in parts)
+    return StepSplits(warm=warmed, steps=steps, sweep=Segment(sweep, batches_digest(sweep)), notes=notes)
+
+
+def _shuffled(count: int, seed: int, name: str) -> list[int]:
+    order: list[int] = np.random.default_rng(derive_seed(seed, "steps", name)).permutation(count).tolist()
+    return order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """What a measurement is expected to take.
+
+    Attributes:
+        products: Hessian products over all evaluation batches, by what they are for.
+        products_per_graph: That share a graph.
+        gradients: Of training batches.
+        forwards: Evaluations of the loss on all evaluation batches.
+        steps: Of each optimizer.
+    """
+
+    products: Mapping[str, float]
+    products_per_graph: float
+    gradients: int
+    forwards: float
+    steps: int
+
+    @classmethod
+    def of(cls, task: Task, request: StepsRequest, *, warmed: int) -> "Effort":
+        """Count; `warmed` optimizers are warmed."""
+        count, batches = len(request.names), len(task.evaluation)
+        blocks = {part.block for parts in task.blocks.values() for part in parts} if task.blocks else {"other"}
+        swept = sum(rate == "sweep" for rate in request.rates.values())
+        is_whole = not request.critical_only
+        parts = len(split_rows(task.evaluation, request.step_batches))
+        profile = count * (len(blocks) + 1.0) * request.step_batches / parts if is_whole else 0.0
+        joint = count * float(len(PARTS) * len(blocks)) if is_whole else 0.0
+        sets = 2 + bool(request.relative)
+        forwards = sets * count * request.critical_batches * _FORWARDS / batches
+        return cls(
+            products={"bands": profile, "joint optimum": joint} if is_whole else {},
+            products_per_graph=count * float(len(blocks)),
+            gradients=len(task.train[: request.warm_batches]) * (bool(warmed) + is_whole)
+            + request.num_steps
+            + swept * 4 * request.sweep_steps,
+            forwards=forwards + (2.0 * joint if is_whole else 0.0),
+            steps=request.num_steps + warmed * request.warm_batches // max(count, 1),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedRate:
+    """An optimizer's settled learning rate."""
+
+    fingerprint: str
+    recipe: Recipe
+    sweep: Sweep | None
+    notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Samples:
+    """What the batches so far gave, by optimizer: a row per batch."""
+
+    fingerprint: str
+    gains: Mapping[str, NDArray[np.float64]]
+    images: Mapping[str, NDArray[np.float64]]
+    whole: Mapping[str, NDArray[np.float64]]  # (m, 2) gain and curvature of the whole step
+    critical: Mapping[str, NDArray[np.float64]]  # "muon own batch" → (m, 3) low, high, evaluations
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedJoint:
+    """An optimizer's joint optimum."""
+
+    fingerprint: str
+    joint: JointOptimum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedSignal:
+    """What two halves of the batches agree on, by block."""
+
+    fingerprint: str
+    signal: Mapping[str, SignalShare]
+
+
+register("steps-rate", _FinishedRate, schema_version=1)
+register("steps-samples", _Samples, schema_version=1)
+register("steps-joint", _FinishedJoint, schema_version=1)
+register("steps-signal", _FinishedSignal, schema_version=1)
+
+
+@dataclass(slots=True)
+class _Stepper:
+    """One optimizer, ready to make any batch's step from θ₀, and what its steps gave so far."""
+
+    name: str
+    optimizer: LiteOptimizer
+    state: Mapping[str, Any]
+    lr: float
+    blocks: list[BlockBands]
+    table: StepBands | None
+    mean: Tensor  # (N,) of its steps
+    gains: list[NDArray[np.float64]]
+    images: list[NDArray[np.float64]]
+    whole: list[tuple[float, float]]
+    critical: dict[str, list[CriticalStep]]
+
+
+class StepsSession:
+    """Runs everything that was asked, and keeps what is finished.
+
+    Args:
+        task: Its parameters are moved; the caller puts them back.
+        layout: All parameters.
+        start: θ₀, (N,).
+        request: What was asked.
+        effort: What it is expected to take.
+        run: Keeps and tells.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        layout: ParameterLayout,
+        start: Tensor,
+        request: StepsRequest,
+        effort: Effort,
+        run: ResumableRun,
+    ) -> None:
+        self.task = task
+        self.layout = layout
+        self.start = start
+        self.request = request
+        self.run_state = run
+        self.splits = split_batches(task, request)
+        self.notes: list[Note] = list(self.splits.notes)
+        self.parts = split_rows(task.evaluation, request.step_batches)
+        self.products = {"bands": 0.0, "joint optimum": 0.0} if not request.critical_only else {}
+        self.signal: Mapping[str, SignalShare] = {}
+        self.optimizers: dict[str, OptimizerSteps] = {}
+        self.loss = 0.0
+        self.batch_tokens = 0
+        self.point: Point
+        self._gradient_cost = 0.5 / max(len(task.evaluation), 1)  # of a batch, in products
+        self._done = 0.0
+        self._expected = sum(effort.products.values()) + effort.gradients * self._gradient_cost + effort.forwards / 6.0
+        self._counts: dict[int, int] = {}
+
+    def run(self) -> None:
+        """Prepare the optimizers, make their steps, and measure along them."""
+        self.point = evaluate(self.task, self.layout)
+        self.loss = self.point.loss
+        steppers, finished = self._prepared()
+        self._make_steps(steppers)
+        joints: dict[str, JointOptimum | None] = dict.fromkeys(finished)
+        if not self.request.critical_only:
+            found = self._joints(steppers)
+            joints.update(found)
+            self.signal = self._signal()
+        for one in steppers:
+            rate = finished[one.name]
+            self.optimizers[one.name] = OptimizerSteps(
+                recipe=rate.recipe,
+                sweep=rate.sweep,
+                bands=one.table,
+                gains=_stacked(one.gains, one.table),
+                images=_stacked(one.images, one.table),
+                signs=_stacked([self._signs(one, place) for place in range(len(one.gains))], one.table),
+                whole_gains=np.array([gain for gain, _ in one.whole]),
+                whole_curvatures=np.array([curvature for _, curvature in one.whole]),
+                joint=joints[one.name],
+                critical={
+                    kind: CriticalSteps(
+                        low=np.array([step.low for step in steps]),
+                        high=np.array([step.high for step in steps]),
+                        evaluations=np.array([step.evaluations for step in steps], dtype=np.int64),
+                    )
+                    for kind, steps in one.critical.items()
+                },
+            )
+            self.notes += rate.notes
+
+    # -- optimizers ----------------------------------------------------------------------------------------------
+
+    def _prepared(self) -> tuple[list[_Stepper], dict[str, _FinishedRate]]:
+        """Bring every optimizer to θ₀, settle its rate, and cut its directions into bands."""
+        prepared = prepare(
+            self.task,
+            entrants_of(self.request.asked),
+            hyperparameters=self.request.hyperparameters,
+            state=self.request.state,
+            warm_batches=self.splits.warm,
+            saved=self.request.saved,
+            on_gradient=lambda: self._tell(self._gradient_cost, "warming optimizer states"),
+        )
+        steppers, finished = [], {}
+        named = list(self.task.model.named_parameters())
+        for name, one in prepared.items():
+            finished[name] = self.run_state.stage(f"rate-{name}", "steps-rate", lambda: self._rate(name, one))  # noqa: B023
+            optimizer = one.optimizer
+            if not isinstance(optimizer, LiteOptimizer):
+                raise TypeError(f"expected an optimizer of lite-probe, got {type(optimizer).__name__}")
+            load_state(optimizer, one.state)
+            blocks, table = [], None
+            if not self.request.critical_only:
+                blocks, table = cut_step_bands(named, optimizer.directions(), optimizer=name)
+            steppers.append(
+                _Stepper(
+                    name=name,
+                    optimizer=optimizer,
+                    state=one.state,
+                    lr=finished[name].recipe.lr,
+                    blocks=blocks,
+                    table=table,
+                    mean=torch.zeros_like(self.start),
+                    gains=[],
+                    images=[],
+                    whole=[],
+                    critical={},
+                )
+            )
+        return steppers, finished
+
+    def _rate(self, name: str, prepared: Prepared) -> _FinishedRate:
+        """Settle an optimizer's learning rate."""
+        asked, sweep, notes = self.request.rates[name], None, prepared.notes
+        lr, source = (float(asked), "given") if isinstance(asked, int | float) else (0.0, asked)
+        if source == "sweep":
+            sweep = self._sweep(name, prepared)
+            lr = sweep.chosen
+        elif source == "checkpoint":
+            rate = saved_learning_rate(name, prepared.origin, self.request.saved)
+            lr, notes = rate.lr, (*notes, rate.note(name))
+        recipe = Recipe(
+            optimizer=name,
+            lr=lr,
+            lr_source=source,
+            hyperparameters=prepared.hyperparameters,
+            state=prepared.origin,
+            state_lines=prepared.lines,
+        )
+        return _FinishedRate(fingerprint=self.run_state.fingerprint, recipe=recipe, sweep=sweep, notes=notes)
+
+    def _sweep(self, name: str, prepared: Prepared) -> Sweep:
+        label = f"trying learning rates of {name}"
+        runner = Runner(
+            self.task,
+            self.layout,
+            self.start,
+            self.point,
+            on_gradients=lambda count: self._tell(count * self._gradient_cost, label),
+        )
+        ramp, segment = ramp_steps(self.request.sweep_steps), self.splits.sweep
+
+        sweep = sweep_learning_rates(
+            lambda lr: runner.trial(
+                prepared.optimizer,
+                prepared.state,
+                RunRequest(optimizer=name, lr=lr, seed=-1, segment=segment, ramp=ramp),
+            )
+        )
+        self.layout.write(self.start)
+        return sweep
+
+    def _step(self, one: _Stepper) -> Tensor:
+        """Return the update that an optimizer makes of the gradients there are, without decay.
+
+        It is made from zero weights, on which an update does not depend: so it is not rounded to those of θ₀.
+        """
+        load_state(one.optimizer, one.state)
+        set_learning_rate(one.optimizer, one.lr)
+        for group in one.optimizer.param_groups:
+            group["weight_decay"] = 0.0
+        self.layout.write(torch.zeros_like(self.start))
+        one.optimizer.step()
+        update = self.layout.read()
+        self.layout.write(self.start)
+        return update
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _make_steps(self, steppers: Sequence[_Stepper]) -> None:
+        """Make the step of every batch, and measure along it; what an earlier process measured is not made again."""
+        known, clock = self._restore(steppers), SaveClock()
+        for place, batch in enumerate(self.splits.steps):
+            train_loss = set_gradients(self.task, self.layout.parameters, batch, f"training batch {place}")
+            updates = [self._step(one) for one in steppers]
+            for one, update in zip(steppers, updates, strict=True):
+                one.mean.add_(update, alpha=1.0 / len(self.splits.steps))
+            if place == 0:
+                self.batch_tokens = self._count(batch)
+            if place < known:
+                self._tell(self._gradient_cost, "making steps")
+                continue
+            for one, update in zip(steppers, updates, strict=True):
+                if place < self.request.critical_batches:
+                    self._find_critical(one, update, place, batch, train_loss)
+            if not self.request.critical_only:
+                self._measure_curvature(steppers, updates, place)
+            self._tell(self._gradient_cost, "making steps")
+            if clock.due:
+                with clock.saving():
+                    self._keep(steppers)
+        self._keep(steppers)
+        if not self.request.critical_only:
+            blocks = sum(len(one.blocks) + 1 for one in steppers)
+            self.products["bands"] = blocks * len(self.splits.steps) / len(self.parts)
+
+    def _measure_curvature(self, steppers: Sequence[_Stepper], updates: Sequence[Tensor], place: int) -> None:
+        """Multiply each block's bands, with their signs, and the whole step by the Hessian of one part."""
+        with self._graph(self.parts[place % len(self.parts)]) as operator:
+            for one, update in zip(steppers, updates, strict=True):
+                signs = torch.from_numpy(self._signs(one, place)).to(update)
+                gains, images = np.zeros(len(signs)), np.zeros(len(signs))
+                for block in one.blocks:
+                    places = list(block.places)
+                    own, gradient = (self._within(block, vector) for vector in (update, self.point.gradient))
+                    gains[places] = -block.bands.products(gradient, own).cpu().numpy()
+                    image = operator(block.layout).matvec(block.bands.weighted(own, signs[places]))
+                    images[places] = block.bands.products(own, image).cpu().numpy()
+                    self._tell(1.0 / len(self.parts), f"{one.name} · batch {place + 1}/{len(self.splits.steps)}")
+                whole = dot(update, operator(self.layout).matvec(update))
+                one.gains.append(gains)
+                one.images.append(images)
+                one.whole.append((-dot(self.point.gradient, update), whole))
+                self._tell(1.0 / len(self.parts), f"{one.name} · batch {place + 1}/{len(self.splits.steps)}")
+                if not math.isfinite(whole) or not np.isfinite(images).all():
+                    raise NumericsError(
+                        f"expected finite curvature along the step of {one.name}, got {whole}",
+                        "check the checkpoint (diverged?), or use --critical-only",
+                    )
+
+    @contextmanager
+    def _graph(self, batch: Batch) -> Iterator[Callable[[ParameterLayout], HessianOperator]]:
+        """Yield what makes Hessians of one batch on any layout, through one graph."""
+        task = Task(model=self.task.model, predict=self.task.predict, criterion=self.task.criterion, evaluation=[batch])
+        graphs, count = GraphStore(1, self.layout.parameters), self._count(batch)
+        yield lambda layout: HessianOperator(task, layout, count=count, graphs=graphs, vectors_per_pass=1)
+        graphs.clear()
+
+    def _signs(self, one: _Stepper, place: int) -> NDArray[np.float64]:
+        """Return the signs of an optimizer's bands for one batch, (B,)."""
+        count = len(one.table.blocks) if one.table is not None else 0
+        seed = derive_seed(self.request.seed, "signs", one.name, place)
+        return np.random.default_rng(seed).choice(np.array([-1.0, 1.0]), size=count)
+
+    def _within(self, block: BlockBands, vector: Tensor) -> Tensor:
+        """Return the entries of a vector (N,) that belong to the parameters of a block."""
+        index = {name: place for place, name in enumerate(self.layout.names)}
+        views = self.layout.views(vector)
+        return torch.cat([views[index[name]].flatten() for name in block.layout.names])
+
+    def _count(self, batch: Batch) -> int:
+        """Return the tokens or samples that a batch's loss counts. Cost: a forward pass, once."""
+        if id(batch) not in self._counts:
+            with torch.no_grad():
+                self._counts[id(batch)] = self.task.loss(batch)[1]
+        return self._counts[id(batch)]
+
+    # -- critical steps ------------------------------------------------------------------------------------------
+
+    def _find_critical(self, one: _Stepper, update: Tensor, place: int, batch: Batch, train_loss: float) -> None:
+        """Look for the critical step on the batch that made it, on an evaluation batch, and on other data."""
+        sets: dict[str, tuple[Batch, float | None]] = {
+            "own batch": (batch, train_loss),
+            "held out": (self.task.evaluation[place % len(self.task.evaluation)], None),
+        }
+        if self.request.relative:
+            sets["relative"] = (self.request.relative[place % len(self.request.relative)], None)
+        for kind, (own, start) in sets.items():
+            earlier = one.critical.setdefault(kind, [])
+            first = 1.0
+            if earlier and earlier[-1].low > 0.0:
+                first = 0.5 * (earlier[-1].low + earlier[-1].high)
+            self.layout.write(self.start)
+            loss = self._loss(own) if start is None else start
+            rounding = ROUNDINGS * torch.finfo(update.dtype).eps * abs(loss)
+            found = critical_step(
+                lambda multiple: self._loss_at(own, update, multiple),
+                loss,
+                first=first,
+                rounding=rounding,
+            )
+            self.layout.write(self.start)
+            earlier.append(found)
+            cost = found.evaluations / 3.0 * self._gradient_cost
+            self._tell(cost, f"{one.name} · critical step, {kind}")
+
+    def _loss(self, batch: Batch) -> float:
+        with torch.no_grad():
+            total, count = self.task.loss(batch)
+        return float(total) / count
+
+    def _loss_at(self, batch: Batch, direction: Tensor, multiple: float) -> float:
+        self.layout.write(torch.add(self.start, direction, alpha=multiple))
+        return self._loss(batch)
+
+    # -- the joint optimum ---------------------------------------------------------------------------------------
+
+    def _joints(self, steppers: Sequence[_Stepper]) -> dict[str, JointOptimum]:
+        """Return every optimizer's joint optimum."""
+        found = {}
+        for one in steppers:
+            kept = self.run_state.stage(
+                f"joint-{one.name}",
+                "steps-joint",
+                lambda: _FinishedJoint(fingerprint=self.run_state.fingerprint, joint=self._joint(one)),  # noqa: B023
+            )
+            found[one.name] = kept.joint
+            self.products["joint optimum"] += len(kept.joint.blocks)
+        return found
+
+    def _joint(self, one: _Stepper) -> JointOptimum:
+        """Multiply every group of the mean step by the Hessian, and find what is best together."""
+        table = one.table
+        if table is None:
+            raise ValueError("expected bands, got none")
+        groups = [
+            (block, part, [place for place in block.places if table.parts[place] == part])
+            for block in one.blocks
+            for part in PARTS
+        ]
+        groups = [group for group in groups if group[2]]
+        size = len(groups)
+        gains, curvatures = np.zeros(size), np.zeros((size, size))
+        total = sum(self._count(batch) for batch in self.task.evaluation)
+        for batch in self.task.evaluation:
+            share = self._count(batch) / total
+            with self._graph(batch) as operator:
+                hessian = operator(self.layout)
+                for row, (block, _, places) in enumerate(groups):
+                    image = hessian.matvec(self._direction(one, block, places))
+                    curvatures[row] += share * self._by_group(one, groups, image)
+                    self._tell(share, f"{one.name} · joint optimum")
+        gains = -self._by_group(one, groups, self.point.gradient)
+        checks = []
+        for row, (block, part, places) in enumerate(groups):
+            gain, curvature = float(gains[row]), float(curvatures[row, row])
+            if curvature <= 0.0 or gain <= 0.0:
+                continue
+            direction, optimum = self._direction(one, block, places), gain / curvature
+            checks.append(
+                LineCheck(
+                    block=block.block,
+                    part=part,
+                    optimum=optimum,
+                    predicted=-0.5 * gain * optimum,
+                    at_optimum=self._change_at(direction, optimum),
+                    at_edge=self._change_at(direction, 2.0 * optimum),
+                )
+            )
+            self._tell(1.0 / 3.0, f"{one.name} · line check")
+        tried = [(ridge, *joint_optimum(gains, curvatures, ridge)) for ridge in RIDGES]
+        changes = [self._change_at(self._combined(one, groups, multiples), 1.0) for _, multiples, _ in tried]
+        best = int(np.argmin(changes))
+        ridge, multiples, predicted = tried[best]
+        joint = JointOptimum(
+            blocks=tuple(block.block for block, _, _ in groups),
+            parts=tuple(part for _, part, _ in groups),
+            gains=gains,
+            curvatures=curvatures,
+            multiples=multiples,
+            ridge=ridge,
+            predicted=predicted,
+            change=changes[best],
+            own_change=self._change_at(one.mean, 1.0),
+            checks=tuple(checks),
+        )
+        self.layout.write(self.start)
+        return joint
+
+    def _direction(self, one: _Stepper, block: BlockBands, places: Sequence[int]) -> Tensor:
+        """Return the part of the mean step in some bands of a block, (N,)."""
+        part = block.bands.project(self._within(block, one.mean), [place - block.places[0] for place in places])
+        result = torch.zeros_like(self.start)
+        targets = dict(zip(self.layout.names, self.layout.views(result), strict=True))
+        for name, view in zip(block.layout.names, block.layout.views(part), strict=True):
+            targets[name].copy_(view)
+        return result
+
+    def _combined(
+        self, one: _Stepper, groups: Sequence[tuple[BlockBands, str, list[int]]], multiples: NDArray[np.float64]
+    ) -> Tensor:
+        """Return the mean step with every group at its multiple."""
+        result = torch.zeros_like(self.start)
+        for multiple, (block, _, places) in zip(multiples, groups, strict=True):
+            result.add_(self._direction(one, block, places), alpha=float(multiple))
+        return result
+
+    def _by_group(
+        self, one: _Stepper, groups: Sequence[tuple[BlockBands, str, list[int]]], vector: Tensor
+    ) -> NDArray[np.float64]:
+        """Return the inner products of a vector with every group of the mean step."""
+        products: dict[int, float] = {}
+        for block in one.blocks:
+            values = block.bands.products(self._within(block, one.mean), self._within(block, vector))
+            products |= dict(zip(block.places, values.cpu().tolist(), strict=True))
+        return np.array([sum(products[place] for place in places) for _, _, places in groups])
+
+    def _change_at(self, direction: Tensor, multiple: float) -> float:
+        """Return the change of the loss on all evaluation batches. Cost: a forward pass."""
+        counts = [self._count(batch) for batch in self.task.evaluation]
+        losses = [self._loss_at(batch, direction, multiple) for batch in self.task.evaluation]
+        changed = float(np.dot(losses, counts)) / sum(counts) - self.loss
+        if not math.isfinite(changed):
+            return 1e30
+        return changed
+
+    # -- signal --------------------------------------------------------------------------------------------------
+
+    def _signal(self) -> Mapping[str, SignalShare]:
+        """Return what two halves of the warm-up batches agree on; of no block where Muon cannot take the model."""
+        if not can_take("muon", self.task) or len(self.splits.warm) < 2:
+            return {}
+        kept = self.run_state.stage(
+            "signal",
+            "steps-signal",
+            lambda: _FinishedSignal(fingerprint=self.run_state.fingerprint, signal=self._measure_signal()),
+        )
+        return kept.signal
+
+    def _measure_signal(self) -> Mapping[str, SignalShare]:
+        halves = []
+        for half in (0, 1):
+            optimizer = optimizer_of(self.task, "muon")
+            warm(
+                self.task,
+                [optimizer],
+                self.splits.warm[half::2],
+                on_batch=lambda index, gradient: self._tell(self._gradient_cost, "signal or noise"),
+            )
+            halves.append(optimizer)
+        counts: dict[str, list[int]] = {}
+        for place, (first, second) in enumerate(zip(*(momenta(optimizer) for optimizer in halves), strict=True)):
+            (block, a), (_, b) = first, second
+            rank = leading(a.shape, _SHARP_RATIO)
+            drawn = [random_like(a, self.request.seed, place, side) for side in (0, 1)]
+            own = counts.setdefault(block, [0, 0, 0])
+            own[0] += agreeing_directions(a, b, rank)
+            own[1] += agreeing_directions(drawn[0], drawn[1], rank)
+            own[2] += rank
+        return {
+            block: SignalShare(share=agreed / total, random=by_chance / total, num_directions=total)
+            for block, (agreed, by_chance, total) in counts.items()
+        }
+
+    # -- progress and state --------------------------------------------------------------------------------------
+
+    def _tell(self, products: float, label: str) -> None:
+        self._done += products
+        self.run_state.done = round(_UNIT * self._done)
+        self.run_state.expected = round(_UNIT * max(self._expected, self._done))
+        self.run_state.advance(0, label)
+
+    def _keep(self, steppers: Sequence[_Stepper]) -> None:
+        self.run_state.keep(
+            "samples",
+            _Samples(
+                fingerprint=self.run_state.fingerprint,
+                gains={one.name: _stacked(one.gains, one.table) for one in steppers},
+                images={one.name: _stacked(one.images, one.table) for one in steppers},
+                whole={one.name: np.array(one.whole).reshape(-1, 2) for one in steppers},
+                critical={
+                    f"{one.name} {kind}": np.array([[step.low, step.high, step.evaluations] for step in steps])
+                    for one in steppers
+                    for kind, steps in one.critical.items()
+                },
+            ),
+        )
+
+    def _restore(self, steppers: Sequence[_Stepper]) -> int:
+        """Take up what an earlier process measured; return of how many batches."""
+        found = self.run_state.find("samples", "steps-samples")
+        if not isinstance(found, _Samples):
+            return 0
+        for one in steppers:
+            one.gains, one.images = list(found.gains[one.name]), list(found.images[one.name])
+            one.whole = [(float(gain), float(curvature)) for gain, curvature in found.whole[one.name]]
+            for key, steps in found.critical.items():
+                name, _, kind = key.partition(" ")
+                if name == one.name:
+                    one.critical[kind] = [CriticalStep(float(low), float(high), int(n)) for low, high, n in steps]
+        first = steppers[0]
+        if self.request.critical_only:
+            return len(first.critical.get("own batch", []))
+        return len(first.whole)
+
+
+def _stacked(rows: Sequence[NDArray[np.float64]], table: StepBands | None) -> NDArray[np.float64]:
+    columns = len(table.blocks) if table is not None else 0
+    return np.array(rows, dtype=np.float64).reshape(-1, columns) if columns else np.zeros((0, 0))

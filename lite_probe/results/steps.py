@@ -1,0 +1,393 @@
+"""How long a step the loss tolerates, per band of directions and whole, in units of the step an optimizer takes.
+
+Kept are the numbers of every training batch as they were measured; what is estimated from them is derived here. Along
+band b the loss is L − c G_b + ½c² K_b at c times the optimizer's own step d: G_b = −E[∇L·d_b], K_b = E[d_bᵀHd_b].
+
+K comes from products with random signs: for z = Σ_b s_b d_b of one block, y_b = d_bᵀHz = Σ_b' s_b' d_bᵀHd_b'. With the
+signs known, least squares of y_b on s_b' over batches has the mean of d_bᵀHd_b' for every pair of bands as its
+coefficients: cross terms are fitted in place of being noise, and those within a group of bands make its curvature.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lite_probe.results.estimate import Estimate, Ratio, t_reach
+from lite_probe.results.provenance import Note, Provenance
+from lite_probe.results.replay import Recipe, Sweep
+
+FloatArray = NDArray[np.float64]
+
+PARTS = ("sharp", "middle", "flat")  # of a block's directions: to 10%, to 40%, the rest
+_HALF = 0.5  # of the flat group's optimum, below which a leading band is one that LITE should call sharp
+_NEAR, _NEAR_EDGE = 0.25, 0.5  # of the gain at the optimum, by which a quadratic may miss it there, and at the edge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBands:
+    """The bands of one optimizer's own directions, (B,) over all blocks; within a block the sharpest first."""
+
+    blocks: tuple[str, ...]
+    names: tuple[str, ...]  # "rank 1", "ranks 2–4", "ranks 5–8", "to 1%", "1–10%", …
+    parts: tuple[str, ...]  # of `PARTS`
+    low: FloatArray  # (B,) edges as shares of the block's dimensions
+    high: FloatArray  # (B,)
+    dimensions: NDArray[np.int64]  # (B,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineCheck:
+    """The loss itself along one group of the mean step, at the optimum and at the edge that its curvature has there."""
+
+    block: str
+    part: str
+    optimum: float  # multiple of the mean step, from its own gain and curvature on all evaluation batches
+    predicted: float  # change of the loss at the optimum by the quadratic; at the edge it is 0
+    at_optimum: float  # change that two evaluations of the loss find
+    at_edge: float
+
+    @property
+    def answer(self) -> str:
+        """Whether the quadratic holds as far as the edge: "holds", "edge is nearer" or "edge is farther"."""
+        scale = abs(self.predicted)
+        if abs(self.at_optimum - self.predicted) <= _NEAR * scale and abs(self.at_edge) <= _NEAR_EDGE * scale:
+            return "holds"
+        return "edge is nearer" if self.at_edge > 0.0 else "edge is farther"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointOptimum:
+    """The multiples of k groups of the mean step that lower the quadratic model the most together.
+
+    c = argmin −Gᵀc + ½cᵀ(A₊ + ridge)c, with A₊ the positive semidefinite part of the exact A = DᵀHD, at the one of a few
+    ridges for which the loss itself is lowest.
+    """
+
+    blocks: tuple[str, ...]  # (k,)
+    parts: tuple[str, ...]  # (k,)
+    gains: FloatArray  # (k,)
+    curvatures: FloatArray  # (k, k) A
+    multiples: FloatArray  # (k,) c
+    ridge: float  # of a group's own curvature
+    predicted: float  # change of the loss there by the model
+    change: float  # change that an evaluation of the loss finds there
+    own_change: float  # the same at the mean step as it is
+    checks: tuple[LineCheck, ...]  # of the groups that have an optimum
+
+    def check(self, block: str, part: str) -> LineCheck | None:
+        """Return the line check of a group; None where its curvature is not positive."""
+        return next((one for one in self.checks if (one.block, one.part) == (block, part)), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticalSteps:
+    """The least multiple of a step at which the loss is above the start's, per training batch, by bisection.
+
+    Where the loss is above it at every multiple tried `low` is 0; where it is at none `low` and `high` are the largest.
+    """
+
+    low: FloatArray  # (m,) multiples at which the loss is not above it yet
+    high: FloatArray  # (m,) multiples at which it is
+    evaluations: NDArray[np.int64]  # (m,) of the loss
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """(m,) whether a critical step was found."""
+        return np.asarray((self.low > 0.0) & (self.high > self.low))
+
+    @property
+    def edge_ratio(self) -> Estimate | None:
+        """The step taken over the critical one, mean over batches; 1: a longer step raises the loss.
+
+        None where on some batch no critical step was found, or every step raises the loss.
+        """
+        if not len(self.low) or not self.found.all():
+            return None
+        ratios = 2.0 / (self.low + self.high)
+        # A bracket is a sixteenth wide at most; its middle is off by half of that, evenly.
+        rounding = float(np.max((self.high - self.low) / (self.high + self.low)) * np.mean(ratios) / np.sqrt(3.0))
+        if len(ratios) == 1:
+            value = float(ratios[0])
+            reach = float(0.5 * value * (self.high[0] - self.low[0]) / self.low[0])
+            return Estimate(value=value, stderr=rounding, low=value - reach, high=value + reach, num_samples=1)
+        return Estimate.from_samples(ratios, least_stderr=rounding / np.sqrt(len(ratios)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalShare:
+    """What two halves of the batches agree on in the leading singular directions of one block's matrices."""
+
+    share: float  # of the leading directions with |u_A·u_B||v_A·v_B| > 0.7
+    random: float  # the same of random matrices of these shapes
+    num_directions: int  # that were looked at, all matrices together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRow:
+    """One band, or one group of bands, of one optimizer's step. Multiples are of the step it takes."""
+
+    block: str
+    name: str
+    part: str
+    low: float  # shares of the block's directions
+    high: float
+    dimensions: int
+    gain: Estimate  # G, nats
+    curvature: Estimate  # K, nats
+    optimum: Estimate | None  # c* = G/K; None where K's interval holds 0: no edge found
+    edge: Estimate | None  # 2c*: beyond it the band raises the loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharpShare:
+    """The share of a block's directions whose optimum lies below half the flat group's: the leading bands in a row."""
+
+    value: float
+    low: float  # those for which that is certain, by 95% intervals
+    high: float  # those for which it is not excluded
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSteps:
+    """One optimizer's steps from the same state, a training batch each. M batches, B bands."""
+
+    recipe: Recipe
+    sweep: Sweep | None
+    bands: StepBands | None  # None where no curvature was measured
+    gains: FloatArray  # (M, B) −∇L·d_b
+    images: FloatArray  # (M, B) d_bᵀHz, z the block's bands with their signs
+    signs: FloatArray  # (M, B) 1 or −1
+    whole_gains: FloatArray  # (M,) −∇L·d
+    whole_curvatures: FloatArray  # (M,) dᵀHd
+    joint: JointOptimum | None
+    critical: Mapping[str, CriticalSteps]  # "own batch", "held out", and "relative" where asked for
+
+    def __post_init__(self) -> None:
+        """Check shapes; freeze the arrays."""
+        count = len(self.bands.blocks) if self.bands is not None else 0
+        for name in ("gains", "images", "signs"):
+            if getattr(self, name).shape != (len(self.whole_gains), count):
+                raise ValueError(f"expected {name} of {len(self.whole_gains)} batches and {count} bands")
+        for name in ("gains", "images", "signs", "whole_gains", "whole_curvatures"):
+            getattr(self, name).setflags(write=False)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The blocks, in their usual order."""
+        return tuple(dict.fromkeys(self.bands.blocks)) if self.bands is not None else ()
+
+    @property
+    def rows(self) -> tuple[StepRow, ...]:
+        """Every band of every block."""
+        bands = self.bands
+        if bands is None:
+            return ()
+        return tuple(self._row(block, [place], bands.names[place]) for place, block in enumerate(bands.blocks))
+
+    def group(self, block: str, part: str) -> StepRow | None:
+        """Return the bands of a block's part as one; None where it has none."""
+        places = self._places(block, part)
+        return self._row(block, places, part) if places else None
+
+    @property
+    def whole(self) -> Estimate | None:
+        """The whole step's own optimum, a multiple of it; None where its curvature is not positive beyond its error."""
+        if not len(self.whole_gains):
+            return None
+        found = Ratio.from_samples(self.whole_gains, self.whole_curvatures)
+        return _bounded(found)
+
+    def implied_ratio(self, block: str) -> Ratio | None:
+        """χ̂ of a block: the flat group's optimum over the sharp one's.
+
+        None where either has no edge. The interval is Fieller's for G_f K_s over K_f G_s, whose errors are linearised.
+        """
+        sharp, flat = self._places(block, "sharp"), self._places(block, "flat")
+        if not sharp or not flat:
+            return None
+        fit = self._fits[block]
+        found = [fit.group(places) for places in (sharp, flat)]
+        if any(one.curvature(fit).low <= 0.0 for one in found):
+            return None
+        (g_s, k_s, dg_s, dk_s), (g_f, k_f, dg_f, dk_f) = ((one.g, one.k, one.dg, one.dk) for one in found)
+        top, bottom = dg_f * k_s + g_f * dk_s, dg_s * k_f + g_s * dk_f  # influence of every batch
+        influence = np.stack([top, bottom])
+        covariance = influence @ influence.T
+        return Ratio.from_means(g_f * k_s, g_s * k_f, covariance, num_samples=fit.num_samples)
+
+    def implied_sharp_share(self, block: str) -> SharpShare | None:
+        """r̂_s of a block; None where its flat group has no edge, or a gain that may be none."""
+        flat = self._places(block, "flat")
+        leading = [place for place in self._places(block) if place not in flat]
+        if not flat or not leading or self.bands is None:
+            return None
+        fit = self._fits[block]
+        whole = fit.group(flat)
+        if whole.curvature(fit).low <= 0.0 or whole.gain(fit).low <= 0.0:
+            return None
+        ends = [0.0, 0.0, 0.0]  # certain, told by values, not excluded
+        is_open = [True, True, True]
+        for place in leading:
+            one = fit.group([place])
+            # c*_b < c*_f/2 where G_b K_f − K_b G_f/2 < 0, for curvatures that are positive.
+            value = one.g * whole.k - _HALF * one.k * whole.g
+            spread = one.dg * whole.k + one.g * whole.dk - _HALF * (one.dk * whole.g + one.k * whole.dg)
+            reach = t_reach(fit.num_samples) * float(np.sqrt(spread @ spread))
+            for end, is_below in enumerate((value + reach < 0.0, value < 0.0, value - reach < 0.0)):
+                is_open[end] &= is_below
+                if is_open[end]:
+                    ends[end] = float(self.bands.high[place])
+        return SharpShare(value=ends[1], low=ends[0], high=ends[2])
+
+    def _places(self, block: str, part: str = "") -> list[int]:
+        bands = self.bands
+        if bands is None:
+            return []
+        places = range(len(bands.blocks))
+        return [place for place in places if bands.blocks[place] == block and part in ("", bands.parts[place])]
+
+    @cached_property
+    def _fits(self) -> Mapping[str, "_Fit"]:
+        return {block: _Fit.of(self._places(block), self.gains, self.images, self.signs) for block in self.blocks}
+
+    def _row(self, block: str, places: Sequence[int], name: str) -> StepRow:
+        bands, fit = self.bands, self._fits[block]
+        if bands is None:
+            raise ValueError("expected bands, got none")
+        found = fit.group(places)
+        curvature, optimum = found.curvature(fit), None
+        if curvature.low > 0.0:
+            covariance = np.array(
+                [[found.dg @ found.dg, found.dg @ found.dk], [found.dg @ found.dk, found.dk @ found.dk]]
+            )
+            optimum = _bounded(Ratio.from_means(found.g, found.k, covariance, num_samples=fit.num_samples))
+        return StepRow(
+            block=block,
+            name=name,
+            part=bands.parts[places[0]],
+            low=float(bands.low[places[0]]),
+            high=float(bands.high[places[-1]]),
+            dimensions=int(bands.dimensions[list(places)].sum()),
+            gain=found.gain(fit),
+            curvature=curvature,
+            optimum=optimum,
+            edge=None if optimum is None else _scaled(optimum, 2.0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Gain and curvature of some bands together, and what every batch adds to their errors."""
+
+    g: float
+    k: float
+    dg: FloatArray  # (M,) errors' squares add up to the variance
+    dk: FloatArray  # (M,)
+
+    def gain(self, fit: "_Fit") -> Estimate:
+        return _estimate(self.g, self.dg, fit.num_samples)
+
+    def curvature(self, fit: "_Fit") -> Estimate:
+        return _estimate(self.k, self.dk, fit.num_samples)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """One block: gains by their mean, curvatures by least squares of images on signs.
+
+    A batch's influence on an estimate is its residual through the fit, divided by √(1 − leverage): the sum of squares
+    is then the jackknife's variance without its bias upward (MacKinnon & White 1985, HC2).
+    """
+
+    places: Sequence[int]
+    gains: FloatArray  # (B',)
+    gain_influence: FloatArray  # (M, B')
+    curvatures: FloatArray  # (B', B') [b', b]: of s_b' in y_b
+    weights: FloatArray  # (M, B') rows of (SᵀS)⁻¹Sᵀ, transposed
+    residuals: FloatArray  # (M, B') divided by √(1 − leverage)
+    num_samples: int  # degrees of freedom and one
+
+    @classmethod
+    def of(cls, places: Sequence[int], gains: FloatArray, images: FloatArray, signs: FloatArray) -> "_Fit":
+        columns = list(places)
+        own, count = gains[:, columns], len(gains)
+        design, seen = signs[:, columns], images[:, columns]
+        inverse = np.linalg.pinv(design)  # (B', M)
+        coefficients = inverse @ seen
+        leverage = np.einsum("mb,bm->m", design, inverse)
+        residuals = (seen - design @ coefficients) / np.sqrt(np.maximum(1.0 - leverage, 1e-12))[:, None]
+        return cls(
+            places=columns,
+            gains=own.mean(axis=0),
+            gain_influence=(own - own.mean(axis=0)) / np.sqrt(count * (count - 1)),
+            curvatures=coefficients,
+            weights=inverse.T,
+            residuals=residuals,
+            num_samples=count - len(columns) + 1,
+        )
+
+    def group(self, places: Sequence[int]) -> _Group:
+        own = [self.places.index(place) for place in places]
+        return _Group(
+            g=float(self.gains[own].sum()),
+            k=float(self.curvatures[np.ix_(own, own)].sum()),
+            dg=self.gain_influence[:, own].sum(axis=1),
+            dk=self.weights[:, own].sum(axis=1) * self.residuals[:, own].sum(axis=1),
+        )
+
+
+def _estimate(value: float, influence: FloatArray, num_samples: int) -> Estimate:
+    stderr = float(np.sqrt(influence @ influence))
+    reach = t_reach(num_samples) * stderr
+    return Estimate(value=value, stderr=stderr, low=value - reach, high=value + reach, num_samples=num_samples)
+
+
+def _bounded(found: Ratio) -> Estimate | None:
+    """Return a ratio whose interval is bounded as an estimate."""
+    if found.value is None or found.stderr is None or found.low is None or found.high is None:
+        return None
+    return Estimate(
+        value=found.value, stderr=found.stderr, low=found.low, high=found.high, num_samples=found.num_samples
+    )
+
+
+def _scaled(one: Estimate, factor: float) -> Estimate:
+    return Estimate(
+        value=factor * one.value,
+        stderr=factor * one.stderr,
+        low=factor * one.low,
+        high=factor * one.high,
+        num_samples=one.num_samples,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """How long a step the loss tolerates from one checkpoint, for some optimizers."""
+
+    num_parameters: int
+    loss: float  # on the evaluation batches, nats
+    batch_tokens: int  # tokens or samples that a step's gradient is of
+    num_batches: int  # M, training batches whose steps were measured
+    optimizers: Mapping[str, OptimizerSteps]  # in the order asked for
+    signal: Mapping[str, SignalShare]  # by block; only of those that have matrices
+    products: Mapping[str, float]  # Hessian products over all evaluation batches, by what they were for
+    config: Mapping[str, object]
+    fingerprint: str
+    notes: tuple[Note, ...] = ()
+    provenance: Provenance
+
+    def profile(self, optimizer: str) -> tuple[StepRow, ...]:
+        """Return every band of every block: gain, curvature, own optimum and edge."""
+        return self.optimizers[optimizer].rows
+
+    def implied_ratio(self, block: str, optimizer: str | None = None) -> Ratio | None:
+        """Return χ̂ of a block under an optimizer, the first unless another is named; see `OptimizerSteps`."""
+        return self.optimizers[optimizer or next(iter(self.optimizers))].implied_ratio(block)
+
+    def critical(self, optimizer: str) -> Mapping[str, CriticalSteps]:
+        """Return the critical steps: on the batch that made the step, and held out."""
+        return self.optimizers[optimizer].critical
