@@ -10,6 +10,8 @@
     spectrum = lp.load("probe/run/spectrum.json")
     subspace = lp.measure_subspace(task, spectrum)
     replay = lp.replay(task, optimizers=["muon", "muon-lite"], steps=50, spectrum=spectrum)
+    steps = lp.measure_steps(task, optimizers=["muon"], lr={"muon": 0.0078})
+    steps.profile("muon"), steps.implied_ratio("ffn"), steps.critical("muon")
 
 A name is imported when it is first used, so that `import lite_probe` alone loads neither torch nor transformers.
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from lite_probe.checkpoints import open_checkpoint as open_checkpoint
     from lite_probe.measurements.replay import replay as replay
     from lite_probe.measurements.spectrum import measure_spectrum as measure_spectrum
+    from lite_probe.measurements.steps import measure_steps as measure_steps
     from lite_probe.measurements.subspace import measure_subspace as measure_subspace
     from lite_probe.results.store import load as load
     from lite_probe.results.store import save as save
@@ -46,6 +49,7 @@ _HOME = {
     "load": "lite_probe.results.store",
     "save": "lite_probe.results.store",
     "measure_spectrum": "lite_probe.measurements.spectrum",
+    "measure_steps": "lite_probe.measurements.steps",
     "measure_subspace": "lite_probe.measurements.subspace",
     "replay": "lite_probe.measurements.replay",
     "Task": "lite_probe.task",
@@ -58,6 +62,7 @@ __all__ = [
     "load",
     "make_task",
     "measure_spectrum",
+    "measure_steps",
     "measure_subspace",
     "open_checkpoint",
     "optim",

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -235,6 +236,11 @@ class StepsSession:
         self.loss = 0.0
         self.batch_tokens = 0
         self.point: Point
+        self._total = 0  # tokens or samples of the evaluation batches
+        cycles = -(-request.step_batches // len(self.parts))
+        self._order = [
+            index for cycle in range(cycles) for index in _shuffled(len(self.parts), request.seed, f"parts {cycle}")
+        ]
         self._gradient_cost = 0.5 / max(len(task.evaluation), 1)  # of a batch, in products
         self._done = 0.0
         self._expected = sum(effort.products.values()) + effort.gradients * self._gradient_cost + effort.forwards / 6.0
@@ -243,7 +249,7 @@ class StepsSession:
     def run(self) -> None:
         """Prepare the optimizers, make their steps, and measure along them."""
         self.point = evaluate(self.task, self.layout)
-        self.loss = self.point.loss
+        self.loss, self._total = self.point.loss, self.point.count
         steppers, finished = self._prepared()
         self._make_steps(steppers)
         joints: dict[str, JointOptimum | None] = dict.fromkeys(finished)
@@ -290,7 +296,7 @@ class StepsSession:
         steppers, finished = [], {}
         named = list(self.task.model.named_parameters())
         for name, one in prepared.items():
-            finished[name] = self.run_state.stage(f"rate-{name}", "steps-rate", lambda: self._rate(name, one))  # noqa: B023
+            finished[name] = self.run_state.stage(f"rate-{name}", "steps-rate", partial(self._rate, name, one))
             optimizer = one.optimizer
             if not isinstance(optimizer, LiteOptimizer):
                 raise TypeError(f"expected an optimizer of lite-probe, got {type(optimizer).__name__}")
@@ -402,7 +408,9 @@ class StepsSession:
 
     def _measure_curvature(self, steppers: Sequence[_Stepper], updates: Sequence[Tensor], place: int) -> None:
         """Multiply each block's bands, with their signs, and the whole step by the Hessian of one part."""
-        with self._graph(self.parts[place % len(self.parts)]) as operator:
+        # Each part's sum stands for all: over the parts its mean is the Hessian, however many tokens each has.
+        scale = len(self.parts) / self._total
+        with self._graph(self.parts[self._order[place % len(self._order)]]) as operator:
             for one, update in zip(steppers, updates, strict=True):
                 signs = torch.from_numpy(self._signs(one, place)).to(update)
                 gains, images = np.zeros(len(signs)), np.zeros(len(signs))
@@ -411,9 +419,9 @@ class StepsSession:
                     own, gradient = (self._within(block, vector) for vector in (update, self.point.gradient))
                     gains[places] = -block.bands.products(gradient, own).cpu().numpy()
                     image = operator(block.layout).matvec(block.bands.weighted(own, signs[places]))
-                    images[places] = block.bands.products(own, image).cpu().numpy()
+                    images[places] = scale * block.bands.products(own, image).cpu().numpy()
                     self._tell(1.0 / len(self.parts), f"{one.name} · batch {place + 1}/{len(self.splits.steps)}")
-                whole = dot(update, operator(self.layout).matvec(update))
+                whole = scale * dot(update, operator(self.layout).matvec(update))
                 one.gains.append(gains)
                 one.images.append(images)
                 one.whole.append((-dot(self.point.gradient, update), whole))
@@ -426,10 +434,10 @@ class StepsSession:
 
     @contextmanager
     def _graph(self, batch: Batch) -> Iterator[Callable[[ParameterLayout], HessianOperator]]:
-        """Yield what makes Hessians of one batch on any layout, through one graph."""
+        """Yield what makes Hessians of one batch's summed loss on any layout, through one graph."""
         task = Task(model=self.task.model, predict=self.task.predict, criterion=self.task.criterion, evaluation=[batch])
-        graphs, count = GraphStore(1, self.layout.parameters), self._count(batch)
-        yield lambda layout: HessianOperator(task, layout, count=count, graphs=graphs, vectors_per_pass=1)
+        graphs = GraphStore(1, self.layout.parameters)
+        yield lambda layout: HessianOperator(task, layout, count=1, graphs=graphs, vectors_per_pass=1)
         graphs.clear()
 
     def _signs(self, one: _Stepper, place: int) -> NDArray[np.float64]:
@@ -469,12 +477,7 @@ class StepsSession:
             self.layout.write(self.start)
             loss = self._loss(own) if start is None else start
             rounding = ROUNDINGS * torch.finfo(update.dtype).eps * abs(loss)
-            found = critical_step(
-                lambda multiple: self._loss_at(own, update, multiple),
-                loss,
-                first=first,
-                rounding=rounding,
-            )
+            found = critical_step(partial(self._loss_at, own, update), loss, first=first, rounding=rounding)
             self.layout.write(self.start)
             earlier.append(found)
             cost = found.evaluations / 3.0 * self._gradient_cost
@@ -495,16 +498,12 @@ class StepsSession:
         """Return every optimizer's joint optimum."""
         found = {}
         for one in steppers:
-            kept = self.run_state.stage(
-                f"joint-{one.name}",
-                "steps-joint",
-                lambda: _FinishedJoint(fingerprint=self.run_state.fingerprint, joint=self._joint(one)),  # noqa: B023
-            )
+            kept = self.run_state.stage(f"joint-{one.name}", "steps-joint", partial(self._joint, one))
             found[one.name] = kept.joint
             self.products["joint optimum"] += len(kept.joint.blocks)
         return found
 
-    def _joint(self, one: _Stepper) -> JointOptimum:
+    def _joint(self, one: _Stepper) -> _FinishedJoint:
         """Multiply every group of the mean step by the Hessian, and find what is best together."""
         table = one.table
         if table is None:
@@ -517,14 +516,13 @@ class StepsSession:
         groups = [group for group in groups if group[2]]
         size = len(groups)
         gains, curvatures = np.zeros(size), np.zeros((size, size))
-        total = sum(self._count(batch) for batch in self.task.evaluation)
         for batch in self.task.evaluation:
-            share = self._count(batch) / total
+            share = self._count(batch) / self._total
             with self._graph(batch) as operator:
                 hessian = operator(self.layout)
                 for row, (block, _, places) in enumerate(groups):
                     image = hessian.matvec(self._direction(one, block, places))
-                    curvatures[row] += share * self._by_group(one, groups, image)
+                    curvatures[row] += self._by_group(one, groups, image) / self._total
                     self._tell(share, f"{one.name} · joint optimum")
         gains = -self._by_group(one, groups, self.point.gradient)
         checks = []
@@ -561,7 +559,7 @@ class StepsSession:
             checks=tuple(checks),
         )
         self.layout.write(self.start)
-        return joint
+        return _FinishedJoint(fingerprint=self.run_state.fingerprint, joint=joint)
 
     def _direction(self, one: _Stepper, block: BlockBands, places: Sequence[int]) -> Tensor:
         """Return the part of the mean step in some bands of a block, (N,)."""
