@@ -32,7 +32,6 @@ from lite_probe.replays.sweep import sweep_learning_rates
 from lite_probe.results.provenance import Note
 from lite_probe.results.replay import Recipe, Sweep
 from lite_probe.results.steps import (
-    PARTS,
     CriticalSteps,
     JointOptimum,
     LineCheck,
@@ -54,6 +53,7 @@ from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.reductions import dot
 
+_JOINT = {"sharp": ("sharp",), "rest": ("middle", "flat")}  # what LITE's two knobs of a block can tell apart
 _SHARP_RATIO = 0.1  # of a matrix's singular directions, those that two halves of the batches are compared in
 _FORWARDS = 7  # that a critical step usually takes
 _UNIT = 100.0  # of progress, in a product
@@ -127,13 +127,13 @@ class Effort:
         is_whole = not request.critical_only
         parts = len(split_rows(task.evaluation, request.step_batches))
         profile = count * (len(blocks) + 1.0) * request.step_batches / parts if is_whole else 0.0
-        joint = count * float(len(PARTS) * len(blocks)) if is_whole else 0.0
+        joint = count * float(len(_JOINT) * len(blocks)) if is_whole else 0.0
         sets = 2 + bool(request.relative)
         forwards = sets * count * request.critical_batches * _FORWARDS / batches
         return cls(
             products={"bands": profile, "joint optimum": joint} if is_whole else {},
             products_per_graph=count * float(len(blocks)),
-            gradients=len(task.train[: request.warm_batches]) * (bool(warmed) + is_whole)
+            gradients=len(task.train[: request.warm_batches]) * (bool(warmed) or is_whole)
             + request.num_steps
             + swept * 4 * request.sweep_steps,
             forwards=forwards + (2.0 * joint if is_whole else 0.0),
@@ -245,10 +245,15 @@ class StepsSession:
         self._done = 0.0
         self._expected = sum(effort.products.values()) + effort.gradients * self._gradient_cost + effort.forwards / 6.0
         self._counts: dict[int, int] = {}
+        # Muon's state on either half of the warm-up batches, to tell signal from noise.
+        self._halves: list[LiteOptimizer] = []
+        self._fed = 0
 
     def run(self) -> None:
         """Prepare the optimizers, make their steps, and measure along them."""
         self.point = evaluate(self.task, self.layout)
+        if not self.request.critical_only and can_take("muon", self.task):
+            self._halves = [optimizer_of(self.task, "muon") for _ in range(2)]
         self.loss, self._total = self.point.loss, self.point.count
         steppers, finished = self._prepared()
         self._make_steps(steppers)
@@ -291,7 +296,7 @@ class StepsSession:
             state=self.request.state,
             warm_batches=self.splits.warm,
             saved=self.request.saved,
-            on_gradient=lambda: self._tell(self._gradient_cost, "warming optimizer states"),
+            on_gradient=self._feed_half,
         )
         steppers, finished = [], {}
         named = list(self.task.model.named_parameters())
@@ -320,6 +325,15 @@ class StepsSession:
                 )
             )
         return steppers, finished
+
+    def _feed_half(self) -> None:
+        """Let one of the two halves' states have the gradient that the optimizers are warmed on."""
+        if self._halves:
+            half = self._halves[self._fed % 2]
+            set_learning_rate(half, 0.0)
+            half.step()
+            self._fed += 1
+        self._tell(self._gradient_cost, "warming optimizer states")
 
     def _rate(self, name: str, prepared: Prepared) -> _FinishedRate:
         """Settle an optimizer's learning rate."""
@@ -509,9 +523,9 @@ class StepsSession:
         if table is None:
             raise ValueError("expected bands, got none")
         groups = [
-            (block, part, [place for place in block.places if table.parts[place] == part])
+            (block, name, [place for place in block.places if table.parts[place] in parts])
             for block in one.blocks
-            for part in PARTS
+            for name, parts in _JOINT.items()
         ]
         groups = [group for group in groups if group[2]]
         size = len(groups)
@@ -602,7 +616,7 @@ class StepsSession:
 
     def _signal(self) -> Mapping[str, SignalShare]:
         """Return what two halves of the warm-up batches agree on; of no block where Muon cannot take the model."""
-        if not can_take("muon", self.task) or len(self.splits.warm) < 2:
+        if not self._halves or len(self.splits.warm) < 2:
             return {}
         kept = self.run_state.stage(
             "signal",
@@ -612,18 +626,12 @@ class StepsSession:
         return kept.signal
 
     def _measure_signal(self) -> Mapping[str, SignalShare]:
-        halves = []
-        for half in (0, 1):
-            optimizer = optimizer_of(self.task, "muon")
-            warm(
-                self.task,
-                [optimizer],
-                self.splits.warm[half::2],
-                on_batch=lambda index, gradient: self._tell(self._gradient_cost, "signal or noise"),
-            )
-            halves.append(optimizer)
+        if not self._fed:  # no optimizer had to be warmed
+            warm_up = partial(self._tell, self._gradient_cost, "signal or noise")
+            for place, half in enumerate(self._halves):
+                warm(self.task, [half], self.splits.warm[place::2], on_batch=lambda index, gradient: warm_up())
         counts: dict[str, list[int]] = {}
-        for place, (first, second) in enumerate(zip(*(momenta(optimizer) for optimizer in halves), strict=True)):
+        for place, (first, second) in enumerate(zip(*map(momenta, self._halves), strict=True)):
             (block, a), (_, b) = first, second
             rank = leading(a.shape, _SHARP_RATIO)
             drawn = [random_like(a, self.request.seed, place, side) for side in (0, 1)]

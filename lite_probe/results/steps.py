@@ -43,7 +43,7 @@ class LineCheck:
     """The loss itself along one group of the mean step, at the optimum and at the edge that its curvature has there."""
 
     block: str
-    part: str
+    part: str  # "sharp", or "rest": middle and flat
     optimum: float  # multiple of the mean step, from its own gain and curvature on all evaluation batches
     predicted: float  # change of the loss at the optimum by the quadratic; at the edge it is 0
     at_optimum: float  # change that two evaluations of the loss find
@@ -67,7 +67,7 @@ class JointOptimum:
     """
 
     blocks: tuple[str, ...]  # (k,)
-    parts: tuple[str, ...]  # (k,)
+    parts: tuple[str, ...]  # (k,) "sharp" or "rest", which is what LITE's two knobs of a block can tell apart
     gains: FloatArray  # (k,)
     curvatures: FloatArray  # (k, k) A
     multiples: FloatArray  # (k,) c

@@ -115,8 +115,8 @@ def test_line_checks_and_the_joint_optimum_of_a_quadratic_are_exact() -> None:
     joint = found.optimizers["sgd"].joint
     assert joint is not None
     assert {(one.block, one.part, one.answer) for one in joint.checks} == {
-        ("qk", "flat", "holds"),
-        ("ffn", "flat", "holds"),
+        ("qk", "rest", "holds"),
+        ("ffn", "rest", "holds"),
     }
     for one in joint.checks:
         assert one.at_optimum == pytest.approx(one.predicted, rel=1e-9)
