@@ -151,8 +151,8 @@ class Orthogonal(Geometry):
     among them: Q = I − V_kV_kᵀ. V_k is exact at the first step, and followed from then on (see `leading`).
 
     Cost: one msign a step for Muon; LITE adds one of g for the damping and one for S, and products with S: one for the
-    damping, one for update and decay together, Q being linear. With a `sharp_rank` S costs 14·m·n·(k + 8)
-    multiplications and additions in place of its msign, and an eigendecomposition at the first step.
+    damping, one for update and decay together, Q being linear. With a `sharp_rank` S costs 18·m·n·w
+    multiplications and additions in place of its msign, w = k + max(k, 8), and an eigendecomposition at the first step.
     """
 
     name = "orthogonal"
