@@ -1,6 +1,8 @@
 """Every optimizer of ours, each told by one `OptimizerSpec`: all that the rest of lite-probe asks about it.
 
-To add one: write a `Geometry` where no known one serves, and register a spec of it, here or from outside.
+To add one: write a `Geometry` where no known one serves, and register a spec of it, here or from outside. Of ours each
+is asked the questions of tests/optim, which want a learning rate that suits it in test_optimizers.py and
+test_amplification.py.
 
     register_optimizer(
         OptimizerSpec(
