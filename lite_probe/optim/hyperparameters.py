@@ -35,7 +35,7 @@ class Hyperparameter:
     """One hyperparameter of an optimizer.
 
     Values are of the default's kind: a number, a whole number, a name, True or False, some numbers, numbers by block.
-    Where the default is None they are None, a number or a name; where it is that of a block, numbers by block may be.
+    Where the default is None they are None, a number or a name; where that of a block is, any block's may be None.
     """
 
     default: Any

@@ -115,7 +115,8 @@ def restore_state(
     Hyperparameters that were saved with a state go with it, so that the next step is the one the saving optimizer would
     have made; parameters that were saved in other groups, as those without weight decay are, get groups of their own.
     Notes tell what changes, and what the saving optimizer did that this one cannot. LITE keeps its own msign, which its
-    projector is made of. Make learning-rate schedulers afterwards, since they hold on to groups.
+    projector is made of; its other hyperparameters go over only between optimizers that let the same of them be set,
+    so that SAMuon stays SAMuon. Make learning-rate schedulers afterwards, since they hold on to groups.
 
     Args:
         optimizer: From `make_optimizer`.
