@@ -1,4 +1,4 @@
-"""AdamW, Muon, SOAP and their LITE variants, for anyone's training loop.
+"""AdamW, Muon, SOAP and their LITE variants, SAMuon and gradient descent, for anyone's training loop.
 
 from lite_probe.optim import make_optimizer
 
@@ -6,7 +6,9 @@ optimizer = make_optimizer("muon-lite", model.named_parameters(), lr=3e-3)
 
 To add one, write a `Geometry`, its preconditioner and state, where no known one serves; tell the rest in an
 `OptimizerSpec`, and `register_optimizer` it. `registry.py` has those of ours, tests/optim/test_toy_optimizer.py one
-from outside. Commands, replays, subspaces and saved states then know it by its name; nothing else is edited.
+from outside. Commands, replays, subspaces and saved states then know it by its name; nothing else is edited. One with a
+hyperparameter `flat_lr_ratio` tells sharp directions from flat ones, by its geometry's Q: it has `beta1`, `beta2`,
+`sharp_ratio` and `smooth_ratio` too, which need not be settable. SAMuon is that alone, a spec without a geometry.
 """
 
 from typing import TYPE_CHECKING, Any

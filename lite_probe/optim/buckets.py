@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lite_probe.optim.geometry import Geometry, State
+from lite_probe.optim.geometry import Geometry, State, sharp_rank
 from lite_probe.results.blocks import BlockPart
 from lite_probe.vectors.layout import narrow
 
@@ -64,6 +64,13 @@ class Piece:
         if self.transposed:
             shape[-2:] = reversed(shape[-2:])
         return torch.Size(shape if self.is_stack else [1, *(shape or [1])])
+
+    def new_state(self, count: int, group: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> State:
+        """Return the state of a stack of pieces like this one before its first step; `count` is its length."""
+        shape = torch.Size([count, *self.shape[1:]])
+        state = self.geometry.new_state(shape, group, dtype, device)
+        rank = sharp_rank(group, self.block)
+        return {**state, **self.geometry.rank_state(shape, rank, dtype, device)} if rank else state
 
     @property
     def is_stack(self) -> bool:
@@ -197,17 +204,27 @@ def _chunks(members: list[tuple[Piece, Mapping[str, Any]]]) -> list[list[tuple[P
 
 def _adopt_state(bucket: Bucket, states: Mapping[Tensor, dict[str, Any]]) -> None:
     views = [piece.view(piece.parameter.detach()) for piece in bucket.pieces]
-    shape = torch.Size([sum(len(view) for view in views), *views[0].shape[1:]])
+    count = sum(len(view) for view in views)
     precision = state_dtype(views[0].dtype)
-    bucket.state = bucket.geometry.new_state(shape, bucket.group, precision, views[0].device)
+    bucket.state = bucket.pieces[0].new_state(count, bucket.group, precision, views[0].device)
     if views[0].dtype in _LOW_PRECISION:
         bucket.state[MASTER] = torch.cat(views).to(precision)
     start = 0
     for piece, view in zip(bucket.pieces, views, strict=True):
-        own = states[piece.parameter]
+        own, part = states[piece.parameter], slice(start, start + len(view))
+        to_renew = False
         for name, stacked in bucket.state.items():
-            slot = stacked[start : start + len(view)] if piece.is_stack else stacked[start]
-            if name + piece.suffix in own:
-                slot.copy_(own[name + piece.suffix])
+            slot = stacked[part] if piece.is_stack else stacked[start]
+            kept = own.get(name + piece.suffix)
+            # What can be renewed may have another shape: hyperparameters decide on it.
+            if kept is not None and (name not in piece.geometry.renewable or kept.shape == slot.shape):
+                slot.copy_(kept)
+            else:
+                to_renew = to_renew or name in piece.geometry.renewable
             own[name + piece.suffix] = slot
+        for name in piece.geometry.renewable:
+            if name not in bucket.state:
+                own.pop(name + piece.suffix, None)
+        if to_renew and bucket.step:
+            piece.geometry.renew({name: stacked[part] for name, stacked in bucket.state.items()})
         start += len(view)

@@ -47,10 +47,13 @@ def make_optimizer(
             names and shapes do not tell (GPT-NeoX, Bloom, Falcon, Phi-3, DeepSeek-V3).
         **hyperparameters: See `hyperparameters_of(name)` for those of each optimizer with their defaults. For LITE
             `flat_lr_ratio` (χ) and `sharp_ratio` (ρ) are a float or a dict by block, whose missing blocks keep their
-            defaults; `schedule`, `total_steps`, `warmup_steps`, `min_lr_ratio` and `stable_ratio` shape its ramps.
+            defaults; so is `sharp_rank`, k or None, which Muon's matrices alone have: then their k leading singular
+            directions are sharp, whatever ρ is. `schedule`, `total_steps`, `warmup_steps`, `min_lr_ratio` and
+            `stable_ratio` shape its ramps.
             As in the published runs head and routers have χ = 1 and ρ = 1, nothing flat, by default; vectors of hidden
             blocks (biases of q, k and v, a shared expert's gate) stay with the base optimizer whatever is given; and
-            Muon-LITE with ρ ≤ 1e-6 is Muon, undamped.
+            Muon-LITE with ρ ≤ 1e-6 is Muon, undamped. SAMuon is Muon-LITE at rank 1 without damping and ramps, for
+            hidden matrices alone; χ is its γ, by which weight decay grows along with the steps.
 
     Returns:
         The optimizer; one parameter group per block, or set of blocks where they are fused.

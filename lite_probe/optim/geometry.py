@@ -23,6 +23,7 @@ class LiteSettings:
     beta2: float = 0.0  # of flat ones
     flat_lr_ratio: float = 1.0  # χ
     sharp_ratio: float = 0.0  # ρ, the share of directions that are sharp
+    sharp_rank: int = 0  # how many singular directions of a matrix are sharp instead; 0 where ρ says it
     smooth_ratio: float = 0.1
     damped: bool = False  # β₁ or β₂ is not 0 at some step
     projected: bool = False  # β₂ ≠ β₁ or χ ≠ 1 at some step
@@ -66,10 +67,20 @@ class Geometry(ABC):
     sees_stacks: ClassVar[bool] = True  # whether a parameter of three dimensions is a stack of matrices
     idle_steps: ClassVar[int] = 0  # first steps, which only prepare the state
     nothing_sharp: ClassVar[float] = -1.0  # a sharp ratio up to which LITE leaves the base optimizer as it is
+    takes_rank: ClassVar[bool] = False  # whether sharp directions may be told by their number, `sharp_rank`
+    renewable: ClassVar[tuple[str, ...]] = ()  # entries of the state that `renew` makes of the others
 
     @abstractmethod
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
         """Return the state of a stack before its first step."""
+
+    def rank_state(self, shape: torch.Size, rank: int, dtype: torch.dtype, device: torch.device) -> State:
+        """Return what a stack's state holds besides where a number of directions is sharp; nothing by default."""
+        return {}
+
+    def renew(self, state: State) -> None:
+        """Make the `renewable` entries of the others, in place, for a stack that goes on from a state without them."""
+        return
 
     @abstractmethod
     def precondition(
@@ -114,6 +125,12 @@ class Geometry(ABC):
 def is_lite(group: Hyperparameters) -> bool:
     """Return whether a group's optimizer tells sharp directions from flat ones."""
     return "flat_lr_ratio" in group
+
+
+def sharp_rank(group: Hyperparameters, block: str) -> int:
+    """Return how many directions of a block's matrices a group wants sharp; 0 where it asks for a share of them."""
+    ranks = group.get("sharp_rank") or {}
+    return ranks.get(block) or 0
 
 
 def average_square_(average: Tensor, x: Tensor, beta: float, gate: Tensor | None) -> Tensor:

@@ -27,6 +27,7 @@ RATIO = Bounds(1.0, 1e6, "[1, 1e6]")
 STEPS = Bounds(1, 100, "[1, 100]")
 PERIOD = Bounds(1, 10**9, "[1, 1e9]")
 COUNT = Bounds(0, 10**9, "[0, 1e9]")
+RANK = Bounds(1, 10**9, "[1, 1e9]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +35,13 @@ class Hyperparameter:
     """One hyperparameter of an optimizer.
 
     Values are of the default's kind: a number, a whole number, a name, True or False, some numbers, numbers by block.
-    Where the default is None they are None, a number or a name.
+    Where the default is None they are None, a number or a name; where that of a block is, any block's may be None.
     """
 
     default: Any
     bounds: Bounds | None = None  # of each number
     choices: tuple[str, ...] = ()  # the names there are; () for any
+    is_whole: bool = False  # whether numbers by block are whole numbers
     is_settable: bool = True  # else it stays at its default, which the geometry reads
     is_ramp: bool = False  # one of `Schedule`'s: of the whole optimizer, not of its groups
 
@@ -77,10 +79,12 @@ class Hyperparameter:
             raise UsageError(f"expected {name} to be {kind}, got {_shown(value)}")
 
     def _require_range(self, name: str, value: Any, bounds: Bounds) -> None:
-        is_right = _is_whole if _is_whole(self.default) else _is_number
+        is_right = _is_whole if self.is_whole or _is_whole(self.default) else _is_number
         for one in _values(value):
+            if one is None and self._may_be_none:
+                continue
             if not is_right(one) or not bounds.low <= one <= bounds.high:
-                what = f"{name} None or" if self.default is None else name
+                what = f"{name} None or" if self._may_be_none else name
                 raise UsageError(f"expected {what} in {bounds.text}, got {_shown(one)}")
 
     def _kind(self, value: Any) -> tuple[str, bool]:
@@ -98,8 +102,14 @@ class Hyperparameter:
             is_right = isinstance(value, tuple | list) and len(value) == len(default) and all(map(_is_number, value))
             return f"{len(default)} numbers", is_right
         if isinstance(default, Mapping):
-            return "a number, or one for each block", all(map(_is_number, _values(value)))
+            numbers = [one for one in _values(value) if one is not None or not self._may_be_none]
+            return "a number, or one for each block", all(map(_is_number, numbers))
         return "a number", _is_number(value)
+
+    @property
+    def _may_be_none(self) -> bool:
+        """Whether None is a default, if only that of a block."""
+        return None in _values(self.default)
 
 
 LEARNING_RATE = Hyperparameter(default=1.0, bounds=UP_TO_MILLION)

@@ -25,7 +25,7 @@ from lite_probe.errors import InputError, NumericsError, UsageError
 from lite_probe.optim.buckets import MASTER, Bucket, Piece, build_buckets, state_dtype, stays_with_base
 from lite_probe.optim.diagonal import EVERYTHING
 from lite_probe.optim.directions import Directions
-from lite_probe.optim.geometry import Geometry, Hyperparameters, LiteSettings, Preconditioned, is_lite
+from lite_probe.optim.geometry import Geometry, Hyperparameters, LiteSettings, Preconditioned, is_lite, sharp_rank
 from lite_probe.optim.schedules import Schedule
 
 
@@ -94,6 +94,7 @@ def lite_settings(group: Hyperparameters, shape: Sequence[int], *, block: str, g
 
     As published, a parameter stays with its base optimizer, undamped, where it is a vector of a hidden block or none of
     Muon's directions is sharp (ρ ≤ 1e-6). Where all are (ρ > 1 − 1e-5) there is nothing flat: β₂ and χ have no say.
+    Where Muon's matrices have a `sharp_rank` it is what counts, and ρ has no say.
 
     Args:
         group: Hyperparameters.
@@ -104,15 +105,17 @@ def lite_settings(group: Hyperparameters, shape: Sequence[int], *, block: str, g
     if not is_lite(group) or stays_with_base(shape, block):
         return LiteSettings()
     rho, beta1, beta2, chi = group["sharp_ratio"][block], group["beta1"], group["beta2"], group["flat_lr_ratio"][block]
-    if rho <= geometry.nothing_sharp:
+    rank = sharp_rank(group, block) if geometry.takes_rank else 0
+    if not rank and rho <= geometry.nothing_sharp:
         return LiteSettings()
-    if rho > EVERYTHING:
+    if not rank and rho > EVERYTHING:
         beta2, chi = beta1, 1.0
     return LiteSettings(
         beta1=beta1,
         beta2=beta2,
         flat_lr_ratio=chi,
         sharp_ratio=rho,
+        sharp_rank=rank,
         smooth_ratio=group["smooth_ratio"],
         damped=beta1 != 0.0 or beta2 != 0.0,
         projected=chi != 1.0 or beta1 != beta2,
@@ -123,8 +126,9 @@ class LiteOptimizer(torch.optim.Optimizer):
     """An optimizer of the LITE family; `make_optimizer` builds one by name.
 
     A parameter group holds the parameters of one block, with hyperparameters that may be changed between steps, as
-    learning-rate schedulers do; `flat_lr_ratio` and `sharp_ratio` are dicts by block. All counters and thresholds are
-    in `state_dict()`: a run that is saved, loaded in another process and continued is bitwise the one that was not.
+    learning-rate schedulers do; `flat_lr_ratio`, `sharp_ratio` and `sharp_rank` are dicts by block. All counters,
+    thresholds and directions are in `state_dict()`: a run that is saved, loaded in another process and continued is
+    bitwise the one that was not.
 
     Args:
         groups: Each with "params", "pieces" (one list per parameter) and its hyperparameters.
@@ -144,7 +148,7 @@ class LiteOptimizer(torch.optim.Optimizer):
                 self._pieces[pieces[0].parameter] = pieces
         self.schedule = schedule
         self._buckets: list[Bucket] = []
-        self._with_gradients: list[bool] | None = None
+        self._arranged_for: tuple[list[bool], list[dict[str, int | None]]] | None = None
         self._pending: _FiniteCheck | None = None
         super().__init__(plain, {})
 
@@ -205,7 +209,7 @@ class LiteOptimizer(torch.optim.Optimizer):
         """
         pieces = [(piece, group) for group in self.param_groups for p in group["params"] for piece in self._pieces[p]]
         buckets = build_buckets(pieces, self.state)
-        self._with_gradients = None  # the state was stacked anew, for parameters without gradients too
+        self._arranged_for = None  # the state was stacked anew, for parameters without gradients too
         return [one for bucket in buckets for one in self._directions_of(bucket)]
 
     @property
@@ -238,7 +242,8 @@ class LiteOptimizer(torch.optim.Optimizer):
     def _arrange(self) -> None:
         """Sort the parameters that have gradients into buckets, unless the last step's still serve."""
         having = [p.grad is not None for group in self.param_groups for p in group["params"]]
-        if having == self._with_gradients:
+        ranks = [dict(group.get("sharp_rank") or {}) for group in self.param_groups]  # the state's shape follows them
+        if (having, ranks) == self._arranged_for:
             return
         pieces = [
             (piece, group)
@@ -248,7 +253,7 @@ class LiteOptimizer(torch.optim.Optimizer):
             for piece in self._pieces[parameter]
         ]
         self._buckets = build_buckets(pieces, self.state)
-        self._with_gradients = having
+        self._arranged_for = having, ranks
 
     def _count(self) -> None:
         for bucket in self._buckets:
@@ -333,7 +338,7 @@ class LiteOptimizer(torch.optim.Optimizer):
                     self.state.pop(parameter, None)
                 else:
                     self.state[parameter] = {name: _moved(value, parameter.device) for name, value in own.items()}
-        self._with_gradients = None
+        self._arranged_for = None
 
     def _check_state(self, parameter: Tensor, group: Hyperparameters, state: Mapping[str, Any], hint: str) -> None:
         """Refuse a saved state that was divided, or seen, in another way; what it lacks starts anew."""
@@ -341,7 +346,7 @@ class LiteOptimizer(torch.optim.Optimizer):
         expected: dict[str, tuple[int, ...]] = {}
         for piece in pieces:
             view, dtype = piece.view(parameter.detach()), state_dtype(parameter.dtype)
-            made = piece.geometry.new_state(view.shape, group, dtype, torch.device("meta"))
+            made = piece.new_state(len(view), group, dtype, torch.device("meta"))
             if dtype != parameter.dtype:
                 made[MASTER] = view
             for name, tensor in made.items():
@@ -356,7 +361,7 @@ class LiteOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is arranged anew: buckets hold the state a second time."""
-        left_out: dict[str, Any] = {"_buckets": [], "_with_gradients": None, "_pending": None}
+        left_out: dict[str, Any] = {"_buckets": [], "_arranged_for": None, "_pending": None}
         return {**super().__getstate__(), "schedule": self.schedule, "_pieces": self._pieces, **left_out}
 
 

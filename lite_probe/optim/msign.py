@@ -2,7 +2,8 @@
 
 msign is computed by a Newton–Schulz iteration, matrix products only: odd polynomials that drive all singular values
 towards 1. LITE's sharp directions are the singular directions of the momentum above a threshold; they are found by a
-second iteration, on M/(τ‖M‖) − msign(M), whose sign says on which side of the threshold each of them lies.
+second iteration, on M/(τ‖M‖) − msign(M), whose sign says on which side of the threshold each of them lies. Or they are
+a number of leading ones, which `leading` finds.
 """
 
 import math
@@ -24,6 +25,7 @@ from lite_probe.optim.geometry import (
     is_lite,
     replace_,
 )
+from lite_probe.optim.leading import capped_rank, first_basis, followed_basis, kept_width, leading
 
 _NO_MOMENTUM = 1e-8  # a momentum below which m + g(1−θ)/θ is g/θ to rounding
 _MSIGN_ROUNDING = 32.0  # units of rounding by which ‖S‖_F is uncertain
@@ -145,14 +147,20 @@ class Orthogonal(Geometry):
     root mean square, unless `lr_scale` names another rule. S is a partial isometry up to msign's accuracy only; damping
     is projected twice, as published.
 
+    With a `sharp_rank` k instead of ρ the sharp directions are the k leading singular directions of M, no threshold
+    among them: Q = I − V_kV_kᵀ. V_k is exact at the first step, and followed from then on (see `leading`).
+
     Cost: one msign a step for Muon; LITE adds one of g for the damping and one for S, and products with S: one for the
-    damping, one for update and decay together, Q being linear.
+    damping, one for update and decay together, Q being linear. With a `sharp_rank` S costs 18·m·n·w
+    multiplications and additions in place of its msign, w = k + max(k, 8), and an eigendecomposition at the first step.
     """
 
     name = "orthogonal"
     kinds = ("Muon",)
     stacked_on_cpu = True
     nothing_sharp = 1e-6
+    takes_rank = True
+    renewable = ("sharp_basis",)
 
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
         """Return zero momentum, and under LITE τ = 1/√min(m, n)."""
@@ -160,6 +168,16 @@ class Orthogonal(Geometry):
         if is_lite(group):
             state["threshold"] = torch.full((shape[0], 1, 1), min(shape[1:]) ** -0.5, dtype=dtype, device=device)
         return state
+
+    def rank_state(self, shape: torch.Size, rank: int, dtype: torch.dtype, device: torch.device) -> State:
+        """Return the directions that are followed, zero before the first step."""
+        count, rows, columns = shape
+        return {"sharp_basis": torch.zeros(count, columns, kept_width(rows, columns, rank), dtype=dtype, device=device)}
+
+    def renew(self, state: State) -> None:
+        """See `Geometry.renew`: the directions of the average, from which the next step's are a step away."""
+        basis = state["sharp_basis"]
+        basis.copy_(first_basis(state["momentum"], basis.shape[-1]))
 
     def precondition(
         self,
@@ -177,7 +195,9 @@ class Orthogonal(Geometry):
         nesterov = average.add(gradient, alpha=(1.0 - theta) / theta) if theta > _NO_MOMENTUM else gradient
         rows, columns = gradient.shape[1:]
         direction, project = _sign(nesterov, group), None
-        if lite.projected:
+        if lite.sharp_rank:
+            project = self._past_leading(state["sharp_basis"], nesterov, step=step, lite=lite, gate=gate)
+        elif lite.projected:
             threshold = state["threshold"]
             sharp = _above_threshold(nesterov, direction, threshold, group)
             rank = min(math.floor(lite.sharp_ratio * min(rows, columns)) + 1, min(rows, columns) - 1)
@@ -192,6 +212,19 @@ class Orthogonal(Geometry):
             step_size=group["lr"] * step_scale(rows, columns, group["lr_scale"]),
             projects_twice=True,
         )
+
+    def _past_leading(
+        self, basis: Tensor, matrices: Tensor, *, step: int, lite: LiteSettings, gate: Tensor | None
+    ) -> "FlatProjector | None":
+        """Follow the leading directions of M, and return Q = I − V_kV_kᵀ.
+
+        They are followed also while nothing is projected: a ratio may be raised between steps.
+        """
+        rank = capped_rank(matrices.shape[1], matrices.shape[2], lite.sharp_rank)
+        moved = first_basis(matrices, basis.shape[-1]) if step == 0 else followed_basis(matrices, basis)
+        moved, sharp = leading(matrices, moved, rank)
+        replace_(basis, moved, gate)
+        return FlatProjector(sharp.mT, matrices.dtype) if lite.projected else None
 
     def coordinates(self, state: State, *, step: int, group: Hyperparameters, lite: LiteSettings) -> Coordinates:
         """See `Geometry.coordinates`: the singular vectors of the momentum M = UΣVᵀ, σ² as the proxy of columns.
@@ -216,7 +249,12 @@ class Orthogonal(Geometry):
         strength = torch.zeros(len(average), columns, dtype=average.dtype, device=average.device)
         strength[:, :count] = values.square()
         flat = None
-        if lite.projected:
+        if lite.projected and lite.sharp_rank:
+            rank = capped_rank(rows, columns, lite.sharp_rank)
+            flat = torch.ones_like(strength).unsqueeze(1)
+            rounding = max(rows, columns) * torch.finfo(average.dtype).eps
+            flat[:, 0, :rank] = (values[:, :rank] <= rounding * values[:, :1]).to(flat.dtype)
+        elif lite.projected:
             sharp = torch.bmm(_above_threshold(average, direction, state["threshold"], group), right)
             flat = (1.0 - sharp.square().sum(dim=1, keepdim=True)).clamp(0.0, 1.0)
         wide = rows < columns

@@ -1,6 +1,8 @@
 """Every optimizer of ours, each told by one `OptimizerSpec`: all that the rest of lite-probe asks about it.
 
-To add one: write a `Geometry` where no known one serves, and register a spec of it, here or from outside.
+To add one: write a `Geometry` where no known one serves, and register a spec of it, here or from outside. Of ours each
+is asked the questions of tests/optim, which want a learning rate that suits it in test_optimizers.py and
+test_amplification.py.
 
     register_optimizer(
         OptimizerSpec(
@@ -32,6 +34,7 @@ from lite_probe.optim.hyperparameters import (
     DAMPING,
     PERIOD,
     POSITIVE,
+    RANK,
     RATIO,
     SHARE,
     STEPS,
@@ -230,6 +233,23 @@ _LITE: Mapping[str, Hyperparameter] = {
     "min_lr_ratio": Hyperparameter(default=0.0, is_ramp=True),
     "stable_ratio": Hyperparameter(default=0.8, is_ramp=True),
 }
+# How many singular directions of Muon's matrices are sharp, in place of `sharp_ratio`; None: as that says.
+_NO_RANK = Hyperparameter(default=dict.fromkeys(BLOCK_NAMES), bounds=RANK, is_whole=True)
+# SAMuon, arXiv 2608.25990: the first singular direction by itself, the others γ times as long, γ = `flat_lr_ratio`. It
+# is Muon-LITE at rank 1, undamped; embedding, head, norms and routers are left alone.
+_ALONE = ("emb", "out", "norm", "router")
+_SAMUON: Mapping[str, Hyperparameter] = {
+    "flat_lr_ratio": Hyperparameter(
+        default={**dict.fromkeys(BLOCK_NAMES, 2.0), **dict.fromkeys(_ALONE, 1.0)}, bounds=RATIO
+    ),
+    "sharp_rank": Hyperparameter(
+        default={**dict.fromkeys(BLOCK_NAMES, 1), **dict.fromkeys(_ALONE)}, bounds=RANK, is_whole=True
+    ),
+    "beta1": Hyperparameter(default=0.0, is_settable=False),
+    "beta2": Hyperparameter(default=0.0, is_settable=False),
+    "sharp_ratio": Hyperparameter(default=dict.fromkeys(BLOCK_NAMES, 1.0), is_settable=False),  # without a rank: Muon
+    "smooth_ratio": Hyperparameter(default=0.1, is_settable=False),
+}
 
 # -- optimizers --------------------------------------------------------------------------------------------------------
 
@@ -289,18 +309,21 @@ def _register_ours() -> None:
     for base, damps_adamw in ((adamw, True), (muon, False), (soap, None)):
         register_optimizer(base)
         damping = {} if damps_adamw is None else {"adamw_damping": Hyperparameter(default=damps_adamw)}
+        ranks = {"sharp_rank": _NO_RANK} if base is muon else {}
         register_optimizer(
             replace(
                 base,
                 name=f"{base.name}-lite",
                 base=base.name,
-                hyperparameters={**base.hyperparameters, **damping, **_LITE},
+                hyperparameters={**base.hyperparameters, **damping, **_LITE, **ranks},
                 needs_blocks=True,
                 orders_bands=False,
                 is_default_proxy=True,
             )
         )
     register_optimizer(sgd)
+    samuon = {**muon.hyperparameters, **_SAMUON}
+    register_optimizer(replace(muon, name="samuon", base=muon.name, hyperparameters=samuon, orders_bands=False))
 
 
 _register_ours()

@@ -288,6 +288,8 @@ def _check_range(number: float, name: str, target: Target) -> None:
     low, high = -largest, largest
     if bare(name) in ("exp_avg_sq", "moment2"):
         low = 0.0
+    elif bare(name) == "sharp_basis":
+        low, high = -2.0, 2.0  # of orthonormal columns, and their rounding
     elif bare(name) in ("threshold", LITE_NUMBERS["threshold"]):
         low, high = 0.0, 1.0
     elif bare(name) in {*LITE_NUMBERS, *LITE_NUMBERS.values()}:

@@ -22,6 +22,7 @@ from lite_probe.optim.hyperparameters import (
     DAMPING,
     PERIOD,
     POSITIVE,
+    RANK,
     RATIO,
     SHARE,
     STEPS,
@@ -47,7 +48,7 @@ class SavedRules:
     departures: tuple[str, ...]  # what the saving optimizer did and ours does not, in words
 
 
-def read_rules(entry: SavedEntry, kind: str, geometry: str, owner: str, *, divided: bool, lite: bool) -> SavedRules:
+def read_rules(entry: SavedEntry, kind: str, geometry: str, owner: str, *, divided: bool, optimizer: str) -> SavedRules:
     """Read the hyperparameters under which a saved state was made.
 
     Args:
@@ -56,7 +57,7 @@ def read_rules(entry: SavedEntry, kind: str, geometry: str, owner: str, *, divid
         geometry: Name of the one that goes on from it.
         owner: The parameter, for messages.
         divided: Whether the geometry sees parts of the parameter one by one.
-        lite: Whether it is LITE's, and takes LITE's hyperparameters too.
+        optimizer: Name of the one that goes on: one of LITE's takes LITE's hyperparameters too.
 
     Raises:
         InputError: If a hyperparameter is no number, or none that the optimizer can have.
@@ -73,7 +74,7 @@ def read_rules(entry: SavedEntry, kind: str, geometry: str, owner: str, *, divid
         found = _adam(group, geometry, after=_adds_eps_afterwards(entry))
     else:
         found = _of_spec(group, spec_of(entry.group["optimizer"]))
-    if lite and saved_by and spec_of(saved_by).base is not None:
+    if saved_by and _shares_lite(saved_by, optimizer):
         found |= _lite(group, geometry)
     departures = () if saved_by else tuple(_departures(group, kind, geometry, divided))
     return SavedRules(
@@ -81,6 +82,16 @@ def read_rules(entry: SavedEntry, kind: str, geometry: str, owner: str, *, divid
         missing=tuple(name for name, value in found.items() if value is _UNSAVED),
         departures=departures,
     )
+
+
+def _shares_lite(saved_by: str, optimizer: str) -> bool:
+    """Whether LITE's hyperparameters go over: where both have a base, and let the same of them be set.
+
+    Else one would go on as the other: SAMuon, say, with the damping and the sharp directions of Muon-LITE.
+    """
+    specs = [spec_of(name) for name in (saved_by, optimizer)]
+    settable = [{*spec.settable} & {*_LITE_NAMES} for spec in specs]
+    return all(spec.base is not None for spec in specs) and settable[0] == settable[1]
 
 
 def average_factor(group: Mapping[Any, Any], owner: str) -> float:
@@ -190,10 +201,15 @@ def _soap(group: "_Group") -> dict[str, Any]:
     }
 
 
+_LITE_NAMES = ("beta1", "beta2", "flat_lr_ratio", "sharp_ratio", "smooth_ratio")
+
+
 def _lite(group: "_Group", geometry: str) -> dict[str, Any]:
     damping = {"adamw_damping": group.word("adamw_damping", (False, True))} if geometry == "diagonal" else {}
+    ranks = {"sharp_rank": group.ranks("sharp_rank")} if "sharp_rank" in group.values else {}  # Muon's alone
     return {
         **damping,
+        **ranks,
         "beta1": group.number("beta1", DAMPING),
         "beta2": group.number("beta2", DAMPING),
         "flat_lr_ratio": group.by_block("flat_lr_ratio", RATIO),
@@ -309,6 +325,14 @@ class _Group:
         if not isinstance(saved, Mapping) or not set(saved) <= set(BLOCK_NAMES):
             raise refused("numbers by block", name, self.owner, type(saved).__name__)
         return {block: self._within(real(value, name, self.owner), name, bounds) for block, value in saved.items()}
+
+    def ranks(self, name: str) -> Any:
+        """Return whole numbers or None by block."""
+        saved = self.values[name]
+        if not isinstance(saved, Mapping) or not set(saved) <= set(BLOCK_NAMES):
+            raise refused("numbers by block", name, self.owner, type(saved).__name__)
+        one_by_one = {block: _Group({name: value}, self.owner) for block, value in saved.items() if value is not None}
+        return {**saved, **{block: one.whole(name, RANK) for block, one in one_by_one.items()}}
 
     def _within(self, number: float, name: str, bounds: Bounds, what: str = "a number") -> float:
         if not bounds.low <= number <= bounds.high:

@@ -115,7 +115,8 @@ def restore_state(
     Hyperparameters that were saved with a state go with it, so that the next step is the one the saving optimizer would
     have made; parameters that were saved in other groups, as those without weight decay are, get groups of their own.
     Notes tell what changes, and what the saving optimizer did that this one cannot. LITE keeps its own msign, which its
-    projector is made of. Make learning-rate schedulers afterwards, since they hold on to groups.
+    projector is made of; its other hyperparameters go over only between optimizers that let the same of them be set,
+    so that SAMuon stays SAMuon. Make learning-rate schedulers afterwards, since they hold on to groups.
 
     Args:
         optimizer: From `make_optimizer`.
@@ -265,7 +266,7 @@ def _write(optimizer: LiteOptimizer, targets: Sequence[Target], fates: Sequence[
             optimizer.state[target.parameter] = fate.state
     for group in optimizer.param_groups:
         group["step"] = step
-    optimizer._with_gradients = None
+    optimizer._arranged_for = None
 
 
 # -- hyperparameters ---------------------------------------------------------------------------------------------------
@@ -292,7 +293,8 @@ def _rules(entry: SavedEntry | None, target: Target, contents: "Contents | str |
         require_hyperparameters(target.group["optimizer"], contents.hyperparameters)
         return SavedRules(values=contents.hyperparameters, missing=(), departures=())
     divided = len(target.pieces) > 1 or target.pieces[0].is_stack
-    return read_rules(entry, contents.kind, geometry.name, target.name, divided=divided, lite=is_lite(target.group))
+    optimizer = target.group["optimizer"]
+    return read_rules(entry, contents.kind, geometry.name, target.name, divided=divided, optimizer=optimizer)
 
 
 def _under(target: Target, rules: SavedRules | None, keep: Collection[str]) -> Target:
@@ -424,14 +426,15 @@ def _fill(
     divided = len(target.pieces) > 1 or piece.is_stack
     for name, shape in expected.items():
         key = name + piece.suffix
-        if key in contents.made:
+        renewable = name in piece.geometry.renewable
+        if key in contents.made and not (renewable and _has_other_shape(contents.made[key], shape)):
             value = checked(contents.made[key], shape, target, key)
         elif name in contents.elementwise:
             view = piece.view(contents.elementwise[name])
             value = view if piece.is_stack else view[0]
         elif name in contents.scalars and not divided:
             value = torch.tensor(contents.scalars[name], dtype=torch.float64)
-        elif name in LITE_NUMBERS:
+        elif renewable or name in LITE_NUMBERS:
             fresh_names.append(name)
             continue
         elif name == MASTER:
@@ -443,11 +446,16 @@ def _fill(
     return None
 
 
+def _has_other_shape(value: object, shape: torch.Size) -> bool:
+    """Whether an entry is that of other hyperparameters, and not damaged."""
+    return isinstance(value, torch.Tensor) and value.shape[:-1] == shape[:-1] and value.shape != shape
+
+
 def _expected(piece: Piece, target: Target) -> dict[str, torch.Size]:
     """Return the names and shapes of a piece's state."""
     view = piece.view(target.parameter.detach())
     dtype = state_dtype(view.dtype)
-    made = piece.geometry.new_state(view.shape, target.group, dtype, torch.device("meta"))
+    made = piece.new_state(len(view), target.group, dtype, torch.device("meta"))
     if dtype != view.dtype:
         made[MASTER] = view
     return {name: tensor.shape if piece.is_stack else tensor.shape[1:] for name, tensor in made.items()}

@@ -36,6 +36,7 @@ RATES = {
     "soap": 3e-3,
     "soap-lite": 2e-4,
     "sgd": 0.1,
+    "samuon": 2e-3,
 }
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,

@@ -76,6 +76,7 @@ def test_it_is_repeatable_bitwise(name: str) -> None:
     ("name", "lr"),
     [
         ("sgd", 0.5),
+        ("samuon", 5e-3),
         ("adamw", 1e-2),
         ("adamw-lite", 1e-2),
         ("muon", 1e-2),

@@ -47,11 +47,12 @@ def registered() -> Iterator[Callable[[OptimizerSpec], OptimizerSpec]]:
 
 
 def test_ours() -> None:
-    assert tuple(OPTIMIZERS) == ("adamw", "adamw-lite", "muon", "muon-lite", "soap", "soap-lite", "sgd")
+    assert tuple(OPTIMIZERS) == ("adamw", "adamw-lite", "muon", "muon-lite", "soap", "soap-lite", "sgd", "samuon")
     assert {name: spec.base for name, spec in OPTIMIZERS.items() if spec.base} == {
         "adamw-lite": "adamw",
         "muon-lite": "muon",
         "soap-lite": "soap",
+        "samuon": "muon",
     }
     assert band_optimizers() == ("adamw", "muon", "soap")
     assert default_proxies() == ("adamw-lite", "muon-lite", "soap-lite")

@@ -19,6 +19,7 @@ from lite_probe.optim import (
 )
 from lite_probe.optim.geometry import Coordinates, Hyperparameters, LiteSettings, Preconditioned, State
 from lite_probe.optim.theory import LinearRecipe, LinearRecipes
+from lite_probe.results.blocks import BLOCK_NAMES
 from tests.oracles import matrix_with
 from tests.replays.conftest import quadratic_task, spectrum_of
 
@@ -35,6 +36,17 @@ class Halved(Geometry):
 
     def coordinates(self, state: State, *, step: int, group: Hyperparameters, lite: LiteSettings) -> Coordinates:
         return Coordinates(proxy=state["average"].square(), divisor=torch.full((), 2.0), flat=None)
+
+
+class HalvedWithSharp(Halved):
+    """The first coordinate is sharp, all others are flat."""
+
+    name = "halved-with-sharp"
+
+    def precondition(self, state: State, gradient: Tensor, *, group: Hyperparameters, **_: object) -> Preconditioned:
+        flat = torch.ones_like(gradient)
+        flat[..., 0] = 0.0
+        return replace(super().precondition(state, gradient, group=group), gradient=gradient, project=flat.mul)
 
 
 def recipes(group: Hyperparameters, *_: object) -> LinearRecipes:
@@ -75,3 +87,27 @@ def test_it_is_replayed_beside_ours(toy: OptimizerSpec) -> None:
     assert mine.losses[-1] < mine.losses[0]
     assert list(found.theory) == (["toy", "sgd"] if toy.linear else ["sgd"])
     assert found.theory.get("toy", found.theory["sgd"]).rates == pytest.approx(found.theory["sgd"].rates, rel=1e-12)
+
+
+def test_it_has_a_variant_of_lites(toy: OptimizerSpec) -> None:
+    """With the hyperparameters of LITE, settable or not, Algorithm 1 is there: u = m/2 + Q(β₂g + (χ−1)(…))/2."""
+    blocks = dict.fromkeys(BLOCK_NAMES, 2.0)
+    lite = {
+        "flat_lr_ratio": Hyperparameter(default=blocks),
+        "beta2": Hyperparameter(default=0.5),
+        "beta1": Hyperparameter(default=0.0, is_settable=False),
+        "sharp_ratio": Hyperparameter(default=dict.fromkeys(BLOCK_NAMES, 0.5), is_settable=False),
+        "smooth_ratio": Hyperparameter(default=0.1, is_settable=False),
+    }
+    variant = replace(toy, name="toy-lite", base="toy", hyperparameters={**SETTINGS, **lite})
+    register_optimizer(replace(variant, geometries=(HalvedWithSharp(),), needs_blocks=True))
+    try:
+        weight = nn.Parameter(torch.zeros(2))
+        optimizer = make_optimizer("toy-lite", [("norm.weight", weight)], lr=1.0, flat_lr_ratio=3.0)
+        for _ in range(2):  # without a warm-up the first step is undamped
+            weight.grad = torch.ones(2)
+            optimizer.step()
+    finally:
+        unregister_optimizer("toy-lite")
+    # m = ½, ¾: sharp −½·½ − ½·¾; flat −3·½·½ − 3·½·(¾ + ½).
+    assert weight.tolist() == [-0.625, -2.625]

@@ -138,7 +138,7 @@ class SlowSoapLite:
 
 
 class SlowMuonLite:
-    """2.3; ρ ≤ 1e-6 gives Muon."""
+    """2.3; ρ ≤ 1e-6 gives Muon. With `sharp_rank` S is of the leading singular directions, by an exact solver."""
 
     def __init__(self, w: Tensor, hyper: dict[str, Any]) -> None:
         self.w, self.h = w.clone(), hyper
@@ -152,8 +152,12 @@ class SlowMuonLite:
         r = min(math.floor(h["sharp_ratio"] * shorter) + 1, shorter - 1)
         s = 0.5 * (o + slow_msign(full / (self.tau * full.norm() + 1e-9) - o))
         self.tau = min(1.0, self.tau * 1.05) if float(s.norm()) > math.sqrt(r) else min(1.0, self.tau * 0.95)
+        rank = h.get("sharp_rank")
+        if rank:
+            left, _, right = torch.linalg.svd(full, full_matrices=False)
+            s = left[:, : min(rank, shorter - 1)] @ right[: min(rank, shorter - 1)]
         q = torch.eye(g.shape[1], dtype=g.dtype) - s.T @ s
-        if h["sharp_ratio"] > 1e-6:
+        if rank or h["sharp_ratio"] > 1e-6:
             u = o + beta1 * d + (beta2 - beta1) * d @ q
             u = u + (chi - 1) * u @ q
         else:
@@ -161,3 +165,21 @@ class SlowMuonLite:
         eta, lam = h["lr"], h["weight_decay"]
         scale = 0.2 * eta * math.sqrt(max(g.shape))
         self.w = (1 - eta * lam) * self.w - eta * lam * (chi - 1) * self.w @ q - scale * u
+
+
+class SlowSamuon:
+    """SAMuon: the first singular direction by itself, the others γ times as long; 2.3's decay. Polar factors exact."""
+
+    def __init__(self, w: Tensor, hyper: dict[str, Any]) -> None:
+        self.w, self.h, self.m = w.clone(), hyper, torch.zeros_like(w)
+
+    def step(self, g: Tensor) -> None:
+        theta, gamma, eta, lam = (self.h[name] for name in ("momentum", "flat_lr_ratio", "lr", "weight_decay"))
+        self.m = theta * self.m + (1 - theta) * g
+        left, _, right = torch.linalg.svd(self.m + g * (1 - theta) / theta, full_matrices=False)
+        first, v = torch.outer(left[:, 0], right[0]), right[0]
+        flat = self.w - torch.outer(self.w @ v, v)
+        update = first + gamma * (left @ right - first)
+        self.w = (
+            (1 - eta * lam) * self.w - eta * lam * (gamma - 1) * flat - 0.2 * eta * math.sqrt(max(g.shape)) * update
+        )
