@@ -2,14 +2,18 @@
 
     python examples/signal_share.py
 
-LITE makes more of the directions that Muon's momentum calls sharp, so they had better be those of the data and not of the
-batch. A small byte-level Llama, trained a little, gives gradients on pairs of disjoint sets of 1, 4 and 16 batches; of
-the leading tenth of singular directions of every hidden matrix that share is shown on which a pair agrees,
+LITE treats directions that Muon's momentum calls sharp unlike the others, so they had better be those of the data and
+not of the batch. A small byte-level Llama, trained a little, gives gradients on pairs of disjoint sets of 1, 4 and 16
+batches; of the leading tenth of singular directions of every hidden matrix that share is shown on which a pair agrees,
 |u_A·u_B||v_A·v_B| > 0.7, beside that of random matrices. LITE's gain was seen to grow with it as the batch grew.
 
-It takes half a minute of one core and prints, with the seed it has,
+It takes a minute of one core and prints, with the seed it has,
 
-PRINTED
+    halves of    tokens each   agree on
+     1 batch           2,048   0.033 ± 0.027   (random matrices 0.000)
+     4 batches         8,192   0.122 ± 0.050   (random matrices 0.000)
+    16 batches        32,768   0.510 ± 0.095   (random matrices 0.000)
+    known result reproduced
 
 where ± is half of the 95% interval over five pairs. The exit status is 1 where the share does not rise.
 """
@@ -82,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=asked.seed,
         )
     rng = np.random.default_rng(derive_seed(asked.seed, "pairs"))
-    print("halves of       tokens each   agree on")
+    print("halves of    tokens each   agree on")
     found = []
     for size in SIZES:
         shares, by_chance = [], 0.0

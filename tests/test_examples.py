@@ -95,6 +95,17 @@ def check_muon_sharpness(printed: str, folder: Path) -> None:
     assert float(ratio[1]) < 0.8
 
 
+def check_signal_share(printed: str, folder: Path) -> None:
+    # Three other seeds gave 0.02 to 0.05, 0.10 to 0.14 and 0.39 to 0.58.
+    _, *rows, verdict = printed.strip().splitlines()
+    shares = [float(row.split("±")[0].split()[-1]) for row in rows]
+    assert len(shares) == 3
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.3
+    assert all(float(row.rstrip(")").split()[-1]) < 0.05 for row in rows)
+    assert verdict == "known result reproduced"
+
+
 CHECKS: Mapping[str, Callable[[str, Path], None]] = {
     "block_spectra": check_block_spectra,
     "dominant_bulk": check_dominant_bulk,
@@ -102,6 +113,7 @@ CHECKS: Mapping[str, Callable[[str, Path], None]] = {
     "heat_equation": check_heat_equation,
     "muon_sharpness": check_muon_sharpness,
     "pretrain": check_pretrain,
+    "signal_share": check_signal_share,
 }
 
 
