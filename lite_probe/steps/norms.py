@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lite_probe.errors import InputError
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.optim import Directions, LiteOptimizer, msign
 from lite_probe.optim.msign import step_scale
@@ -111,7 +112,7 @@ class ProductBall:
         return result
 
 
-def unit_ball(optimizer: LiteOptimizer, layout: ParameterLayout, directions: Sequence[Directions]) -> UnitBall | None:
+def unit_ball(optimizer: LiteOptimizer, layout: ParameterLayout, directions: Sequence[Directions]) -> UnitBall:
     """Return the ball of an optimizer's steps at learning rate 1.
 
     Args:
@@ -119,14 +120,18 @@ def unit_ball(optimizer: LiteOptimizer, layout: ParameterLayout, directions: Seq
         layout: Of the parameters.
         directions: The optimizer's own.
 
-    Returns:
-        None where a geometry makes steps of which no norm is known, or the Euclidean one is not alone.
+    Raises:
+        InputError: If a geometry makes steps of which no norm is known, or gradient descent is one of several.
     """
     kinds = {one.piece.geometry.name for one in directions}
     if kinds == {*_EUCLIDEAN}:
         return EuclideanBall()
     if not kinds <= {*_ENTRYWISE, *_SPECTRAL}:
-        return None
+        raise InputError(
+            f"expected steps of a known norm, by geometries among {', '.join((*_ENTRYWISE, *_SPECTRAL))}, or by "
+            f"{', '.join(_EUCLIDEAN)} alone, got {', '.join(sorted(kinds))}",
+            "measure without the sharpness in the optimizer's own norm",
+        )
     groups = {id(one): group for group in optimizer.param_groups for one in group["params"]}
     scales: list[float | None] = []
     for one in directions:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lite_probe.errors import InputError
 from lite_probe.operators.base import MatrixOperator
 from lite_probe.optim import LiteOptimizer, make_optimizer
 from lite_probe.optim.euclidean import Euclidean
@@ -46,9 +47,7 @@ def optimizer_of(name: str, shapes: Shapes, **hyperparameters: Any) -> tuple[Lit
 
 def ball_of(name: str, shapes: Shapes, **hyperparameters: Any) -> UnitBall:
     optimizer, layout = optimizer_of(name, shapes, **hyperparameters)
-    ball = unit_ball(optimizer, layout, optimizer.directions())
-    assert ball is not None
-    return ball
+    return unit_ball(optimizer, layout, optimizer.directions())
 
 
 def random(size: int, seed: int) -> Tensor:
@@ -117,7 +116,6 @@ def test_of_soap_entries_count_in_its_eigenbases() -> None:
     optimizer, layout = optimizer_of("soap", shapes)
     directions = optimizer.directions()
     ball = unit_ball(optimizer, layout, directions)
-    assert ball is not None
     (one,) = directions
     assert one.left is not None
     assert one.right is not None
@@ -255,5 +253,6 @@ def test_a_geometry_without_a_known_norm_has_no_ball() -> None:
     optimizer, layout = optimizer_of("sgd", {"a": (3, 2), "b": (4,)})
     first, *rest = optimizer.directions()
     changed = replace(first, piece=replace(first.piece, geometry=Mine()))
-    assert unit_ball(optimizer, layout, [changed, *rest]) is None
-    assert unit_ball(optimizer, layout, [first, *rest]) is not None
+    with pytest.raises(InputError, match="by euclidean alone, got euclidean, mine"):
+        unit_ball(optimizer, layout, [changed, *rest])
+    assert unit_ball(optimizer, layout, [first, *rest]).norm == "Euclidean"
