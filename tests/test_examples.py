@@ -95,11 +95,29 @@ def check_muon_sharpness(printed: str, folder: Path) -> None:
     assert float(ratio[1]) < 0.8
 
 
+def check_muon_edge(printed: str, folder: Path) -> None:
+    # arXiv 2603.05002: S hovers around or above 2/η, λ₁ is far below. LOWHIGH
+    descent, muon = printed.strip().split("\n\n")
+    for case, limit in ((descent, "2/η = 100.0"), (muon, "2/η = 1,000.0")):
+        title, _, first, *_, verdict = case.splitlines()
+        assert limit in title
+        found = re.fullmatch(
+            r"last third: S at ([\d.]+) of .*, λ₁ at ([\d.]+) of it, loss at ([\d.]+) of before", verdict
+        )
+        assert found is not None
+        assert 0.85 <= float(found[1]) <= 1.3
+        assert float(found[2]) < 0.4
+        # S came from far below, and learning goes on at the edge.
+        assert float(first.split()[3]) < 0.4
+        assert float(found[3]) < 0.7
+
+
 CHECKS: Mapping[str, Callable[[str, Path], None]] = {
     "block_spectra": check_block_spectra,
     "dominant_bulk": check_dominant_bulk,
     "edge_of_stability": check_edge_of_stability,
     "heat_equation": check_heat_equation,
+    "muon_edge": check_muon_edge,
     "muon_sharpness": check_muon_sharpness,
     "pretrain": check_pretrain,
 }
