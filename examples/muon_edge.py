@@ -21,24 +21,24 @@ It takes half a minute of one core and prints, with the seed it has,
     steepest descent, S against 2/η = 100.0, η = 0.02
       step      loss         S  ratio        λ₁  ratio
        100  4.47e-01      10.1  0.101       2.9  0.029
-       400  1.69e-01      30.9  0.309       5.9  0.059
-       800  6.30e-02      82.3  0.823      17.3  0.173
-      1200  4.09e-02      98.1  0.981      19.7  0.197
-      1600  6.11e-03     106.4  1.064      21.4  0.214
-      2000  7.09e-02     101.7  1.017      20.0  0.200
-      2400  2.66e-03     108.4  1.084      24.4  0.244
-    last third: S at 1.091 of the limit (known: around or above), λ₁ at 0.225 of it, loss at 0.227 of before
+       300  2.88e-01      23.2  0.232       5.1  0.051
+       600  1.05e-01      51.0  0.510      10.8  0.108
+       900  5.08e-02      91.3  0.913      19.3  0.193
+      1200  2.42e-02      98.2  0.982      20.2  0.202
+      1500  3.41e-02     108.2  1.082      22.4  0.224
+      1800  1.38e-02     112.7  1.127      23.4  0.234
+    last third: S at 1.094 of the limit (known: around or above), λ₁ at 0.232 of it, loss at 0.584 of before
 
     Muon, S/‖g‖_* against 2/η = 1,000.0, η = 0.002
       step      loss   S/‖g‖_*  ratio  λ₁/‖g‖_*  ratio
-       100  4.57e-01      70.8  0.071      22.0  0.022
-       400  3.61e-01      76.8  0.077      18.5  0.019
-       800  1.60e-01     189.9  0.190      35.4  0.035
-      1200  6.63e-02     781.0  0.781     176.8  0.177
-      1600  2.21e-02     951.6  0.952     187.6  0.188
-      2000  6.52e-03   1,007.5  1.007     196.5  0.196
-      2400  2.70e-03   1,000.3  1.000     198.6  0.199
-    last third: S at 0.998 of the limit (known: around or above), λ₁ at 0.196 of it, loss at 0.098 of before
+       100  4.57e-01      70.7  0.071      22.0  0.022
+       300  4.05e-01      80.8  0.081      21.0  0.021
+       600  2.52e-01      92.6  0.093      19.2  0.019
+       900  1.34e-01     310.2  0.310      62.6  0.063
+      1200  6.94e-02     754.3  0.754     158.6  0.159
+      1500  3.21e-02     842.3  0.842     171.2  0.171
+      1800  1.28e-02     943.8  0.944     189.4  0.189
+    last third: S at 0.919 of the limit (known: around or above), λ₁ at 0.185 of it, loss at 0.191 of before
 
 where each ratio is over the limit, and the loss its median over that of the third before. The exit status is 1 where S
 is not where it is known to be, or λ₁ not far below.
