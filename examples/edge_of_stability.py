@@ -7,6 +7,12 @@ curvature exceeds 2/η; the leading eigenvalue λ₁ of the network's Hessian ri
 on (Cohen et al. 2021, arXiv 2103.00065). Adam with b₁ = 0.9 does the same at 38/η with the Hessian in its own metric,
 P^{-½}HP^{-½} (Cohen et al. 2022, arXiv 2207.14484). Both limits are `stability_limit` of the optimizer's linear recipe.
 
+Of gradient descent there is the critical sharpness too, which needs forward passes only: λ_c = 2/η_c, η_c being the
+shortest step along the update after which the loss is above where it was (arXiv 2601.16979). To second order it is
+gᵀHg/‖g‖², the curvature that the gradient sees: where that is the unstable direction's, λ_c is at 2/η, and not above.
+In so small a network the oscillation along it comes in bursts, which damp themselves; in between the gradient lies
+along flat directions, and λ_c far below λ₁. So it is the largest λ_c that comes to 2/η here, not the usual one.
+
 It takes ten seconds and prints, with the seed it has,
 
     gradient descent, λ₁ of H against 2/η = 25.0, η = 0.08
@@ -18,6 +24,7 @@ It takes ten seconds and prints, with the seed it has,
       4000  1.82e-03        24.9  0.998
       5000  7.03e-04        24.4  0.978
       6000  2.74e-04        25.5  1.022
+    last third: λ_c up to 1.033 of 25.0 (known: 1), its median 0.000
     last third: λ₁ at 1.003 of 25.0 (known: 0.95 to 1.1), loss at 0.121 of before
 
     Adam, λ₁ of P^{-½}HP^{-½} against 38/η = 380,000.0, η = 0.0001
@@ -32,12 +39,12 @@ It takes ten seconds and prints, with the seed it has,
     last third: λ₁ at 0.984 of 380,000.0 (known: 0.9 to 1.1), loss at 0.221 of before
 
 where the ratio is λ₁ over its limit, and the loss its median over that of the third before. The exit status is 1 where
-λ₁ is not where it is known to be.
+λ₁, or the largest λ_c, is not where it is known to be.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +62,7 @@ from lite_probe.vectors.layout import ParameterLayout
 
 WIDTH, POINTS = 50, 40
 TABLE_ROWS = 6
+KNOWN_CRITICAL = (0.9, 1.2)  # the largest λ_c over 2/η, which a step's own cubic term moves a little
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +100,30 @@ class Moment:
     loss: float  # mean of ½(u − y)²
     curvature: float  # λ₁ in the optimizer's metric, 1/lr
     ratio: float  # of it to the limit
+    critical_ratio: float | None  # λ_c of the last step to 2/η, which is η/η_c; None unless it is gradient descent's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticalStep:
+    """Multiples of an update between which the loss comes back to where it was."""
+
+    low: float
+    high: float
+    evaluations: int
+
+
+def critical_step(loss_at: Callable[[float], float], start_loss: float, first: float) -> CriticalStep:
+    """Double or halve a multiple until the loss exceeds its start, or no longer does; then bisect to a sixteenth."""
+    low, high, evaluations = 0.0, float("inf"), 0
+    multiple = first
+    while low == 0.0 or 1.0 - low / high > 1.0 / 16.0:
+        evaluations += 1
+        if loss_at(multiple) > start_loss:
+            high = multiple
+        else:
+            low = multiple
+        multiple = 2.0 * low if high == float("inf") else 0.5 * (low + high)
+    return CriticalStep(low=low, high=high, evaluations=evaluations)
 
 
 class PreconditionedHessian(SymmetricOperator):
@@ -144,6 +176,22 @@ def leading_curvature(task: Task, optimizer: LiteOptimizer) -> float:
     return float(run.ritz_pairs().values[0])
 
 
+@torch.no_grad()
+def critical_ratio(task: Task, before: Tensor) -> float:
+    """Return η/η_c of the step that led from `before` to where the network is; it comes back bitwise."""
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    after = layout.read()
+
+    def loss_at(multiple: float) -> float:
+        layout.write(before + multiple * (after - before))
+        loss, count = task.loss(task.evaluation[0])
+        return float(loss) / count
+
+    found = critical_step(loss_at, loss_at(0.0), 1.0)
+    layout.write(after)
+    return float((found.low * found.high) ** -0.5)
+
+
 def predicted_limit(case: Case) -> float:
     """Return the curvature at which the optimizer's linear recipe becomes unstable."""
     recipes = linear_recipes(case.optimizer, (WIDTH, WIDTH), block="other", lr=case.lr, **case.hyperparameters)
@@ -154,15 +202,23 @@ def train(case: Case, *, steps: int, every: int, seed: int = 0) -> Iterator[Mome
     """Train on all points, and yield what is measured every few steps."""
     task, limit = make_task(case.degree, seed), predicted_limit(case)
     optimizer = make_optimizer(case.optimizer, task.model.named_parameters(), lr=case.lr, **case.hyperparameters)
+    layout = ParameterLayout(list(task.model.named_parameters()))
     for step in range(1, steps + 1):
+        before = layout.read() if step % every == 0 else None
         optimizer.zero_grad()
         loss, count = task.loss(task.evaluation[0])
         (loss / count).backward()
         optimizer.step()
-        if step % every == 0:
+        if before is not None:
             loss, count = task.loss(task.evaluation[0])
             curvature = leading_curvature(task, optimizer)
-            yield Moment(step=step, loss=float(loss.detach()) / count, curvature=curvature, ratio=curvature / limit)
+            yield Moment(
+                step=step,
+                loss=float(loss.detach()) / count,
+                curvature=curvature,
+                ratio=curvature / limit,
+                critical_ratio=critical_ratio(task, before) if case.optimizer == "sgd" else None,
+            )
 
 
 def last_third(moments: Sequence[Moment]) -> tuple[float, float]:
@@ -184,9 +240,14 @@ def report(case: Case, *, steps: int, every: int, seed: int) -> bool:
         moments.append(moment)
         if moment.step == every or moment.step % shown == 0:
             print(f"{moment.step:>6} {moment.loss:>9.2e} {moment.curvature:>11,.1f} {moment.ratio:>6.3f}", flush=True)
+    critical = [one.critical_ratio for one in moments[-max(1, len(moments) // 3) :] if one.critical_ratio is not None]
+    if critical:
+        largest, usual = max(critical), float(np.median(critical))
+        print(f"last third: λ_c up to {largest:.3f} of {limit:,.1f} (known: 1), its median {usual:.3f}")
     (ratio, progress), (low, high) = last_third(moments), case.known
     print(f"last third: λ₁ at {ratio:.3f} of {limit:,.1f} (known: {low} to {high}), loss at {progress:.3f} of before\n")
-    return low <= ratio <= high and progress < 1.0
+    is_known = low <= ratio <= high and progress < 1.0
+    return is_known and (not critical or KNOWN_CRITICAL[0] <= max(critical) <= KNOWN_CRITICAL[1])
 
 
 def main() -> int:

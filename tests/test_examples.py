@@ -62,6 +62,11 @@ def check_edge_of_stability(printed: str, folder: Path) -> None:
         # λ₁ came from far below, and learning goes on at the edge.
         assert float(first.split()[-1]) < 0.5
         assert float(found[2]) < 0.7
+    # arXiv 2601.16979: λ_c comes to 2/η, here while a burst of oscillation carries the gradient. Seeds 0 to 4
+    # gave 1.03 to 1.09, and medians of 0.000 to 0.97.
+    critical = re.search(r"λ_c up to ([\d.]+) of 25.0 \(known: 1\), its median ([\d.]+)", descent)
+    assert critical is not None
+    assert 0.9 <= float(critical[1]) <= 1.2
 
 
 def check_dominant_bulk(printed: str, folder: Path) -> None:
@@ -106,11 +111,30 @@ def check_signal_share(printed: str, folder: Path) -> None:
     assert verdict == "known result reproduced"
 
 
+def check_muon_edge(printed: str, folder: Path) -> None:
+    # arXiv 2603.05002: S hovers around or above 2/η, λ₁ is far below. Seeds 0 to 5 gave S at 0.85 (still rising), 1.02
+    # to 1.16 of it by steepest descent, at 0.92 to 1.11 under Muon, λ₁ at 0.17 to 0.27, losses of 0.14 to 0.65.
+    descent, muon = printed.strip().split("\n\n")
+    for case, limit in ((descent, "2/η = 100.0"), (muon, "2/η = 1,000.0")):
+        title, _, first, *_, verdict = case.splitlines()
+        assert limit in title
+        found = re.fullmatch(
+            r"last third: S at ([\d.]+) of .*, λ₁ at ([\d.]+) of it, loss at ([\d.]+) of before", verdict
+        )
+        assert found is not None
+        assert 0.85 <= float(found[1]) <= 1.3
+        assert float(found[2]) < 0.4
+        # S came from far below, and learning goes on at the edge.
+        assert float(first.split()[3]) < 0.4
+        assert float(found[3]) < 0.9
+
+
 CHECKS: Mapping[str, Callable[[str, Path], None]] = {
     "block_spectra": check_block_spectra,
     "dominant_bulk": check_dominant_bulk,
     "edge_of_stability": check_edge_of_stability,
     "heat_equation": check_heat_equation,
+    "muon_edge": check_muon_edge,
     "muon_sharpness": check_muon_sharpness,
     "pretrain": check_pretrain,
     "signal_share": check_signal_share,

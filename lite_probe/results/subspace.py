@@ -86,6 +86,48 @@ class BlockCalibration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NormSharpness:
+    """S = max dᵀHd over ‖d‖ = 1 in the norm that an optimizer steps in, bounded from below by what was found.
+
+    ‖d‖ = 1 is the length of a step at learning rate 1, of every piece at once: S is in loss per squared learning rate.
+    """
+
+    norm: str  # "per matrix the largest singular value, else the largest entry"
+    is_normalised: bool  # whether a step at learning rate η has ‖d‖ = η however large the gradient, else η‖g‖_*
+    values: FloatArray  # (s,) dᵀHd that the ascent from each start reached, loss/lr²
+    gradient_norm: float  # ‖g‖_* = max −g·d over ‖d‖ = 1, loss/lr
+    num_hvps: int
+
+    def __post_init__(self) -> None:
+        """Check that there is a value; freeze the array."""
+        if self.values.ndim != 1 or not len(self.values):
+            raise ValueError(f"expected one value per start, got shape {self.values.shape}")
+        self.values.setflags(write=False)
+
+    @property
+    def value(self) -> float:
+        """The largest value found; S itself may be larger."""
+        return float(self.values.max())
+
+    @property
+    def num_agreeing(self) -> int:
+        """Starts that reached the largest value to within 1%, its own among them."""
+        return int(np.count_nonzero(self.values >= self.value - 0.01 * abs(self.value)))
+
+    @property
+    def edge_lr(self) -> float | None:
+        """The learning rate from which a step along the whole gradient may raise the loss, to second order.
+
+        With d = −η argmax g·d a step changes the quadratic model by −η‖g‖_* + ½η²dᵀHd/η², which is negative for
+        η < 2‖g‖_*/S; where steps grow with the gradient, for η < 2/S. S is bounded from below, and this from above.
+        Momentum and noise move the edge. None where nothing curves upward.
+        """
+        if self.value <= 0.0:
+            return None
+        return 2.0 * (self.gradient_norm if self.is_normalised else 1.0) / self.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyCalibration:
     """One optimizer's geometry at θ₀, its state warmed: its proxy calibrated, and the curvature in its metric."""
 
@@ -94,6 +136,7 @@ class ProxyCalibration:
     preconditioned: OperatorSpectrum | None  # of F^(-1/2) H F^(-1/2); None where it was not asked for
     # (g,) λ₁/√(tr H²/N) in the metric, F without one of g groups of the warm-up batches; None where not measured
     left_out_conditions: FloatArray | None = None
+    own_norm: NormSharpness | None = None  # None where it was not measured, or its steps have no norm that is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

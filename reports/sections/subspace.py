@@ -1,13 +1,13 @@
 """Sharp and flat directions as they are shown: the gradient's energy, overlaps, LITE's proxies and metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from lite_probe.reports.drawing import by_name
-from lite_probe.reports.numbers import format_uncertain
+from lite_probe.reports.numbers import MISSING, format_number, format_uncertain
 from lite_probe.reports.sections.section import (
     TEMPLATES,
     Block,
@@ -39,9 +39,15 @@ from lite_probe.results.estimate import t_reach
 from lite_probe.results.spectrum import OperatorSpectrum
 from lite_probe.results.subspace import (
     BlockCalibration,
+    NormSharpness,
     Overlap,
     SubspaceMeasurement,
     root_mean_square_condition,
+)
+
+OWN_NORM = (
+    "largest curvature found of a step of length 1 in the norm that the optimizer steps in: at least so much; "
+    "length 1 is a step at lr 1"
 )
 
 Labelled = Sequence[tuple[str, SubspaceMeasurement]]
@@ -76,6 +82,10 @@ class SubspaceSection(Section):
             blocks.append(Line("κ: mean curvature, loss/param²; ±: half of the 95% interval over probes", is_dim=True))
         if (table := metric_table(lone, is_alone=True)) is not None:
             blocks += [Line(), to_grid(table, bare=("λ₁",)), Line()]
+        if any(one.own_norm is not None for one in result.calibrations.values()):
+            blocks.append(
+                Line("S: largest curvature found of a step at lr 1, loss/lr²; edge lr: 2‖g‖_*/S", is_dim=True)
+            )
         return blocks
 
     def json_object(self, result: SubspaceMeasurement) -> dict[str, Any]:
@@ -96,6 +106,7 @@ class SubspaceSection(Section):
                     "preconditioned": None
                     if calibration.preconditioned is None
                     else _metric_object(calibration.preconditioned),
+                    "own_norm": None if calibration.own_norm is None else _norm_object(calibration.own_norm),
                 }
                 for name, calibration in result.calibrations.items()
             },
@@ -110,7 +121,7 @@ class SubspaceSection(Section):
         named = [("" if is_alone else label, found) for label, found in labelled]
         verdicts = [(label, judge_subspace(found)) for label, found in named]
         calibrations, contrasts = draw_calibrations(named), draw_contrasts(named)
-        spectra = [(label, metric) for label, found in labelled for metric in _metrics(found)]
+        spectra = [(label, (name, one)) for label, found in labelled for name, one, _ in _metrics(found)]
         view = {
             "verdicts": verdicts,
             "energy": energy_table(labelled, is_alone=is_alone),
@@ -304,18 +315,30 @@ def band_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
     return tabulate("calibration", caption, columns, rows, is_alone=is_alone)
 
 
-def _metrics(found: SubspaceMeasurement) -> list[tuple[str, OperatorSpectrum]]:
-    """Return (metric, spectrum), the plain one first; nothing where no metric was measured."""
+def _metrics(found: SubspaceMeasurement) -> list[tuple[str, OperatorSpectrum, NormSharpness | None]]:
+    """Return (metric, spectrum, sharpness in the optimizer's norm), the plain one first; nothing without a metric."""
     metrics = [
-        (base_name(optimizer), one.preconditioned)
+        (base_name(optimizer), one.preconditioned, one.own_norm)
         for optimizer, one in found.calibrations.items()
         if one.preconditioned is not None
     ]
-    return [("none", found.spectrum), *metrics] if metrics else []
+    return [("none", found.spectrum, None), *metrics] if metrics else []
+
+
+def _bound_cell(sign: str, value: float | None) -> Cell:
+    """Return a cell of a number that is a bound."""
+    return Cell(text=MISSING if value is None else f"{sign} {format_number(value, 3)}", raw=value)
 
 
 def metric_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
-    """List the spectra with and without each metric."""
+    """List the spectra with and without each metric, and the sharpness in each optimizer's own norm."""
+
+    def own(read: Callable[[NormSharpness], Cell]) -> Callable[[Any], Cell]:
+        return lambda row: Cell(text=MISSING) if row[2] is None else read(row[2])
+
+    def agreeing(one: NormSharpness) -> Cell:
+        return Cell(text=f"{one.num_agreeing} of {len(one.values)}", raw=one.num_agreeing)
+
     columns = [
         (Column("metric", short="metric", is_text=True), lambda row: text_cell(row[0])),
         (
@@ -330,11 +353,33 @@ def metric_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         (Column("trace", has_error=True), lambda row: estimate_cell(row[1].trace)),
         (Column("effective rank", short="eff. rank", has_error=True), lambda row: rank_cell(row[1])),
         (Column("most negative λ"), lambda row: number_cell(row[1].most_negative_eigenvalue)),
+        (
+            Column("S", unit="loss/lr²", short="S, own norm", hint=OWN_NORM),
+            own(lambda one: _bound_cell("≥", one.value)),
+        ),
+        (
+            Column("‖g‖_*", unit="loss/lr", hint="what the steepest such step lowers the loss by, to first order"),
+            own(lambda one: number_cell(one.gradient_norm)),
+        ),
+        (
+            Column(
+                "edge lr",
+                short="edge lr",
+                hint="2‖g‖_*/S, of gradient descent 2/S: from it on such a step may raise the loss; at most so much",
+            ),
+            own(lambda one: _bound_cell("≤", one.edge_lr)),
+        ),
+        (Column("ascents agreeing", hint="that ended within 1% of the largest S found"), own(agreeing)),
+        (
+            Column("norm", is_text=True, hint="whose unit ball are the steps at lr 1"),
+            own(lambda one: text_cell(one.norm)),
+        ),
     ]
     rows = [(label, metric) for label, found in labelled for metric in _metrics(found)]
     caption = (
         "The spectrum in each optimizer's metric F^(−½) H F^(−½). Compare ratios, not eigenvalues: units differ. ± is "
-        "a residual of λ₁, else half of the 95% interval over probes."
+        "a residual of λ₁, else half of the 95% interval over probes. S is the largest curvature of a step of length 1 "
+        "in the norm that the optimizer steps in."
     )
     return tabulate("metrics", caption, columns, rows, is_alone=is_alone)
 
@@ -352,6 +397,15 @@ def _block_object(block: BlockCalibration, answer: str) -> dict[str, Any]:
         "difference": estimate_object(block.difference),
         "contrast": None if contrast is None else attributes(contrast, "value", "stderr", "low", "high"),
         "assumption": answer,
+    }
+
+
+def _norm_object(one: NormSharpness) -> dict[str, Any]:
+    return {
+        **attributes(one, "norm", "is_normalised"),
+        "sharpness_at_least": one.value,
+        "edge_lr_at_most": one.edge_lr,
+        **attributes(one, "values", "num_agreeing", "gradient_norm", "num_hvps"),
     }
 
 

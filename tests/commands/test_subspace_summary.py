@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lite_probe.reports.sections.section import Grid, describe, summarize
+from lite_probe.reports.sections.section import Grid, Line, describe, summarize
 from lite_probe.results.subspace import SubspaceMeasurement
 from tests.commands.running import lines_on, on_screen
 from tests.reports.fixtures import make_subspace
@@ -66,7 +66,15 @@ def test_the_metrics_stand_beside_none(found: SubspaceMeasurement) -> None:
     assert [row[0] for row in grid.rows] == ["none", "adamw", "muon", "soap"]
     assert grid.rows[0][1] == "38.21"
     assert {len(row) for row in grid.rows} == {len(grid.header)}
+    muon = dict(zip(grid.header, grid.rows[2], strict=True))
+    assert (muon["S, own norm"], muon["edge lr"]) == ("≥ 22,100", "≤ 0.00322")
+    assert dict(zip(grid.header, grid.rows[0], strict=True))["S, own norm"] == "–"
     assert "metric" not in grids(make_subspace(preconditioned=False))
+    explained = [
+        any(isinstance(block, Line) and block.text.startswith("S: largest") for block in summarize("subspace", one))
+        for one in (found, make_subspace(preconditioned=False))
+    ]
+    assert explained == [True, False]
 
 
 def test_the_json_object_has_plain_numbers_and_null(found: SubspaceMeasurement) -> None:
@@ -81,10 +89,14 @@ def test_the_json_object_has_plain_numbers_and_null(found: SubspaceMeasurement) 
     assert blocks["qk"]["assumption"] == "fails"
     assert len(blocks["ffn"]["curvature"]) == len(blocks["ffn"]["shares"]) - 1
     assert told["calibrations"]["soap-lite"]["preconditioned"]["eigenvalues"][0] == 5.2
+    own = told["calibrations"]["muon-lite"]["own_norm"]
+    assert (own["sharpness_at_least"], own["edge_lr_at_most"]) == (22_130.0, pytest.approx(0.003217, rel=1e-3))
+    assert (own["values"], own["num_agreeing"], own["num_hvps"]) == ([22_130.0, 21_950.0, 20_100.0], 2, 13)
     assert (told["num_probes"], told["num_warm_batches"], told["fingerprint"]) == (16, 50, found.fingerprint)
     assert [note["code"] for note in told["notes"]] == ["metric-bounded"]
     without = describe("subspace", make_subspace(preconditioned=False))
     assert without["calibrations"]["soap-lite"]["preconditioned"] is None
+    assert without["calibrations"]["soap-lite"]["own_norm"] is None
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -17,6 +17,7 @@ from lite_probe.results.replay import Bands, LinearTheory, Recipe, Replay, Repla
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum, Verification
 from lite_probe.results.subspace import (
     BlockCalibration,
+    NormSharpness,
     Overlap,
     ProxyCalibration,
     SubspaceMeasurement,
@@ -255,6 +256,15 @@ def make_overlap(
     return Overlap(kind=kind, first=first, second=second, angles=np.sort(angles), **values)
 
 
+def make_norm_sharpness(optimizer: str) -> NormSharpness:
+    """Sharpness in an optimizer's own norm, as of a small language model."""
+    values, norm = {
+        "muon-lite": ((22_130.0, 21_950.0, 20_100.0), "largest singular value of matrices, else largest entry"),
+        "soap-lite": ((14_600.0, 13_900.0, 13_200.0), "largest entry in its eigenbases"),
+    }.get(optimizer, ((361_500.0, 361_400.0, 361_100.0), "largest entry"))
+    return NormSharpness(norm=norm, is_normalised=True, values=np.array(values), gradient_norm=35.6, num_hvps=13)
+
+
 def make_subspace(
     *,
     name: str = "gpt-5000",
@@ -305,6 +315,7 @@ def make_subspace(
             left_out_conditions=(root_mean_square_condition(metric) or 0.0) * np.array([0.98, 1.01, 1.02, 0.99])
             if preconditioned
             else None,
+            own_norm=make_norm_sharpness(optimizer) if preconditioned else None,
         )
     expected = size / spectrum.num_parameters
     return SubspaceMeasurement(

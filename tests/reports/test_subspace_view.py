@@ -159,6 +159,26 @@ def test_tables_hold_every_block_band_and_metric(view, subspace):
     assert len(pairs) == 15 + 3 * 4
 
 
+def test_sharpness_in_an_own_norm_is_said_to_be_a_bound(view, subspace):
+    rows = read(view.metrics.csv)
+    muon = subspace.calibrations["muon-lite"].own_norm
+    assert float(rows[2]["S (loss/lr²)"]) == muon.value == 22_130.0
+    assert float(rows[2]["‖g‖_* (loss/lr)"]) == muon.gradient_norm
+    assert float(rows[2]["edge lr"]) == muon.edge_lr == pytest.approx(2 * 35.6 / 22_130.0)
+    assert [rows[0][title] for title in ("S (loss/lr²)", "edge lr", "norm")] == ["", "", ""]
+    titles = [column.title for column in view.metrics.columns]
+    shown = dict(zip(titles, [cell.text for cell in view.metrics.rows[2]], strict=True))
+    assert (shown["S"], shown["edge lr"], shown["ascents agreeing"]) == ("≥ 22,100", "≤ 0.00322", "2 of 3")
+    assert shown["norm"] == "largest singular value of matrices, else largest entry"
+    assert [cell.text for cell in view.metrics.rows[0][-5:]] == ["–"] * 5
+    # Where nothing curves upward there is no edge; what an earlier version measured has no sharpness at all.
+    calibration = subspace.calibrations["muon-lite"]
+    flat = replace(calibration, own_norm=replace(muon, values=np.array([-1.0])))
+    for changed, texts in ((flat, ["≥ −1.00", "35.60", "–"]), (replace(calibration, own_norm=None), ["–"] * 3)):
+        found = view_of(replace(subspace, calibrations={"muon-lite": changed})).metrics
+        assert [cell.text for cell in found.rows[1][-5:-2]] == texts
+
+
 def test_what_was_not_measured_is_absent():
     part = part_of(make_subspace(overlaps=False, preconditioned=False, optimizers=()))
     bare = SimpleNamespace(**part.view)

@@ -1,5 +1,6 @@
 """The whole measurement: on every kind of model, without a trace, continued after a kill, refused where it must be."""
 
+import json
 import os
 import re
 import shutil
@@ -20,8 +21,9 @@ from lite_probe.measurements.base import discard_state
 from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.measurements.subspace import measure_subspace
 from lite_probe.operators.hessian import GaussNewtonOperator, HessianOperator
+from lite_probe.results.arrays import ArraysFile, write_arrays
 from lite_probe.results.blocks import BlockPart
-from lite_probe.results.record import encode_record
+from lite_probe.results.record import decode_record, encode_record
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.subspace import SubspaceMeasurement
 from lite_probe.spectra import batches_digest
@@ -95,6 +97,12 @@ def test_it_works_on_every_kind_of_model(name: str, dtype: torch.dtype) -> None:
             assert np.all(np.isfinite(block.curvature_stderr))
         assert calibration.preconditioned is not None
         assert calibration.preconditioned.converged[0]
+        own = calibration.own_norm
+        assert own is not None
+        assert own.is_normalised
+        assert len(own.values) == 3
+        assert own.num_hvps == found.hvps_by_part[f"norm of {calibration.optimizer}"] <= 15
+        assert own.edge_lr == pytest.approx(2.0 * own.gradient_norm / own.value)
     assert [one.kind for one in found.overlaps] == ["batches", "operators"]
     assert found.loss == pytest.approx(spectrum_of(name, dtype).loss)
     assert found.gradient_norm == pytest.approx(spectrum_of(name, dtype).gradient_norm, rel=1e-4)
@@ -112,6 +120,64 @@ def test_a_block_divided_among_several_sums_to_its_trace() -> None:
             # Bands are added as if independent, at four reported errors; a χ² of few samples may be low by half.
             error = float(np.linalg.norm(block.curvature_stderr * block.dimensions))
             assert abs(found - np.trace(hessian[np.ix_(rows, rows)])) <= 8 * error, (name, block_name)
+
+
+def test_own_norms_bound_the_sharpness_of_the_dense_hessian() -> None:
+    """Signs of all parameters under AdamW: never above the best of 200 long ascents on the dense matrix, nor far below.
+
+    ‖d‖₂ ≤ √N for entries up to 1, so that S ≤ λ₁N.
+    """
+    task, found = trained("mlp"), measured("mlp")
+    hessian = oracles.known_hessian("mlp").numpy()
+    own, size = found.calibrations["adamw-lite"].own_norm, len(hessian)
+    assert own is not None
+    generator, best = np.random.default_rng(0), 0.0
+    for _ in range(200):
+        signs = np.sign(generator.standard_normal(size))
+        for _ in range(30):
+            signs = np.sign(hessian @ signs)
+            best = max(best, float(signs @ hessian @ signs))
+    assert 0.95 * best <= own.value <= best * (1 + 1e-9)
+    assert own.value <= np.linalg.eigvalsh(hessian)[-1] * size
+    losses, counts = zip(*(task.loss(batch) for batch in task.evaluation), strict=True)
+    parts = torch.autograd.grad(torch.stack(losses).sum() / sum(counts), list(task.model.parameters()))
+    assert own.gradient_norm == pytest.approx(sum(float(part.abs().sum()) for part in parts), rel=1e-9)
+
+
+def test_gradient_descents_own_sharpness_is_the_leading_eigenvalue() -> None:
+    asked = {**ASKED, "overlaps": False, "optimizers": ("sgd",)}
+    own = measure_subspace(trained("mlp"), spectrum_of("mlp"), **asked).calibrations["sgd"].own_norm
+    assert own is not None
+    assert own.value == pytest.approx(spectrum_of("mlp").eigenvalues[0], rel=1e-3)
+    assert own.edge_lr == pytest.approx(2.0 / own.value)
+
+
+def test_steps_of_no_known_norm_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise InputError("expected steps of a known norm, got those of mine")
+
+    monkeypatch.setattr("lite_probe.measurements.subspace.unit_ball", refuse)
+    asked = {**ASKED, "overlaps": False, "optimizers": ("adamw-lite",)}
+    found = measure_subspace(trained("mlp"), spectrum_of("mlp"), **asked)
+    assert found.calibrations["adamw-lite"].own_norm is None
+    assert not any(part.startswith("norm of") for part in found.hvps_by_part)
+    (message,) = [note.message for note in found.notes if note.code == "norm-unknown"]
+    assert message == (
+        "Sharpness in the norm of adamw-lite was not measured: expected steps of a known norm, got those of mine."
+    )
+
+
+def test_a_result_without_own_norms_is_read(tmp_path: Path) -> None:
+    """What earlier versions wrote has none."""
+    encoded, arrays = encode_record(measured("mlp"))
+    fields = json.loads(json.dumps(encoded))
+    for calibration in fields["calibrations"].values():
+        del calibration["own_norm"]
+    with (tmp_path / "a.safetensors").open("wb") as file:
+        write_arrays(file, {name: array for name, array in arrays.items() if "own_norm" not in name})
+    read = decode_record(SubspaceMeasurement, fields, ArraysFile(tmp_path / "a.safetensors"))
+    assert [one.own_norm for one in read.calibrations.values()] == [None] * 3
+    assert read.num_hvps == measured("mlp").num_hvps
 
 
 def test_the_gradients_share_is_that_of_dense_vectors() -> None:
@@ -254,7 +320,10 @@ def test_progress_counts_up_to_all_products() -> None:
     assert done == sorted(done)
     assert all(now[0] <= now[1] for now in told)
     assert done[-1] == found.num_hvps
-    for start in ("warming", "calibrating", "calibrating soap-lite", "metric of muon-lite", "sharp subspace of half 2"):
+    for start in (
+        *("warming", "calibrating", "calibrating soap-lite", "metric of muon-lite"),
+        *("sharpness in the norm of muon-lite", "sharp subspace of half 2"),
+    ):
         assert any(now[2].startswith(start) for now in told), start
 
 
@@ -318,7 +387,7 @@ class _InterruptionError(Exception):
     """Comes out of `on_progress`."""
 
 
-@pytest.mark.parametrize("where", ["", "warming", "calibrating", "metric", "sharp"])
+@pytest.mark.parametrize("where", ["", "warming", "calibrating", "metric", "sharpness", "sharp subspace"])
 def test_the_task_comes_back_bitwise(where: str) -> None:
     task = trained("llama", torch.float32)
     task.model.train()

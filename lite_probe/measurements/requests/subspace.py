@@ -24,7 +24,7 @@ class SubspaceRequest(Request):
         optimizers: LITE variants whose proxies are calibrated; a base optimizer has a proxy but no projector. None
             takes AdamW's, Muon's and SOAP's, as far as they can take the model.
         overlaps: Also compare the subspace with that of halves of the batches, and with the Gauss–Newton matrix's.
-        preconditioned: Also measure the spectrum in each optimizer's metric.
+        preconditioned: Also measure the spectrum in each optimizer's metric, and the sharpness in its own norm.
     """
 
     kind: ClassVar[str] = "subspace"
