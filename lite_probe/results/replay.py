@@ -191,6 +191,18 @@ class ReplayRun:
         return np.asarray(np.divide(self.curvatures, squares, out=np.zeros_like(squares), where=squares > 0))
 
     @property
+    def directional_edge_ratios(self) -> FloatArray:
+        """(K',) dᵀHd/(−g·d) at each step's start; NaN where the step does not descend.
+
+        In multiples of the step the quadratic model's optimum is at 1/ratio and its edge at 2/ratio: above 2 the step
+        raises the loss.
+        """
+        descents = -self.slopes
+        return np.asarray(
+            np.divide(self.curvatures, descents, out=np.full_like(descents, np.nan), where=descents > 0.0)
+        )
+
+    @property
     def predicted_changes(self) -> FloatArray:
         """(K',) g·d + ½dᵀHd."""
         return np.asarray(self.slopes + 0.5 * self.curvatures)
@@ -359,6 +371,34 @@ class Replay:
     def directional_sharpness(self, optimizer: str) -> Estimate | None:
         """NDS, mean over steps and then over seeds, loss/param²."""
         return _mean([float(run.directional_sharpness.mean()) for run in self._recorded(optimizer)])
+
+    def directional_edge_ratio(self, optimizer: str) -> Estimate | None:
+        """Σ dᵀHd over Σ(−g·d), of the steps after the ramp, mean over seeds; see `ReplayRun.directional_edge_ratios`.
+
+        Above 2 the quadratic model of each step has the steps raise the loss. None where Σ(−g·d) of a seed is not
+        positive: leaving that seed out would flatter the rest.
+        """
+        steps = self._steps("after" if "after" in self.parts else "whole")
+        runs = self._recorded(optimizer)
+        descents = [-float(run.slopes[steps].sum()) for run in runs]
+        if not all(descent > 0.0 for descent in descents):
+            return None
+        bends = [float(run.curvatures[steps].sum()) for run in runs]
+        return _mean([bend / descent for bend, descent in zip(bends, descents, strict=True)])
+
+    def directional_edge_curve(self, optimizer: str) -> FloatArray | None:
+        """(K,) the same of each step, both sums over seeds; NaN where the seeds' steps do not descend together."""
+        runs = self._recorded(optimizer)
+        if not runs:
+            return None
+        descents = -np.sum([run.slopes for run in runs], axis=0)
+        bends = np.sum([run.curvatures for run in runs], axis=0)
+        return np.asarray(np.divide(bends, descents, out=np.full_like(descents, np.nan), where=descents > 0.0))
+
+    def steps_past_edge(self, optimizer: str) -> int | None:
+        """Steps that the quadratic model has raise the loss, Σ(g·d + ½dᵀHd) over seeds above zero."""
+        runs = self._recorded(optimizer)
+        return int((np.sum([run.predicted_changes for run in runs], axis=0) > 0.0).sum()) if runs else None
 
     def exponent(self, optimizer: str) -> Estimate | None:
         """Fit a of η_i ∝ λ_i^(−a) over eigenvectors with positive λ_i, per seed; 0 is gradient descent, 1 Newton.

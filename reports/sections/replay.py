@@ -5,17 +5,21 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from lite_probe.reports.drawing import by_name
 from lite_probe.reports.numbers import MISSING, count_of, format_uncertain, terse
 from lite_probe.reports.sections.replay_figures import (
     by_optimizer,
     draw_bands,
     draw_by_index,
+    draw_edge,
     draw_loss,
     draw_progress,
     draw_rates,
 )
 from lite_probe.reports.sections.replay_verdict import (
+    EDGE,
     LR_SOURCES,
     base_of,
     closure_of,
@@ -130,6 +134,7 @@ def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
         "figures": {
             "loss": draw_loss(f"loss-{number}", replay),
             "progress": draw_progress(f"progress-{number}", replay),
+            "edge": draw_edge(f"edge-{number}", replay),
             "eigenvectors": draw_by_index(f"eigenvectors-{number}", replay, is_progress=True),
             "oscillation": draw_by_index(f"oscillation-{number}", replay, is_progress=False),
             "rates": draw_rates(f"rates-{number}", replay),
@@ -159,6 +164,7 @@ def grids(replay: Replay) -> list[Grid]:
         _change_grid(replay),
         *_part_grid(replay),
         to_grid(outcome, take=manner, brief=("isotropy", "NDS", "oscillation"), first="updates"),
+        _step_grid(replay),
     ]
 
 
@@ -181,6 +187,16 @@ def _part_grid(replay: Replay) -> list[Grid]:
     return [Grid(["of it", "flat", "sharp"], rows)] if rows else []
 
 
+def _step_grid(replay: Replay) -> Grid:
+    """List how long the steps are for the curvature along them."""
+    rows = []
+    for name in replay.optimizers:
+        past = replay.steps_past_edge(name)
+        share = MISSING if past is None else f"{past} of {replay.steps}"
+        rows.append([name, terse(estimate_cell(replay.directional_edge_ratio(name)).text), share])
+    return Grid(["steps", "edge ratio", "past the edge"], rows)
+
+
 def _changes(replay: Replay, name: str, part: Steps = "whole") -> list[str]:
     """Write the loss change along flat, and along sharp directions: the negative of progress."""
     found = [measure(name, part) for measure in (replay.flat_progress, replay.sharp_progress)]
@@ -195,6 +211,8 @@ def explanations(replay: Replay) -> list[str]:
         found.append(f"ramp: the first {steps}, over which the learning rate rises")
     if replay.on_same_batches() is not None:
         found.append("same batches: those that the eigenvectors were measured on; all else is of held-out ones")
+    if any(replay.directional_edge_ratio(name) is not None for name in replay.optimizers):
+        found.append("edge ratio: dᵀHd/(−g·d) after the ramp, edge at 2; past it the quadratic model has the loss rise")
     return found
 
 
@@ -254,8 +272,15 @@ def _outcome(replay: Replay) -> Listing:
         cell = estimate_cell(found)
         return replace(cell, text=f"{cell.text}{of_seeds(found, len(replay.runs_of(name)))}")
 
+    def edge(name: str) -> Cell:
+        found = replay.directional_edge_ratio(name)
+        tone = "caution" if found is not None and found.low > EDGE else ""
+        return replace(estimate_cell(found), tone=tone)
+
     base = "final loss minus the base's, paired by seed"
     power = Column("exponent", hint="a of η ∝ λ⁻ᵃ along sharp directions", has_error=True, short="exponent")
+    curves = "Σ dᵀHd / Σ(−g·d) after the ramp; above 2 the quadratic model has the steps raise the loss"
+    ratio = Column("edge ratio", hint=curves, has_error=True)
     start, swings = "what the optimizer started from", "mean over sharp directions"
     change, even = "change of the evaluation loss over the segment", "of the updates over bands; 1 is isotropic"
     columns: Columns = [
@@ -270,6 +295,7 @@ def _outcome(replay: Replay) -> Listing:
         (_SHARE, lambda name: _share(replay, name)),
         _estimated("isotropy", replay.isotropy_entropy, "", hint=even, short="isotropy"),
         _estimated("NDS", replay.directional_sharpness, CURVATURE, hint="dᵀHd/‖d‖², mean over steps", short="NDS"),
+        (ratio, edge),
         (power, exponent),
         _estimated("oscillation", partial(mean_oscillation, replay), "", hint=swings, short="oscillates"),
         (_MISSED, lambda name: _closure(replay, name)),
@@ -444,6 +470,7 @@ def _share_object(replay: Replay, name: str) -> dict[str, Any]:
 def _optimizer_object(replay: Replay, same: Replay | None, name: str) -> dict[str, Any]:
     recipe, sweep = replay.recipes[name], replay.sweeps.get(name)
     oscillation, rates = replay.oscillation(name), replay.effective_lrs(name)
+    edge = replay.directional_edge_curve(name)
     return {
         **attributes(recipe, "lr", "lr_source"),
         "hyperparameters": dict(recipe.hyperparameters),
@@ -458,6 +485,9 @@ def _optimizer_object(replay: Replay, same: Replay | None, name: str) -> dict[st
         **_share_object(replay, name),
         "isotropy": estimate_object(replay.isotropy_entropy(name)),
         "directional_sharpness": estimate_object(replay.directional_sharpness(name)),
+        "directional_edge_ratio": estimate_object(replay.directional_edge_ratio(name)),
+        "steps_past_edge": replay.steps_past_edge(name),
+        "directional_edge_curve": None if edge is None else [None if np.isnan(one) else one for one in edge.tolist()],
         "exponent": estimate_object(replay.exponent(name)),
         "oscillation": None if oscillation is None else oscillation[0].tolist(),
         "effective_lrs": None if rates is None else rates[0].tolist(),

@@ -19,8 +19,8 @@ from lite_probe.reports.drawing import (
     series_line,
     series_marker,
 )
-from lite_probe.reports.numbers import format_number, format_uncertain
-from lite_probe.reports.sections.replay_verdict import of_seeds
+from lite_probe.reports.numbers import count_of, format_number, format_uncertain
+from lite_probe.reports.sections.replay_verdict import EDGE, of_seeds
 from lite_probe.reports.table import estimate_cell, half_width
 from lite_probe.results.blocks import order_blocks
 from lite_probe.results.estimate import t_reach
@@ -107,6 +107,46 @@ def draw_progress(name: str, replay: Replay) -> Drawing | None:
         for optimizer, (flat, sharp) in found.items()
     ]
     return Drawing.of(figure, name, " ".join(["Progress along flat and sharp directions.", *sentences]))
+
+
+def draw_edge(name: str, replay: Replay) -> Drawing | None:
+    """Draw the directional edge ratio against step; a step that does not descend, over all seeds, is a gap.
+
+    The axis belongs to nine steps in ten, so that one that hardly descends does not flatten the rest.
+    """
+    figure, found, sentences = go.Figure(), [], []
+    for place, optimizer in enumerate(replay.optimizers):
+        ratios = replay.directional_edge_curve(optimizer)
+        if ratios is None:
+            continue
+        is_known = ~np.isnan(ratios)
+        found.append(ratios[is_known])
+        figure.add_scatter(
+            x=list(range(1, len(ratios) + 1)),
+            y=[float(f"{one:.6g}") if known else None for one, known in zip(ratios, is_known, strict=True)],
+            name=optimizer,
+            mode="lines+markers",
+            line=series_line(place, 1.5),
+            marker=series_marker(place, 5),
+            hovertemplate=f"step %{{x}}<br>dᵀHd/(−g·d) = %{{y:.3~g}}{_BY_NAME}",
+        )
+        sentences.append(
+            f"{optimizer}: {estimate_cell(replay.directional_edge_ratio(optimizer)).text} after the ramp, past the "
+            f"edge at {replay.steps_past_edge(optimizer)} of {count_of(len(ratios), 'step')}."
+        )
+    known = np.concatenate(found) if found else np.zeros(0)
+    if not len(known):
+        return None
+    low, high = min(0.0, float(np.quantile(known, 0.05))), max(EDGE, float(np.quantile(known, 0.95)))
+    room = 0.08 * (high - low)
+    figure.layout = layout(
+        330,
+        xaxis=axis("step", rangemode="tozero"),
+        yaxis=axis("dᵀHd / (−g·d)", range=[round(low - room, 6), round(high + room, 6)]),
+        shapes=[reference_line(y=EDGE)],
+        showlegend=True,
+    )
+    return Drawing.of(figure, name, " ".join(["Directional edge ratio by step.", *sentences]))
 
 
 def _add_points(

@@ -26,6 +26,7 @@ from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import Replay
 
 _CLOSURE, _UNEXPLAINED = 0.01, 0.1  # closure error, of |ΔL|, that deserves a warning; that explains nothing
+EDGE = 2.0  # of the directional edge ratio: above it the quadratic model has a step raise the loss
 _SAME = "On the batches that the eigenvectors were measured on"
 ABLATED = {"dominant": "projected on the sharp subspace", "bulk": "projected off the sharp subspace"}
 PARTS = ("flat", "sharp")
@@ -527,6 +528,12 @@ def _manner(replay: Replay, names: Sequence[str]) -> list[Point]:
     quantities = (
         ("Isotropy of the updates (1 is isotropic)", "", lambda name: _within_one(replay.isotropy_entropy(name))),
         ("Curvature along the updates, dᵀHd/‖d‖²", " loss/param²", replay.directional_sharpness),
+        (
+            "Directional edge ratio dᵀHd/(−g·d) after the ramp (above 2 the quadratic model has the steps raise the "
+            "loss)",
+            "",
+            replay.directional_edge_ratio,
+        ),
         ("Exponent a of η ∝ λ⁻ᵃ where η is positive (0 gradient descent, 1 Newton)", "", replay.exponent),
         (
             "Oscillation along sharp directions (0 straight, 1 back where it began)",

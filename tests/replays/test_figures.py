@@ -69,6 +69,8 @@ def test_a_run_by_hand() -> None:
     assert run.oscillations.tolist() == [pytest.approx(2.0 / 3.0), 1.0]  # |−1 + 2| of 3; |3 − 3| of 6
     assert run.directional_sharpness.tolist() == [2.0, 0.0]
     assert run.predicted_changes.tolist() == [1.0, 1.0]
+    assert run.directional_edge_ratios[0] == 8.0 / 3.0
+    assert np.isnan(run.directional_edge_ratios[1])  # it climbs
 
 
 def test_without_a_move_there_is_nothing_to_divide_by() -> None:
@@ -196,6 +198,42 @@ def test_the_ramp_and_what_comes_after_it_add_up_to_the_whole() -> None:
         for part in found.parts
     }
     assert by_part == {"whole": [-6.0, 10.0, -2.0], "ramp": [-3.0, 6.0, -1.0], "after": [-3.0, 4.0, -1.0]}
+
+
+def test_the_directional_edge_ratio_is_one_of_sums_after_the_ramp() -> None:
+    """Descents of 3 and 1, 2 and 6; curvatures of 8 and 4, 1 and 6."""
+    runs = (
+        run_of(slopes=[-3.0, -1.0], curvatures=[8.0, 4.0]),
+        run_of(seed=1, slopes=[-2.0, -6.0], curvatures=[1.0, 6.0]),
+    )
+    found = replace(replay_of(*runs), steps=2)
+    whole, after = found.directional_edge_ratio("muon"), replace(found, ramp=1).directional_edge_ratio("muon")
+    assert whole is not None
+    assert after is not None
+    assert (whole.value, whole.num_samples) == ((3.0 + 7.0 / 8.0) / 2.0, 2)
+    assert whole.stderr == pytest.approx((3.0 - 7.0 / 8.0) / 2.0, rel=1e-15)
+    assert after.value == 2.5  # 4 and 1
+    assert replace(found, ramp=2).directional_edge_ratio("muon") == whole  # no step is left after it
+    curve = found.directional_edge_curve("muon")
+    assert curve is not None
+    assert curve.tolist() == [9.0 / 5.0, 10.0 / 7.0]
+    # −3 + 4 and −2 + ½; −1 + 2 and −6 + 3: seeds together descend at both.
+    assert found.steps_past_edge("muon") == 0
+    assert replay_of(runs[0]).steps_past_edge("muon") == 2
+
+
+def test_without_a_descent_there_is_no_directional_edge_ratio() -> None:
+    level = run_of(seed=1, slopes=[-3.0, 3.0])
+    for runs in ((level,), (run_of(slopes=[-3.0, -1.0]), level)):
+        assert replay_of(*runs).directional_edge_ratio("muon") is None
+    curve = replay_of(level).directional_edge_curve("muon")
+    assert curve is not None
+    assert curve[0] == 8.0 / 3.0
+    assert np.isnan(curve[1])
+    nothing = replay_of(run_of(diverged_at=2))
+    assert nothing.directional_edge_ratio("muon") is None
+    assert nothing.directional_edge_curve("muon") is None
+    assert nothing.steps_past_edge("muon") is None
 
 
 @pytest.mark.parametrize("ramp", [0, 2])

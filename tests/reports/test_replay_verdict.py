@@ -122,7 +122,7 @@ def test_a_loss_that_did_not_move_is_no_progress(same, seeds):
     assert lead(alone).startswith(f"After 20 steps muon ends {where}")
     assert ("plain", "No loss change was allotted to directions.") in points(still)
     assert not [text for _, text in points(still) if "account" in text]
-    cell = outcome(still)[0][13]
+    cell = outcome(still)[0][14]
     assert (cell.text, cell.tone) == ("–", "")
 
 
@@ -220,7 +220,13 @@ def test_all_may_diverge():
 
 
 def test_manners_have_their_errors(found):
-    for start in ("Isotropy of the updates", "Curvature along the updates", "Exponent a", "Oscillation along"):
+    for start in (
+        "Isotropy of the updates",
+        "Curvature along the updates",
+        "Directional edge ratio",
+        "Exponent a",
+        "Oscillation along",
+    ):
         text = about(found, start)[1]
         assert "muon " in text
         assert text.count("(95%: ") == 2, text
@@ -335,7 +341,7 @@ def test_allocations_that_miss_the_change_are_not_taken_for_it(found):
     )
     rows = outcome(wrong)
     assert [row[8].text == "–" for row in rows] == [True, False]
-    assert [row[13].tone for row in rows] == ["caution", ""]
+    assert [row[14].tone for row in rows] == ["caution", ""]
     assert about(missed(wrong, "muon-lite", 0.5), "Allocations")[1].endswith("and no share is shown.")
 
 

@@ -13,7 +13,7 @@ from lite_probe.reports.page import render_page
 from lite_probe.reports.runs import Run
 from lite_probe.reports.sections.replay import SECTION
 from lite_probe.reports.sections.replay_verdict import base_of
-from lite_probe.reports.table import half_width
+from lite_probe.reports.table import estimate_cell, half_width
 from lite_probe.results.replay import Replay
 from tests.reports.fixtures import make_replay, make_sweep, with_same_batches
 
@@ -172,6 +172,43 @@ def test_progress_by_part_eigenvector_and_band(drawn, found):
         assert all(y - below + 1e-5 >= 0.0 and y + above - 1e-5 <= 1.0 for y, above, below in bars)
 
 
+def test_the_directional_edge_ratio_is_drawn_by_step_and_told(found):
+    """Of muon the curvature along a step is three times its descent, but for steps 2, which climbs, and 3, a third."""
+
+    def bent(run):
+        if run.optimizer != "muon" or run.ablation != "none":
+            return replace(run, curvatures=np.abs(run.slopes))
+        slopes = run.slopes.copy()
+        slopes[1] *= -1.0
+        return replace(run, slopes=slopes, curvatures=np.array([3.0, 3.0, 1.0, *[3.0] * 17]) * np.abs(slopes))
+
+    changed = replace(found, runs=tuple(bent(run) for run in found.runs))
+    figure = drawn_of(changed).edge
+    muon, *others = traces(figure)
+    assert [muon.name, *(one.name for one in others)] == list(found.optimizers)
+    assert muon.x == list(range(1, 21))
+    assert muon.y[:3] == [3.0, None, 1.0]
+    assert muon.y[3:] == [3.0] * 17
+    (line,) = figure.figure["layout"]["shapes"]
+    assert line["y0"] == line["y1"] == 2.0
+    low, high = figure.figure["layout"]["yaxis"]["range"]
+    assert low < 0.0
+    assert 3.0 < high < 4.0
+    ratio = changed.directional_edge_ratio("muon")
+    assert figure.summary.startswith("Directional edge ratio by step. muon: ")
+    assert f"muon: {estimate_cell(ratio).text} after the ramp, past the edge at 19 of 20 steps." in figure.summary
+    outcome = tables_of(changed).outcome
+    rows = {row["optimizer"]: row for row in read(outcome.csv)}
+    assert float(rows["muon"]["edge ratio"]) == ratio.value
+    place = [column.title for column in outcome.columns].index("edge ratio")
+    assert [row[place].tone for row in outcome.rows] == ["caution", "", "", ""]
+    page = render_page([Run(replay=changed)])
+    assert 'id="plot-edge-1"' in page
+    assert "Directional edge ratio" in page
+    climbing = [replace(run, slopes=np.abs(run.slopes)) for run in found.runs]
+    assert drawn_of(replace(found, runs=tuple(climbing))).edge is None
+
+
 def test_rates_that_are_not_positive_have_no_place(found):
     def turned(run):
         updates = run.sharp_updates.copy()
@@ -238,7 +275,7 @@ def test_where_all_diverged_only_the_losses_are_left():
     replay = make_replay(optimizers=names, seeds=1, diverged=tuple((name, 0, 2) for name in names))
     (view,) = SECTION.part([("gpt-5000", replay)]).view
     tables, drawn = tables_of(replay), drawn_of(replay)
-    assert (drawn.progress, drawn.eigenvectors, drawn.rates, drawn.oscillation) == (None,) * 4
+    assert (drawn.progress, drawn.edge, drawn.eigenvectors, drawn.rates, drawn.oscillation) == (None,) * 5
     assert view["bands"] == []
     assert tables.eigenvectors is None
     assert tables.bands is None
@@ -250,7 +287,7 @@ def test_where_all_diverged_only_the_losses_are_left():
 
 def test_figures_and_tables_are_named_by_the_replays_number(found):
     part = SECTION.part([("early", found), ("late", found)])
-    names = {"loss-2", "progress-2", "eigenvectors-2", "rates-2", "oscillation-2", "bands-2-1"}
+    names = {"loss-2", "progress-2", "edge-2", "eigenvectors-2", "rates-2", "oscillation-2", "bands-2-1"}
     assert {name for name in part.figures if name.endswith(("-2", "-2-1"))} >= names
     tables = part.view[1]["tables"]
     assert (tables["outcome"].name, tables["bands"].name) == ("replay-2", "replay-2-bands")
