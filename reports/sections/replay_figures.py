@@ -13,6 +13,7 @@ from lite_probe.reports.drawing import (
     colour,
     error_bars,
     layout,
+    log_axis,
     log_between,
     reference_line,
     rounded,
@@ -20,11 +21,11 @@ from lite_probe.reports.drawing import (
     series_marker,
 )
 from lite_probe.reports.numbers import count_of, format_number, format_uncertain
-from lite_probe.reports.sections.replay_verdict import EDGE, of_seeds
+from lite_probe.reports.sections.replay_verdict import EDGE, of_seeds, told_horizon
 from lite_probe.reports.table import estimate_cell, half_width
 from lite_probe.results.blocks import order_blocks
 from lite_probe.results.estimate import t_reach
-from lite_probe.results.replay import FloatArray, Means, Replay
+from lite_probe.results.replay import HORIZON_SHARE, FloatArray, Means, Replay
 
 _PROGRESS = "progress (nats)"
 _BY_NAME = "<extra>%{fullData.name}</extra>"
@@ -147,6 +148,45 @@ def draw_edge(name: str, replay: Replay) -> Drawing | None:
         showlegend=True,
     )
     return Drawing.of(figure, name, " ".join(["Directional edge ratio by step.", *sentences]))
+
+
+def draw_horizon(name: str, replay: Replay) -> Drawing | None:
+    """Draw by how much of the loss change the quadratic model at the start misses it, against step, with its bound.
+
+    A miss of nothing has no place on a logarithmic axis, nor one of a change that is no more than rounding.
+    """
+    figure, sentences = go.Figure(), []
+    steps: list[int] = []
+    misses: list[float] = []
+    for place, optimizer in enumerate(replay.optimizers):
+        shown = [(one.step, one.miss) for one in replay.modelled_changes(optimizer) if one.miss]
+        if not shown:
+            continue
+        sentences.append(f"{optimizer}: {told_horizon(replay, optimizer)}.")
+        steps += [step for step, _ in shown]
+        misses += [miss for _, miss in shown]
+        figure.add_scatter(
+            x=[step for step, _ in shown],
+            y=[float(f"{miss:.6g}") for _, miss in shown],
+            name=optimizer,
+            mode="lines+markers",
+            line=series_line(place, 1.5),
+            marker=series_marker(place, 7),
+            hovertemplate=f"after %{{x}} steps<br>%{{y:.2~p}} of ΔL missed{_BY_NAME}",
+        )
+    if not steps:
+        return None
+    low, high = min(*misses, HORIZON_SHARE), max(*misses, HORIZON_SHARE)
+    powers = [2**power for power in range(max(steps).bit_length())]
+    figure.layout = layout(
+        330,
+        xaxis=log_axis("step", tickvals=powers, ticktext=[f"{power:,}" for power in powers]),
+        yaxis=log_between("|model − ΔL| / |ΔL|", 0.7 * max(low, 1e-3 * HORIZON_SHARE), 1.4 * min(high, 1e4)),
+        shapes=[reference_line(y=HORIZON_SHARE)],
+        showlegend=True,
+    )
+    start = "Share of the loss change that the quadratic model at the start misses; it is within a tenth for these."
+    return Drawing.of(figure, name, " ".join([start, *sentences]))
 
 
 def _add_points(

@@ -553,9 +553,36 @@ def _manner(replay: Replay, names: Sequence[str]) -> list[Point]:
     return points
 
 
+def told_horizon(replay: Replay, name: str) -> str:
+    """Say for how many steps of an optimizer the start's curvature predicts the loss; empty where nobody asked."""
+    found = replay.horizons(name)
+    ends = [one.high for one in found if one.high is not None]
+    if not found:
+        return ""
+    low, most = min(one.low for one in found), max(one.low for one in found)
+    if not ends:
+        return f"more than {count_of(low, 'step')}"
+    if len(ends) < len(found):
+        return f"between {low} and over {count_of(most, 'step')}"
+    last = count_of(max(ends), "step")
+    return f"between {low} and {last}" if low else f"less than {last}"
+
+
+def _horizon(replay: Replay) -> str:
+    """Say for how many steps the start's curvature predicts the loss; empty where nobody asked."""
+    told = {name: words for name in replay.optimizers if (words := told_horizon(replay, name))}
+    if not told:
+        return ""
+    parts = join_names([f"{name} {words}" for name, words in told.items()])
+    return f"The quadratic model at the start predicts the loss change within a tenth up to its horizon: {parts}."
+
+
 def _theory(replay: Replay) -> list[Point]:
-    """Say along how many sharp directions the linear theory has an optimizer diverge at its rate."""
-    parts = []
+    """Say along how many sharp directions the linear theory has an optimizer diverge, and how long its curvature holds.
+
+    It rests on the curvature at the start.
+    """
+    parts, horizon = [], _horizon(replay)
     for name, theory in replay.theory.items():
         rates = np.abs(theory.rates)[np.abs(theory.rates) > 1.0]
         if len(rates):
@@ -563,8 +590,12 @@ def _theory(replay: Replay) -> list[Point]:
             factors = f"{'factors' if len(texts) > 1 else 'a factor of'} {' to '.join(texts)}"
             where = f"{len(rates)} of {count_of(len(theory.rates), 'sharp direction')}"
             parts.append(f"{name} diverge along {where} ({factors} per step)")
+    if not parts:
+        beyond = "What rests on the curvature at the start, such as the linear theory, says nothing of later steps."
+        return [Point(tone="plain", text=f"{horizon} {beyond}")] if horizon else []
     text = f"At these rates linear theory has {join_names(parts)}: what it predicts along them is not drawn."
-    return [Point(tone="caution", text=text)] if parts else []
+    asked = "It rests on the curvature at the start: for how many steps that predicts the loss, --horizon measures."
+    return [Point(tone="caution", text=f"{text} {horizon or asked}")]
 
 
 def _ablations(replay: Replay, names: Sequence[str]) -> list[Point]:

@@ -14,6 +14,7 @@ from lite_probe.reports.sections.section import Grid, describe, summarize
 from lite_probe.results.replay import Replay
 from tests.commands.running import lines_on, on_screen
 from tests.reports.fixtures import make_replay, with_same_batches
+from tests.reports.horizons import with_horizons
 
 Rows = Sequence[Sequence[str]]
 
@@ -88,6 +89,10 @@ def test_ramp_and_same_batches_have_a_table_of_their_own() -> None:
         "same batches: those that the eigenvectors were measured on; all else is of held-out ones",
         "edge ratio: dᵀHd/(−g·d) after the ramp, edge at 2; past it the quadratic model has the loss rise",
     ]
+    asked = with_horizons(found, {"muon": [4, 4, 4]})
+    assert explanations(asked)[-1] == (
+        "horizon: while the quadratic model at the start predicts the loss change within a tenth"
+    )
     diverged = tuple((name, 0, 2) for name in ("muon", "soap"))
     assert explanations(make_replay(optimizers=("muon", "soap"), seeds=1, diverged=diverged)) == []
 
@@ -274,7 +279,10 @@ def test_no_table_breaks_or_cuts_a_number(monkeypatch: pytest.MonkeyPatch, width
     )
     recipes = {name: replace(recipe, lr_source="checkpoint", lr=9.765625e-4) for name, recipe in made.recipes.items()}
     recipes["muon"] = replace(recipes["muon"], state="cold")
-    found = with_same_batches(replace(made, runs=runs, recipes=recipes, ramp=5))
+    names = ("adamw-lite", "muon", "muon-lite")
+    found = with_horizons(
+        with_same_batches(replace(made, runs=runs, recipes=recipes, ramp=5)), {name: [8, 16, 0] for name in names}
+    )
     shown = grids(found)
     assert list(shown) == ["start", "optimizer", "change", "of it", "updates", "steps"]
     for header, rows in shown.values():

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,9 +14,11 @@ from lite_probe.reports.page import render_page
 from lite_probe.reports.runs import Run
 from lite_probe.reports.sections.replay import SECTION
 from lite_probe.reports.sections.replay_verdict import base_of
+from lite_probe.reports.sections.section import describe
 from lite_probe.reports.table import estimate_cell, half_width
 from lite_probe.results.replay import Replay
 from tests.reports.fixtures import make_replay, make_sweep, with_same_batches
+from tests.reports.horizons import with_horizons
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +210,55 @@ def test_the_directional_edge_ratio_is_drawn_by_step_and_told(found):
     assert "Directional edge ratio" in page
     climbing = [replace(run, slopes=np.abs(run.slopes)) for run in found.runs]
     assert drawn_of(replace(found, runs=tuple(climbing))).edge is None
+
+
+def test_the_horizon_has_a_table_and_a_figure_where_it_was_measured(tables, drawn, found):
+    assert tables.horizon is None
+    assert drawn.horizon is None
+    asked = with_horizons(found, {"muon": [4, 4, 4], "soap": [2, 2, 2]})
+    tables, figure = tables_of(asked), drawn_of(asked).horizon
+    rows = read(tables.horizon.csv)
+    steps = ["1", "2", "4", "8", "16", "20"]
+    assert [row["steps"] for row in rows] == [*steps, "1", "2", "4", "7", "8", "16", "20"]  # seed 1 diverged at 7
+    assert [row["optimizer"] for row in rows] == ["muon"] * 6 + ["soap"] * 7
+    assert [float(row["miss"]) for row in rows[:6]] == pytest.approx([0.01, 0.01, *[0.2] * 4], rel=1e-9)
+    assert [row["seeds missed"] for row in rows] == [*"003333", *"0331222"]
+    for row in rows[:6]:
+        factor = 1.0 + float(row["miss"])
+        assert float(row["ΔL, model (nats)"]) == pytest.approx(factor * float(row["ΔL (nats)"]), rel=1e-9)
+    assert [row[5].text for row in tables.horizon.rows[6:10]] == ["0 of 3", "3 of 3", "3 of 3", "1 of 1"]
+    caption = "Horizon: muon between 2 and 4 steps, soap between 1 and 2 steps."
+    assert caption in tables.horizon.caption
+    muon, soap = traces(figure)
+    assert (muon.name, soap.name) == ("muon", "soap")
+    assert muon.x == [1, 2, 4, 8, 16, 20]
+    assert muon.y == [0.01, 0.01, 0.2, 0.2, 0.2, 0.2]
+    axes = figure.figure["layout"]
+    assert axes["xaxis"]["type"] == axes["yaxis"]["type"] == "log"
+    (line,) = axes["shapes"]
+    assert line["y0"] == line["y1"] == 0.1
+    assert figure.summary.endswith("muon: between 2 and 4 steps. soap: between 1 and 2 steps.")
+    page = render_page([Run(replay=asked)])
+    assert 'id="plot-horizon-1"' in page
+    assert caption in page
+    assert 'id="plot-horizon-1"' not in render_page([Run(replay=found)])
+    told = json.loads(json.dumps(describe("replay", asked), allow_nan=False))["optimizers"]
+    assert told["muon-lite"]["horizon"] is None
+    assert told["soap"]["horizon"]["runs"] == [{"seed": seed, "low": 1, "high": 2} for seed in range(3)]
+    last = told["muon"]["horizon"]["steps"][-1]
+    assert (last["step"], last["missed"], last["seeds"]) == (20, 3, 3)
+    assert last["predicted"]["value"] == pytest.approx(1.2 * last["loss_change"]["value"], rel=1e-9)
+
+
+def test_what_is_predicted_exactly_has_no_place_on_a_logarithmic_axis(found):
+    runs = [
+        replace(run, logged_steps=np.array([1, 2]), predicted_losses=run.losses[1:3])
+        for run in found.runs
+        if run.ablation == "none"
+    ]
+    exact = replace(found, runs=tuple(runs))
+    assert drawn_of(exact).horizon is None
+    assert {row["miss"] for row in read(tables_of(exact).horizon.csv)} == {"0.0"}
 
 
 def test_rates_that_are_not_positive_have_no_place(found):

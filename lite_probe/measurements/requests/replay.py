@@ -94,6 +94,8 @@ class ReplayRequest(Request):
             the model.
         rule: "simpson", two gradients more per step, or "trapezoid", one.
         ablations: Also run every optimizer with its updates projected on the sharp subspace, and on its complement.
+        horizon: Also predict losses by the quadratic model at θ₀, after 1, 2, 4, … steps of every run by a Hessian
+            product each: for how many steps θ₀'s curvature says something.
         hyperparameters: By optimizer, where they are not the defaults.
         tolerance: Of a step's closure error, relative to a typical loss change of a step; Simpson's rule is refined
             until it is met.
@@ -145,6 +147,7 @@ class ReplayRequest(Request):
         among=("simpson", "trapezoid"),
     )
     ablations: bool = option(False, "Also with updates projected on the sharp subspace, and off it.")
+    horizon: bool = option(False, "Also for how many steps the curvature at the start predicts the loss.")
     hyperparameters: Mapping[str, Mapping[str, Any]] = option(
         {},
         "A hyperparameter of one optimizer, such as muon-lite.flat_lr_ratio=3; may be repeated.",
@@ -207,6 +210,7 @@ class ReplayRequest(Request):
             "lr": self.rates,
             "ramp": ramp_steps(self.steps, self.ramp),
             "hyperparameters": self.hyperparameters,
+            **({"horizon": True} if self.horizon else {}),  # results without it keep the key that they have
         }
 
     def train_batches(self, batches: int) -> int:
