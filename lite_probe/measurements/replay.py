@@ -35,17 +35,8 @@ class ReplayPlan(Plan[Replay]):
     """What a replay will do, and what that takes."""
 
     shown: ClassVar[tuple[str, ...]] = (
-        *(
-            "num_parameters",
-            "num_runs",
-            "num_gradients",
-            "num_hvps",
-            "seconds",
-            "memory_bytes",
-            "scratch_bytes",
-            "result_bytes",
-        ),
-        *("start_loss", "fingerprint", "swept"),
+        *("num_parameters", "num_runs", "num_gradients", "num_hvps", "seconds"),
+        *("memory_bytes", "scratch_bytes", "result_bytes", "start_loss", "fingerprint", "swept"),
     )
 
     request: ReplayRequest
