@@ -182,7 +182,7 @@ def draw_horizon(name: str, replay: Replay) -> Drawing | None:
         330,
         xaxis=log_axis("step", tickvals=powers, ticktext=[f"{power:,}" for power in powers]),
         yaxis=log_between("|model − ΔL| / |ΔL|", 0.7 * max(low, 1e-3 * HORIZON_SHARE), 1.4 * min(high, 1e4)),
-        shapes=[reference_line(y=HORIZON_SHARE)],
+        shapes=[reference_line(y=HORIZON_SHARE) | {"layer": "above"}],  # a line of the grid lies there
         showlegend=True,
     )
     start = "Share of the loss change that the quadratic model at the start misses; it is within a tenth for these."
