@@ -36,12 +36,13 @@ class ReplayPlan(Plan[Replay]):
     """What a replay will do, and what that takes."""
 
     shown: ClassVar[tuple[str, ...]] = (
-        *("num_parameters", "num_runs", "num_gradients", "seconds", "memory_bytes", "scratch_bytes", "result_bytes"),
-        *("start_loss", "fingerprint", "swept"),
+        *("num_parameters", "num_runs", "num_gradients", "num_hvps", "seconds"),
+        *("memory_bytes", "scratch_bytes", "result_bytes", "start_loss", "fingerprint", "swept"),
     )
 
     request: ReplayRequest
     num_gradients: int  # expected, all runs together
+    num_hvps: int  # that predict losses, all runs together
     vector_memory: int | None  # bytes that the sharp subspace may take; None leaves it to what is free
     num_runs: int
     swept: tuple[str, ...]  # optimizers whose learning rate is swept
@@ -112,9 +113,11 @@ class ReplayPlan(Plan[Replay]):
 
         Raises:
             UsageError: Too little memory.
-            NumericsError: A loss or gradient at θ₀ that is not finite.
+            NumericsError: A loss or gradient at θ₀ that is not finite; with a horizon, a model that cannot be
+                differentiated twice.
 
-        Cost: two evaluation gradients; three training gradients and steps of each optimizer.
+        Cost: two evaluation gradients; three training gradients and steps of each optimizer; with a horizon, one graph
+            and two products of one batch.
         """
         spectrum, bands = spectrum_of(request), str(request.bands)
         splits, entrants = splits_of(task, request), entrants_of(request.asked)
@@ -125,6 +128,8 @@ class ReplayPlan(Plan[Replay]):
                 for name, one in {**entrants, bands: entrants.get(bands, Entrant(bands))}.items()
             }
             costs, start, evaluated = planning.measure_costs(task, layout, splits, makers, on_progress)
+            if request.horizon:
+                costs = planning.with_products(task, layout, start, costs)
         require_same_task(spectrum, task, loss=evaluated)
         sets = 2 if len(task.heldout) else 1
         taken = _inherited(task, request, entrants)
@@ -149,15 +154,20 @@ class ReplayPlan(Plan[Replay]):
         vectors = None if request.memory is None else allowed - needed
         basis = Subspace.of_spectrum(spectrum, task, memory=vectors)
         runs = len(request.names) * request.seeds * (1 + ablated)
+        products = 0
+        if request.horizon:
+            products = planning.count_products(request.names, steps=request.steps, seeds=request.seeds)
         blocks = {part.block for parts in task.blocks.values() for part in parts} if task.blocks else {"other"}
         records = planning.records_bytes(
-            runs=runs, steps=request.steps, sharp=basis.size, blocks=len(blocks), sets=sets
+            runs=runs, steps=request.steps, sharp=basis.size, blocks=len(blocks), sets=sets, products=products
         )
         return cls(
             request=request,
             num_parameters=layout.size,
             num_gradients=planning.count_gradients(request.names, **common),
-            seconds=planning.expected_seconds(costs, request.names, bands=bands, **common),
+            num_hvps=products,
+            seconds=planning.expected_seconds(costs, request.names, bands=bands, **common)
+            + products * costs.product_seconds,
             memory_bytes=needed + basis.num_bytes,
             vector_memory=vectors,
             scratch_bytes=planning.scratch_bytes(costs, layout, records=records, runs=runs),
@@ -173,7 +183,8 @@ class ReplayPlan(Plan[Replay]):
         sweep = f", learning rates of {len(self.swept)} swept" if self.swept else ""
         counts = ((self.num_runs, "run"), (self.request.steps, "step"), (self.request.seeds, "seed"))
         runs, steps, seeds = (f"{number:,} {thing}{'' if number == 1 else 's'}" for number, thing in counts)
-        return f"{runs} of {steps}, {seeds}{sweep}: ~{self.num_gradients:,} gradients, {self.time_and_memory}"
+        products = f" and {self.num_hvps:,} Hessian products" if self.num_hvps else ""
+        return f"{runs} of {steps}, {seeds}{sweep}: ~{self.num_gradients:,} gradients{products}, {self.time_and_memory}"
 
     def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:
         """Replay one optimizer after another; `on_event` is told a `ReplayStep` of every step."""
@@ -272,7 +283,7 @@ def replay(
         OutputError: If there is no room for the working files.
 
     Cost: per optimizer and seed K training gradients, K steps and 2K evaluation gradients (K under the trapezoid's
-        rule), twice as many with held-out batches; the plan says.
+        rule), twice as many with held-out batches; with `horizon` about log₂K Hessian products; the plan says.
     """
     if optimizers is not None:
         asked["optimizers"] = optimizers

@@ -14,6 +14,7 @@ from lite_probe.optim.interface import load_state
 from lite_probe.replays import plan as planning
 from lite_probe.replays.allocation import MOST_GRADIENTS, Point, evaluate
 from lite_probe.replays.entrants import entrants_of
+from lite_probe.replays.horizon import QuadraticModel
 from lite_probe.replays.ramp import ramp_steps
 from lite_probe.replays.recipes import Prepared, prepare, saved_learning_rate
 from lite_probe.replays.recorder import Recorder
@@ -122,6 +123,9 @@ class ReplaySession:
             self.start_point,
             split=split,
             same_point=None if split == "evaluation" else evaluate(self.task, self.layout),
+            model=QuadraticModel(self.task, self.layout, self.start, self.start_point, split)
+            if request.horizon
+            else None,
             fingerprint=self.state.fingerprint,
             state_file=folder / "running.pt" if (folder := self.state.folder()) is not None else None,
             on_damaged=self.state.note,

@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from lite_probe.errors import NumericsError
+from lite_probe.operators.gradient import LossAndGradient
 from lite_probe.optim.interface import Replayable
 from lite_probe.replays.allocation import Point, Rule, evaluate
+from lite_probe.replays.horizon import WITHOUT, logged_steps
 from lite_probe.replays.runner import FIRST
 from lite_probe.replays.segments import BatchSplits, measured_split
 from lite_probe.runtime.memory import peak_during
+from lite_probe.spectra.costs import probe_costs
 from lite_probe.subspaces import set_gradients, warm
 from lite_probe.subspaces.bands import EDGES
 from lite_probe.task import Task
@@ -33,7 +37,8 @@ class Costs:
     evaluation_seconds: float  # one evaluation gradient, held out where there are batches for it
     step_seconds: Mapping[str, float]  # one step, by optimizer
     state_bytes: Mapping[str, int]
-    peak_bytes: int  # of the process during a gradient
+    peak_bytes: int  # of the process during a gradient, or a Hessian product where some are made
+    product_seconds: float = 0.0  # one Hessian product, its graphs built anew
 
 
 def measure_costs(
@@ -84,6 +89,28 @@ def measure_costs(
         peak_bytes=peak,
     )
     return costs, points[0], loss
+
+
+def with_products(task: Task, layout: ParameterLayout, start: Point, costs: Costs) -> Costs:
+    """Add what Hessian products take, on the batches that a replay's losses are of.
+
+    Raises:
+        NumericsError: If the model cannot be differentiated twice.
+
+    Cost: one graph and two products of one batch.
+    """
+    evaluated = LossAndGradient(start.loss, start.gradient, start.count, ())
+    try:
+        found = probe_costs(task, layout, evaluated, measured_split(task), "hessian")
+    except NumericsError as error:
+        raise NumericsError(error.message, WITHOUT) from error
+    seconds = found.build_seconds + found.product_seconds
+    return replace(costs, peak_bytes=max(costs.peak_bytes, found.product_bytes), product_seconds=seconds)
+
+
+def count_products(optimizers: Sequence[str], *, steps: int, seeds: int) -> int:
+    """Return the Hessian products that predict the losses of all runs."""
+    return len(optimizers) * seeds * len(logged_steps(steps))
 
 
 def count_gradients(
@@ -157,10 +184,13 @@ def expected_memory(costs: Costs, layout: ParameterLayout, *, bands: str, sets: 
     return costs.peak_bytes + vectors * vector + own + costs.state_bytes[bands] // 2
 
 
-def records_bytes(*, runs: int, steps: int, sharp: int, blocks: int, sets: int) -> int:
-    """Return the bytes of what is kept of every step of some runs: k directions, and the bands of each block."""
+def records_bytes(*, runs: int, steps: int, sharp: int, blocks: int, sets: int, products: int) -> int:
+    """Return the bytes of what is kept of every step of some runs: k directions, and the bands of each block.
+
+    Each Hessian product leaves a step and a loss.
+    """
     same = (_SAME_RECORDED + sharp) * (sets - 1)
-    return runs * steps * 8 * (_RECORDED + 3 * sharp + 2 * blocks * (len(EDGES) - 1) + same)
+    return runs * steps * 8 * (_RECORDED + 3 * sharp + 2 * blocks * (len(EDGES) - 1) + same) + 16 * products
 
 
 def scratch_bytes(costs: Costs, layout: ParameterLayout, *, records: int, runs: int) -> int:

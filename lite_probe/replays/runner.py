@@ -18,6 +18,7 @@ from torch import Tensor
 from lite_probe.errors import InputError, NumericsError
 from lite_probe.optim.interface import Replayable, load_state, set_learning_rate
 from lite_probe.replays.allocation import ROUNDINGS, Point, Rule, StepChange, evaluate, integrate_step
+from lite_probe.replays.horizon import QuadraticModel, logged_steps
 from lite_probe.replays.ramp import rate_at
 from lite_probe.replays.recorder import Recorder
 from lite_probe.replays.segments import Segment
@@ -37,6 +38,7 @@ OptimizerState = Mapping[str, Any]  # what its `state_dict` gave
 # Entries of `ReplayRun` that a step adds to, whatever is recorded of it.
 _PER_STEP = ("train_losses", "losses", "update_norms")
 _RECORDED = ("allocations", "closure_errors", "gradients_used", "slopes", "curvatures")
+_MODELLED = ("logged_steps", "predicted_losses")  # of some steps
 _SAME_BATCH = ("same_batch_allocations", "same_batch_closure_errors", "same_batch_gradients_used")
 FIRST = 5  # steps of a trial, or those of a longer ramp, after each of which the loss is looked at
 
@@ -76,6 +78,7 @@ class Runner:
         start_point: Loss and gradient there, on the batches of `split`.
         split: The batches that losses and allocations are of.
         same_point: Likewise on the batches that the eigenvectors were measured on, where they are others.
+        model: Predicts the losses of watched runs after some of their steps; None predicts none.
         fingerprint: Of the replay; a saved run of another one is not continued.
         state_file: Where a run in progress is kept; None keeps nothing.
         on_damaged: Told why a run in progress was not continued.
@@ -92,6 +95,7 @@ class Runner:
         *,
         split: Split = "evaluation",
         same_point: Point | None = None,
+        model: QuadraticModel | None = None,
         fingerprint: str = "",
         state_file: Path | None = None,
         on_damaged: Callable[[InputError], object] | None = None,
@@ -104,6 +108,7 @@ class Runner:
         self.start_point = start_point
         self.split = split
         self.same_point = same_point
+        self.model = model
         self.fingerprint = fingerprint
         self.state_file = state_file
         self.on_damaged = on_damaged
@@ -150,7 +155,8 @@ class Runner:
             subspace: What an ablation projects on.
 
         Cost: per step one gradient and a step of the optimizer; watched, the gradients of the rule and the projections,
-        else one evaluation of the loss; all but the projections twice where two sets of batches are looked at.
+        else one evaluation of the loss; all but the projections twice where two sets of batches are looked at. Watched
+        beside a model, a Hessian product after each of the logged steps.
         """
         run = _Progress(_columns(watching, has_same=self.same_point is not None))
         if not self._continue(optimizer, request, run):
@@ -183,10 +189,19 @@ class Runner:
             before = after
             run.add(found)
             run.seconds += time.perf_counter() - started
+            if watching is not None:
+                self._predict(run, after, len(request.segment.batches))
             used = sum(int(found.get(name, 0)) for name in ("gradients_used", "same_batch_gradients_used"))
             self._tell(request, run.steps, run.last_loss, run.flat_share, 1 + used)
             self._save_if_due(optimizer, request, run)
-        return run.result(request, diverged_at)
+        if watching is not None and diverged_at:
+            self._predict(run, before, diverged_at)
+        return run.result(request, diverged_at, 0.0 if self.model is None else self.model.noise)
+
+    def _predict(self, run: "_Progress", where: Tensor, steps: int) -> None:
+        """Ask the model where a run is, unless it was asked there; `steps` is the last of the run."""
+        if self.model is not None and run.steps in logged_steps(steps) and not run.is_logged:
+            run.add({"logged_steps": run.steps, "predicted_losses": self.model.loss_at(where)})
 
     def _begin(self, optimizer: Replayable, state: OptimizerState, lr: float) -> None:
         self.layout.write(self.start)
@@ -339,6 +354,12 @@ class _Progress:
         return len(self._records["train_losses"])
 
     @property
+    def is_logged(self) -> bool:
+        """Whether the model was asked after the last step."""
+        logged = self._records["logged_steps"]
+        return bool(logged) and logged[-1] == self.steps
+
+    @property
     def last_loss(self) -> float:
         return float(self._records["losses"][-1])
 
@@ -366,10 +387,10 @@ class _Progress:
         self._records = {name: list(records[name].numpy()) if name in records else [] for name in self._columns}
         self.seconds = seconds
 
-    def result(self, request: RunRequest, diverged_at: int | None) -> ReplayRun:
+    def result(self, request: RunRequest, diverged_at: int | None, loss_noise: float) -> ReplayRun:
         arrays: dict[str, Any] = {}
         for name, width in self._columns.items():
-            kind = np.int64 if name.endswith("gradients_used") else np.float64
+            kind = np.int64 if name.endswith(("gradients_used", "logged_steps")) else np.float64
             array = np.array(self._records[name], dtype=kind)
             arrays[name] = array.reshape(len(array), width) if width else array
         return ReplayRun(
@@ -379,6 +400,7 @@ class _Progress:
             batches_digest=request.segment.digest,
             diverged_at=diverged_at,
             seconds=self.seconds,
+            loss_noise=loss_noise,
             **arrays,
         )
 
@@ -386,7 +408,7 @@ class _Progress:
 def _columns(watching: RecordingConfig | None, *, has_same: bool) -> dict[str, int]:
     """Return the arrays of a run with their columns; 0 for those of one number per step."""
     widths = watching.recorder.widths if watching is not None else dict.fromkeys(_WIDE, 0)
-    columns = {**dict.fromkeys((*_PER_STEP, *_RECORDED, "same_batch_losses", *_SAME_BATCH), 0), **widths}
+    columns = {**dict.fromkeys((*_PER_STEP, *_RECORDED, *_MODELLED, "same_batch_losses", *_SAME_BATCH), 0), **widths}
     return {name: width for name, width in columns.items() if has_same or not name.startswith("same_batch")}
 
 

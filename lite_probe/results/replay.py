@@ -16,6 +16,7 @@ from lite_probe.results.provenance import Note, Provenance
 
 FloatArray = NDArray[np.float64]
 
+HORIZON_SHARE = 0.1  # of a loss change, by which the quadratic model at θ₀ may miss it
 _LEAST_POSITIVE = 0.8  # share of the effective learning rates that must be positive for a power law
 
 Part = Literal["whole", "ramp", "after"]  # of a segment: all its steps, those while the rate rose, those after them
@@ -80,6 +81,26 @@ class Sweep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Horizon:
+    """For how many steps of a run the quadratic model at θ₀ predicts the loss change within a tenth."""
+
+    low: int  # the last logged step before one that it misses; 0 where it misses the first
+    high: int | None  # the first that it misses; None where it misses none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelledChange:
+    """The loss change up to a step, and the quadratic model's at θ₀, over the seeds that got there."""
+
+    step: int  # completed
+    change: Estimate  # L(θ_t) − L(θ₀), nats
+    predicted: Estimate  # the model's
+    miss: float | None  # Σ|L̂ − L| over Σ|L(θ_t) − L(θ₀)|; None where the latter is no more than rounding
+    missed: int  # seeds on which the model misses by more than a tenth, and than rounding
+    count: int  # seeds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayRun:
     """One optimizer on one seed's batches: K' steps, K or those before it diverged.
 
@@ -112,15 +133,25 @@ class ReplayRun:
     same_batch_gradients_used: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (K',)
     same_batch_sharp_allocations: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))  # (K', k)
 
+    # Losses by the quadratic model at θ₀, where it was asked for; else empty.
+    logged_steps: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # (T,) completed
+    predicted_losses: FloatArray = field(default_factory=lambda: np.zeros(0))  # (T,) L̂ after these
+    loss_noise: float = 0.0  # nats, below which a miss is rounding
+
     def __post_init__(self) -> None:
         """Check shapes; freeze the arrays."""
         steps = len(self.train_losses)
+        logged = self.logged_steps
+        if len(logged) != len(self.predicted_losses):
+            raise ValueError(f"expected {len(logged)} predicted losses, got {len(self.predicted_losses)}")
+        if len(logged) and not (logged[0] > 0 and logged[-1] <= steps and bool((np.diff(logged) > 0).all())):
+            raise ValueError(f"expected ascending logged steps from 1 to {steps}, got {logged.tolist()}")
         if len(self.losses) != steps + 1:
             raise ValueError(f"expected {steps + 1} evaluation losses, got {len(self.losses)}")
         for name in self.__slots__:
             array = getattr(self, name)
             if isinstance(array, np.ndarray):
-                if len(array) not in (steps, steps + 1, 0):
+                if name not in ("logged_steps", "predicted_losses") and len(array) not in (steps, steps + 1, 0):
                     raise ValueError(f"expected {steps} steps of {name}, got {len(array)}")
                 array.setflags(write=False)
 
@@ -142,7 +173,7 @@ class ReplayRun:
     def on_same_batches(self) -> "ReplayRun":
         """Return the run with the losses and allocations of the batches that the eigenvectors were measured on.
 
-        Bands have none there; what is not a loss or an allocation stays.
+        Bands have none there, nor has the quadratic model; what is not a loss or an allocation stays.
         """
         return replace(
             self,
@@ -152,6 +183,8 @@ class ReplayRun:
             gradients_used=self.same_batch_gradients_used,
             sharp_allocations=self.same_batch_sharp_allocations,
             band_allocations=self.band_allocations[:0],
+            logged_steps=self.logged_steps[:0],
+            predicted_losses=self.predicted_losses[:0],
         )
 
     @property
@@ -191,9 +224,39 @@ class ReplayRun:
         return np.asarray(np.divide(self.curvatures, squares, out=np.zeros_like(squares), where=squares > 0))
 
     @property
+    def directional_edge_ratios(self) -> FloatArray:
+        """(K',) dᵀHd/(−g·d) at each step's start; NaN where the step does not descend.
+
+        In multiples of the step the quadratic model's optimum is at 1/ratio and its edge at 2/ratio: above 2 the step
+        raises the loss.
+        """
+        descents = -self.slopes
+        return np.asarray(
+            np.divide(self.curvatures, descents, out=np.full_like(descents, np.nan), where=descents > 0.0)
+        )
+
+    @property
     def predicted_changes(self) -> FloatArray:
         """(K',) g·d + ½dᵀHd."""
         return np.asarray(self.slopes + 0.5 * self.curvatures)
+
+    @property
+    def model_missed(self) -> NDArray[np.bool_]:
+        """(T,) whether the quadratic model misses a tenth of the loss change, and more than rounding."""
+        losses = self.losses[self.logged_steps]
+        allowed = np.maximum(HORIZON_SHARE * np.abs(losses - self.losses[0]), self.loss_noise)
+        return np.asarray(np.abs(self.predicted_losses - losses) > allowed)
+
+    @property
+    def horizon(self) -> Horizon | None:
+        """Between which logged steps the quadratic model begins to miss; None where it was not asked."""
+        if not len(self.logged_steps):
+            return None
+        steps, missed = self.logged_steps.tolist(), np.flatnonzero(self.model_missed)
+        if not len(missed):
+            return Horizon(low=steps[-1], high=None)
+        first = int(missed[0])
+        return Horizon(low=steps[first - 1] if first else 0, high=steps[first])
 
     @property
     def decay_rates(self) -> FloatArray:
@@ -360,6 +423,44 @@ class Replay:
         """NDS, mean over steps and then over seeds, loss/param²."""
         return _mean([float(run.directional_sharpness.mean()) for run in self._recorded(optimizer)])
 
+    def directional_edge_ratio(self, optimizer: str) -> Estimate | None:
+        """Σ dᵀHd over Σ(−g·d), of the steps after the ramp, mean over seeds; see `ReplayRun.directional_edge_ratios`.
+
+        Above 2 the quadratic model of each step has the steps raise the loss. None where Σ(−g·d) of a seed is not
+        positive: leaving that seed out would flatter the rest.
+        """
+        steps = self._steps("after" if "after" in self.parts else "whole")
+        runs = self._recorded(optimizer)
+        descents = [-float(run.slopes[steps].sum()) for run in runs]
+        if not all(descent > 0.0 for descent in descents):
+            return None
+        bends = [float(run.curvatures[steps].sum()) for run in runs]
+        return _mean([bend / descent for bend, descent in zip(bends, descents, strict=True)])
+
+    def directional_edge_curve(self, optimizer: str) -> FloatArray | None:
+        """(K,) the same of each step, both sums over seeds; NaN where the seeds' steps do not descend together."""
+        runs = self._recorded(optimizer)
+        if not runs:
+            return None
+        descents = -np.sum([run.slopes for run in runs], axis=0)
+        bends = np.sum([run.curvatures for run in runs], axis=0)
+        return np.asarray(np.divide(bends, descents, out=np.full_like(descents, np.nan), where=descents > 0.0))
+
+    def steps_past_edge(self, optimizer: str) -> int | None:
+        """Steps that the quadratic model has raise the loss, Σ(g·d + ½dᵀHd) over seeds above zero."""
+        runs = self._recorded(optimizer)
+        return int((np.sum([run.predicted_changes for run in runs], axis=0) > 0.0).sum()) if runs else None
+
+    def horizons(self, optimizer: str) -> tuple[Horizon, ...]:
+        """Return for how many steps θ₀'s curvature predicts the loss, by seed, of runs that diverged too."""
+        return tuple(found for run in self._whole(optimizer) if (found := run.horizon) is not None)
+
+    def modelled_changes(self, optimizer: str) -> tuple[ModelledChange, ...]:
+        """Return loss changes beside those of the quadratic model at θ₀, by logged step."""
+        runs = self._whole(optimizer)
+        steps = sorted({int(step) for run in runs for step in run.logged_steps})
+        return tuple(_modelled_change(step, [run for run in runs if step in run.logged_steps]) for step in steps)
+
     def exponent(self, optimizer: str) -> Estimate | None:
         """Fit a of η_i ∝ λ_i^(−a) over eigenvectors with positive λ_i, per seed; 0 is gradient descent, 1 Newton.
 
@@ -381,6 +482,9 @@ class Replay:
     def _steps(self, part: Part) -> slice:
         return {"whole": slice(None), "ramp": slice(self.ramp), "after": slice(self.ramp, None)}[part]
 
+    def _whole(self, optimizer: str) -> list[ReplayRun]:
+        return [run for run in self.runs if run.optimizer == optimizer and run.ablation == "none"]
+
     def _recorded(self, optimizer: str) -> list[ReplayRun]:
         return [run for run in self.runs_of(optimizer) if run.is_recorded]
 
@@ -392,10 +496,30 @@ class Replay:
         return [value(first[seed]) - value(second[seed]) for seed in sorted(first.keys() & second.keys())]
 
 
+def _modelled_change(step: int, runs: list[ReplayRun]) -> ModelledChange:
+    """Return what came of some runs, and was predicted, up to a step that all of them logged."""
+    places = [int(np.searchsorted(run.logged_steps, step)) for run in runs]
+    changes = [float(run.losses[step] - run.losses[0]) for run in runs]
+    predicted = [float(run.predicted_losses[at] - run.losses[0]) for run, at in zip(runs, places, strict=True)]
+    size = sum(map(abs, changes))
+    missing = sum(abs(one - other) for one, other in zip(predicted, changes, strict=True))
+    return ModelledChange(
+        step=step,
+        change=_estimate(changes),
+        predicted=_estimate(predicted),
+        miss=missing / size if size > sum(run.loss_noise for run in runs) else None,
+        missed=sum(bool(run.model_missed[at]) for run, at in zip(runs, places, strict=True)),
+        count=len(runs),
+    )
+
+
 def _mean(samples: list[float]) -> Estimate | None:
+    """Return the mean with its error; None without a sample."""
+    return _estimate(samples) if samples else None
+
+
+def _estimate(samples: list[float]) -> Estimate:
     """Return the mean with its error; one sample alone has none, which its `num_samples` of 1 tells."""
-    if not samples:
-        return None
     if len(samples) == 1:
         value = samples[0]
         return Estimate(value=value, stderr=0.0, low=value, high=value, num_samples=1)

@@ -5,17 +5,22 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from lite_probe.reports.drawing import by_name
 from lite_probe.reports.numbers import MISSING, count_of, format_uncertain, terse
 from lite_probe.reports.sections.replay_figures import (
     by_optimizer,
     draw_bands,
     draw_by_index,
+    draw_edge,
+    draw_horizon,
     draw_loss,
     draw_progress,
     draw_rates,
 )
 from lite_probe.reports.sections.replay_verdict import (
+    EDGE,
     LR_SOURCES,
     base_of,
     closure_of,
@@ -26,6 +31,7 @@ from lite_probe.reports.sections.replay_verdict import (
     mean_oscillation,
     negative,
     of_seeds,
+    told_horizon,
     told_share,
 )
 from lite_probe.reports.sections.section import TEMPLATES, Block, Grid, Line, Part, Section, attributes, estimate_object
@@ -45,7 +51,7 @@ from lite_probe.reports.table import (
 from lite_probe.reports.verdict import TONES, Verdict
 from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate
-from lite_probe.results.replay import Means, Replay
+from lite_probe.results.replay import Means, ModelledChange, Replay
 from lite_probe.results.replay import Part as Steps
 
 Read = tuple[Column, Callable[[Any], Cell]]  # a column, and how it is read off what has a row
@@ -130,8 +136,10 @@ def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
         "figures": {
             "loss": draw_loss(f"loss-{number}", replay),
             "progress": draw_progress(f"progress-{number}", replay),
+            "edge": draw_edge(f"edge-{number}", replay),
             "eigenvectors": draw_by_index(f"eigenvectors-{number}", replay, is_progress=True),
             "oscillation": draw_by_index(f"oscillation-{number}", replay, is_progress=False),
+            "horizon": draw_horizon(f"horizon-{number}", replay),
             "rates": draw_rates(f"rates-{number}", replay),
         },
         "bands": draw_bands(f"bands-{number}", replay),
@@ -159,6 +167,7 @@ def grids(replay: Replay) -> list[Grid]:
         _change_grid(replay),
         *_part_grid(replay),
         to_grid(outcome, take=manner, brief=("isotropy", "NDS", "oscillation"), first="updates"),
+        _step_grid(replay),
     ]
 
 
@@ -181,6 +190,18 @@ def _part_grid(replay: Replay) -> list[Grid]:
     return [Grid(["of it", "flat", "sharp"], rows)] if rows else []
 
 
+def _step_grid(replay: Replay) -> Grid:
+    """List how long the steps are for the curvature along them."""
+    rows, told = [], {name: told_horizon(replay, name) for name in replay.optimizers}
+    is_asked = any(told.values())
+    for name in replay.optimizers:
+        past = replay.steps_past_edge(name)
+        share = MISSING if past is None else f"{past} of {replay.steps}"
+        row = [name, terse(estimate_cell(replay.directional_edge_ratio(name)).text), share]
+        rows.append([*row, told[name] or MISSING] if is_asked else row)
+    return Grid(["steps", "edge ratio", "past the edge", *["horizon"] * is_asked], rows)
+
+
 def _changes(replay: Replay, name: str, part: Steps = "whole") -> list[str]:
     """Write the loss change along flat, and along sharp directions: the negative of progress."""
     found = [measure(name, part) for measure in (replay.flat_progress, replay.sharp_progress)]
@@ -195,6 +216,10 @@ def explanations(replay: Replay) -> list[str]:
         found.append(f"ramp: the first {steps}, over which the learning rate rises")
     if replay.on_same_batches() is not None:
         found.append("same batches: those that the eigenvectors were measured on; all else is of held-out ones")
+    if any(replay.directional_edge_ratio(name) is not None for name in replay.optimizers):
+        found.append("edge ratio: dᵀHd/(−g·d) after the ramp, edge at 2; past it the quadratic model has the loss rise")
+    if any(replay.horizons(name) for name in replay.optimizers):
+        found.append("horizon: while the quadratic model at the start predicts the loss change within a tenth")
     return found
 
 
@@ -254,8 +279,15 @@ def _outcome(replay: Replay) -> Listing:
         cell = estimate_cell(found)
         return replace(cell, text=f"{cell.text}{of_seeds(found, len(replay.runs_of(name)))}")
 
+    def edge(name: str) -> Cell:
+        found = replay.directional_edge_ratio(name)
+        tone = "caution" if found is not None and found.low > EDGE else ""
+        return replace(estimate_cell(found), tone=tone)
+
     base = "final loss minus the base's, paired by seed"
     power = Column("exponent", hint="a of η ∝ λ⁻ᵃ along sharp directions", has_error=True, short="exponent")
+    curves = "Σ dᵀHd / Σ(−g·d) after the ramp; above 2 the quadratic model has the steps raise the loss"
+    ratio = Column("edge ratio", hint=curves, has_error=True)
     start, swings = "what the optimizer started from", "mean over sharp directions"
     change, even = "change of the evaluation loss over the segment", "of the updates over bands; 1 is isotropic"
     columns: Columns = [
@@ -270,6 +302,7 @@ def _outcome(replay: Replay) -> Listing:
         (_SHARE, lambda name: _share(replay, name)),
         _estimated("isotropy", replay.isotropy_entropy, "", hint=even, short="isotropy"),
         _estimated("NDS", replay.directional_sharpness, CURVATURE, hint="dᵀHd/‖d‖², mean over steps", short="NDS"),
+        (ratio, edge),
         (power, exponent),
         _estimated("oscillation", partial(mean_oscillation, replay), "", hint=swings, short="oscillates"),
         (_MISSED, lambda name: _closure(replay, name)),
@@ -299,6 +332,28 @@ def _parts(replay: Replay) -> Listing:
     ]
     held_out = " on held-out batches, and on those that the eigenvectors were measured on" if same is not None else ""
     return f"Progress by part of the segment{held_out}. {_HALF}", columns, rows
+
+
+def _horizon(replay: Replay) -> Listing:
+    """List, per optimizer and logged step, the loss change beside that of the quadratic model at the start."""
+
+    def missed(row: tuple[str, ModelledChange]) -> Cell:
+        one = row[1]
+        return Cell(text=f"{one.missed} of {one.count}", raw=one.missed, tone="caution" if one.missed else "")
+
+    model = "g·δ + ½δᵀHδ, both at the start, for the way δ from there"
+    columns: Columns = [
+        (_OPTIMIZER, lambda row: text_cell(row[0])),
+        (Column("steps", hint="completed"), lambda row: number_cell(row[1].step)),
+        _estimated("ΔL", lambda row: row[1].change),
+        _estimated("ΔL, model", lambda row: row[1].predicted, hint=model),
+        (Column("miss", hint="Σ|model − ΔL| / Σ|ΔL| over seeds"), lambda row: share_cell(row[1].miss)),
+        (Column("seeds missed", hint="by more than a tenth of ΔL, and than rounding"), missed),
+    ]
+    rows = [(name, one) for name in replay.optimizers for one in replay.modelled_changes(name)]
+    told = [f"{name} {words}" for name in replay.optimizers if (words := told_horizon(replay, name))]
+    caption = f"Loss change beside the quadratic model’s at the start. Horizon: {', '.join(told)}. {_HALF}"
+    return caption, columns, rows
 
 
 def _eigenvectors(replay: Replay) -> Listing:
@@ -398,6 +453,7 @@ def _ablations(replay: Replay) -> Listing:
 _LISTINGS: dict[str, Callable[[Replay], Listing]] = {
     "outcome": _outcome,
     "parts": _parts,
+    "horizon": _horizon,
     "eigenvectors": _eigenvectors,
     "bands": _bands,
     "sweeps": _sweeps,
@@ -441,9 +497,30 @@ def _share_object(replay: Replay, name: str) -> dict[str, Any]:
     return {"flat_share": estimate_object(told_share(replay, name)), "closure": replay.closure(name)}
 
 
+def _horizon_object(replay: Replay, name: str) -> dict[str, Any] | None:
+    """Return between which steps each run's horizon is, and what the model came to; null where nobody asked."""
+    runs = [run for run in replay.runs if run.optimizer == name and run.horizon is not None]
+    if not runs:
+        return None
+    return {
+        "runs": [{"seed": run.seed, **asdict(run.horizon)} for run in runs if run.horizon is not None],
+        "steps": [
+            {
+                "step": one.step,
+                "loss_change": estimate_object(one.change),
+                "predicted": estimate_object(one.predicted),
+                **attributes(one, "miss", "missed"),
+                "seeds": one.count,
+            }
+            for one in replay.modelled_changes(name)
+        ],
+    }
+
+
 def _optimizer_object(replay: Replay, same: Replay | None, name: str) -> dict[str, Any]:
     recipe, sweep = replay.recipes[name], replay.sweeps.get(name)
     oscillation, rates = replay.oscillation(name), replay.effective_lrs(name)
+    edge = replay.directional_edge_curve(name)
     return {
         **attributes(recipe, "lr", "lr_source"),
         "hyperparameters": dict(recipe.hyperparameters),
@@ -458,6 +535,10 @@ def _optimizer_object(replay: Replay, same: Replay | None, name: str) -> dict[st
         **_share_object(replay, name),
         "isotropy": estimate_object(replay.isotropy_entropy(name)),
         "directional_sharpness": estimate_object(replay.directional_sharpness(name)),
+        "directional_edge_ratio": estimate_object(replay.directional_edge_ratio(name)),
+        "steps_past_edge": replay.steps_past_edge(name),
+        "directional_edge_curve": None if edge is None else [None if np.isnan(one) else one for one in edge.tolist()],
+        "horizon": _horizon_object(replay, name),
         "exponent": estimate_object(replay.exponent(name)),
         "oscillation": None if oscillation is None else oscillation[0].tolist(),
         "effective_lrs": None if rates is None else rates[0].tolist(),

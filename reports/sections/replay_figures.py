@@ -13,18 +13,19 @@ from lite_probe.reports.drawing import (
     colour,
     error_bars,
     layout,
+    log_axis,
     log_between,
     reference_line,
     rounded,
     series_line,
     series_marker,
 )
-from lite_probe.reports.numbers import format_number, format_uncertain
-from lite_probe.reports.sections.replay_verdict import of_seeds
+from lite_probe.reports.numbers import count_of, format_number, format_uncertain
+from lite_probe.reports.sections.replay_verdict import EDGE, of_seeds, told_horizon
 from lite_probe.reports.table import estimate_cell, half_width
 from lite_probe.results.blocks import order_blocks
 from lite_probe.results.estimate import t_reach
-from lite_probe.results.replay import FloatArray, Means, Replay
+from lite_probe.results.replay import HORIZON_SHARE, FloatArray, Means, Replay
 
 _PROGRESS = "progress (nats)"
 _BY_NAME = "<extra>%{fullData.name}</extra>"
@@ -107,6 +108,85 @@ def draw_progress(name: str, replay: Replay) -> Drawing | None:
         for optimizer, (flat, sharp) in found.items()
     ]
     return Drawing.of(figure, name, " ".join(["Progress along flat and sharp directions.", *sentences]))
+
+
+def draw_edge(name: str, replay: Replay) -> Drawing | None:
+    """Draw the directional edge ratio against step; a step that does not descend, over all seeds, is a gap.
+
+    The axis belongs to nine steps in ten, so that one that hardly descends does not flatten the rest.
+    """
+    figure, found, sentences = go.Figure(), [], []
+    for place, optimizer in enumerate(replay.optimizers):
+        ratios = replay.directional_edge_curve(optimizer)
+        if ratios is None:
+            continue
+        is_known = ~np.isnan(ratios)
+        found.append(ratios[is_known])
+        figure.add_scatter(
+            x=list(range(1, len(ratios) + 1)),
+            y=[float(f"{one:.6g}") if known else None for one, known in zip(ratios, is_known, strict=True)],
+            name=optimizer,
+            mode="lines+markers",
+            line=series_line(place, 1.5),
+            marker=series_marker(place, 5),
+            hovertemplate=f"step %{{x}}<br>dᵀHd/(−g·d) = %{{y:.3~g}}{_BY_NAME}",
+        )
+        sentences.append(
+            f"{optimizer}: {estimate_cell(replay.directional_edge_ratio(optimizer)).text} after the ramp, past the "
+            f"edge at {replay.steps_past_edge(optimizer)} of {count_of(len(ratios), 'step')}."
+        )
+    known = np.concatenate(found) if found else np.zeros(0)
+    if not len(known):
+        return None
+    low, high = min(0.0, float(np.quantile(known, 0.05))), max(EDGE, float(np.quantile(known, 0.95)))
+    room = 0.08 * (high - low)
+    figure.layout = layout(
+        330,
+        xaxis=axis("step", rangemode="tozero"),
+        yaxis=axis("dᵀHd / (−g·d)", range=[round(low - room, 6), round(high + room, 6)]),
+        shapes=[reference_line(y=EDGE)],
+        showlegend=True,
+    )
+    return Drawing.of(figure, name, " ".join(["Directional edge ratio by step.", *sentences]))
+
+
+def draw_horizon(name: str, replay: Replay) -> Drawing | None:
+    """Draw by how much of the loss change the quadratic model at the start misses it, against step, with its bound.
+
+    A miss of nothing has no place on a logarithmic axis, nor one of a change that is no more than rounding.
+    """
+    figure, sentences = go.Figure(), []
+    steps: list[int] = []
+    misses: list[float] = []
+    for place, optimizer in enumerate(replay.optimizers):
+        shown = [(one.step, one.miss) for one in replay.modelled_changes(optimizer) if one.miss]
+        if not shown:
+            continue
+        sentences.append(f"{optimizer}: {told_horizon(replay, optimizer)}.")
+        steps += [step for step, _ in shown]
+        misses += [miss for _, miss in shown]
+        figure.add_scatter(
+            x=[step for step, _ in shown],
+            y=[float(f"{miss:.6g}") for _, miss in shown],
+            name=optimizer,
+            mode="lines+markers",
+            line=series_line(place, 1.5),
+            marker=series_marker(place, 7),
+            hovertemplate=f"after %{{x}} steps<br>%{{y:.2~p}} of ΔL missed{_BY_NAME}",
+        )
+    if not steps:
+        return None
+    low, high = min(*misses, HORIZON_SHARE), max(*misses, HORIZON_SHARE)
+    powers = [2**power for power in range(max(steps).bit_length())]
+    figure.layout = layout(
+        330,
+        xaxis=log_axis("step", tickvals=powers, ticktext=[f"{power:,}" for power in powers]),
+        yaxis=log_between("|model − ΔL| / |ΔL|", 0.7 * max(low, 1e-3 * HORIZON_SHARE), 1.4 * min(high, 1e4)),
+        shapes=[reference_line(y=HORIZON_SHARE) | {"layer": "above"}],  # a line of the grid lies there
+        showlegend=True,
+    )
+    start = "Share of the loss change that the quadratic model at the start misses; it is within a tenth for these."
+    return Drawing.of(figure, name, " ".join([start, *sentences]))
 
 
 def _add_points(

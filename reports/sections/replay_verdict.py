@@ -26,6 +26,7 @@ from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import Replay
 
 _CLOSURE, _UNEXPLAINED = 0.01, 0.1  # closure error, of |ΔL|, that deserves a warning; that explains nothing
+EDGE = 2.0  # of the directional edge ratio: above it the quadratic model has a step raise the loss
 _SAME = "On the batches that the eigenvectors were measured on"
 ABLATED = {"dominant": "projected on the sharp subspace", "bulk": "projected off the sharp subspace"}
 PARTS = ("flat", "sharp")
@@ -527,6 +528,12 @@ def _manner(replay: Replay, names: Sequence[str]) -> list[Point]:
     quantities = (
         ("Isotropy of the updates (1 is isotropic)", "", lambda name: _within_one(replay.isotropy_entropy(name))),
         ("Curvature along the updates, dᵀHd/‖d‖²", " loss/param²", replay.directional_sharpness),
+        (
+            "Directional edge ratio dᵀHd/(−g·d) after the ramp (above 2 the quadratic model has the steps raise the "
+            "loss)",
+            "",
+            replay.directional_edge_ratio,
+        ),
         ("Exponent a of η ∝ λ⁻ᵃ where η is positive (0 gradient descent, 1 Newton)", "", replay.exponent),
         (
             "Oscillation along sharp directions (0 straight, 1 back where it began)",
@@ -546,9 +553,36 @@ def _manner(replay: Replay, names: Sequence[str]) -> list[Point]:
     return points
 
 
+def told_horizon(replay: Replay, name: str) -> str:
+    """Say for how many steps of an optimizer the start's curvature predicts the loss; empty where nobody asked."""
+    found = replay.horizons(name)
+    ends = [one.high for one in found if one.high is not None]
+    if not found:
+        return ""
+    low, most = min(one.low for one in found), max(one.low for one in found)
+    if not ends:
+        return f"more than {count_of(low, 'step')}"
+    if len(ends) < len(found):
+        return f"between {low} and over {count_of(most, 'step')}"
+    last = count_of(max(ends), "step")
+    return f"between {low} and {last}" if low else f"less than {last}"
+
+
+def _horizon(replay: Replay) -> str:
+    """Say for how many steps the start's curvature predicts the loss; empty where nobody asked."""
+    told = {name: words for name in replay.optimizers if (words := told_horizon(replay, name))}
+    if not told:
+        return ""
+    parts = join_names([f"{name} {words}" for name, words in told.items()])
+    return f"The quadratic model at the start predicts the loss change within a tenth up to its horizon: {parts}."
+
+
 def _theory(replay: Replay) -> list[Point]:
-    """Say along how many sharp directions the linear theory has an optimizer diverge at its rate."""
-    parts = []
+    """Say along how many sharp directions the linear theory has an optimizer diverge, and how long its curvature holds.
+
+    It rests on the curvature at the start.
+    """
+    parts, horizon = [], _horizon(replay)
     for name, theory in replay.theory.items():
         rates = np.abs(theory.rates)[np.abs(theory.rates) > 1.0]
         if len(rates):
@@ -556,8 +590,12 @@ def _theory(replay: Replay) -> list[Point]:
             factors = f"{'factors' if len(texts) > 1 else 'a factor of'} {' to '.join(texts)}"
             where = f"{len(rates)} of {count_of(len(theory.rates), 'sharp direction')}"
             parts.append(f"{name} diverge along {where} ({factors} per step)")
+    if not parts:
+        beyond = "What rests on the curvature at the start, such as the linear theory, says nothing of later steps."
+        return [Point(tone="plain", text=f"{horizon} {beyond}")] if horizon else []
     text = f"At these rates linear theory has {join_names(parts)}: what it predicts along them is not drawn."
-    return [Point(tone="caution", text=text)] if parts else []
+    asked = "It rests on the curvature at the start: for how many steps that predicts the loss, --horizon measures."
+    return [Point(tone="caution", text=f"{text} {horizon or asked}")]
 
 
 def _ablations(replay: Replay, names: Sequence[str]) -> list[Point]:

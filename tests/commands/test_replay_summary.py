@@ -14,6 +14,7 @@ from lite_probe.reports.sections.section import Grid, describe, summarize
 from lite_probe.results.replay import Replay
 from tests.commands.running import lines_on, on_screen
 from tests.reports.fixtures import make_replay, with_same_batches
+from tests.reports.horizons import with_horizons
 
 Rows = Sequence[Sequence[str]]
 
@@ -86,8 +87,14 @@ def test_ramp_and_same_batches_have_a_table_of_their_own() -> None:
         "±: half of the 95% interval over seeds; loss changes in nats",
         "ramp: the first 5 steps, over which the learning rate rises",
         "same batches: those that the eigenvectors were measured on; all else is of held-out ones",
+        "edge ratio: dᵀHd/(−g·d) after the ramp, edge at 2; past it the quadratic model has the loss rise",
     ]
-    assert explanations(make_replay(seeds=1)) == []
+    asked = with_horizons(found, {"muon": [4, 4, 4]})
+    assert explanations(asked)[-1] == (
+        "horizon: while the quadratic model at the start predicts the loss change within a tenth"
+    )
+    diverged = tuple((name, 0, 2) for name in ("muon", "soap"))
+    assert explanations(make_replay(optimizers=("muon", "soap"), seeds=1, diverged=diverged)) == []
 
 
 def _value(cell: str) -> float:
@@ -119,6 +126,30 @@ def test_the_json_object_holds_parts_and_same_batches() -> None:
     sharp = by_quantity["muon", "progress along the 10 sharp directions"]
     assert sharp["is_found"] is False
     assert sharp["value"] == pytest.approx(-muon["sharp_progress"]["value"])
+
+
+def test_the_directional_edge_ratio_stands_in_terminal_and_json() -> None:
+    """Curvatures of 3/2, 3 and 9/2 of the steps' descents; nothing of a replay that climbs."""
+    found = replace(make_replay(optimizers=("muon", "soap"), steps=4), ramp=1)
+    factors = {0: 1.5, 1: 3.0, 2: 4.5}
+    runs = tuple(
+        replace(run, curvatures=-factors[run.seed] * run.slopes)
+        if run.optimizer == "muon"
+        else replace(run, slopes=-run.slopes)
+        for run in found.runs
+    )
+    found = replace(found, runs=runs)
+    header, rows = grids(found)["steps"]
+    assert header == ["steps", "edge ratio", "past the edge"]
+    # Student's t with two degrees of freedom is 4.303, the standard error 1.5/√3.
+    assert rows == [["muon", "3.0±3.7", "4 of 4"], ["soap", "–", "4 of 4"]]
+    told = json.loads(json.dumps(describe("replay", found), allow_nan=False))["optimizers"]
+    assert told["muon"]["directional_edge_ratio"]["value"] == pytest.approx(3.0, rel=1e-12)
+    assert len(told["muon"]["directional_edge_curve"]) == 4
+    assert all(1.5 < one < 4.5 for one in told["muon"]["directional_edge_curve"])
+    assert told["soap"]["directional_edge_ratio"] is None
+    assert told["soap"]["directional_edge_curve"] == [None] * 4
+    assert (told["muon"]["steps_past_edge"], told["soap"]["steps_past_edge"]) == (4, 4)
 
 
 def test_a_share_of_nothing_is_not_given() -> None:
@@ -193,6 +224,8 @@ def test_an_optimizer_of_which_nothing_reached_the_end_has_dashes() -> None:
     assert grids(found)["optimizer"][1][1] == ["soap", "0.0039", "sweep", "–", "–"]
     assert grids(found)["change"][1][1] == ["soap", "–", "–", "–", "–"]
     assert grids(found)["updates"][1][1] == ["soap", "–", "–", "–", "–", "–"]
+    assert grids(found)["steps"][1][1] == ["soap", "–", "–"]
+    assert describe("replay", found)["optimizers"]["soap"]["directional_edge_curve"] is None
 
 
 def test_the_json_object_holds_all_of_the_tables(found: Replay) -> None:
@@ -246,9 +279,12 @@ def test_no_table_breaks_or_cuts_a_number(monkeypatch: pytest.MonkeyPatch, width
     )
     recipes = {name: replace(recipe, lr_source="checkpoint", lr=9.765625e-4) for name, recipe in made.recipes.items()}
     recipes["muon"] = replace(recipes["muon"], state="cold")
-    found = with_same_batches(replace(made, runs=runs, recipes=recipes, ramp=5))
+    names = ("adamw-lite", "muon", "muon-lite")
+    found = with_horizons(
+        with_same_batches(replace(made, runs=runs, recipes=recipes, ramp=5)), {name: [8, 16, 0] for name in names}
+    )
     shown = grids(found)
-    assert list(shown) == ["start", "optimizer", "change", "of it", "updates"]
+    assert list(shown) == ["start", "optimizer", "change", "of it", "updates", "steps"]
     for header, rows in shown.values():
         terminal, screen = on_screen(monkeypatch, width)
         terminal.table(header, rows)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lite_probe.results.replay import Bands, Replay, ReplayRun
+from lite_probe.results.replay import Bands, Horizon, Replay, ReplayRun
 from tests.reports.fixtures import make_replay
 
 DIMENSIONS = np.array([1, 3])
@@ -69,6 +69,8 @@ def test_a_run_by_hand() -> None:
     assert run.oscillations.tolist() == [pytest.approx(2.0 / 3.0), 1.0]  # |−1 + 2| of 3; |3 − 3| of 6
     assert run.directional_sharpness.tolist() == [2.0, 0.0]
     assert run.predicted_changes.tolist() == [1.0, 1.0]
+    assert run.directional_edge_ratios[0] == 8.0 / 3.0
+    assert np.isnan(run.directional_edge_ratios[1])  # it climbs
 
 
 def test_without_a_move_there_is_nothing_to_divide_by() -> None:
@@ -196,6 +198,104 @@ def test_the_ramp_and_what_comes_after_it_add_up_to_the_whole() -> None:
         for part in found.parts
     }
     assert by_part == {"whole": [-6.0, 10.0, -2.0], "ramp": [-3.0, 6.0, -1.0], "after": [-3.0, 4.0, -1.0]}
+
+
+def test_the_directional_edge_ratio_is_one_of_sums_after_the_ramp() -> None:
+    """Descents of 3 and 1, 2 and 6; curvatures of 8 and 4, 1 and 6."""
+    runs = (
+        run_of(slopes=[-3.0, -1.0], curvatures=[8.0, 4.0]),
+        run_of(seed=1, slopes=[-2.0, -6.0], curvatures=[1.0, 6.0]),
+    )
+    found = replace(replay_of(*runs), steps=2)
+    whole, after = found.directional_edge_ratio("muon"), replace(found, ramp=1).directional_edge_ratio("muon")
+    assert whole is not None
+    assert after is not None
+    assert (whole.value, whole.num_samples) == ((3.0 + 7.0 / 8.0) / 2.0, 2)
+    assert whole.stderr == pytest.approx((3.0 - 7.0 / 8.0) / 2.0, rel=1e-15)
+    assert after.value == 2.5  # 4 and 1
+    assert replace(found, ramp=2).directional_edge_ratio("muon") == whole  # no step is left after it
+    curve = found.directional_edge_curve("muon")
+    assert curve is not None
+    assert curve.tolist() == [9.0 / 5.0, 10.0 / 7.0]
+    # −3 + 4 and −2 + ½; −1 + 2 and −6 + 3: seeds together descend at both.
+    assert found.steps_past_edge("muon") == 0
+    assert replay_of(runs[0]).steps_past_edge("muon") == 2
+
+
+def predicted(losses: list[float], model: list[float], **changes: Any) -> ReplayRun:
+    """A run of 5 steps with these losses after 1, 2, 4 and 5 of them, and the model's; it began at 10."""
+    own = [10.0, losses[0], losses[1], 0.0, *losses[2:]]
+    narrow = ("train_losses", "update_norms", "allocations", "closure_errors", "gradients_used", "slopes", "curvatures")
+    wide = ("sharp_allocations", "sharp_updates", "sharp_gradients", "band_allocations", "band_energies")
+    rest = {**dict.fromkeys(narrow, [0.0] * 5), **dict.fromkeys(wide, [[1.0, 1.0]] * 5)}
+    return run_of(**rest, losses=own, logged_steps=[1, 2, 4, 5], predicted_losses=model, **changes)
+
+
+def test_the_horizon_is_where_a_tenth_of_the_loss_change_is_missed_first() -> None:
+    losses = [9.0, 8.0, 6.0, 5.0]  # a tenth of their changes: 0.1, 0.2, 0.4 and 0.5
+    for model, missed, low, high in (
+        ([9.0, 8.0, 6.0, 5.0], [False] * 4, 5, None),
+        ([9.0625, 8.125, 5.75, 4.75], [False] * 4, 5, None),
+        ([9.0, 8.0, 5.5, 5.0], [False, False, True, False], 2, 4),  # it hits again: the first miss counts
+        ([9.0, 8.0, 6.0, 5.625], [False, False, False, True], 4, 5),
+        ([9.125, 8.0, 6.0, 5.0], [True, False, False, False], 0, 1),
+        ([9.0, 7.75, 6.0, 5.0], [False, True, False, False], 1, 2),
+    ):
+        run = predicted(losses, model)
+        assert run.model_missed.tolist() == missed
+        assert run.horizon == Horizon(low=low, high=high)
+    assert run_of().horizon is None
+
+
+def test_a_miss_no_larger_than_rounding_is_none() -> None:
+    """Where the loss hardly moves, or comes back to its start, a tenth of its change is nothing."""
+    model = [10.0, 10.25, 6.0, 5.0]
+    for noise, horizon in (
+        (0.0, Horizon(low=0, high=1)),
+        (0.2, Horizon(low=1, high=2)),
+        (0.25, Horizon(low=5, high=None)),
+    ):
+        assert predicted([9.875, 10.0, 6.0, 5.0], model, loss_noise=noise).horizon == horizon
+
+
+def test_predicted_changes_are_means_over_the_seeds_that_got_there() -> None:
+    """Seed 1 diverged behind its second step: it has a horizon of its own, and no later step."""
+    first = predicted([9.0, 8.0, 6.0, 5.0], [9.0, 8.5, 6.0, 6.0], loss_noise=1e-3)
+    second = run_of(seed=1, losses=[10.0, 8.0, 10.0], logged_steps=[1, 2], predicted_losses=[8.0, 10.0], diverged_at=2)
+    ablated = predicted([9.0, 8.0, 6.0, 5.0], [0.0] * 4, ablation="bulk")
+    found = replay_of(first, second, ablated)
+    assert found.horizons("muon") == (Horizon(low=1, high=2), Horizon(low=2, high=None))
+    assert found.horizons("soap") == ()
+    changes = found.modelled_changes("muon")
+    assert [(one.step, one.count, one.missed) for one in changes] == [(1, 2, 0), (2, 2, 1), (4, 1, 0), (5, 1, 1)]
+    assert [one.change.value for one in changes] == [-1.5, -1.0, -4.0, -5.0]
+    assert [one.predicted.value for one in changes] == [-1.5, -0.75, -4.0, -4.0]
+    assert [one.miss for one in changes] == [0.0, 0.25, 0.0, 0.2]
+    assert (changes[0].change.num_samples, changes[2].change.num_samples) == (2, 1)
+    still = predicted([10.0] * 4, [10.0, 10.0, 11.0, 10.0], loss_noise=1e-3)
+    assert [one.miss for one in replay_of(still).modelled_changes("muon")] == [None] * 4
+
+
+def test_logged_steps_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected 1 predicted losses, got 2"):
+        run_of(logged_steps=[1], predicted_losses=[1.0, 1.0])
+    for steps in ([0, 1], [1, 3], [2, 1], [1, 1]):
+        with pytest.raises(ValueError, match=r"expected ascending logged steps from 1 to 2, got \["):
+            run_of(logged_steps=steps, predicted_losses=[1.0, 1.0])
+
+
+def test_without_a_descent_there_is_no_directional_edge_ratio() -> None:
+    level = run_of(seed=1, slopes=[-3.0, 3.0])
+    for runs in ((level,), (run_of(slopes=[-3.0, -1.0]), level)):
+        assert replay_of(*runs).directional_edge_ratio("muon") is None
+    curve = replay_of(level).directional_edge_curve("muon")
+    assert curve is not None
+    assert curve[0] == 8.0 / 3.0
+    assert np.isnan(curve[1])
+    nothing = replay_of(run_of(diverged_at=2))
+    assert nothing.directional_edge_ratio("muon") is None
+    assert nothing.directional_edge_curve("muon") is None
+    assert nothing.steps_past_edge("muon") is None
 
 
 @pytest.mark.parametrize("ramp", [0, 2])

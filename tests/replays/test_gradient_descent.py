@@ -121,6 +121,26 @@ def test_curvature_along_the_update_is_that_of_the_matrix(
         theta = theta + update
 
 
+def test_the_directional_edge_ratio_is_eta_times_the_gradient_s_rayleigh_quotient(replayed: Known) -> None:
+    """dᵀHd/(−g·d) = η gᵀHg/gᵀg: Simpson's rule has the slopes along a step, which are linear there, exactly."""
+    found, task, *_ = replayed
+    matrix = task.criterion.matrix.numpy()  # type: ignore[attr-defined]
+    theta, run, sums = START.numpy(), only(found), np.zeros(2)
+    for step in range(STEPS):
+        gradient = matrix @ theta
+        bend = LR * gradient @ matrix @ gradient
+        ratio = bend / (gradient @ gradient)
+        assert run.directional_edge_ratios[step] == pytest.approx(ratio, rel=1e-9)
+        sums += LR * bend, LR * gradient @ gradient
+        theta = theta - LR * gradient
+    whole = found.directional_edge_ratio("sgd")
+    assert whole is not None
+    assert whole.value == pytest.approx(sums[0] / sums[1], rel=1e-9)
+    curve = found.directional_edge_curve("sgd")
+    assert curve is not None
+    np.testing.assert_allclose(curve, run.directional_edge_ratios, rtol=1e-12)
+
+
 def test_the_linear_theory_is_exact(replayed: Known) -> None:
     found, _, values, _, tolerance = replayed
     theory, measured = found.theory["sgd"], found.decay_rates("sgd")
@@ -150,6 +170,12 @@ def test_a_step_beyond_two_over_lambda_diverges_along_the_sharpest_direction_alo
     assert progress is not None
     assert progress[0][0] < 0.0 < progress[0][1]  # 0.6 · 4 > 2 > 0.6 · 2
     assert found.theory["sgd"].rates[0] == pytest.approx(1.4, rel=1e-6)
+    # Once that direction has most of the gradient a step is past the edge: the ratio is above 2 and the loss rises.
+    run = only(found)
+    past = run.directional_edge_ratios > 2.0
+    assert past.tolist() == (np.diff(run.losses) > 0.0).tolist()
+    assert found.steps_past_edge("sgd") == past.sum() > 0
+    assert not past.all()
 
 
 def test_ablations_train_in_their_subspace_alone(monkeypatch: pytest.MonkeyPatch) -> None:

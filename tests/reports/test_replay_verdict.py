@@ -8,12 +8,13 @@ import pytest
 
 from lite_probe.reports.sections.replay import SECTION, list_replay
 from lite_probe.reports.sections.replay_figures import draw_rates
-from lite_probe.reports.sections.replay_verdict import judge_replay, mean_oscillation
+from lite_probe.reports.sections.replay_verdict import judge_replay, mean_oscillation, told_horizon
 from lite_probe.reports.sections.section import Grid
 from lite_probe.reports.table import Cell, estimate_cell
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import LinearTheory, Replay
 from tests.reports.fixtures import make_replay, make_sweep, with_same_batches
+from tests.reports.horizons import with_horizons
 
 
 def lead(replay: Replay) -> str:
@@ -122,7 +123,7 @@ def test_a_loss_that_did_not_move_is_no_progress(same, seeds):
     assert lead(alone).startswith(f"After 20 steps muon ends {where}")
     assert ("plain", "No loss change was allotted to directions.") in points(still)
     assert not [text for _, text in points(still) if "account" in text]
-    cell = outcome(still)[0][13]
+    cell = outcome(still)[0][14]
     assert (cell.text, cell.tone) == ("–", "")
 
 
@@ -220,7 +221,13 @@ def test_all_may_diverge():
 
 
 def test_manners_have_their_errors(found):
-    for start in ("Isotropy of the updates", "Curvature along the updates", "Exponent a", "Oscillation along"):
+    for start in (
+        "Isotropy of the updates",
+        "Curvature along the updates",
+        "Directional edge ratio",
+        "Exponent a",
+        "Oscillation along",
+    ):
         text = about(found, start)[1]
         assert "muon " in text
         assert text.count("(95%: ") == 2, text
@@ -335,7 +342,7 @@ def test_allocations_that_miss_the_change_are_not_taken_for_it(found):
     )
     rows = outcome(wrong)
     assert [row[8].text == "–" for row in rows] == [True, False]
-    assert [row[13].tone for row in rows] == ["caution", ""]
+    assert [row[14].tone for row in rows] == ["caution", ""]
     assert about(missed(wrong, "muon-lite", 0.5), "Allocations")[1].endswith("and no share is shown.")
 
 
@@ -452,10 +459,34 @@ def test_a_rate_of_the_theory_above_one_is_a_sentence_and_no_point(found):
         "caution",
         "At these rates linear theory has muon diverge along 7 of 10 sharp directions (factors 1.1 to 79 per step) and "
         "muon-lite diverge along 1 of 10 sharp directions (a factor of 79 per step): what it predicts along them is "
-        "not drawn.",
+        "not drawn. It rests on the curvature at the start: for how many steps that predicts the loss, --horizon "
+        "measures.",
+    )
+    asked = with_horizons(unstable, {"muon": [4, 4, 4], "muon-lite": [2, 0, 4]})
+    assert about(asked, "At these rates")[1].endswith(
+        "what it predicts along them is not drawn. The quadratic model at the start predicts the loss change within a "
+        "tenth up to its horizon: muon between 2 and 4 steps and muon-lite between 1 and over 20 steps."
     )
     assert [len(trace["x"]) for trace in draw_rates("rates", unstable).figure["data"][2:]] == [3, 9]
     assert not [text for _, text in points(found) if "linear theory" in text]
+
+
+def test_the_horizon_is_told_where_it_was_measured(found):
+    assert not [text for _, text in points(found) if "quadratic model at the start" in text]
+    asked = with_horizons(found, {"muon": [4, 8, 2], "muon-lite": [1, 1, 2]})
+    assert about(asked, "The quadratic model at the start") == (
+        "plain",
+        "The quadratic model at the start predicts the loss change within a tenth up to its horizon: muon between 1 "
+        "and 8 steps and muon-lite less than 2 steps. What rests on the curvature at the start, such as the linear "
+        "theory, says nothing of later steps.",
+    )
+    beyond = with_horizons(found, {"muon": [0, 0, 0], "muon-lite": [1, 1, 1]})
+    text = about(beyond, "The quadratic model at the start")[1]
+    assert "up to its horizon: muon more than 20 steps and muon-lite less than 1 step. " in text
+    assert told_horizon(found, "muon") == ""
+    (table,) = [one for one in SECTION.summary(asked) if isinstance(one, Grid) and one.header[0] == "steps"]
+    assert table.header == ["steps", "edge ratio", "past the edge", "horizon"]
+    assert [row[3] for row in table.rows] == ["between 1 and 8 steps", "less than 2 steps"]
 
 
 def test_a_sweep_that_left_its_best_rate_says_so(found):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,9 +14,11 @@ from lite_probe.reports.page import render_page
 from lite_probe.reports.runs import Run
 from lite_probe.reports.sections.replay import SECTION
 from lite_probe.reports.sections.replay_verdict import base_of
-from lite_probe.reports.table import half_width
+from lite_probe.reports.sections.section import describe
+from lite_probe.reports.table import estimate_cell, half_width
 from lite_probe.results.replay import Replay
 from tests.reports.fixtures import make_replay, make_sweep, with_same_batches
+from tests.reports.horizons import with_horizons
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +175,92 @@ def test_progress_by_part_eigenvector_and_band(drawn, found):
         assert all(y - below + 1e-5 >= 0.0 and y + above - 1e-5 <= 1.0 for y, above, below in bars)
 
 
+def test_the_directional_edge_ratio_is_drawn_by_step_and_told(found):
+    """Of muon the curvature along a step is three times its descent, but for steps 2, which climbs, and 3, a third."""
+
+    def bent(run):
+        if run.optimizer != "muon" or run.ablation != "none":
+            return replace(run, curvatures=np.abs(run.slopes))
+        slopes = run.slopes.copy()
+        slopes[1] *= -1.0
+        return replace(run, slopes=slopes, curvatures=np.array([3.0, 3.0, 1.0, *[3.0] * 17]) * np.abs(slopes))
+
+    changed = replace(found, runs=tuple(bent(run) for run in found.runs))
+    figure = drawn_of(changed).edge
+    muon, *others = traces(figure)
+    assert [muon.name, *(one.name for one in others)] == list(found.optimizers)
+    assert muon.x == list(range(1, 21))
+    assert muon.y[:3] == [3.0, None, 1.0]
+    assert muon.y[3:] == [3.0] * 17
+    (line,) = figure.figure["layout"]["shapes"]
+    assert line["y0"] == line["y1"] == 2.0
+    low, high = figure.figure["layout"]["yaxis"]["range"]
+    assert low < 0.0
+    assert 3.0 < high < 4.0
+    ratio = changed.directional_edge_ratio("muon")
+    assert figure.summary.startswith("Directional edge ratio by step. muon: ")
+    assert f"muon: {estimate_cell(ratio).text} after the ramp, past the edge at 19 of 20 steps." in figure.summary
+    outcome = tables_of(changed).outcome
+    rows = {row["optimizer"]: row for row in read(outcome.csv)}
+    assert float(rows["muon"]["edge ratio"]) == ratio.value
+    place = [column.title for column in outcome.columns].index("edge ratio")
+    assert [row[place].tone for row in outcome.rows] == ["caution", "", "", ""]
+    page = render_page([Run(replay=changed)])
+    assert 'id="plot-edge-1"' in page
+    assert "Directional edge ratio" in page
+    climbing = [replace(run, slopes=np.abs(run.slopes)) for run in found.runs]
+    assert drawn_of(replace(found, runs=tuple(climbing))).edge is None
+
+
+def test_the_horizon_has_a_table_and_a_figure_where_it_was_measured(tables, drawn, found):
+    assert tables.horizon is None
+    assert drawn.horizon is None
+    asked = with_horizons(found, {"muon": [4, 4, 4], "soap": [2, 2, 2]})
+    tables, figure = tables_of(asked), drawn_of(asked).horizon
+    rows = read(tables.horizon.csv)
+    steps = ["1", "2", "4", "8", "16", "20"]
+    assert [row["steps"] for row in rows] == [*steps, "1", "2", "4", "7", "8", "16", "20"]  # seed 1 diverged at 7
+    assert [row["optimizer"] for row in rows] == ["muon"] * 6 + ["soap"] * 7
+    assert [float(row["miss"]) for row in rows[:6]] == pytest.approx([0.01, 0.01, *[0.2] * 4], rel=1e-9)
+    assert [row["seeds missed"] for row in rows] == [*"003333", *"0331222"]
+    for row in rows[:6]:
+        factor = 1.0 + float(row["miss"])
+        assert float(row["ΔL, model (nats)"]) == pytest.approx(factor * float(row["ΔL (nats)"]), rel=1e-9)
+    assert [row[5].text for row in tables.horizon.rows[6:10]] == ["0 of 3", "3 of 3", "3 of 3", "1 of 1"]
+    caption = "Horizon: muon between 2 and 4 steps, soap between 1 and 2 steps."
+    assert caption in tables.horizon.caption
+    muon, soap = traces(figure)
+    assert (muon.name, soap.name) == ("muon", "soap")
+    assert muon.x == [1, 2, 4, 8, 16, 20]
+    assert muon.y == [0.01, 0.01, 0.2, 0.2, 0.2, 0.2]
+    axes = figure.figure["layout"]
+    assert axes["xaxis"]["type"] == axes["yaxis"]["type"] == "log"
+    (line,) = axes["shapes"]
+    assert line["y0"] == line["y1"] == 0.1
+    assert figure.summary.endswith("muon: between 2 and 4 steps. soap: between 1 and 2 steps.")
+    page = render_page([Run(replay=asked)])
+    assert 'id="plot-horizon-1"' in page
+    assert caption in page
+    assert 'id="plot-horizon-1"' not in render_page([Run(replay=found)])
+    told = json.loads(json.dumps(describe("replay", asked), allow_nan=False))["optimizers"]
+    assert told["muon-lite"]["horizon"] is None
+    assert told["soap"]["horizon"]["runs"] == [{"seed": seed, "low": 1, "high": 2} for seed in range(3)]
+    last = told["muon"]["horizon"]["steps"][-1]
+    assert (last["step"], last["missed"], last["seeds"]) == (20, 3, 3)
+    assert last["predicted"]["value"] == pytest.approx(1.2 * last["loss_change"]["value"], rel=1e-9)
+
+
+def test_what_is_predicted_exactly_has_no_place_on_a_logarithmic_axis(found):
+    runs = [
+        replace(run, logged_steps=np.array([1, 2]), predicted_losses=run.losses[1:3])
+        for run in found.runs
+        if run.ablation == "none"
+    ]
+    exact = replace(found, runs=tuple(runs))
+    assert drawn_of(exact).horizon is None
+    assert {row["miss"] for row in read(tables_of(exact).horizon.csv)} == {"0.0"}
+
+
 def test_rates_that_are_not_positive_have_no_place(found):
     def turned(run):
         updates = run.sharp_updates.copy()
@@ -238,7 +327,7 @@ def test_where_all_diverged_only_the_losses_are_left():
     replay = make_replay(optimizers=names, seeds=1, diverged=tuple((name, 0, 2) for name in names))
     (view,) = SECTION.part([("gpt-5000", replay)]).view
     tables, drawn = tables_of(replay), drawn_of(replay)
-    assert (drawn.progress, drawn.eigenvectors, drawn.rates, drawn.oscillation) == (None,) * 4
+    assert (drawn.progress, drawn.edge, drawn.eigenvectors, drawn.rates, drawn.oscillation) == (None,) * 5
     assert view["bands"] == []
     assert tables.eigenvectors is None
     assert tables.bands is None
@@ -250,7 +339,7 @@ def test_where_all_diverged_only_the_losses_are_left():
 
 def test_figures_and_tables_are_named_by_the_replays_number(found):
     part = SECTION.part([("early", found), ("late", found)])
-    names = {"loss-2", "progress-2", "eigenvectors-2", "rates-2", "oscillation-2", "bands-2-1"}
+    names = {"loss-2", "progress-2", "edge-2", "eigenvectors-2", "rates-2", "oscillation-2", "bands-2-1"}
     assert {name for name in part.figures if name.endswith(("-2", "-2-1"))} >= names
     tables = part.view[1]["tables"]
     assert (tables["outcome"].name, tables["bands"].name) == ("replay-2", "replay-2-bands")

@@ -24,6 +24,8 @@ class ReplayRequest(OptimizersRequest):
             the model.
         rule: "simpson", two gradients more per step, or "trapezoid", one.
         ablations: Also run every optimizer with its updates projected on the sharp subspace, and on its complement.
+        horizon: Also predict losses by the quadratic model at θ₀, after 1, 2, 4, … steps of every run by a Hessian
+            product each: for how many steps θ₀'s curvature says something.
         tolerance: Of a step's closure error, relative to a typical loss change of a step; Simpson's rule is refined
             until it is met.
     """
@@ -50,6 +52,7 @@ class ReplayRequest(OptimizersRequest):
         among=("simpson", "trapezoid"),
     )
     ablations: bool = option(False, "Also with updates projected on the sharp subspace, and off it.")
+    horizon: bool = option(False, "Also for how many steps the curvature at the start predicts the loss.")
     tolerance: float = 2e-3
 
     def _check(self) -> None:
@@ -75,6 +78,7 @@ class ReplayRequest(OptimizersRequest):
             "lr": self.rates,
             "ramp": ramp_steps(self.steps, self.ramp),
             "hyperparameters": self.hyperparameters,
+            **({"horizon": True} if self.horizon else {}),  # results without it keep the key that they have
         }
 
     def train_batches(self, batches: int) -> int:
