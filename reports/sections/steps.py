@@ -19,6 +19,7 @@ from lite_probe.reports.sections.section import (
 )
 from lite_probe.reports.sections.steps_figures import (
     NO_EDGE,
+    RAISES,
     draw_critical,
     draw_profiles,
     interval_text,
@@ -147,6 +148,7 @@ class StepsSection(Section):
                 "critical": critical_table(labelled, is_alone=is_alone),
                 "groups": group_table(labelled, is_alone=is_alone),
                 "blocks": block_table(labelled, is_alone=is_alone),
+                "lines": line_table(labelled, is_alone=is_alone),
                 "bands": band_table(labelled, is_alone=is_alone),
             },
         }
@@ -329,7 +331,11 @@ def group_rows(one: OptimizerSteps) -> list[StepRow]:
 
 
 def _interval(
-    title: str, measure: Callable[[Any], Estimate | None], *, missing: str = NO_EDGE, hint: str = ""
+    title: str,
+    measure: Callable[[Any], Estimate | None],
+    *,
+    missing: Callable[[Any], str] = lambda row: NO_EDGE,
+    hint: str = "",
 ) -> list[Read]:
     """Return a column of estimates with their intervals, and two for the CSV alone with the interval's ends."""
 
@@ -342,7 +348,7 @@ def _interval(
 
     def value(row: Any) -> Cell:
         one = measure(row)
-        return Cell(text=interval_text(one, missing), raw=None if one is None else one.value)
+        return Cell(text=interval_text(one, missing(row)), raw=None if one is None else one.value)
 
     return [
         (Column(title, hint=hint), value),
@@ -405,61 +411,70 @@ def band_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
 
 
 def group_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
-    """List every group of directions: own optimum, joint multiple, line check."""
+    """List the own optimum of every group of directions, and what is told of it."""
 
-    def answer(row: tuple[str, StepRow, OptimizerSteps, str]) -> Cell:
-        tone = "caution" if row[3] == "fails" else ""
-        return text_cell(_ANSWERS.get(row[3], NO_EDGE), tone)
-
-    def joint(row: tuple[str, StepRow, OptimizerSteps, str]) -> Cell:
-        found = row[2].joint
-        keys = [] if found is None else list(zip(found.blocks, found.parts, strict=True))
-        if found is None or (row[1].block, row[1].part) not in keys:
-            return Cell(text=MISSING)
-        return number_cell(float(found.multiples[keys.index((row[1].block, row[1].part))]), 3)
-
-    def check(title: str, name: str, hint: str) -> Read:
-        def read(row: tuple[str, StepRow, OptimizerSteps, str]) -> Cell:
-            found = _check_of(row[2], row[1])
-            return number_cell(None if found is None else getattr(found, name), 3)
-
-        return Column(title, hint=hint), read
-
-    def line(row: tuple[str, StepRow, OptimizerSteps, str]) -> Cell:
-        found = _check_of(row[2], row[1])
-        if found is None:
-            return Cell(text=MISSING)
-        return text_cell(found.answer, {"holds": "good", "edge is nearer": "caution"}.get(found.answer, ""))
+    def answer(row: tuple[str, StepRow, str]) -> Cell:
+        _, group, status = row
+        is_raising = status == "fails" and group.optimum is not None and group.optimum.high < 0.0
+        return text_cell(
+            RAISES if is_raising else _ANSWERS.get(status, MISSING), "caution" if status == "fails" else ""
+        )
 
     columns: list[Read] = [
         _OPTIMIZER,
         (Column("block", is_text=True), lambda row: text_cell(row[1].block)),
         (Column("directions", is_text=True), lambda row: text_cell(row[1].part)),
-        *_interval("optimum (95%)", lambda row: row[1].optimum, hint="of the group alone, over training batches"),
-        (Column("answer", is_text=True, hint="after Holm’s correction"), answer),
-        (Column("joint", hint="multiple of the mean step at the optimum of all groups together"), joint),
-        check("mean step’s", "optimum", "optimum of the group’s part of the mean step"),
-        check("predicted", "predicted", "change of the loss there by the quadratic, nats"),
-        check("there", "at_optimum", "change of the loss that is found there, nats"),
-        check("at the edge", "at_edge", "at twice that; 0 by the quadratic, nats"),
-        (Column("line check", is_text=True), line),
+        *_interval("optimum (95%)", lambda row: row[1].optimum, hint="of the group alone, × the step taken"),
+        *_interval("edge (95%)", lambda row: row[1].edge, hint="at twice the optimum"),
+        (Column("could be", is_text=True, hint="after Holm’s correction"), answer),
     ]
     rows = [
-        (
-            label,
-            (name, row, one, _status(groups, (name, row.block, row.part), "")),
-        )
+        (label, (name, row, _status(groups, (name, row.block, row.part), "")))
         for label, found in labelled
         for groups in [judge_groups(found)]
         for name, one in found.optimizers.items()
         for row in group_rows(one)
     ]
-    caption = "Groups of directions: sharp to 10%, middle to 40%, flat. Multiples are of the step taken."
+    caption = "Groups of directions, each alone: sharp to 10%, middle to 40%, flat. Multiples are of the step taken."
     return _listed("steps-groups", caption, columns, rows, is_alone=is_alone)
 
 
-def _check_of(one: OptimizerSteps, row: StepRow) -> LineCheck | None:
-    return None if one.joint is None else one.joint.check(row.block, row.part)
+def line_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
+    """List the mean step's groups: joint multiples, and what the loss itself says of each one's optimum and edge."""
+
+    def check(title: str, name: str, hint: str, unit: str = "nats") -> Read:
+        def read(row: tuple[str, str, str, float, LineCheck | None]) -> Cell:
+            return number_cell(None if row[4] is None else getattr(row[4], name), 3)
+
+        return Column(title, unit=unit, hint=hint), read
+
+    def answer(row: tuple[str, str, str, float, LineCheck | None]) -> Cell:
+        tones = {"holds": "good", "edge is nearer": "caution"}
+        return Cell(text=MISSING) if row[4] is None else text_cell(row[4].answer, tones.get(row[4].answer, ""))
+
+    columns: list[Read] = [
+        _OPTIMIZER,
+        (Column("block", is_text=True), lambda row: text_cell(row[1])),
+        (Column("directions", is_text=True), lambda row: text_cell(row[2])),
+        (
+            Column("joint", hint="multiple at the optimum of all groups together"),
+            lambda row: number_cell(row[3], 3),
+        ),
+        check("alone", "optimum", "multiple at the group’s own optimum", unit=""),
+        check("predicted", "predicted", "change of the loss there, by the quadratic"),
+        check("found", "at_optimum", "change of the loss there, by its evaluation"),
+        check("at the edge", "at_edge", "at twice that multiple; 0 by the quadratic"),
+        (Column("quadratic", is_text=True, hint="as far as the edge"), answer),
+    ]
+    rows = [
+        (label, (name, block, part, multiple, one.joint.check(block, part)))
+        for label, found in labelled
+        for name, one in found.optimizers.items()
+        if one.joint is not None
+        for block, part, multiple in zip(one.joint.blocks, one.joint.parts, one.joint.multiples.tolist(), strict=True)
+    ]
+    caption = "The mean step by groups: joint multiples, and line checks of each one’s optimum and edge."
+    return _listed("steps-lines", caption, columns, rows, is_alone=is_alone)
 
 
 def block_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
@@ -522,6 +537,9 @@ def critical_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
     def multiple(row: Row) -> Estimate | None:
         return curvature_edge(row[3]) if row[2] is None else critical_multiple(row[2])
 
+    def words(row: Row) -> str:
+        return MISSING if row[2] is None else critical_words(row[2])
+
     def found(row: Row) -> Cell:
         critical = row[2]
         if critical is None:
@@ -532,17 +550,13 @@ def critical_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
     def evaluations(row: Row) -> Cell:
         return number_cell(None if row[2] is None else int(row[2].evaluations.sum()))
 
-    def words(row: Row) -> Cell:
-        return text_cell("" if row[2] is None else critical_words(row[2]))
-
     columns: list[Read] = [
         _OPTIMIZER,
         (Column("lr"), lambda row: number_cell(row[3].recipe.lr, 3)),
         (Column("on", is_text=True), lambda row: text_cell(row[1])),
-        *_interval("step / critical (95%)", ratio, missing=MISSING, hint="1: a longer step raises the loss"),
-        *_interval("critical step (95%)", multiple, missing=MISSING, hint="in multiples of the step taken"),
+        *_interval("step / critical (95%)", ratio, missing=words, hint="1: a longer step raises the loss"),
+        *_interval("critical step (95%)", multiple, missing=lambda row: MISSING, hint="in multiples of the step taken"),
         (Column("found", hint="batches on which there is a critical step"), found),
-        (Column("otherwise", is_text=True), words),
         (Column("evaluations", hint="of the loss"), evaluations),
     ]
     rows = [

@@ -133,7 +133,7 @@ def _draw_profile(name: str, block: str, steps: Steps) -> Drawing:
             range=[-0.6, len(bands) - 0.4],
         ),
         yaxis=log_between("own optimum (× the step taken)", 0.8 * bottom, 1.3 * top),
-        shapes=[reference_line(y=1)],
+        shapes=[_step_taken(y=1.0)],
     )
     opening = f"{block}: own optimum of every band, in multiples of the step taken, with 95% intervals."
     return Drawing.of(figure, name, " ".join([opening, *sentences]), block)
@@ -214,7 +214,7 @@ def draw_critical(number: int, steps: Steps) -> Drawing | None:
         110 + len(names) * max(44, 22 * count),
         xaxis=log_between("critical step (× the step taken)", 0.6 * min(ends), 1.6 * max(ends)),
         yaxis=name_axis(names),
-        shapes=[reference_line(x=1)],
+        shapes=[_step_taken(x=1.0)],
     )
     told = " ".join(f"{sentence.rstrip(';')}." for sentence in sentences.values())
     summary = f"Critical step in multiples of the step taken, with 95% intervals. {told}"
@@ -260,6 +260,11 @@ def _samples(critical: CriticalSteps) -> list[tuple[float, str]]:
         else:
             found.append((0.5 * (low + high), SYMBOLS[0]))
     return found
+
+
+def _step_taken(*, x: float | None = None, y: float | None = None) -> dict[str, Any]:
+    """Return the line at the step taken, which stands out from the grid's."""
+    return reference_line(x=x, y=y) | {"line": {"color": "var(--muted)", "width": 1.6}}
 
 
 def _rounded(value: float) -> float:
