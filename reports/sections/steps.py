@@ -26,7 +26,7 @@ from lite_probe.reports.sections.steps_figures import (
     order_bands,
     short_band,
 )
-from lite_probe.reports.sections.steps_settings import implied_settings, replay_command
+from lite_probe.reports.sections.steps_settings import doubtful, implied_settings, replay_command
 from lite_probe.reports.sections.steps_verdict import (
     critical_multiple,
     critical_words,
@@ -63,6 +63,7 @@ from lite_probe.results.steps import (
 Labelled = Sequence[tuple[str, Steps]]
 Read = tuple[Column, Callable[[Any], Cell]]
 _WIDTH = 80  # of a terminal that a table should fit
+_REACHES = 0.75  # of a value, from which on half of its interval says less than its nearer end
 _UNORDERED = "unordered"  # directions without any gradient so far: nothing is to be seen along them
 _CHECKS = {"holds": "=", "edge is nearer": "<", "edge is farther": ">"}
 _ANSWERS = {"holds": "longer", "fails": "past it", "open": "not told"}
@@ -98,7 +99,9 @@ class StepsSection(Section):
         command = replay_command(result)
         if not command:
             return ()
-        return [Line(), Line(f"To replay LITE at these ratios, at {_batch(result)} a batch:"), Sample(command)]
+        warning = doubtful(result)
+        lines = [Line(f"To replay LITE at the ratios that are told, at {_batch(result)} a batch:"), Sample(command)]
+        return [Line(), *lines, *([Line(warning)] if warning else [])]
 
     def json_object(self, result: Steps) -> dict[str, Any]:
         """Return every number."""
@@ -174,6 +177,7 @@ def _view(number: int, label: str, steps: Steps) -> dict[str, Any]:
         "profiles": draw_profiles(number, steps),
         "critical": draw_critical(number, steps),
         "command": replay_command(steps),
+        "doubtful": doubtful(steps),
         "batch": _batch(steps),
     }
 
@@ -234,14 +238,14 @@ def _grid(columns: Sequence[Sequence[str]]) -> Grid:
 def brief(one: Estimate | None) -> str:
     """Write an optimum for a terminal's table: with half of its interval, or the end that is known.
 
-    An interval that reaches further than the value itself is told by its nearer end.
+    An interval whose half is nearly the value itself is told by its nearer end.
     """
     if one is None:
         return MISSING
     half = half_of(one)
-    if one.low > 0.0 and half > one.value:
+    if one.low > 0.0 and half > _REACHES * one.value:
         return f"≥{format_number(one.low, 2)}"
-    if one.high < 0.0 and half > -one.value:
+    if one.high < 0.0 and half > -_REACHES * one.value:
         return f"≤{format_number(one.high, 2)}"
     return terse(format_uncertain(one.value, half, 1 if half < 10.0 else 2))
 
@@ -305,7 +309,7 @@ def explanations(steps: Steps) -> list[str]:
         found[0] = (
             "bands: own optimum c* in multiples of the step taken, each band alone; the edge is at 2c*; below 0 the "
             "band raises the loss; –: no edge found, the curvature is not told from 0; ±: half of the 95% interval; "
-            "≥: its lower end, where it reaches further than the value"
+            "≥: its lower end, where that half is nearly the value"
         )
         found.append(
             "χ̂: c* of flat over that of sharp directions; r̂_s: share of directions with c* below half the flat one; "

@@ -21,11 +21,12 @@ from lite_probe.reports.drawing import (
     series_marker,
     spans,
 )
-from lite_probe.reports.numbers import format_interval, format_number
+from lite_probe.reports.numbers import format_number
 from lite_probe.reports.sections.steps_verdict import (
     critical_multiple,
     critical_words,
     curvature_edge,
+    interval_of,
     rate_of,
     where_of,
 )
@@ -45,8 +46,8 @@ def interval_text(one: Estimate | None, missing: str = NO_EDGE) -> str:
         return missing
     if one.num_samples == 1 or one.low == one.high:
         return format_number(one.value, 3)
-    value, interval = format_interval(one.value, one.low, one.high)
-    return f"{value} ({interval.removeprefix('95%: ')})"
+    value, interval = interval_of(one)
+    return f"{value} ({interval})"
 
 
 def order_bands(names: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Mapping
 
 from lite_probe.reports.sections.steps_verdict import judge_ratios
+from lite_probe.reports.verdict import join_names
 from lite_probe.results.steps import Steps
 
 _WITH_LITE = ("adamw", "muon", "soap")
@@ -55,6 +56,25 @@ def replay_command(steps: Steps) -> str:
         for key, by_block in own.items():
             words += ["--set", f"{name}.{key}={json.dumps(by_block)}"]
     return shlex.join(words)
+
+
+def doubtful(steps: Steps) -> str:
+    """Say which of the implied ratios may be too large, since the loss rises along flat directions before their edge.
+
+    Empty where none is.
+    """
+    found = []
+    for name, own in implied_settings(steps).items():
+        base = name.removesuffix("-lite")
+        joint = steps.optimizers[base].joint
+        checks = {block: None if joint is None else joint.check(block, "flat") for block in own["flat_lr_ratio"]}
+        nearer = [block for block, check in checks.items() if check is not None and check.answer == "edge is nearer"]
+        if nearer:
+            found.append(f"in {join_names(nearer)} under {base}")
+    if not found:
+        return ""
+    where = join_names(found)
+    return f"Along flat directions the edge is nearer than curvature says {where}: less may be better there."
 
 
 def task_words(command: str) -> list[str]:

@@ -5,10 +5,9 @@ directions are told from their own optimum, and where flat directions tolerate l
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
 
-from lite_probe.reports.numbers import count_of, format_measured, format_number, format_share
+from lite_probe.reports.numbers import count_of, format_interval, format_number, format_share
 from lite_probe.reports.verdict import Point, Verdict, base_name, join_names, make_claim, one_space
 from lite_probe.results.claim import Claim, decide
 from lite_probe.results.estimate import Estimate, Ratio
@@ -17,6 +16,7 @@ from lite_probe.results.steps import PARTS, CriticalSteps, OptimizerSteps, Steps
 HELD_OUT = "held out"
 _WHERE = {"own batch": "on its own batch", HELD_OUT: "held out", "relative": "on the other data"}
 _SEVERAL = 2.0  # times the step taken, from which on a step could be several times longer
+_FEW = 3  # blocks that are named one by one however many there are
 _MORE = "more --step-batches may tell"
 _MORE_EDGE = "more --step-batches, and more --batches, may find it"
 
@@ -116,7 +116,14 @@ def _group_sentence(key: Group, optimum: Estimate, sign: int) -> str:
     what = f"Along {part} directions of {block} the optimum of {name} is {_measured(optimum)} of the step it takes"
     if sign < 0 and optimum.high < 0.0:
         return f"{what}: its step raises the loss there at any length."
-    return f"{what}{ {1: '', 0: ', not told from it', -1: ', which is past it'}[sign] }."
+    if sign == 0:
+        return f"{what}, not told from it{_corrected_away(optimum)}."
+    return f"{what}{', which is past it' if sign < 0 else ''}."
+
+
+def _corrected_away(one: Estimate) -> str:
+    """Say why what is beyond one by its own interval is not told from it."""
+    return "" if one.low <= 1.0 <= one.high else " after correction"
 
 
 def judge_ratios(steps: Steps) -> dict[Pair, Claim]:
@@ -146,9 +153,9 @@ def judge_ratios(steps: Steps) -> dict[Pair, Claim]:
 
 
 def _ratio_sentence(name: str, block: str, ratio: Estimate, sign: int) -> str:
-    answer = {1: "holds", 0: "is open", -1: "fails"}[sign]
-    beyond = "" if base_name(name) == name else ", beyond the ratio it has,"
-    return f"In {block} LITE’s premise {answer} for {name}: χ̂{beyond} is {_measured(ratio)}."
+    what = f"χ̂ of {block} under {name}{'' if base_name(name) == name else ', beyond the ratio it has,'}"
+    answer = f"not told from 1{_corrected_away(ratio)}" if sign == 0 else "above 1" if sign > 0 else "below 1"
+    return f"{what} is {_measured(ratio)}, {answer}."
 
 
 def bounded_ratio(one: OptimizerSteps, block: str) -> Estimate | None:
@@ -201,11 +208,11 @@ def _lead(steps: Steps, name: str, edges: Mapping[Pair, Claim], groups: Mapping[
     else:
         sentences = []
     if one.blocks:
-        sentences.append(_tolerances(name, groups))
+        sentences.append(_tolerances(name, one.blocks, groups))
     return " ".join(sentences)
 
 
-def _tolerances(name: str, groups: Mapping[Group, Claim]) -> str:
+def _tolerances(name: str, blocks: Sequence[str], groups: Mapping[Group, Claim]) -> str:
     """Say along which groups an optimizer is past its own optimum, and along which it could be longer, at least."""
     own = {key[1:]: claim for key, claim in groups.items() if key[0] == name}
     raises = [key for key, claim in own.items() if claim.status == "fails" and claim.high < -1.0]
@@ -214,26 +221,50 @@ def _tolerances(name: str, groups: Mapping[Group, Claim]) -> str:
     much = {key: least for key, least in longer.items() if least >= _SEVERAL} or longer
     parts = []
     if raises:
-        parts.append(f"raises the loss along {_directions(raises)}")
+        parts.append(f"raises the loss along {_directions(raises, blocks)}")
     if past:
-        parts.append(f"is past its own optimum along {_directions(past)}")
+        parts.append(f"is past its own optimum along {_directions(past, blocks)}")
     if much:
-        along = _directions(much, lambda key: f" (≥{format_number(much[key], 2)}×)")
-        parts.append(f"could step {'several times ' if min(much.values()) >= _SEVERAL else ''}longer along {along}")
+        several = "several times " if min(much.values()) >= _SEVERAL else ""
+        parts.append(f"could step {several}longer along {_directions(much, blocks, much)}")
     if not parts:
         return f"No group of directions of {name} is told from its own optimum; {_MORE}."
     text = ", ".join(parts[:-1]) + ", and " + parts[-1] if len(parts) > 1 else parts[0]
     return f"Each group of directions taken alone, {name} {text}."
 
 
-def _directions(keys: Iterable[Pair], tell: Callable[[Pair], str] = lambda key: "") -> str:
-    """Name groups of directions, (block, part), by part: `sharp directions of emb and qk, and flat ones of ffn`."""
-    ordered = sorted(keys, key=lambda key: PARTS.index(key[1]))
-    parts = []
-    for part, members in groupby(ordered, key=lambda key: key[1]):
-        noun = "ones" if parts else "directions"
-        parts.append(f"{part} {noun} of {join_names([f'{key[0]}{tell(key)}' for key in members])}")
-    return ", and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+def _directions(keys: Iterable[Pair], blocks: Sequence[str], least: Mapping[Pair, float] | None = None) -> str:
+    """Name groups of directions, (block, part): `sharp and middle directions of emb, and flat ones of ffn (≥3.2×)`.
+
+    Args:
+        keys: The groups.
+        blocks: All that there are: of most of them those are named that are left out.
+        least: How long a step is at least, in multiples of the one taken.
+    """
+    named, parts_of = list(keys), dict[str, list[str]]()
+    for part in PARTS:
+        members = [block for block, own in named if own == part]
+        if members:
+            ends = {} if least is None else {block: least[block, part] for block in members}
+            parts_of.setdefault(_blocks(members, blocks, ends), []).append(part)
+    texts = [
+        f"{join_names(parts)} {'ones' if place else 'directions'} of {where}"
+        for place, (where, parts) in enumerate(parts_of.items())
+    ]
+    return ", and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
+def _blocks(members: Sequence[str], blocks: Sequence[str], least: Mapping[str, float]) -> str:
+    """Name blocks, each with the least that is told of it; where they are most, those left out and the least of all."""
+    others = [block for block in blocks if block not in members]
+    if len(members) <= _FEW or len(others) >= len(members):
+        return join_names([f"{block}{_at_least(least[block]) if least else ''}" for block in members])
+    text = f"all blocks but {join_names(others)}" if others else "all blocks"
+    return f"{text}{_at_least(min(least.values())) if least else ''}"
+
+
+def _at_least(multiple: float) -> str:
+    return f" (≥{format_number(multiple, 2)}×)"
 
 
 # Points
@@ -313,9 +344,9 @@ def _not_told(steps: Steps, name: str, groups: Mapping[Group, Claim]) -> list[Po
     ]
     sentences = []
     if untold:
-        sentences.append(f"{name} is not told from its own optimum along {_directions(untold)}: {_MORE}.")
+        sentences.append(f"{name} is not told from its own optimum along {_directions(untold, one.blocks)}: {_MORE}.")
     if edgeless:
-        along = _directions(edgeless)
+        along = _directions(edgeless, one.blocks)
         sentences.append(f"Of {name} no edge was found along {along}, whose curvature is not told from zero: ")
         sentences[-1] += f"{_MORE_EDGE}."
     return [Point(tone="plain", text=one_space(" ".join(sentences)))] if sentences else []
@@ -326,18 +357,33 @@ def _premise(steps: Steps, name: str, ratios: Mapping[Pair, Claim]) -> list[Poin
     one = steps.optimizers[name]
     if not one.blocks:
         return []
-    claims = [claim for key, claim in ratios.items() if key[0] == name]
-    missing = [block for block in one.blocks if (name, block) not in ratios]
-    opening = "LITE’s premise is that flat directions tolerate longer steps than sharp ones, χ̂ > 1"
-    sentences = [f"{opening}: here at {_batch(steps)} a batch.", *(claim.sentence for claim in claims)]
-    if any(claim.status == "open" for claim in claims):
-        sentences.append("More --step-batches may tell what is open.")
+    own = {block: claim for (optimizer, block), claim in ratios.items() if optimizer == name}
+    holds, fails, untold = (
+        [block for block, claim in own.items() if claim.status == status] for status in ("holds", "fails", "open")
+    )
+    missing = [block for block in one.blocks if block not in own]
+    parts = []
+    if holds:
+        least = [f"{block} (≥{format_number(own[block].low + 1.0, 2)})" for block in holds]
+        parts.append(f"holds in {join_names(least)}")
+    if fails:
+        parts.append(f"fails in {join_names(fails)}")
+    why_open = []
+    if untold:
+        why_open.append(f"in {join_names(untold)}, where χ̂ is not told from 1 ({_MORE})")
     if missing:
-        why = f"sharp or flat directions have no edge; {_MORE_EDGE}"
-        sentences.append(f"In {join_names(missing)} it is open for {name}: {why}.")
-    statuses = {claim.status for claim in claims}
-    tone = "caution" if "fails" in statuses else "good" if statuses == {"holds"} and not missing else "plain"
-    return [Point(tone=tone, text=one_space(" ".join(sentences)), claims=tuple(claims))]
+        why_open.append(f"in {join_names(missing)}, whose sharp or flat directions have no edge ({_MORE_EDGE})")
+    if why_open:
+        parts.append(f"is open {' and '.join(why_open)}")
+    premise = "LITE’s premise that flat directions tolerate longer steps than sharp ones, χ̂ times as long,"
+    beyond = "" if base_name(name) == name else ", beyond the ratio it has,"
+    text = f"At {_batch(steps)} a batch, under {name}{beyond or ','} {premise} {'; '.join(parts)}."
+    tone = "caution" if fails else "good" if not untold and not missing else "plain"
+    points = [Point(tone=tone, text=one_space(text))]
+    if own:
+        details = " ".join([*(claim.sentence for claim in own.values()), f"All at {_batch(steps)} a batch."])
+        points.append(Point(tone="plain", text=details, claims=tuple(own.values()), is_detail=True))
+    return points
 
 
 def _line_checks(steps: Steps, name: str) -> list[Point]:
@@ -353,7 +399,7 @@ def _line_checks(steps: Steps, name: str) -> list[Point]:
         text = f"Line checks: along every group of the mean step of {name} the quadratic holds up to the edge."
         return [Point(tone="plain", text=text, is_detail=True)]
     parts = [
-        f"{side} than its curvature says along {_directions(keys)}"
+        f"{side} than its curvature says along {_directions(keys, steps.optimizers[name].blocks)}"
         for side, keys in (("nearer", nearer), ("farther", farther))
         if keys
     ]
@@ -453,9 +499,22 @@ def _on(number: int, count: int) -> str:
     return "" if number == count else f" on {number} of {count_of(count, 'batch', 'batches')}"
 
 
+def interval_of(one: Estimate) -> tuple[str, str]:
+    """Write a value and its 95% interval, `0.41 to 1.55`; ends of one that is far from symmetric by two digits each."""
+    is_skewed = one.low > 0.0 and one.high - one.low > one.value
+    if is_skewed:
+        value, low, high = (format_number(end, 2) for end in (one.value, one.low, one.high))
+        return value, f"{low} to {high}"
+    value, interval = format_interval(one.value, one.low, one.high)
+    return value, interval.removeprefix("95%: ")
+
+
 def _measured(one: Estimate) -> str:
     """Write a value with its 95% interval; a single batch has none."""
-    return format_number(one.value, 2) if one.num_samples == 1 else format_measured(one.value, one.low, one.high)
+    if one.num_samples == 1:
+        return format_number(one.value, 2)
+    value, interval = interval_of(one)
+    return f"{value} (95%: {interval})"
 
 
 def _batch(steps: Steps) -> str:

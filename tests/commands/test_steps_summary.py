@@ -7,7 +7,7 @@ from rich.cells import cell_len
 
 from lite_probe.reports.sections.section import Grid, Sample, summarize
 from lite_probe.reports.sections.steps import brief
-from lite_probe.reports.sections.steps_settings import replay_command
+from lite_probe.reports.sections.steps_settings import doubtful, replay_command
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.steps import Steps
 from tests.commands.running import lines_on, on_screen
@@ -113,7 +113,8 @@ def test_blocks_have_ratio_share_signal_joint_and_line_check(steps: Steps) -> No
     ("value", "low", "high", "text"),
     [
         (0.41, 0.38, 0.44, "0.41±0.03"),
-        (2.65, 1.73, 5.79, "3±2"),
+        (2.65, 1.73, 5.29, "3±2"),
+        (2.65, 1.73, 5.79, "≥1.7"),
         (14.4, 10.2, 24.8, "14±7"),
         (16.7, 5.0, 29.0, "17±12"),
         (9.47, 4.99, 109.0, "≥5.0"),
@@ -134,7 +135,8 @@ def test_the_command_is_one_line_to_copy(steps: Steps, monkeypatch: pytest.Monke
     assert sample.text == replay_command(steps)
     lines = shown(steps, 80, monkeypatch)
     at = lines.index(sample.text)
-    assert lines[at - 1] == "To replay LITE at these ratios, at 16,384 tokens a batch:"
+    assert lines[at - 1] == "To replay LITE at the ratios that are told, at 16,384 tokens a batch:"
+    assert " ".join(" ".join(lines[at + 1 :]).split()) == doubtful(steps)
     assert sample.text not in shown(steps, 80, monkeypatch, verbosity=-1)
 
 

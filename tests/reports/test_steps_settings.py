@@ -11,7 +11,7 @@ from lite_probe.commands.replay import ReplayMeasuring
 from lite_probe.commands.replay import command as replay
 from lite_probe.measurements.requests.optimizers import parse_settings
 from lite_probe.optim import require_hyperparameters
-from lite_probe.reports.sections.steps_settings import implied_settings, replay_command, task_words
+from lite_probe.reports.sections.steps_settings import doubtful, implied_settings, replay_command, task_words
 from lite_probe.reports.sections.steps_verdict import judge_ratios
 from lite_probe.results.steps import OptimizerSteps, Steps
 from tests.reports.steps_results import BLOCKS, Band, make_optimizer, make_steps
@@ -118,3 +118,13 @@ def test_every_option_of_the_measurement_is_known() -> None:
             (name, *_) = [one for one in param.opts if one.startswith("--")]
             kept = task_words(f"lite-probe steps ckpt.pt {name} value")
             assert kept in (["ckpt.pt"], ["ckpt.pt", name, "value"]), name
+
+
+def test_ratios_whose_edge_is_nearer_are_doubtful(steps: Steps) -> None:
+    assert doubtful(steps) == (
+        "Along flat directions the edge is nearer than curvature says in ffn under muon and in ffn under soap: less "
+        "may be better there."
+    )
+    held = of({"muon": make_optimizer("muon", blocks={"emb": BLOCKS["emb"]})})
+    assert implied_settings(held)
+    assert doubtful(held) == ""

@@ -10,6 +10,7 @@ from lite_probe.reports.sections.steps_verdict import (
     agree,
     bounded_ratio,
     critical_words,
+    interval_of,
     judge_edges,
     judge_groups,
     judge_ratios,
@@ -103,10 +104,13 @@ def test_nothing_is_claimed_where_no_edge_was_found(steps: Steps, verdict: Verdi
         assert ("muon", "qk", part) not in judge_groups(steps)
     assert ("muon", "qk") not in judge_ratios(steps)
     assert (
-        "Of muon no edge was found along middle directions of qk, and flat ones of qk, whose curvature is not told "
-        "from zero: more --step-batches, and more --batches, may find it." in text_of(verdict)
+        "Of muon no edge was found along middle and flat directions of qk, whose curvature is not told from zero: more "
+        "--step-batches, and more --batches, may find it." in text_of(verdict)
     )
-    assert "In qk it is open for muon: sharp or flat directions have no edge; more --step-batches" in text_of(verdict)
+    said = (
+        "is open in qk, whose sharp or flat directions have no edge (more --step-batches, and more --batches, may find"
+    )
+    assert said in text_of(verdict)
 
 
 def test_what_is_not_told_says_what_would_settle_it(verdict: Verdict) -> None:
@@ -239,13 +243,22 @@ def test_the_premise_is_answered_block_by_block_at_a_batch_size(steps: Steps, ve
     # Flat over sharp optimum of the groups: 8 over 35e-3/(1e-2/0.8 + 1.2e-2 + 8e-3/1.2 + 5e-3/1.5).
     assert claims["muon", "ffn"].value + 1.0 == pytest.approx(8.0 / 1.0145, rel=0.05)
     assert {claim.comparisons for claim in claims.values()} == {6}
-    (point,) = [point for point in verdict.points if claims["muon", "ffn"] in point.claims]
-    assert point.tone == "caution"
-    opening = (
-        "LITE’s premise is that flat directions tolerate longer steps than sharp ones, χ̂ > 1: here at 16,384 tokens a"
+    assert (
+        "At 16,384 tokens a batch, under muon, LITE’s premise that flat directions tolerate longer steps than sharp "
+        "ones, χ̂ times as long, holds in emb (≥6.5) and ffn (≥7.5); fails in out; is open in qk, whose"
+        in text_of(verdict)
     )
-    assert point.text.startswith(f"{opening} batch. In emb LITE’s premise holds for muon: χ̂ is ")
-    assert all("16,384 tokens a batch" in point.text for point in verdict.points if "LITE" in point.text)
+    (point,) = [
+        point for point in verdict.points if point.text.startswith("At 16,384 tokens a batch, under muon, LITE")
+    ]
+    assert point.tone == "caution"
+    assert claims["muon", "ffn"].sentence == "χ̂ of ffn under muon is 7.95 (95%: 7.46 to 8.46), above 1."
+    assert claims["muon", "out"].sentence.endswith(", below 1.")
+    assert all(
+        "16,384 tokens a batch" in point.text
+        for point in verdict.points
+        if "LITE" in point.text or "χ̂ of" in point.text
+    )
     assert all("16,384 tokens a batch" in claim.quantity for claim in claims.values())
 
 
@@ -254,8 +267,8 @@ def test_a_premise_that_is_not_told_is_open() -> None:
     found = only(make_optimizer("muon", blocks=blocks))
     (claim,) = judge_ratios(found).values()
     assert claim.status == "open"
-    assert claim.sentence.startswith("In ffn LITE’s premise is open for muon: χ̂ is ")
-    assert "More --step-batches may tell what is open." in text_of(judge_steps(found))
+    assert claim.sentence.endswith(", not told from 1.")
+    assert "is open in ffn, where χ̂ is not told from 1 (more --step-batches may tell)." in text_of(judge_steps(found))
 
 
 def test_a_premise_that_holds_everywhere_is_good_news() -> None:
@@ -267,7 +280,8 @@ def test_a_premise_that_holds_everywhere_is_good_news() -> None:
 def test_a_lite_variant_has_a_ratio_already() -> None:
     found = only(make_optimizer("muon-lite", blocks={"ffn": BLOCKS["ffn"]}), "muon-lite")
     (claim,) = judge_ratios(found).values()
-    assert "In ffn LITE’s premise holds for muon-lite: χ̂, beyond the ratio it has, is " in claim.sentence
+    assert claim.sentence.startswith("χ̂ of ffn under muon-lite, beyond the ratio it has, is ")
+    assert "under muon-lite, beyond the ratio it has, LITE’s premise" in text_of(judge_steps(found))
 
 
 def test_a_ratio_that_nothing_bounds_is_none(steps: Steps) -> None:
@@ -327,10 +341,43 @@ def test_bands_that_tell_nothing_say_so() -> None:
 
 def test_steps_of_samples_are_not_of_tokens() -> None:
     found = replace(make_steps(), provenance=replace(make_steps().provenance, seq_len=None))
-    assert "here at 16,384 samples a batch" in text_of(judge_steps(found))
+    assert "At 16,384 samples a batch, under muon, LITE’s premise" in text_of(judge_steps(found))
 
 
 def test_noise_claims_nothing_twice() -> None:
     """Seeds differ, so do their numbers: what is said rests on the samples."""
     first, second = (judge_groups(only(make_optimizer("muon", seed=seed))) for seed in (1, 2))
     assert not np.isclose(first["muon", "ffn", "flat"].value, second["muon", "ffn", "flat"].value, rtol=1e-6)
+
+
+def test_an_interval_beyond_one_that_is_one_of_many_is_not_told_after_correction() -> None:
+    own = {name: (Band("1–10%", 1e-2, 1.0, noise=0.5), Band("40–100%", 1e-2, 1.0, noise=0.5)) for name in BLOCKS}
+    said = []
+    for seed in range(30):
+        claims = judge_groups(only(make_optimizer("muon", blocks=own, seed=seed))).values()
+        said += [one.sentence for one in claims if one.status == "open" and not one.low <= 0.0 <= one.high]
+    assert said
+    assert all(sentence.endswith("of the step it takes, not told from it after correction.") for sentence in said)
+
+
+def test_most_blocks_are_named_by_those_left_out() -> None:
+    names = ("emb", "qk", "vo", "ffn", "norm", "out")
+    own = {name: (Band("1–10%", 1e-2, 0.5), Band("10–40%", 1e-2, 0.5), Band("40–100%", 1e-2, 8.0)) for name in names}
+    own["qk"] = (Band("1–10%", 1e-2, 0.5), Band("10–40%", 1e-2, 0.5), Band("40–100%", 1e-2, None))
+    lead = judge_steps(only(make_optimizer("muon", blocks=own))).lead
+    least = min(
+        float(multiple)
+        for multiple in re.findall(r"≥([0-9.]+)×", lead)  # the least of all
+    )
+    assert (
+        "muon is past its own optimum along sharp and middle directions of all blocks, and could step several " in lead
+    )
+    assert lead.endswith(f"longer along flat directions of all blocks but qk (≥{least:.1f}×).")
+    assert 7.0 < least < 8.0
+
+
+def test_an_interval_far_from_symmetric_has_two_digits_at_either_end() -> None:
+    far = Estimate(value=27.4, stderr=9.0, low=14.1, high=379.4, num_samples=20)
+    near = Estimate(value=2.25, stderr=0.1, low=2.03, high=2.49, num_samples=20)
+    assert interval_of(far) == ("27", "14 to 380")
+    assert interval_of(near) == ("2.25", "2.03 to 2.49")
