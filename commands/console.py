@@ -152,7 +152,7 @@ class Terminal:
 
     def show(self, blocks: "Iterable[Block]") -> None:
         """Write what a result shows; details where more is asked for."""
-        from lite_probe.reports.sections.section import Figures, Grid, Line
+        from lite_probe.reports.sections.section import Figures, Grid, Line, Sample
 
         for block in blocks:
             if isinstance(block, Figures):
@@ -162,6 +162,9 @@ class Terminal:
             elif isinstance(block, Line):
                 if not block.is_detail or self.verbosity > 0:
                     self.line(block.text, style="dim" if block.is_dim else "")
+            elif isinstance(block, Sample):
+                if not self.quiet:
+                    self.sample(block.text)
             else:
                 self.notes(block.messages)
 

@@ -150,6 +150,7 @@ def _report(error: Exception | Terminated, terminal: Terminal) -> int:
         "inspect runs/gpt/ckpt.pt",
         "spectrum runs/gpt/ckpt.pt --data val.bin --per-block",
         "subspace runs/gpt/ckpt.pt --data val.bin",
+        "steps runs/gpt/ckpt.pt --data val.bin --optimizers muon,soap",
         "replay runs/gpt/ckpt.pt --data val.bin --optimizers muon,muon-lite",
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -158,8 +159,8 @@ def _report(error: Exception | Terminated, terminal: Terminal) -> int:
 def cli() -> None:
     """Where in this loss landscape is progress left, and does my optimizer make it?
 
-    Point it at a checkpoint; it measures the Hessian's spectrum and its sharp and flat directions, replays a training
-    segment under several optimizers, and writes files and a report.
+    Point it at a checkpoint; it measures the Hessian's spectrum, its sharp and flat directions and how long a step each
+    tolerates, replays a training segment under several optimizers, and writes files and a report.
     """
 
 

@@ -18,7 +18,7 @@ from lite_probe.measurements.requests import Option, options_of
 from lite_probe.results.kinds import KINDS
 
 CONFIG_NAME = "lite-probe.toml"
-COMMANDS = ("inspect", "spectrum", "subspace", "replay", "report", "demo")
+COMMANDS = ("inspect", "spectrum", "subspace", "steps", "replay", "report", "demo")
 
 # Not for a file: what runs code, what says where to write, and how one call behaves.
 _NOT_CONFIGURABLE = {
@@ -26,7 +26,7 @@ _NOT_CONFIGURABLE = {
     *("config_file", "fresh", "as_json", "dry_run", "quiet", "verbose"),
 }
 _MOST_CONFIG_BYTES = 2**20
-_PATH_OPTIONS = {"data_path", "tokenizer", "model_config"}
+_PATH_OPTIONS = {"data_path", "relative_path", "tokenizer", "model_config"}
 _NOT_PATHS = re.compile(r"builtin:|bytes$")
 _TOML_EXAMPLE = "write lines such as top = 10"
 

@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lite_probe.commands.measuring import Measuring, Watch
+from lite_probe.commands.measuring import Watch
+from lite_probe.commands.optimizers import OptimizersMeasuring
 from lite_probe.commands.replay_board import HEADER, ReplayBoard
-from lite_probe.commands.task import Opened
 from lite_probe.errors import ReplayError
 
 if TYPE_CHECKING:
     from lite_probe.results.replay import Replay
 
 
-class ReplayMeasuring(Measuring):
+class ReplayMeasuring(OptimizersMeasuring):
     """Replay a short training segment from a checkpoint under several optimizers.
 
     All see the same batches. Per step and direction it says who lowers the evaluation loss: along the sharp
@@ -28,16 +27,6 @@ class ReplayMeasuring(Measuring):
         "replay runs/gpt/ckpt.pt --data val.bin --lr muon=0.002,muon-lite=0.002 --optimizers muon,muon-lite",
         "replay runs/gpt/ckpt.pt --data val.bin --optimizers muon-lite,torch.AdamW,mine.py:make_mine",
     )
-
-    def prepared(self, opened: Opened) -> Any:
-        """Return the request with the optimizer state that the checkpoint brought, where `--state` may take it."""
-        from lite_probe.replays import SavedOptimizer
-
-        found = opened.checkpoint
-        if found is None or found.optimizer is None or self.request.state not in ("auto", "checkpoint"):
-            return self.request
-        saved = SavedOptimizer(states=found.optimizer_states(), step=found.step, read_schedule=found.schedule)
-        return replace(self.request, saved=saved)
 
     @contextmanager
     def watching(self, plan: Any) -> Iterator[Watch]:

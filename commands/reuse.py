@@ -21,7 +21,7 @@ from lite_probe.results.store import load, write_atomically
 _NAME = ".lite-probe.asked"
 _MOST_BYTES = 2**20
 _MOST_FILES = 10_000
-_FILES = ("checkpoint", "model_config", "blocks_file", "data_path", "tokenizer")
+_FILES = ("checkpoint", "model_config", "blocks_file", "data_path", "relative_path", "tokenizer")
 # What changes nothing of a result; and `verify`, which the result itself tells.
 _APART = {"out", "scratch", "fresh", "dry_run", "as_json", "memory", "verify"}
 

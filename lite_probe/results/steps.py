@@ -137,6 +137,7 @@ class StepRow:
     dimensions: int
     gain: Estimate  # G, nats
     curvature: Estimate  # K, nats
+    excess: Estimate  # G − K, nats: how steeply the loss still falls at the step's end; above 0 where c* > 1
     optimum: Estimate | None  # c* = G/K; None where K's interval holds 0: no edge found
     edge: Estimate | None  # 2c*: beyond it the band raises the loss
 
@@ -273,6 +274,7 @@ class OptimizerSteps:
             dimensions=int(bands.dimensions[list(places)].sum()),
             gain=found.gain(fit),
             curvature=curvature,
+            excess=_estimate(found.g - found.k, found.dg - found.dk, fit.num_samples),
             optimum=optimum,
             edge=None if optimum is None else _scaled(optimum, 2.0),
         )

@@ -72,7 +72,14 @@ class Remarks:
     messages: Sequence[str]
 
 
-Block = Figures | Line | Grid | Remarks
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Lines to copy, never broken."""
+
+    text: str
+
+
+Block = Figures | Line | Grid | Remarks | Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +112,10 @@ class Section(Protocol):
     def summary(self, result: Any) -> Sequence[Block]:
         """Return its numbers for a terminal, before the verdict."""
 
+    def follow_up(self, result: Any) -> Sequence[Block]:
+        """Return what to do next, for a terminal, behind the verdict."""
+        return ()
+
     def json_object(self, result: Any) -> dict[str, Any]:
         """Return its numbers for programs: plain ones, null where there is none."""
 
@@ -127,7 +138,8 @@ def summarize(kind: str, result: Record) -> list[Block]:
     section = section_of(kind)
     verdict = section.verdict(result)
     lines = [Line(verdict.lead), *(Line(point.text, is_detail=point.is_detail) for point in verdict.points)]
-    return [*section.summary(result), *lines, Remarks([note.message for note in result.notes])]
+    notes = Remarks([note.message for note in result.notes])
+    return [*section.summary(result), *lines, *section.follow_up(result), notes]
 
 
 def describe(kind: str, result: Record) -> dict[str, Any]:

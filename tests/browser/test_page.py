@@ -11,6 +11,7 @@ from lite_probe.reports.page import render_page
 from lite_probe.reports.runs import Run
 from tests.browser.visit import NEEDS_CHROMIUM, Visit
 from tests.reports.fixtures import make_replay, make_spectrum, make_subspace
+from tests.reports.steps_results import make_optimizer, make_steps
 
 PLOTS = ("density", "upper-end", "lower-end", "blocks")
 
@@ -32,11 +33,13 @@ def whole_report(tmp_path_factory) -> Path:
     hostile = "</script><script>console.error('ran')</script>"
     early = Run(
         subspace=make_subspace(name=hostile, step=500),
+        steps=make_steps(name=hostile, step=500, optimizers={hostile: make_optimizer("muon", critical_only=True)}),
         replay=make_replay(name=hostile, step=500, seeds=1, theory=False, swept=False),
     )
     late = Run(
         spectrum=make_spectrum(),
         subspace=make_subspace(others=(hostile,), answers={"vo": "fails"}),
+        steps=make_steps(),
         replay=make_replay(ablations=True, diverged=(("soap", 1, 7),)),
     )
     path = tmp_path_factory.mktemp("whole") / "report.html"
@@ -71,7 +74,7 @@ def test_every_section_is_drawn_quietly_and_fits(browser, whole_report, width, s
             details.evaluate("one => { one.open = true; }")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         plots = page.locator(".plot").all()
-        assert len(plots) == 4 + 2 + 2 * 6
+        assert len(plots) == 4 + 2 + 1 + 5 + 2 * 6
         for plot in plots:
             name = plot.get_attribute("id")
             marks = plot.locator("svg .scatterlayer path, svg .barlayer path, svg .scatterlayer .point")

@@ -18,6 +18,7 @@ from lite_probe.reports.runs import Run
 from lite_probe.results.provenance import Note
 from lite_probe.results.store import save
 from tests.reports.fixtures import make_replay, make_spectrum, make_subspace
+from tests.reports.steps_results import BLOCKS, make_optimizer, make_steps
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;"
 
@@ -75,10 +76,12 @@ def whole_runs(spectra):
     rich = Run(
         spectrum=spectra[0],
         subspace=make_subspace(others=("gpt-500",), answers={"vo": "fails"}),
+        steps=make_steps(),
         replay=make_replay(steps=5, ablations=True, diverged=(("soap", 1, 3),)),
     )
     poor = Run(
         subspace=make_subspace(name="gpt-500", step=500, overlaps=False, preconditioned=False, optimizers=()),
+        steps=make_steps(name="gpt-500", step=500, optimizers={"muon": make_optimizer("muon", critical_only=True)}),
         replay=make_replay(name="gpt-500", step=500, steps=5, seeds=1, theory=False, swept=False),
     )
     return [rich, poor]
@@ -159,7 +162,12 @@ def test_hostile_names_of_every_part_are_text():
     bands = replace(replay.bands, blocks=tuple(HOSTILE if name == "qk" else name for name in replay.bands.blocks))
     recipes = {HOSTILE if name == "muon" else name: recipe for name, recipe in replay.recipes.items()}
     runs = tuple(replace(run, optimizer=HOSTILE) if run.optimizer == "muon" else run for run in replay.runs)
+    bare = {HOSTILE: BLOCKS["emb"], "qk": (replace(BLOCKS["qk"][0], name=HOSTILE), *BLOCKS["qk"][1:])}
+    steps = make_steps(
+        name=HOSTILE, notes=notes, command=HOSTILE, optimizers={HOSTILE: make_optimizer("muon", blocks=bare)}
+    )
     run = Run(
+        steps=steps,
         subspace=replace(subspace, calibrations={HOSTILE: renamed}),
         replay=replace(replay, bands=bands, recipes=recipes, sweeps={HOSTILE: replay.sweeps["muon"]}, runs=runs),
     )
@@ -204,7 +212,7 @@ def test_is_accessible(which, request):
         if "aria-controls" in attributes:
             assert attributes["aria-controls"] in identifiers
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("caption") == tags.count("table") == (5 if which == "page" else 21)
+    assert tags.count("caption") == tags.count("table") == (5 if which == "page" else 27)
     assert next(a for tag, a in page.tags if tag == "html")["lang"] == "en"
 
 
@@ -223,13 +231,22 @@ def test_says_the_verdict_first_and_the_command_last(page):
 
 def test_every_part_has_a_section_with_its_findings(whole_page):
     identifiers = {a["id"] for _, a in whole_page.tags if "id" in a}
-    assert {"numbers", "subspace", "replay-1", "replay-2", "provenance"} <= identifiers
+    assert {"numbers", "subspace", "steps", "replay-1", "replay-2", "provenance"} <= identifiers
     text = " ".join(whole_page.text.split())
-    parts = ["Sharp and flat, gpt-500", "Replay, gpt-5000", "Replay from gpt-500", "How to interpret the replay"]
+    parts = [
+        *(
+            "Sharp and flat, gpt-500",
+            "Tolerated steps, gpt-500",
+            "Replay, gpt-5000",
+            "How to interpret tolerated steps",
+        ),
+        *("Replay from gpt-500", "How to interpret the replay"),
+    ]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert "soap diverged at step 3 of seed 1" in text
     assert "lite-probe subspace runs/gpt/ckpt.pt" in text
+    assert "lite-probe replay runs/gpt/ckpt.pt --data val.bin --optimizers muon,muon-lite,soap,soap-lite" in text
     plots = [a["data-figure"] for _, a in whole_page.tags if a.get("class") == "plot"]
     buttons = [a["data-figure"] for tag, a in whole_page.tags if tag == "button"]
     assert set(plots) | set(buttons) == set(json.loads(whole_page.scripts[1]))
@@ -237,8 +254,9 @@ def test_every_part_has_a_section_with_its_findings(whole_page):
 
 def test_csv_names_differ(whole_page):
     names = [a["download"] for tag, a in whole_page.tags if tag == "a" and "download" in a]
-    assert len(set(names)) == len(names) == 21
+    assert len(set(names)) == len(names) == 27
     assert {"overlaps.csv", "contrast.csv", "calibration.csv", "metrics.csv", "gradient-energy.csv"} <= set(names)
+    assert {f"steps-{name}.csv" for name in ("critical", "groups", "blocks", "bands", "lines")} <= set(names)
     assert {"replay-1-bands.csv", "replay-2.csv", "replay-2-ablations.csv", "replay-2-sweeps.csv"} <= set(names)
     assert not {"replay-1-ablations.csv", "replay-1-sweeps.csv"} & set(names)
 
@@ -247,7 +265,7 @@ def test_sections_without_numbers_are_left_out():
     page = Page(render_page([Run(spectrum=make_spectrum(blocks=False, verified=None, notes=()))]))
     identifiers = {a["id"] for _, a in page.tags if "id" in a}
     assert {"numbers", "density", "ends", "provenance"} <= identifiers
-    assert not {"blocks", "verification", "notes", "subspace", "replay-1"} & identifiers
+    assert not {"blocks", "verification", "notes", "subspace", "steps", "replay-1"} & identifiers
 
 
 def test_renders_from_files_alone(spectra, rendered, tmp_path):
