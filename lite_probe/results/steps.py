@@ -21,6 +21,7 @@ from lite_probe.results.replay import Recipe, Sweep
 
 FloatArray = NDArray[np.float64]
 
+FIRST_RANK = "rank 1"  # the band of every matrix's first singular direction
 PARTS = ("sharp", "middle", "flat")  # of a block's directions: to 10%, to 40%, the rest
 _HALF = 0.5  # of the flat group's optimum, below which a leading band is one that LITE should call sharp
 _NEAR, _NEAR_EDGE = 0.25, 0.5  # of the gain at the optimum, by which a quadratic may miss it there, and at the edge
@@ -204,20 +205,45 @@ class OptimizerSteps:
     def implied_ratio(self, block: str) -> Ratio | None:
         """χ̂ of a block: the flat group's optimum over the sharp one's.
 
-        None where either has no edge. The interval is Fieller's for G_f K_s over K_f G_s, whose errors are linearised.
+        The interval is Fieller's for G_f K_s over K_f G_s, whose errors are linearised. Where the flat group has no
+        edge nothing bounds χ̂ from above, and `low` is what can be said: K_f is at most the end of its interval.
+
+        Returns:
+            None where the sharp group has no edge, or may gain nothing.
         """
-        sharp, flat = self._places(block, "sharp"), self._places(block, "flat")
+        return self._ratio(block, self._places(block, "sharp"), self._places(block, "flat"))
+
+    def implied_inverse(self, block: str) -> Estimate | None:
+        """1/χ̂ of a block, which is bounded where χ̂ itself is from below only: the flat group may have no edge.
+
+        None where the sharp group has no edge or may gain nothing, or the flat one may gain nothing.
+        """
+        found = self._ratio(block, self._places(block, "sharp"), self._places(block, "flat"), is_inverse=True)
+        return None if found is None else _bounded(found)
+
+    def implied_first_ratio(self, block: str) -> Ratio | None:
+        """γ̂ of a block, SAMuon's: the optimum of all but the first singular direction over that of the first.
+
+        None where the bands are none of ranks, or as for `implied_ratio`.
+        """
+        places = self._places(block)
+        first = [place for place in places if self.bands is not None and self.bands.names[place] == FIRST_RANK]
+        return self._ratio(block, first, [place for place in places if place not in first])
+
+    def _ratio(
+        self, block: str, sharp: Sequence[int], flat: Sequence[int], *, is_inverse: bool = False
+    ) -> Ratio | None:
         if not sharp or not flat:
             return None
         fit = self._fits[block]
-        found = [fit.group(places) for places in (sharp, flat)]
-        if any(one.curvature(fit).low <= 0.0 for one in found):
+        one, other = fit.group(sharp), fit.group(flat)
+        if one.curvature(fit).low <= 0.0 or one.gain(fit).low <= 0.0:
             return None
-        (g_s, k_s, dg_s, dk_s), (g_f, k_f, dg_f, dk_f) = ((one.g, one.k, one.dg, one.dk) for one in found)
-        top, bottom = dg_f * k_s + g_f * dk_s, dg_s * k_f + g_s * dk_f  # influence of every batch
-        influence = np.stack([top, bottom])
-        covariance = influence @ influence.T
-        return Ratio.from_means(g_f * k_s, g_s * k_f, covariance, num_samples=fit.num_samples)
+        means = [other.g * one.k, one.g * other.k]
+        influence = np.stack([other.dg * one.k + other.g * one.dk, one.dg * other.k + one.g * other.dk])
+        if is_inverse:
+            means, influence = means[::-1], influence[::-1]
+        return Ratio.from_means(*means, influence @ influence.T, num_samples=fit.num_samples)
 
     def implied_sharp_share(self, block: str) -> SharpShare | None:
         """r̂_s of a block; None where its flat group has no edge, or a gain that may be none."""

@@ -13,13 +13,13 @@ from torch import Tensor
 from lite_probe.optim import Directions
 from lite_probe.results import replay
 from lite_probe.results.blocks import BLOCK_NAMES
-from lite_probe.results.steps import StepBands
+from lite_probe.results.steps import FIRST_RANK, StepBands
 from lite_probe.subspaces.bands import Bands, Labelled
 from lite_probe.vectors.layout import ParameterLayout
 
 _RANKS = (1, 4, 8)  # singular directions of every matrix up to which there are bands of their own
 _SHARES = (0.001, 0.01, 0.1, 0.4, 1.0)  # of a block's ordered directions
-_NAMES = ("rank 1", "ranks 2–4", "ranks 5–8", "to 0.1%", "to 1%", "1–10%", "10–40%", "40–100%", "unordered")
+_NAMES = (FIRST_RANK, "ranks 2–4", "ranks 5–8", "to 0.1%", "to 1%", "1–10%", "10–40%", "40–100%", "unordered")
 _PARTS = ("sharp",) * 6 + ("middle", "flat", "flat")
 _RANKED_TO = 0.1  # share of a matrix's directions beyond which ranks are not told apart
 _BY_SHARE, _UNORDERED = len(_RANKS), len(_NAMES) - 1
