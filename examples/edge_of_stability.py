@@ -44,7 +44,7 @@ where the ratio is λ₁ over its limit, and the loss its median over that of th
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,7 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.hessian import HessianOperator
 from lite_probe.optim import LiteOptimizer, linear_recipes, make_optimizer, stability_limit
 from lite_probe.spectra.lanczos import lanczos
+from lite_probe.steps.critical import critical_step
 from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
 
@@ -101,29 +102,6 @@ class Moment:
     curvature: float  # λ₁ in the optimizer's metric, 1/lr
     ratio: float  # of it to the limit
     critical_ratio: float | None  # λ_c of the last step to 2/η, which is η/η_c; None unless it is gradient descent's
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CriticalStep:
-    """Multiples of an update between which the loss comes back to where it was."""
-
-    low: float
-    high: float
-    evaluations: int
-
-
-def critical_step(loss_at: Callable[[float], float], start_loss: float, first: float) -> CriticalStep:
-    """Double or halve a multiple until the loss exceeds its start, or no longer does; then bisect to a sixteenth."""
-    low, high, evaluations = 0.0, float("inf"), 0
-    multiple = first
-    while low == 0.0 or 1.0 - low / high > 1.0 / 16.0:
-        evaluations += 1
-        if loss_at(multiple) > start_loss:
-            high = multiple
-        else:
-            low = multiple
-        multiple = 2.0 * low if high == float("inf") else 0.5 * (low + high)
-    return CriticalStep(low=low, high=high, evaluations=evaluations)
 
 
 class PreconditionedHessian(SymmetricOperator):
@@ -187,7 +165,7 @@ def critical_ratio(task: Task, before: Tensor) -> float:
         loss, count = task.loss(task.evaluation[0])
         return float(loss) / count
 
-    found = critical_step(loss_at, loss_at(0.0), 1.0)
+    found = critical_step(loss_at, loss_at(0.0))
     layout.write(after)
     return float((found.low * found.high) ** -0.5)
 

@@ -21,6 +21,8 @@ from lite_probe.commands import main, options
 from lite_probe.commands.console import Terminal
 from lite_probe.commands.options import console_options
 
+pytestmark = pytest.mark.slow
+
 
 class OutOfMemoryError(RuntimeError):
     """Named like torch's own."""
@@ -237,7 +239,6 @@ TALKER = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirection", "code", "out"),
     [

@@ -23,6 +23,8 @@ from lite_probe.results.store import load
 from tests.commands.running import BATCH, replay, run
 from tests.reports.fixtures import make_replay
 
+pytestmark = pytest.mark.slow
+
 Probed = tuple[Path, Result, Result]
 
 
@@ -194,7 +196,6 @@ def test_fresh_replays_with_the_same_numbers(run_folder: Path, tiny_llama: Path,
         assert np.array_equal(first.band_allocations, second.band_allocations)
 
 
-@pytest.mark.slow
 def test_every_option_reaches_the_replay(run_folder: Path, tiny_llama: Path, text: Path) -> None:
     found = replay(
         tiny_llama, text, run_folder, "--json", "--steps", 2, "--seeds", 1, "--optimizers", "sgd, muon-lite", "--lr",
@@ -217,7 +218,6 @@ def test_every_option_reaches_the_replay(run_folder: Path, tiny_llama: Path, tex
     assert "±: half of the 95% interval over seeds" not in found.stderr
 
 
-@pytest.mark.slow
 def test_who_is_not_named_is_swept(run_folder: Path, tiny_llama: Path, text: Path) -> None:
     found = replay(tiny_llama, text, run_folder, "--json", "--lr", "muon=0.01", "--steps", 2, "--seeds", 1)
     assert "learning rates of 1 swept" in found.stderr

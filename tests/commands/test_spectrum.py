@@ -11,6 +11,8 @@ from click.testing import CliRunner, Result
 from lite_probe.commands.main import cli
 from lite_probe.commands.spectrum import command
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "--tokenizer",
     "bytes",
@@ -42,7 +44,6 @@ def measured(tiny_llama: Path, text: Path, tmp_path_factory: pytest.TempPathFact
     return out, spectrum(tiny_llama, text, out, "--per-block")
 
 
-@pytest.mark.slow
 def test_stdout_is_the_paths_written(measured: tuple[Path, Result]) -> None:
     out, found = measured
     assert found.exit_code == 0, found.stderr
@@ -128,7 +129,6 @@ def test_a_second_opinion_that_there_is_none_of_is_refused_at_once(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_a_spectrum_outlives_its_second_opinion(
     tiny_llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

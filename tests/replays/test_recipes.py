@@ -19,6 +19,8 @@ from lite_probe.task import Task
 from tests.plans import plan_replay
 from tests.replays.conftest import spectrum_of, with_training
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def task() -> Task:
@@ -158,7 +160,6 @@ def test_a_checkpoints_rate_is_its_states(task: Task) -> None:
         replay(task, ["sgd"], spectrum=spectrum_of(task), state="warm", lr={"sgd": "checkpoint"})
 
 
-@pytest.mark.slow
 def test_another_saved_state_is_another_replay(task: Task) -> None:
     """Weights and batches are the same: a result must not be taken for that of another optimizer state."""
     asked: dict[str, Any] = {"spectrum": spectrum_of(task), "steps": 3, "seeds": 1, "warm_batches": 3, "lr": 0.01}
@@ -186,7 +187,6 @@ def _at_rate(saved: SavedOptimizer, rate: float) -> dict[str, Any]:
     return {**state, "param_groups": [{**group, "lr": rate} for group in state["param_groups"]]}
 
 
-@pytest.mark.slow
 def test_the_plan_knows_who_is_not_warmed(task: Task) -> None:
     asked: dict[str, Any] = {"steps": 3, "seeds": 1, "warm_batches": 3, "lr": 0.01, "tolerance": 0.99}
     asked |= {"spectrum": spectrum_of(task), "saved": trained(task, own(task, "muon"))}

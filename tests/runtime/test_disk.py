@@ -16,6 +16,8 @@ from tests import models
 from tests.disks import held, leave_room
 from tests.plans import laid_out, plan_spectrum
 
+pytestmark = pytest.mark.slow
+
 _ASKED: dict[str, Any] = {"top": 10, "bottom": 3, "probes": 2}
 
 

@@ -15,6 +15,8 @@ from tests import models
 from tests.disks import held, leave_room
 from tests.plans import laid_out, plan_subspace
 
+pytestmark = pytest.mark.slow
+
 _ASKED: dict[str, Any] = {"size": 4, "probes": 2, "warm_batches": 3, "optimizers": ["adamw-lite"]}
 
 
@@ -23,7 +25,6 @@ def task_of(name: str) -> Task:
     return replace(task, train=[batch for seed in (1, 2) for batch in models.token_batches(13, seed=seed)])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("placement", ["device", "disk"])
 @pytest.mark.parametrize("more", [{"preconditioned": False}, {"overlaps": False}], ids=["halves", "metric"])
 def test_the_plan_says_how_much_goes_to_disk(
