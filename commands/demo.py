@@ -17,6 +17,7 @@ from lite_probe.commands.options import console_options, example, options_from
 from lite_probe.commands.replay import ReplayMeasuring
 from lite_probe.commands.run_directory import measuring_into, own_folder
 from lite_probe.commands.spectrum import SpectrumMeasuring
+from lite_probe.commands.steps import StepsMeasuring
 from lite_probe.commands.subspace import SubspaceMeasuring
 from lite_probe.commands.task import COMPUTE, TaskOptions
 from lite_probe.commands.wording import count
@@ -28,7 +29,7 @@ _STEPS = (60, 300)
 _HYPERPARAMETERS = {"adamw_beta2": 0.95}
 _SECONDS = 280.0  # that its parts may take, unless all is asked for; it starts and ends in a few more
 _TRAINING_SHARE = 0.25  # of the time left, for the steps after the first checkpoint
-_SPECTRUM_PART, _REPLAY_PART, _SUBSPACE_PART = 2.0, 4.0, 1.0  # of the time after that
+_SPECTRUM_PART, _REPLAY_PART, _STEPS_PART, _SUBSPACE_PART = 2.0, 4.0, 1.0, 1.0  # of the time after that
 _MOST_SHARE = 0.7  # of the time left that a plan may take: it may be off
 _WARM_BATCHES = 30
 
@@ -68,6 +69,20 @@ _REPLAY = (
 )
 
 
+_OF_MUON = {"optimizers": ("muon",), "lr": _RATES["muon"], "warm_batches": _WARM_BATCHES, "step_batches": 16}
+_TOLERATED = (
+    _Variant(
+        {
+            "optimizers": ("muon", "soap"),
+            "lr": {name: _RATES[name] for name in ("muon", "soap")},
+            "warm_batches": _WARM_BATCHES,
+        }
+    ),
+    _Variant(_OF_MUON, "soap's, and half of the batches that they are measured on"),
+    _Variant({**_OF_MUON, "critical_only": True}, "all but muon's critical step"),
+)
+
+
 @click.command("demo", epilog=example("demo --out probe/demo"))
 @options_from(TaskOptions, *COMPUTE)
 @options_from(Request, "seed")
@@ -80,9 +95,10 @@ def command(terminal: Terminal, /, out: str, full: bool, fresh: bool, as_json: b
     """Train a small Llama on text that every Python ships, measure it, and replay it.
 
     A byte-level Llama of about a million parameters learns from the Python documentation. Early and late in training
-    its Hessian spectrum is measured per block, then its sharp subspace and LITE's proxies of it; from the early
-    checkpoint, where there is most to gain, a segment is replayed under Muon, SOAP and their LITE variants. One page
-    shows it all. It takes about five minutes: what would take longer on this machine is left out, which is said.
+    its Hessian spectrum is measured per block, then how long a step it tolerates, its sharp subspace and LITE's proxies
+    of it; from the early checkpoint, where there is most to gain, a segment is replayed under Muon, SOAP and their LITE
+    variants. One page shows it all. It takes about five minutes: what would take longer on this machine is left out,
+    which is said.
     """
     from lite_probe.commands.compute import choose_threads
     from lite_probe.reports.page import write_report
@@ -94,10 +110,12 @@ def command(terminal: Terminal, /, out: str, full: bool, fresh: bool, as_json: b
     with measuring_into(terminal, demo.folder, TaskInfo(name="demo", checkpoint_fingerprint="demo")):
         checkpoints = demo.train()
         terminal.resumable = True
-        demo.parts = [*[_SPECTRUM_PART] * len(checkpoints), _REPLAY_PART, *[_SUBSPACE_PART] * len(checkpoints)]
+        number = len(checkpoints)
+        demo.parts = [*[_SPECTRUM_PART] * number, _REPLAY_PART, *[_STEPS_PART] * number, *[_SUBSPACE_PART] * number]
         spectra = [demo.measure(SpectrumMeasuring, one, _SPECTRUM, is_needed=True) for one in checkpoints]
         found = [(one.name, shown.result) for one, shown in zip(checkpoints, spectra, strict=True) if shown is not None]
         replay = demo.measure(ReplayMeasuring, checkpoints[0], _REPLAY)
+        steps = [demo.measure(StepsMeasuring, one, _TOLERATED) for one in checkpoints]
         subspaces = [
             demo.measure(SubspaceMeasuring, one, _SUBSPACE, others=tuple(found[:place]), label=one.name)
             for place, one in enumerate(checkpoints)
@@ -112,6 +130,7 @@ def command(terminal: Terminal, /, out: str, full: bool, fresh: bool, as_json: b
         "spectra": [one.printed for one in spectra if one is not None],
         "subspaces": [one.printed for one in subspaces if one is not None],
         "replay": None if replay is None else replay.printed,
+        "steps": [one.printed for one in steps if one is not None],
         "left_out": demo.left_out,
     }
     print_stdout(json.dumps(printed) if as_json else str(page))
@@ -165,7 +184,9 @@ class _Demo:
         )
         kind = KINDS[measuring.kind].load("request")
         wanted = kind(seed=self.seed, **variants[0].request, **request)
-        one = measuring(self.terminal, asked, RunOptions(fresh=self.fresh), wanted, {"verify": False})
+        one = measuring(
+            self.terminal, asked, RunOptions(fresh=self.fresh), wanted, {"verify": False, "relative_path": None}
+        )
         opened = one.open()
         # Checkpoints of another seed have the same names.
         folder = own_folder(self.terminal, self.folder / opened.task.info.name, opened.task.info)

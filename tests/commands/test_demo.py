@@ -31,6 +31,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_SUBSPACE", (demo._Variant(subspace), demo._Variant(lean, "its metrics")))
     muon = demo._Variant({**short, "optimizers": ("muon",)}, "all but muon")
     monkeypatch.setattr(demo, "_REPLAY", (demo._Variant(short), muon))
+    steps = {"optimizers": ("muon",), "lr": 0.001, "warm_batches": 2, "step_batches": 16, "critical_batches": 1}
+    critical = demo._Variant({**steps, "critical_only": True}, "all but the critical step")
+    monkeypatch.setattr(demo, "_TOLERATED", (demo._Variant(steps), critical))
 
 
 @pytest.mark.usefixtures("small")
@@ -39,7 +42,7 @@ def test_one_page_has_spectra_subspaces_and_the_replay(tmp_path: Path) -> None:
     assert found.exit_code == 0, found.stderr
     told = json.loads(found.stdout, parse_constant=pytest.fail)
     assert told["report"] == str(tmp_path / "demo" / "report.html")
-    assert [len(told[name]) for name in ("spectra", "subspaces")] == [2, 2]
+    assert [len(told[name]) for name in ("spectra", "subspaces", "steps")] == [2, 2, 2]
     # The second checkpoint is compared with the first.
     assert [one["kind"] for one in told["subspaces"][0]["overlaps"]] == ["batches", "operators"]
     last = told["subspaces"][1]["overlaps"][-1]
@@ -47,8 +50,8 @@ def test_one_page_has_spectra_subspaces_and_the_replay(tmp_path: Path) -> None:
     assert list(told["replay"]["optimizers"]) == ["muon", "muon-lite", "soap", "soap-lite"]
     assert found.stderr.splitlines()[-1].startswith("From step-00002 to step-00004 the loss ")
     for name, kinds in (
-        ("step-00002", {"spectrum", "subspace", "replay"}),
-        ("step-00004", {"spectrum", "subspace"}),
+        ("step-00002", {"spectrum", "subspace", "replay", "steps"}),
+        ("step-00004", {"spectrum", "subspace", "steps"}),
     ):
         folder = tmp_path / "demo" / name
         assert {path.stem for path in folder.glob("*.json")} == kinds | {"checkpoint"}
@@ -62,7 +65,7 @@ def test_one_page_has_spectra_subspaces_and_the_replay(tmp_path: Path) -> None:
     assert again.exit_code == 0, again.stderr
     assert again.stdout == f"{told['report']}\n"
     assert "already trained" in again.stderr
-    assert again.stderr.count("already measured") == 5
+    assert again.stderr.count("already measured") == 7
     assert Path(told["report"]).read_text() == page
 
 
@@ -78,6 +81,7 @@ def test_on_a_machine_too_slow_for_all_of_it_the_rest_is_left_out_and_named(
         "training beyond step 2, and all that is measured there",
         "of step-00002's spectrum the spectra of its blocks, and half of its eigenpairs",
         "the replay of step-00002",
+        "the steps of step-00002",
         "the subspace of step-00002",
     ]
     assert (len(told["spectra"]), told["subspaces"], told["replay"]) == (1, [], None)
