@@ -90,8 +90,7 @@ class StepsSection(Section):
         for name, one in result.optimizers.items():
             blocks += [Line(whole_step(name, one)), *(grid for grid in band_grids(name, one))]
             if one.blocks:
-                blocks += [Line(), block_grid(name, one, result)]
-            blocks.append(Line())
+                blocks += [Line(), block_grid(name, one, result), Line()]
         return [*blocks, *(Line(text, is_dim=True) for text in explanations(result)), Line()]
 
     def follow_up(self, result: Steps) -> Sequence[Block]:
@@ -100,8 +99,12 @@ class StepsSection(Section):
         if not command:
             return ()
         warning = doubtful(result)
-        lines = [Line(f"To replay LITE at the ratios that are told, at {_batch(result)} a batch:"), Sample(command)]
-        return [Line(), *lines, *([Line(warning)] if warning else [])]
+        lines: list[Block] = [
+            Line(),
+            Line(f"To replay LITE at the ratios that are told, at {_batch(result)} a batch:"),
+            Sample(command),
+        ]
+        return [*lines, Line(warning)] if warning else lines
 
     def json_object(self, result: Steps) -> dict[str, Any]:
         """Return every number."""
@@ -187,7 +190,8 @@ def _view(number: int, label: str, steps: Steps) -> dict[str, Any]:
 
 def whole_step(name: str, one: OptimizerSteps) -> str:
     """Say how far the whole step is from the critical one, on each set of batches."""
-    found, missing = [], []
+    found: list[str] = []
+    missing: list[str] = []
     for kind, critical in one.critical.items():
         ratio = critical.edge_ratio
         if ratio is None:

@@ -75,7 +75,8 @@ def _edge_sentence(steps: Steps, name: str, kind: str, ratio: Estimate, sign: in
         return f"{what}: it could be {format_number(1.0 / ratio.value, 2)} times as long before it raises the loss."
     if sign < 0:
         return f"{what}: it raises the loss there."
-    return f"{what}: whether it raises the loss there is not told; more --critical-batches may tell."
+    told = f"not told{_corrected_away(ratio)}"
+    return f"{what}: whether it raises the loss there is {told}; more --critical-batches may tell."
 
 
 def judge_groups(steps: Steps) -> dict[Group, Claim]:

@@ -381,3 +381,14 @@ def test_an_interval_far_from_symmetric_has_two_digits_at_either_end() -> None:
     near = Estimate(value=2.25, stderr=0.1, low=2.03, high=2.49, num_samples=20)
     assert interval_of(far) == ("27", "14 to 380")
     assert interval_of(near) == ("2.25", "2.03 to 2.49")
+
+
+def test_a_step_that_is_beyond_its_edge_by_its_own_interval_alone_is_not_told_after_correction() -> None:
+    many = {f"set {place}": make_critical(0.8, 1.3, 0.9, 1.2) for place in range(20)}
+    found = only(
+        make_optimizer("muon", critical={**many, "held out": make_critical(1.1, 1.2, 1.15, 1.3)}, critical_only=True)
+    )
+    claim = judge_edges(found)["muon", "held out"]
+    assert claim.low > 0.0
+    assert claim.status == "open"
+    assert "whether it raises the loss there is not told after correction; more" in claim.sentence

@@ -12,7 +12,7 @@ from lite_probe.reports.sections.section import Part, describe
 from lite_probe.reports.sections.steps import SECTION
 from lite_probe.reports.sections.steps_figures import draw_critical, draw_profiles, interval_text
 from lite_probe.results.steps import Steps
-from tests.reports.steps_results import Band, make_critical, make_optimizer, make_steps
+from tests.reports.steps_results import RANKED, SHARED, Band, make_critical, make_optimizer, make_steps
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +278,10 @@ def test_programs_get_null_where_nothing_was_measured() -> None:
     assert (muon["whole_optimum"], muon["joint"], muon["bands"], muon["blocks"]) == (None, None, [], {})
     assert muon["critical"]["held out"]["edge_ratio"] is None
     assert (told["implied_settings"], told["replay_command"], told["claims"]) == ({}, None, [])
+
+
+def test_names_of_many_bands_are_tilted(steps: Steps) -> None:
+    many = {"ffn": tuple(Band(name, 1e-2, 2.0) for name in (*RANKED[:3], *SHARED))}
+    found = make_steps(optimizers={"muon": make_optimizer("muon", blocks=many)})
+    assert draw_profiles(1, found)[0].figure["layout"]["xaxis"]["tickangle"] == -40
+    assert {one.figure["layout"]["xaxis"]["tickangle"] for one in draw_profiles(1, steps)} == {0}
