@@ -28,12 +28,14 @@ from lite_probe.reports.sections.steps_figures import (
 )
 from lite_probe.reports.sections.steps_settings import doubtful, implied_settings, replay_command
 from lite_probe.reports.sections.steps_verdict import (
+    critical_bound,
     critical_multiple,
     critical_words,
     curvature_edge,
     judge_groups,
     judge_ratios,
     judge_steps,
+    part_of,
     rate_of,
     where_of,
 )
@@ -215,7 +217,8 @@ def half_of(one: Estimate) -> float:
 
 def band_grids(name: str, one: OptimizerSteps) -> list[Grid]:
     """Return blocks × bands of own optima, divided where a terminal of 80 columns has no room for all bands."""
-    bands = [band for band in order_bands([row.name for row in one.rows]) if band != _UNORDERED]
+    names = order_bands([row.name for row in one.rows])
+    bands = [band for band in names if band != _UNORDERED] or names
     if not bands:
         return []
     cells = {(row.block, row.name): brief(row.optimum) for row in one.rows}
@@ -421,8 +424,8 @@ def band_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
 def group_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
     """List the own optimum of every group of directions, and what is told of it."""
 
-    def answer(row: tuple[str, StepRow, str]) -> Cell:
-        _, group, status = row
+    def answer(row: tuple[str, StepRow, str, str]) -> Cell:
+        _, group, status, _ = row
         is_raising = status == "fails" and group.optimum is not None and group.optimum.high < 0.0
         return text_cell(
             RAISES if is_raising else _ANSWERS.get(status, MISSING), "caution" if status == "fails" else ""
@@ -431,13 +434,13 @@ def group_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
     columns: list[Read] = [
         _OPTIMIZER,
         (Column("block", is_text=True), lambda row: text_cell(row[1].block)),
-        (Column("directions", is_text=True), lambda row: text_cell(row[1].part)),
+        (Column("directions", is_text=True), lambda row: text_cell(row[3])),
         *_interval("optimum (95%)", lambda row: row[1].optimum, hint="of the group alone, × the step taken"),
         *_interval("edge (95%)", lambda row: row[1].edge, hint="at twice the optimum"),
         (Column("could be", is_text=True, hint="after Holm’s correction"), answer),
     ]
     rows = [
-        (label, (name, row, _status(groups, (name, row.block, row.part), "")))
+        (label, (name, row, _status(groups, (name, row.block, row.part), ""), part_of(row.part, one)))
         for label, found in labelled
         for groups in [judge_groups(found)]
         for name, one in found.optimizers.items()
@@ -548,6 +551,9 @@ def critical_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
     def words(row: Row) -> str:
         return MISSING if row[2] is None else critical_words(row[2])
 
+    def bound(row: Row) -> str:
+        return MISSING if row[2] is None else critical_bound(row[2]) or MISSING
+
     def found(row: Row) -> Cell:
         critical = row[2]
         if critical is None:
@@ -563,7 +569,7 @@ def critical_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         (Column("lr"), lambda row: number_cell(row[3].recipe.lr, 3)),
         (Column("on", is_text=True), lambda row: text_cell(row[1])),
         *_interval("step / critical (95%)", ratio, missing=words, hint="1: a longer step raises the loss"),
-        *_interval("critical step (95%)", multiple, missing=lambda row: MISSING, hint="in multiples of the step taken"),
+        *_interval("critical step (95%)", multiple, missing=bound, hint="in multiples of the step taken"),
         (Column("found", hint="batches on which there is a critical step"), found),
         (Column("evaluations", hint="of the loss"), evaluations),
     ]

@@ -285,3 +285,14 @@ def test_names_of_many_bands_are_tilted(steps: Steps) -> None:
     found = make_steps(optimizers={"muon": make_optimizer("muon", blocks=many)})
     assert draw_profiles(1, found)[0].figure["layout"]["xaxis"]["tickangle"] == -40
     assert {one.figure["layout"]["xaxis"]["tickangle"] for one in draw_profiles(1, steps)} == {0}
+
+
+def test_a_critical_step_that_nothing_bounds_from_above_has_its_least() -> None:
+    """The interval of its inverse over four unlike batches reaches zero."""
+    critical = {"held out": make_critical(0.4, 20.0, 30.0, 40.0)}
+    found = make_steps(optimizers={"muon": make_optimizer("muon", critical=critical, critical_only=True)})
+    (row,) = shown(part_of(found), "critical")
+    assert row["critical step (95%)"] == "≥ 0.38"
+    drawing = draw_critical(1, found)
+    assert drawing is not None
+    assert drawing.summary.endswith("held out ≥ 0.38.")
