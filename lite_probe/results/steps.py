@@ -206,6 +206,22 @@ class OptimizerSteps:
 
         None where either has no edge. The interval is Fieller's for G_f K_s over K_f G_s, whose errors are linearised.
         """
+        found = self._weighed(block)
+        if found is None:
+            return None
+        top, bottom, influence, num_samples = found
+        return Ratio.from_means(top, bottom, influence @ influence.T, num_samples=num_samples)
+
+    def implied_excess(self, block: str) -> Estimate | None:
+        """Return G_f K_s − G_s K_f of a block, nats²: above 0 where χ̂ > 1; None where there is no χ̂."""
+        found = self._weighed(block)
+        if found is None:
+            return None
+        top, bottom, influence, num_samples = found
+        return _estimate(top - bottom, influence[0] - influence[1], num_samples)
+
+    def _weighed(self, block: str) -> tuple[float, float, FloatArray, int] | None:
+        """Return G_f K_s, G_s K_f, every batch's influence on them, (2, M), and the samples; None without an edge."""
         sharp, flat = self._places(block, "sharp"), self._places(block, "flat")
         if not sharp or not flat:
             return None
@@ -214,10 +230,8 @@ class OptimizerSteps:
         if any(one.curvature(fit).low <= 0.0 for one in found):
             return None
         (g_s, k_s, dg_s, dk_s), (g_f, k_f, dg_f, dk_f) = ((one.g, one.k, one.dg, one.dk) for one in found)
-        top, bottom = dg_f * k_s + g_f * dk_s, dg_s * k_f + g_s * dk_f  # influence of every batch
-        influence = np.stack([top, bottom])
-        covariance = influence @ influence.T
-        return Ratio.from_means(g_f * k_s, g_s * k_f, covariance, num_samples=fit.num_samples)
+        influence = np.stack([dg_f * k_s + g_f * dk_s, dg_s * k_f + g_s * dk_f])
+        return g_f * k_s, g_s * k_f, influence, fit.num_samples
 
     def implied_sharp_share(self, block: str) -> SharpShare | None:
         """r̂_s of a block; None where its flat group has no edge, or a gain that may be none."""
