@@ -134,27 +134,28 @@ def _corrected_away(one: Estimate) -> str:
 def judge_ratios(steps: Steps) -> dict[Pair, Claim]:
     """Ask of every optimizer and block whether flat directions tolerate longer steps than sharp ones (χ̂ > 1).
 
-    Tested is log χ̂ where all of its interval is positive, else χ̂ − 1. Nothing is asked where an interval is open.
+    χ̂ > 1 where G_f K_s − G_s K_f is positive: that is what is tested. Nothing is asked where χ̂'s interval is open.
     """
     found = {
-        (name, block): ratio
+        (name, block): (ratio, excess)
         for name, one in steps.optimizers.items()
         for block in one.blocks
-        if (ratio := bounded_ratio(one, block)) is not None
+        if (ratio := bounded_ratio(one, block)) is not None and (excess := one.implied_excess(block)) is not None
     }
-    signs = _decided({key: _tested(ratio) for key, ratio in found.items()})
-    return {
-        (name, block): make_claim(
+    signs = _decided({key: excess for key, (_, excess) in found.items()})
+    claims = {}
+    for (name, block), (ratio, _) in found.items():
+        sign = 0 if ratio.low <= 1.0 <= ratio.high else signs[name, block]
+        claims[name, block] = make_claim(
             (name, f"χ̂ of {block} at {_batch(steps)} a batch, minus 1: optimum of flat over that of sharp directions"),
             (ratio.value - 1.0, ratio.low - 1.0, ratio.high - 1.0),
-            signs[name, block],
-            _ratio_sentence(name, block, ratio, signs[name, block]),
+            sign,
+            _ratio_sentence(name, block, ratio, sign),
             unit="",
             comparisons=len(found),
             covers=_covers(steps),
         )
-        for (name, block), ratio in found.items()
-    }
+    return claims
 
 
 def _ratio_sentence(name: str, block: str, ratio: Estimate, sign: int) -> str:
@@ -170,19 +171,6 @@ def bounded_ratio(one: OptimizerSteps, block: str) -> Estimate | None:
         return None
     value, stderr, low, high = (float(end or 0.0) for end in (ratio.value, ratio.stderr, ratio.low, ratio.high))
     return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=ratio.num_samples)
-
-
-def _tested(ratio: Estimate) -> Estimate:
-    """Return what is to be told from zero for a ratio to be told from one."""
-    if ratio.low <= 0.0:
-        return _moved(ratio, by=-1.0)
-    return Estimate(
-        value=math.log(ratio.value),
-        stderr=ratio.stderr / ratio.value,
-        low=math.log(ratio.low),
-        high=math.log(ratio.high),
-        num_samples=ratio.num_samples,
-    )
 
 
 def _moved(one: Estimate, *, factor: float = 1.0, by: float = 0.0) -> Estimate:
