@@ -368,6 +368,16 @@ def _interval(
     ]
 
 
+def _edge(row: Any) -> Estimate | None:
+    """Return the edge of a row's band; None where it has none, or raises the loss at any length."""
+    found: Estimate | None = row[1].edge
+    return None if found is None or found.value <= 0.0 else found
+
+
+def _no_edge_words(row: Any) -> str:
+    return NO_EDGE if row[1].edge is None else RAISES
+
+
 def _listed(
     name: str, caption: str, columns: Sequence[Read], rows: Sequence[tuple[str, Any]], *, is_alone: bool
 ) -> Table | None:
@@ -412,7 +422,7 @@ def band_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         _signed(lambda row: row.gain, "gain", "G = −∇L·d: of the loss, to first order"),
         _signed(lambda row: row.curvature, "curvature", "K = dᵀHd"),
         *_interval("optimum (95%)", lambda row: row[1].optimum, hint="c* = G/K, in multiples of the step taken"),
-        *_interval("edge (95%)", lambda row: row[1].edge, hint="2c*: beyond it the band raises the loss"),
+        *_interval("edge (95%)", _edge, missing=_no_edge_words, hint="2c*: beyond it the band raises the loss"),
     ]
     rows = [
         (label, (name, row)) for label, found in labelled for name, one in found.optimizers.items() for row in one.rows
@@ -436,7 +446,7 @@ def group_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         (Column("block", is_text=True), lambda row: text_cell(row[1].block)),
         (Column("directions", is_text=True), lambda row: text_cell(row[3])),
         *_interval("optimum (95%)", lambda row: row[1].optimum, hint="of the group alone, × the step taken"),
-        *_interval("edge (95%)", lambda row: row[1].edge, hint="at twice the optimum"),
+        *_interval("edge (95%)", _edge, missing=_no_edge_words, hint="at twice the optimum"),
         (Column("could be", is_text=True, hint="after Holm’s correction"), answer),
     ]
     rows = [

@@ -48,9 +48,12 @@ def test_the_band_table_has_every_number_and_its_interval(steps: Steps, part: Pa
         assert float(cells["curvature error (nats)"]) == pytest.approx(0.5 * (row.curvature.high - row.curvature.low))
         if row.optimum is None:
             assert cells["optimum (95%)"] == cells["optimum (95%) low"] == cells["edge (95%) high"] == ""
+            continue
+        assert float(cells["optimum (95%)"]) == row.optimum.value
+        assert float(cells["optimum (95%) low"]) == row.optimum.low
+        if row.optimum.value < 0.0:
+            assert cells["edge (95%)"] == ""
         else:
-            assert float(cells["optimum (95%)"]) == row.optimum.value
-            assert float(cells["optimum (95%) low"]) == row.optimum.low
             assert float(cells["edge (95%)"]) == 2.0 * row.optimum.value
             assert float(cells["edge (95%) high"]) == 2.0 * row.optimum.high
 
@@ -73,6 +76,9 @@ def test_groups_say_what_is_told(part: Part) -> None:
     assert answers["ffn", "sharp"] == "not told"
     assert answers["qk", "flat"] == "–"
     assert answers["out", "flat"] == "raises the loss"
+    out = next(row for row in shown(part, "groups") if (row["block"], row["directions"]) == ("out", "flat"))
+    assert out["optimum (95%)"].startswith("−1.967 (")
+    assert out["edge (95%)"] == "raises the loss"
 
 
 def test_blocks_have_ratio_premise_share_and_signal(part: Part) -> None:
