@@ -32,6 +32,7 @@ from lite_probe.replays.sweep import sweep_learning_rates
 from lite_probe.results.provenance import Note
 from lite_probe.results.replay import Recipe, Sweep
 from lite_probe.results.steps import (
+    JOINT_PARTS,
     CriticalSteps,
     JointOptimum,
     LineCheck,
@@ -53,7 +54,6 @@ from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.reductions import dot
 
-_JOINT = {"sharp": ("sharp",), "rest": ("middle", "flat")}  # what LITE's two knobs of a block can tell apart
 _SHARP_RATIO = 0.1  # of a matrix's singular directions, those that two halves of the batches are compared in
 _FORWARDS = 7  # that a critical step usually takes
 _UNIT = 100.0  # of progress, in a product
@@ -127,7 +127,7 @@ class Effort:
         is_whole = not request.critical_only
         parts = len(split_rows(task.evaluation, request.step_batches))
         profile = count * (len(blocks) + 1.0) * request.step_batches / parts if is_whole else 0.0
-        joint = count * float(len(_JOINT) * len(blocks)) if is_whole else 0.0
+        joint = count * float(len(JOINT_PARTS) * len(blocks)) if is_whole else 0.0
         sets = 2 + bool(request.relative)
         forwards = sets * count * request.critical_batches * _FORWARDS / batches
         return cls(
@@ -525,7 +525,7 @@ class StepsSession:
         groups = [
             (block, name, [place for place in block.places if table.parts[place] in parts])
             for block in one.blocks
-            for name, parts in _JOINT.items()
+            for name, parts in JOINT_PARTS.items()
         ]
         groups = [group for group in groups if group[2]]
         size = len(groups)

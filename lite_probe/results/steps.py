@@ -9,7 +9,7 @@ coefficients: cross terms are fitted in place of being noise, and those within a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,6 +23,7 @@ FloatArray = NDArray[np.float64]
 
 FIRST_RANK = "rank 1"  # the band of every matrix's first singular direction
 PARTS = ("sharp", "middle", "flat")  # of a block's directions: to 10%, to 40%, the rest
+JOINT_PARTS = {"sharp": ("sharp",), "rest": ("middle", "flat")}  # what LITE's two knobs of a block can tell apart
 _HALF = 0.5  # of the flat group's optimum, below which a leading band is one that LITE should call sharp
 _NEAR, _NEAR_EDGE = 0.25, 0.5  # of the gain at the optimum, by which a quadratic may miss it there, and at the edge
 
@@ -101,20 +102,27 @@ class CriticalSteps:
 
     @property
     def edge_ratio(self) -> Estimate | None:
-        """The step taken over the critical one, mean over batches; 1: a longer step raises the loss.
+        """The step taken over the critical one, geometric mean over batches; 1: a longer step raises the loss.
 
         None where on some batch no critical step was found, or every step raises the loss.
         """
         if not len(self.low) or not self.found.all():
             return None
-        ratios = 2.0 / (self.low + self.high)
-        # A bracket is a sixteenth wide at most; its middle is off by half of that, evenly.
-        rounding = float(np.max((self.high - self.low) / (self.high + self.low)) * np.mean(ratios) / np.sqrt(3.0))
-        if len(ratios) == 1:
-            value = float(ratios[0])
-            reach = float(0.5 * value * (self.high[0] - self.low[0]) / self.low[0])
-            return Estimate(value=value, stderr=rounding, low=value - reach, high=value + reach, num_samples=1)
-        return Estimate.from_samples(ratios, least_stderr=rounding / np.sqrt(len(ratios)))
+        # On a logarithmic scale, where batches scatter evenly; the critical step is anywhere in its bracket.
+        logs, widths = -0.5 * np.log(self.low * self.high), np.log(self.high / self.low)
+        rounding = float(np.max(widths)) / np.sqrt(12.0 * len(logs))
+        if len(logs) == 1:
+            value, reach = float(np.exp(logs[0])), float(np.exp(0.5 * widths[0]))
+            return Estimate(value=value, stderr=value * rounding, low=value / reach, high=value * reach, num_samples=1)
+        found = Estimate.from_samples(logs, least_stderr=rounding)
+        value = float(np.exp(found.value))
+        return Estimate(
+            value=value,
+            stderr=value * found.stderr,
+            low=float(np.exp(found.low)),
+            high=float(np.exp(found.high)),
+            num_samples=len(logs),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,20 +214,27 @@ class OptimizerSteps:
         """χ̂ of a block: the flat group's optimum over the sharp one's.
 
         The interval is Fieller's for G_f K_s over K_f G_s, whose errors are linearised. Where the flat group has no
-        edge nothing bounds χ̂ from above, and `low` is what can be said: K_f is at most the end of its interval.
+        edge nothing bounds χ̂ from above; `low`, one over the end of `implied_inverse`, is then what can be said.
 
         Returns:
             None where the sharp group has no edge, or may gain nothing.
         """
-        return self._ratio(block, self._places(block, "sharp"), self._places(block, "flat"))
+        return _ratio_of(self._weighed(block, self._places(block, "sharp"), self._places(block, "flat")))
 
     def implied_inverse(self, block: str) -> Estimate | None:
-        """1/χ̂ of a block, which is bounded where χ̂ itself is from below only: the flat group may have no edge.
+        """1/χ̂ of a block, which has bounds on both sides where the flat group has no edge, too.
 
-        None where the sharp group has no edge or may gain nothing, or the flat one may gain nothing.
+        None where there is no χ̂, or the flat group may gain nothing.
         """
-        found = self._ratio(block, self._places(block, "sharp"), self._places(block, "flat"), is_inverse=True)
-        return None if found is None else _bounded(found)
+        return _inverse_of(self._weighed(block, self._places(block, "sharp"), self._places(block, "flat")))
+
+    def implied_excess(self, block: str) -> Estimate | None:
+        """Return G_f K_s − G_s K_f of a block, nats²: above 0 where χ̂ > 1; None where there is no χ̂."""
+        found = self._weighed(block, self._places(block, "sharp"), self._places(block, "flat"))
+        if found is None:
+            return None
+        (top, bottom), influence, num_samples = found
+        return _estimate(top - bottom, influence[0] - influence[1], num_samples)
 
     def implied_first_ratio(self, block: str) -> Ratio | None:
         """γ̂ of a block, SAMuon's: the optimum of all but the first singular direction over that of the first.
@@ -228,22 +243,18 @@ class OptimizerSteps:
         """
         places = self._places(block)
         first = [place for place in places if self.bands is not None and self.bands.names[place] == FIRST_RANK]
-        return self._ratio(block, first, [place for place in places if place not in first])
+        return _ratio_of(self._weighed(block, first, [place for place in places if place not in first]))
 
-    def _ratio(
-        self, block: str, sharp: Sequence[int], flat: Sequence[int], *, is_inverse: bool = False
-    ) -> Ratio | None:
+    def _weighed(self, block: str, sharp: Sequence[int], flat: Sequence[int]) -> "_Weighed | None":
+        """Return G_f K_s and G_s K_f with their errors; None without an edge of the sharp group."""
         if not sharp or not flat:
             return None
         fit = self._fits[block]
         one, other = fit.group(sharp), fit.group(flat)
         if one.curvature(fit).low <= 0.0 or one.gain(fit).low <= 0.0:
             return None
-        means = [other.g * one.k, one.g * other.k]
         influence = np.stack([other.dg * one.k + other.g * one.dk, one.dg * other.k + one.g * other.dk])
-        if is_inverse:
-            means, influence = means[::-1], influence[::-1]
-        return Ratio.from_means(*means, influence @ influence.T, num_samples=fit.num_samples)
+        return (other.g * one.k, one.g * other.k), influence, fit.num_samples
 
     def implied_sharp_share(self, block: str) -> SharpShare | None:
         """r̂_s of a block; None where its flat group has no edge, or a gain that may be none."""
@@ -375,6 +386,30 @@ def _estimate(value: float, influence: FloatArray, num_samples: int) -> Estimate
     stderr = float(np.sqrt(influence @ influence))
     reach = t_reach(num_samples) * stderr
     return Estimate(value=value, stderr=stderr, low=value - reach, high=value + reach, num_samples=num_samples)
+
+
+_Weighed = tuple[tuple[float, float], FloatArray, int]  # two means, batches' influence on them, (2, M), and samples
+
+
+def _ratio_of(found: _Weighed | None) -> Ratio | None:
+    """Return the ratio of two means by every batch's influence on them."""
+    if found is None:
+        return None
+    means, influence, num_samples = found
+    ratio = Ratio.from_means(*means, influence @ influence.T, num_samples=num_samples)
+    inverse = _inverse_of(found)
+    if ratio.high is not None or inverse is None or inverse.high <= 0.0:
+        return ratio
+    return replace(ratio, low=1.0 / inverse.high)
+
+
+def _inverse_of(found: _Weighed | None) -> Estimate | None:
+    """Return the inverse of a ratio; None where its numerator may be zero."""
+    if found is None:
+        return None
+    means, influence, num_samples = found
+    turned = influence[::-1]
+    return _bounded(Ratio.from_means(means[1], means[0], turned @ turned.T, num_samples=num_samples))
 
 
 def _bounded(found: Ratio) -> Estimate | None:

@@ -28,12 +28,14 @@ from lite_probe.reports.sections.steps_figures import (
 )
 from lite_probe.reports.sections.steps_settings import doubtful, implied_settings, replay_command
 from lite_probe.reports.sections.steps_verdict import (
+    critical_bound,
     critical_multiple,
     critical_words,
     curvature_edge,
     judge_groups,
     judge_ratios,
     judge_steps,
+    part_of,
     rate_of,
     where_of,
 )
@@ -50,6 +52,7 @@ from lite_probe.reports.verdict import Verdict
 from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate, Ratio
 from lite_probe.results.steps import (
+    JOINT_PARTS,
     PARTS,
     CriticalSteps,
     JointOptimum,
@@ -90,8 +93,7 @@ class StepsSection(Section):
         for name, one in result.optimizers.items():
             blocks += [Line(whole_step(name, one)), *(grid for grid in band_grids(name, one))]
             if one.blocks:
-                blocks += [Line(), block_grid(name, one, result)]
-            blocks.append(Line())
+                blocks += [Line(), block_grid(name, one, result), Line()]
         return [*blocks, *(Line(text, is_dim=True) for text in explanations(result)), Line()]
 
     def follow_up(self, result: Steps) -> Sequence[Block]:
@@ -100,8 +102,12 @@ class StepsSection(Section):
         if not command:
             return ()
         warning = doubtful(result)
-        lines = [Line(f"To replay LITE at the ratios that are told, at {_batch(result)} a batch:"), Sample(command)]
-        return [Line(), *lines, *([Line(warning)] if warning else [])]
+        lines: list[Block] = [
+            Line(),
+            Line(f"To replay LITE at the ratios that are told, at {_batch(result)} a batch:"),
+            Sample(command),
+        ]
+        return [*lines, Line(warning)] if warning else lines
 
     def json_object(self, result: Steps) -> dict[str, Any]:
         """Return every number."""
@@ -124,6 +130,7 @@ class StepsSection(Section):
                     "blocks": {
                         block: {
                             "implied_ratio": _ratio_object(one.implied_ratio(block)),
+                            "implied_first_ratio": _ratio_object(one.implied_first_ratio(block)),
                             "premise": _status(ratios, (name, block), "no edge"),
                             "implied_sharp_share": _share_object(one.implied_sharp_share(block)),
                         }
@@ -187,7 +194,8 @@ def _view(number: int, label: str, steps: Steps) -> dict[str, Any]:
 
 def whole_step(name: str, one: OptimizerSteps) -> str:
     """Say how far the whole step is from the critical one, on each set of batches."""
-    found, missing = [], []
+    found: list[str] = []
+    missing: list[str] = []
     for kind, critical in one.critical.items():
         ratio = critical.edge_ratio
         if ratio is None:
@@ -211,7 +219,8 @@ def half_of(one: Estimate) -> float:
 
 def band_grids(name: str, one: OptimizerSteps) -> list[Grid]:
     """Return blocks × bands of own optima, divided where a terminal of 80 columns has no room for all bands."""
-    bands = [band for band in order_bands([row.name for row in one.rows]) if band != _UNORDERED]
+    names = order_bands([row.name for row in one.rows])
+    bands = [band for band in names if band != _UNORDERED] or names
     if not bands:
         return []
     cells = {(row.block, row.name): brief(row.optimum) for row in one.rows}
@@ -262,8 +271,8 @@ def block_grid(name: str, one: OptimizerSteps, steps: Steps) -> Grid:
                 ratio_words(one.implied_ratio(block)),
                 _percent(one.implied_sharp_share(block)),
                 MISSING if signal is None else f"{_whole(signal.share)}% ({_whole(signal.random)})",
-                "/".join(_multiple(one.joint, block, part) for part in PARTS),
-                "/".join(_check(one.joint, block, part) for part in PARTS),
+                "/".join(_multiple(one.joint, block, part) for part in JOINT_PARTS),
+                "/".join(_check(one.joint, block, part) for part in JOINT_PARTS),
             ]
         )
     return Grid(header, rows)
@@ -316,7 +325,7 @@ def explanations(steps: Steps) -> list[str]:
             "signal: leading singular directions that two halves of the batches agree on (random matrices)"
         )
         found.append(
-            "joint: multiples of the mean step that lower the loss together, sharp/middle/flat; line: by the loss "
+            "joint: multiples of the mean step that lower the loss together, sharp/rest; line: by the loss "
             "= the quadratic holds up to the edge, < the edge is nearer, > farther"
         )
     return found
@@ -359,6 +368,16 @@ def _interval(
         (Column(f"{title} low"), end("low")),
         (Column(f"{title} high"), end("high")),
     ]
+
+
+def _edge(row: Any) -> Estimate | None:
+    """Return the edge of a row's band; None where it has none, or raises the loss at any length."""
+    found: Estimate | None = row[1].edge
+    return None if found is None or found.value <= 0.0 else found
+
+
+def _no_edge_words(row: Any) -> str:
+    return NO_EDGE if row[1].edge is None else RAISES
 
 
 def _listed(
@@ -405,7 +424,7 @@ def band_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         _signed(lambda row: row.gain, "gain", "G = −∇L·d: of the loss, to first order"),
         _signed(lambda row: row.curvature, "curvature", "K = dᵀHd"),
         *_interval("optimum (95%)", lambda row: row[1].optimum, hint="c* = G/K, in multiples of the step taken"),
-        *_interval("edge (95%)", lambda row: row[1].edge, hint="2c*: beyond it the band raises the loss"),
+        *_interval("edge (95%)", _edge, missing=_no_edge_words, hint="2c*: beyond it the band raises the loss"),
     ]
     rows = [
         (label, (name, row)) for label, found in labelled for name, one in found.optimizers.items() for row in one.rows
@@ -417,8 +436,8 @@ def band_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
 def group_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
     """List the own optimum of every group of directions, and what is told of it."""
 
-    def answer(row: tuple[str, StepRow, str]) -> Cell:
-        _, group, status = row
+    def answer(row: tuple[str, StepRow, str, str]) -> Cell:
+        _, group, status, _ = row
         is_raising = status == "fails" and group.optimum is not None and group.optimum.high < 0.0
         return text_cell(
             RAISES if is_raising else _ANSWERS.get(status, MISSING), "caution" if status == "fails" else ""
@@ -427,13 +446,13 @@ def group_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
     columns: list[Read] = [
         _OPTIMIZER,
         (Column("block", is_text=True), lambda row: text_cell(row[1].block)),
-        (Column("directions", is_text=True), lambda row: text_cell(row[1].part)),
+        (Column("directions", is_text=True), lambda row: text_cell(row[3])),
         *_interval("optimum (95%)", lambda row: row[1].optimum, hint="of the group alone, × the step taken"),
-        *_interval("edge (95%)", lambda row: row[1].edge, hint="at twice the optimum"),
+        *_interval("edge (95%)", _edge, missing=_no_edge_words, hint="at twice the optimum"),
         (Column("could be", is_text=True, hint="after Holm’s correction"), answer),
     ]
     rows = [
-        (label, (name, row, _status(groups, (name, row.block, row.part), "")))
+        (label, (name, row, _status(groups, (name, row.block, row.part), ""), part_of(row.part, one)))
         for label, found in labelled
         for groups in [judge_groups(found)]
         for name, one in found.optimizers.items()
@@ -544,6 +563,9 @@ def critical_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
     def words(row: Row) -> str:
         return MISSING if row[2] is None else critical_words(row[2])
 
+    def bound(row: Row) -> str:
+        return MISSING if row[2] is None else critical_bound(row[2]) or MISSING
+
     def found(row: Row) -> Cell:
         critical = row[2]
         if critical is None:
@@ -559,7 +581,7 @@ def critical_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         (Column("lr"), lambda row: number_cell(row[3].recipe.lr, 3)),
         (Column("on", is_text=True), lambda row: text_cell(row[1])),
         *_interval("step / critical (95%)", ratio, missing=words, hint="1: a longer step raises the loss"),
-        *_interval("critical step (95%)", multiple, missing=lambda row: MISSING, hint="in multiples of the step taken"),
+        *_interval("critical step (95%)", multiple, missing=bound, hint="in multiples of the step taken"),
         (Column("found", hint="batches on which there is a critical step"), found),
         (Column("evaluations", hint="of the loss"), evaluations),
     ]

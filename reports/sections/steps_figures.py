@@ -23,6 +23,7 @@ from lite_probe.reports.drawing import (
 )
 from lite_probe.reports.numbers import format_number
 from lite_probe.reports.sections.steps_verdict import (
+    critical_bound,
     critical_multiple,
     critical_words,
     curvature_edge,
@@ -37,6 +38,7 @@ from lite_probe.results.steps import CriticalSteps, StepRow, Steps
 NO_EDGE = "no edge found"
 RAISES = "raises the loss"
 _LOOSE = 30.0  # times a value, beyond which the end of its interval does not stretch the axis
+_LEVEL = 6  # bands whose names fit below a narrow figure side by side
 _ORDER = ("rank 1", "ranks 2–4", "ranks 5–8", "to 0.1%", "to 1%", "1–10%", "10–40%", "40–100%", "unordered")
 
 
@@ -132,6 +134,7 @@ def _draw_profile(name: str, block: str, steps: Steps) -> Drawing:
             tickvals=list(range(len(bands))),
             ticktext=[short_band(band) for band in bands],
             range=[-0.6, len(bands) - 0.4],
+            tickangle=0 if len(bands) <= _LEVEL else -40,
         ),
         yaxis=log_between("own optimum (× the step taken)", 0.8 * bottom, 1.3 * top),
         shapes=[_step_taken(y=1.0)],
@@ -203,7 +206,7 @@ def draw_critical(number: int, steps: Steps) -> Drawing | None:
         )
         for name, (mean, one, _) in zip(names, found, strict=True):
             if one is not None:
-                words = critical_words(one) or f"{interval_text(mean)}"
+                words = critical_words(one) or critical_bound(one) or interval_text(mean)
                 sentences[name] += f" {where_of(kind)} {words};"
     if has_curvature:
         rows = row_of(names, len(kinds), count, 0.6)

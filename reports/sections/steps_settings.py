@@ -4,9 +4,9 @@ import json
 import shlex
 from collections.abc import Mapping
 
-from lite_probe.reports.sections.steps_verdict import judge_ratios
+from lite_probe.reports.sections.steps_verdict import bounded_ratio, judge_ratios, least_ratio
 from lite_probe.reports.verdict import join_names
-from lite_probe.results.steps import Steps
+from lite_probe.results.steps import OptimizerSteps, Steps
 
 _WITH_LITE = ("adamw", "muon", "soap")
 # Options of `lite-probe steps` that say which task and which start, with their values; a replay has them, too.
@@ -24,19 +24,25 @@ Settings = Mapping[str, Mapping[str, Mapping[str, float]]]  # optimizer → hype
 def implied_settings(steps: Steps) -> Settings:
     """Return LITE's settings per optimizer, for the blocks whose χ̂ is told from 1.
 
-    χ̂ becomes `flat_lr_ratio`, at least 1, to two digits; the share of directions in its leading bands whose optimum is
-    below half the flat one's becomes `sharp_ratio` where there are some. Other blocks keep LITE's defaults.
+    χ̂ becomes `flat_lr_ratio`, at least 1, to two digits, or its lower end where it has no other. The share of directions
+    in its leading bands whose optimum is below half the flat one's becomes `sharp_ratio` where there are some. Other
+    blocks keep LITE's defaults.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for (name, block), claim in judge_ratios(steps).items():
         if name not in _WITH_LITE or claim.status == "open":
             continue
         own = found.setdefault(f"{name}-lite", {"flat_lr_ratio": {}})
-        own["flat_lr_ratio"][block] = float(f"{max(1.0, claim.value + 1.0):.2g}")
+        own["flat_lr_ratio"][block] = float(f"{max(1.0, _ratio(steps.optimizers[name], block)):.2g}")
         share = steps.optimizers[name].implied_sharp_share(block)
         if claim.status == "holds" and share is not None and share.value > 0.0:
             own.setdefault("sharp_ratio", {})[block] = float(f"{share.value:.3g}")
     return found
+
+
+def _ratio(one: OptimizerSteps, block: str) -> float:
+    bounded = bounded_ratio(one, block)
+    return least_ratio(one, block) if bounded is None else bounded.value
 
 
 def replay_command(steps: Steps) -> str:
@@ -59,7 +65,7 @@ def replay_command(steps: Steps) -> str:
 
 
 def doubtful(steps: Steps) -> str:
-    """Say which of the implied ratios may be too large, since the loss rises along flat directions before their edge.
+    """Say which implied ratios may be too large, since the loss rises before the edge where directions are not sharp.
 
     Empty where none is.
     """
@@ -67,14 +73,16 @@ def doubtful(steps: Steps) -> str:
     for name, own in implied_settings(steps).items():
         base = name.removesuffix("-lite")
         joint = steps.optimizers[base].joint
-        checks = {block: None if joint is None else joint.check(block, "flat") for block in own["flat_lr_ratio"]}
+        checks = {block: None if joint is None else joint.check(block, "rest") for block in own["flat_lr_ratio"]}
         nearer = [block for block, check in checks.items() if check is not None and check.answer == "edge is nearer"]
         if nearer:
             found.append(f"in {join_names(nearer)} under {base}")
     if not found:
         return ""
     where = join_names(found)
-    return f"Along flat directions the edge is nearer than curvature says {where}: less may be better there."
+    return (
+        f"Along directions that are not sharp the edge is nearer than curvature says {where}: less may be better there."
+    )
 
 
 def task_words(command: str) -> list[str]:

@@ -11,7 +11,7 @@ from lite_probe.reports.numbers import count_of, format_interval, format_number,
 from lite_probe.reports.verdict import Point, Verdict, base_name, join_names, make_claim, one_space
 from lite_probe.results.claim import Claim, decide
 from lite_probe.results.estimate import Estimate, Ratio
-from lite_probe.results.steps import PARTS, CriticalSteps, OptimizerSteps, Steps
+from lite_probe.results.steps import JOINT_PARTS, PARTS, CriticalSteps, OptimizerSteps, Steps
 
 HELD_OUT = "held out"
 _WHERE = {"own batch": "on its own batch", HELD_OUT: "held out", "relative": "on the other data"}
@@ -72,10 +72,12 @@ def _edge_sentence(steps: Steps, name: str, kind: str, ratio: Estimate, sign: in
     one = steps.optimizers[name]
     what = f"The whole step of {name} at {rate_of(one)} is {_measured(ratio)} of the critical one {where_of(kind)}"
     if sign > 0:
-        return f"{what}: it could be {format_number(1.0 / ratio.value, 2)} times as long before it raises the loss."
+        least = format_number(1.0 / ratio.high, 2)
+        return f"{what}: it could be at least {least} times as long before it raises the loss."
     if sign < 0:
         return f"{what}: it raises the loss there."
-    return f"{what}: whether it raises the loss there is not told; more --critical-batches may tell."
+    told = f"not told{_corrected_away(ratio)}"
+    return f"{what}: whether it raises the loss there is {told}; more --critical-batches may tell."
 
 
 def judge_groups(steps: Steps) -> dict[Group, Claim]:
@@ -100,10 +102,13 @@ def judge_groups(steps: Steps) -> dict[Group, Claim]:
         sign = 0 if optimum.low <= 1.0 <= optimum.high else signs[key]
         name, block, part = key
         claims[key] = make_claim(
-            (name, f"own optimum of {part} directions of {block}, minus the step taken"),
+            (
+                name,
+                f"own optimum of {part_of(part, steps.optimizers[name])} directions of {block}, minus the step taken",
+            ),
             (optimum.value - 1.0, optimum.low - 1.0, optimum.high - 1.0),
             sign,
-            _group_sentence(key, optimum, sign),
+            _group_sentence(key, part_of(part, steps.optimizers[name]), optimum, sign),
             unit="of the step taken",
             comparisons=len(rows),
             covers=_covers(steps),
@@ -111,8 +116,8 @@ def judge_groups(steps: Steps) -> dict[Group, Claim]:
     return claims
 
 
-def _group_sentence(key: Group, optimum: Estimate, sign: int) -> str:
-    name, block, part = key
+def _group_sentence(key: Group, part: str, optimum: Estimate, sign: int) -> str:
+    name, block, _ = key
     what = f"Along {part} directions of {block} the optimum of {name} is {_measured(optimum)} of the step it takes"
     if sign < 0 and optimum.high < 0.0:
         return f"{what}: its step raises the loss there at any length."
@@ -129,33 +134,55 @@ def _corrected_away(one: Estimate) -> str:
 def judge_ratios(steps: Steps) -> dict[Pair, Claim]:
     """Ask of every optimizer and block whether flat directions tolerate longer steps than sharp ones (χ̂ > 1).
 
-    Tested is log χ̂ where all of its interval is positive, else χ̂ − 1. Nothing is asked where an interval is open.
+    χ̂ > 1 where G_f K_s − G_s K_f is positive: that is what is tested. Where the flat group has no edge χ̂ is bounded
+    from below alone, and the claim's number is 1 − 1/χ̂. Nothing is asked where neither end is known.
     """
     found = {
-        (name, block): ratio
+        (name, block): (ratio, excess)
         for name, one in steps.optimizers.items()
         for block in one.blocks
-        if (ratio := bounded_ratio(one, block)) is not None
+        if (ratio := one.implied_ratio(block)) is not None
+        and ratio.low is not None
+        and (excess := one.implied_excess(block)) is not None
     }
-    signs = _decided({key: _tested(ratio) for key, ratio in found.items()})
-    return {
-        (name, block): make_claim(
-            (name, f"χ̂ of {block} at {_batch(steps)} a batch, minus 1: optimum of flat over that of sharp directions"),
-            (ratio.value - 1.0, ratio.low - 1.0, ratio.high - 1.0),
-            signs[name, block],
-            _ratio_sentence(name, block, ratio, signs[name, block]),
+    signs = _decided({key: excess for key, (_, excess) in found.items()})
+    claims = {}
+    for (name, block), (ratio, _) in found.items():
+        bounded, inverse = bounded_ratio(steps.optimizers[name], block), steps.optimizers[name].implied_inverse(block)
+        if bounded is not None:
+            quantity, number = f"χ̂ of {block}", (bounded.value - 1.0, bounded.low - 1.0, bounded.high - 1.0)
+        elif inverse is not None:
+            quantity = f"1 − 1/χ̂ of {block}"
+            number = (1.0 - inverse.value, 1.0 - inverse.high, 1.0 - inverse.low)
+        else:
+            continue
+        sign = 0 if number[1] <= 0.0 <= number[2] else signs[name, block]
+        minus = ", minus 1" if bounded is not None else ""
+        claims[name, block] = make_claim(
+            (name, f"{quantity} at {_batch(steps)} a batch{minus}: optimum of flat over that of sharp directions"),
+            number,
+            sign,
+            _ratio_sentence(name, block, bounded, ratio, sign),
             unit="",
             comparisons=len(found),
             covers=_covers(steps),
         )
-        for (name, block), ratio in found.items()
-    }
+    return claims
 
 
-def _ratio_sentence(name: str, block: str, ratio: Estimate, sign: int) -> str:
+def _ratio_sentence(name: str, block: str, bounded: Estimate | None, ratio: Ratio, sign: int) -> str:
     what = f"χ̂ of {block} under {name}{'' if base_name(name) == name else ', beyond the ratio it has,'}"
-    answer = f"not told from 1{_corrected_away(ratio)}" if sign == 0 else "above 1" if sign > 0 else "below 1"
-    return f"{what} is {_measured(ratio)}, {answer}."
+    if bounded is None:
+        answer = "not told from 1" if sign <= 0 else "above 1"
+        return f"{what} is at least {format_number(ratio.low, 2)} (95%), {answer}: its flat directions have no edge."
+    answer = f"not told from 1{_corrected_away(bounded)}" if sign == 0 else "above 1" if sign > 0 else "below 1"
+    return f"{what} is {_measured(bounded)}, {answer}."
+
+
+def least_ratio(one: OptimizerSteps, block: str) -> float:
+    """Return the lower end of χ̂ of a block; 0 where there is none."""
+    ratio = one.implied_ratio(block)
+    return 0.0 if ratio is None or ratio.low is None else ratio.low
 
 
 def bounded_ratio(one: OptimizerSteps, block: str) -> Estimate | None:
@@ -165,19 +192,6 @@ def bounded_ratio(one: OptimizerSteps, block: str) -> Estimate | None:
         return None
     value, stderr, low, high = (float(end or 0.0) for end in (ratio.value, ratio.stderr, ratio.low, ratio.high))
     return Estimate(value=value, stderr=stderr, low=low, high=high, num_samples=ratio.num_samples)
-
-
-def _tested(ratio: Estimate) -> Estimate:
-    """Return what is to be told from zero for a ratio to be told from one."""
-    if ratio.low <= 0.0:
-        return _moved(ratio, by=-1.0)
-    return Estimate(
-        value=math.log(ratio.value),
-        stderr=ratio.stderr / ratio.value,
-        low=math.log(ratio.low),
-        high=math.log(ratio.high),
-        num_samples=ratio.num_samples,
-    )
 
 
 def _moved(one: Estimate, *, factor: float = 1.0, by: float = 0.0) -> Estimate:
@@ -208,11 +222,11 @@ def _lead(steps: Steps, name: str, edges: Mapping[Pair, Claim], groups: Mapping[
     else:
         sentences = []
     if one.blocks:
-        sentences.append(_tolerances(name, one.blocks, groups))
+        sentences.append(_tolerances(name, one, groups))
     return " ".join(sentences)
 
 
-def _tolerances(name: str, blocks: Sequence[str], groups: Mapping[Group, Claim]) -> str:
+def _tolerances(name: str, one: OptimizerSteps, groups: Mapping[Group, Claim]) -> str:
     """Say along which groups an optimizer is past its own optimum, and along which it could be longer, at least."""
     own = {key[1:]: claim for key, claim in groups.items() if key[0] == name}
     raises = [key for key, claim in own.items() if claim.status == "fails" and claim.high < -1.0]
@@ -221,32 +235,32 @@ def _tolerances(name: str, blocks: Sequence[str], groups: Mapping[Group, Claim])
     much = {key: least for key, least in longer.items() if least >= _SEVERAL} or longer
     parts = []
     if raises:
-        parts.append(f"raises the loss along {_directions(raises, blocks)}")
+        parts.append(f"raises the loss along {_directions(raises, one)}")
     if past:
-        parts.append(f"is past its own optimum along {_directions(past, blocks)}")
+        parts.append(f"is past its own optimum along {_directions(past, one)}")
     if much:
         several = "several times " if min(much.values()) >= _SEVERAL else ""
-        parts.append(f"could step {several}longer along {_directions(much, blocks, much)}")
+        parts.append(f"could step {several}longer along {_directions(much, one, much)}")
     if not parts:
         return f"No group of directions of {name} is told from its own optimum; {_MORE}."
     text = ", ".join(parts[:-1]) + ", and " + parts[-1] if len(parts) > 1 else parts[0]
     return f"Each group of directions taken alone, {name} {text}."
 
 
-def _directions(keys: Iterable[Pair], blocks: Sequence[str], least: Mapping[Pair, float] | None = None) -> str:
+def _directions(keys: Iterable[Pair], one: OptimizerSteps, least: Mapping[Pair, float] | None = None) -> str:
     """Name groups of directions, (block, part): `sharp and middle directions of emb, and flat ones of ffn (≥3.2×)`.
 
     Args:
         keys: The groups.
-        blocks: All that there are: of most of them those are named that are left out.
+        one: Whose: of most of its blocks those are named that are left out.
         least: How long a step is at least, in multiples of the one taken.
     """
     named, parts_of = list(keys), dict[str, list[str]]()
-    for part in PARTS:
+    for part in dict.fromkeys((*PARTS, *JOINT_PARTS)):
         members = [block for block, own in named if own == part]
         if members:
             ends = {} if least is None else {block: least[block, part] for block in members}
-            parts_of.setdefault(_blocks(members, blocks, ends), []).append(part)
+            parts_of.setdefault(_blocks(members, one.blocks, ends), []).append(part_of(part, one))
     texts = [
         f"{join_names(parts)} {'ones' if place else 'directions'} of {where}"
         for place, (where, parts) in enumerate(parts_of.items())
@@ -318,6 +332,12 @@ def critical_multiple(critical: CriticalSteps | None) -> Estimate | None:
     )
 
 
+def critical_bound(critical: CriticalSteps) -> str:
+    """Write the least that the critical step is, where the interval of its inverse reaches zero; else nothing."""
+    ratio = critical.edge_ratio
+    return "" if ratio is None or ratio.low > 0.0 else f"≥ {format_number(1.0 / ratio.high, 2)}"
+
+
 def curvature_edge(one: OptimizerSteps) -> Estimate | None:
     """Return where the whole step's edge is by its curvature: twice its optimum."""
     return None if one.whole is None else _moved(one.whole, factor=2.0)
@@ -344,9 +364,9 @@ def _not_told(steps: Steps, name: str, groups: Mapping[Group, Claim]) -> list[Po
     ]
     sentences = []
     if untold:
-        sentences.append(f"{name} is not told from its own optimum along {_directions(untold, one.blocks)}: {_MORE}.")
+        sentences.append(f"{name} is not told from its own optimum along {_directions(untold, one)}: {_MORE}.")
     if edgeless:
-        along = _directions(edgeless, one.blocks)
+        along = _directions(edgeless, one)
         sentences.append(f"Of {name} no edge was found along {along}, whose curvature is not told from zero: ")
         sentences[-1] += f"{_MORE_EDGE}."
     return [Point(tone="plain", text=one_space(" ".join(sentences)))] if sentences else []
@@ -361,10 +381,14 @@ def _premise(steps: Steps, name: str, ratios: Mapping[Pair, Claim]) -> list[Poin
     holds, fails, untold = (
         [block for block, claim in own.items() if claim.status == status] for status in ("holds", "fails", "open")
     )
-    missing = [block for block in one.blocks if block not in own]
+    # Of a block without either group nothing is asked: the optimizer makes no difference between its directions.
+    both = [block for block in one.blocks if one.group(block, "sharp") and one.group(block, "flat")]
+    missing = [block for block in both if block not in own]
+    if not both:
+        return []
     parts = []
     if holds:
-        least = [f"{block} (≥{format_number(own[block].low + 1.0, 2)})" for block in holds]
+        least = [f"{block} (≥{format_number(least_ratio(one, block), 2)})" for block in holds]
         parts.append(f"holds in {join_names(least)}")
     if fails:
         parts.append(f"fails in {join_names(fails)}")
@@ -372,7 +396,8 @@ def _premise(steps: Steps, name: str, ratios: Mapping[Pair, Claim]) -> list[Poin
     if untold:
         why_open.append(f"in {join_names(untold)}, where χ̂ is not told from 1 ({_MORE})")
     if missing:
-        why_open.append(f"in {join_names(missing)}, whose sharp or flat directions have no edge ({_MORE_EDGE})")
+        where = _blocks(missing, one.blocks, {})
+        why_open.append(f"in {where}, whose sharp directions have no edge, or nothing bounds χ̂ ({_MORE_EDGE})")
     if why_open:
         parts.append(f"is open {' and '.join(why_open)}")
     premise = "LITE’s premise that flat directions tolerate longer steps than sharp ones, χ̂ times as long,"
@@ -399,7 +424,7 @@ def _line_checks(steps: Steps, name: str) -> list[Point]:
         text = f"Line checks: along every group of the mean step of {name} the quadratic holds up to the edge."
         return [Point(tone="plain", text=text, is_detail=True)]
     parts = [
-        f"{side} than its curvature says along {_directions(keys, steps.optimizers[name].blocks)}"
+        f"{side} than its curvature says along {_directions(keys, steps.optimizers[name])}"
         for side, keys in (("nearer", nearer), ("farther", farther))
         if keys
     ]
@@ -469,6 +494,11 @@ def _corrected(steps: Steps, questions: Mapping[str, Mapping[Group, Claim] | Map
 
 
 # Words
+
+
+def part_of(part: str, one: OptimizerSteps) -> str:
+    """Name a group of directions; where an optimizer orders none they are all in one."""
+    return part if one.bands is None or len({*one.bands.parts}) > 1 else "all"
 
 
 def rate_of(one: OptimizerSteps) -> str:

@@ -14,6 +14,7 @@ from tests.commands.running import BATCH, REPLAY, SUBSPACE, run
 pytestmark = pytest.mark.slow
 
 FEW = ("--top", "2", "--bottom", "1", "--probes", "2")
+CRITICAL = ("--critical-only", "--optimizers", "muon", "--lr", "0.01", "--warm-batches", "4")
 
 
 @pytest.fixture
@@ -35,11 +36,11 @@ def is_known_at_once(arguments: tuple[str, ...], *more: str) -> bool:
     return "already measured" in found.stderr and "parameters" not in found.stderr.splitlines()[0]
 
 
-@pytest.mark.parametrize("kind", ["spectrum", "subspace", "replay"])
+@pytest.mark.parametrize("kind", ["spectrum", "subspace", "steps", "replay"])
 def test_nothing_heavy_is_loaded_for_a_result_that_is_there(
     kind: str, tiny_llama: Path, text: Path, tmp_path: Path
 ) -> None:
-    own = {"spectrum": FEW, "subspace": SUBSPACE, "replay": REPLAY}[kind]
+    own = {"spectrum": FEW, "subspace": SUBSPACE, "steps": CRITICAL, "replay": REPLAY}[kind]
     arguments = [kind, str(tiny_llama), "--data", str(text), "--out", str(tmp_path / "out"), *BATCH, *own]
     first = run(*arguments)
     assert first.exit_code == 0, first.stderr

@@ -165,3 +165,12 @@ def test_names_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     name = "muon\x1b[31m"
     one = replace(make_optimizer("muon", blocks={"ffn": BLOCKS["ffn"]}))
     assert "\x1b[31m" not in "\n".join(shown(make_steps(optimizers={name: one}), 80, monkeypatch))
+
+
+def test_an_optimizer_that_orders_no_directions_has_one_column() -> None:
+    own = {"ffn": (Band("unordered", 1e-2, 5.0),), "out": (Band("unordered", 1e-2, None),)}
+    grid = grids(make_steps(optimizers={"sgd": make_optimizer("sgd", blocks=own)}))[0]
+    assert grid.header == ("sgd", "unordered")
+    assert [row[0] for row in grid.rows] == ["ffn", "out"]
+    assert grid.rows[0][1].startswith(("4.", "5."))
+    assert grid.rows[1][1] == "–"

@@ -8,6 +8,7 @@ import numpy as np
 from lite_probe.results.provenance import Note
 from lite_probe.results.replay import Recipe
 from lite_probe.results.steps import (
+    JOINT_PARTS,
     CriticalSteps,
     JointOptimum,
     LineCheck,
@@ -95,14 +96,14 @@ def make_critical(*middles: float, half: float = 0.02) -> CriticalSteps:
 
 
 def make_joint(blocks: Mapping[str, tuple[Band, ...]]) -> JointOptimum:
-    """Groups' multiples 0.5, 2, 4, 0.5, …; the flat group of ffn has a nearer edge, the middle one of emb a farther."""
+    """Groups' multiples 0.5, 2, 4, 0.5, …; the rest of ffn has a nearer edge, that of emb a farther."""
     groups = [
-        (block, part)
+        (block, name)
         for block, bands in blocks.items()
-        for part in ("sharp", "middle", "flat")
-        if any(PARTS.get(band.name, "sharp") == part for band in bands)
+        for name, parts in JOINT_PARTS.items()
+        if any(PARTS.get(band.name, "sharp") in parts for band in bands)
     ]
-    seen = {("ffn", "flat"): (0.02, 0.1), ("emb", "middle"): (-0.012, -0.008)}
+    seen = {("ffn", "rest"): (0.02, 0.1), ("emb", "rest"): (-0.012, -0.008)}
     checks = tuple(
         LineCheck(
             block=block,
@@ -113,7 +114,7 @@ def make_joint(blocks: Mapping[str, tuple[Band, ...]]) -> JointOptimum:
             at_edge=seen.get((block, part), (-0.0101, 0.001))[1],
         )
         for block, part in groups
-        if (block, part) != ("qk", "flat")
+        if (block, part) != ("qk", "rest")
     )
     count = len(groups)
     return JointOptimum(

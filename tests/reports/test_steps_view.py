@@ -12,7 +12,7 @@ from lite_probe.reports.sections.section import Part, describe
 from lite_probe.reports.sections.steps import SECTION
 from lite_probe.reports.sections.steps_figures import draw_critical, draw_profiles, interval_text
 from lite_probe.results.steps import Steps
-from tests.reports.steps_results import Band, make_critical, make_optimizer, make_steps
+from tests.reports.steps_results import RANKED, SHARED, Band, make_critical, make_optimizer, make_steps
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,12 @@ def test_the_band_table_has_every_number_and_its_interval(steps: Steps, part: Pa
         assert float(cells["curvature error (nats)"]) == pytest.approx(0.5 * (row.curvature.high - row.curvature.low))
         if row.optimum is None:
             assert cells["optimum (95%)"] == cells["optimum (95%) low"] == cells["edge (95%) high"] == ""
+            continue
+        assert float(cells["optimum (95%)"]) == row.optimum.value
+        assert float(cells["optimum (95%) low"]) == row.optimum.low
+        if row.optimum.value < 0.0:
+            assert cells["edge (95%)"] == ""
         else:
-            assert float(cells["optimum (95%)"]) == row.optimum.value
-            assert float(cells["optimum (95%) low"]) == row.optimum.low
             assert float(cells["edge (95%)"]) == 2.0 * row.optimum.value
             assert float(cells["edge (95%) high"]) == 2.0 * row.optimum.high
 
@@ -73,6 +76,9 @@ def test_groups_say_what_is_told(part: Part) -> None:
     assert answers["ffn", "sharp"] == "not told"
     assert answers["qk", "flat"] == "–"
     assert answers["out", "flat"] == "raises the loss"
+    out = next(row for row in shown(part, "groups") if (row["block"], row["directions"]) == ("out", "flat"))
+    assert out["optimum (95%)"].startswith("−1.967 (")
+    assert out["edge (95%)"] == "raises the loss"
 
 
 def test_blocks_have_ratio_premise_share_and_signal(part: Part) -> None:
@@ -278,3 +284,21 @@ def test_programs_get_null_where_nothing_was_measured() -> None:
     assert (muon["whole_optimum"], muon["joint"], muon["bands"], muon["blocks"]) == (None, None, [], {})
     assert muon["critical"]["held out"]["edge_ratio"] is None
     assert (told["implied_settings"], told["replay_command"], told["claims"]) == ({}, None, [])
+
+
+def test_names_of_many_bands_are_tilted(steps: Steps) -> None:
+    many = {"ffn": tuple(Band(name, 1e-2, 2.0) for name in (*RANKED[:3], *SHARED))}
+    found = make_steps(optimizers={"muon": make_optimizer("muon", blocks=many)})
+    assert draw_profiles(1, found)[0].figure["layout"]["xaxis"]["tickangle"] == -40
+    assert {one.figure["layout"]["xaxis"]["tickangle"] for one in draw_profiles(1, steps)} == {0}
+
+
+def test_a_critical_step_that_nothing_bounds_from_above_has_its_least() -> None:
+    """The interval of its inverse over four unlike batches reaches zero."""
+    critical = {"held out": make_critical(0.4, 20.0, 30.0, 40.0)}
+    found = make_steps(optimizers={"muon": make_optimizer("muon", critical=critical, critical_only=True)})
+    (row,) = shown(part_of(found), "critical")
+    assert row["critical step (95%)"] == "≥ 0.38"
+    drawing = draw_critical(1, found)
+    assert drawing is not None
+    assert drawing.summary.endswith("held out ≥ 0.38.")
