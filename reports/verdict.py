@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lite_probe.reports.numbers import count_of
 from lite_probe.results.claim import Claim
+from lite_probe.results.provenance import Provenance
 
 TONES = {"holds": "good", "fails": "caution"}  # of a claim's status; others are plain
 
@@ -81,5 +83,17 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def base_name(name: str) -> str:
-    """Return the optimizer that a LITE variant is a variant of; another's name is its own."""
-    return name.removesuffix("-lite")
+    """Return the optimizer that a LITE variant is a variant of, SAMuon among them; another's name is its own."""
+    return "muon" if name == "samuon" else name.removesuffix("-lite")
+
+
+def batch_words(provenance: Provenance) -> str:
+    """Say how large the training batches are, `1,024 tokens`; empty where that is not known.
+
+    Every verdict on LITE has it: whether LITE gains was seen to depend on it.
+    """
+    if not provenance.batch_size:
+        return ""
+    if provenance.seq_len is None:
+        return count_of(provenance.batch_size, "sample")
+    return count_of(provenance.batch_size * provenance.seq_len, "token")

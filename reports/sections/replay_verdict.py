@@ -20,7 +20,16 @@ from lite_probe.reports.numbers import (
     format_number,
     format_share,
 )
-from lite_probe.reports.verdict import TONES, Point, Verdict, base_name, join_names, make_claim, one_space
+from lite_probe.reports.verdict import (
+    TONES,
+    Point,
+    Verdict,
+    base_name,
+    batch_words,
+    join_names,
+    make_claim,
+    one_space,
+)
 from lite_probe.results.claim import Claim, decide
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import Replay
@@ -50,7 +59,8 @@ def judge_replay(replay: Replay) -> Verdict:
     names = finished(replay)
     points = [point for name in replay.optimizers for point in _divergence(replay, name)]
     points += _starts(replay)
-    points += [_against_base(replay, name, base) for name in names if (base := base_of(replay, name)) in names]
+    against = [_against_base(replay, name, base) for name in names if (base := base_of(replay, name)) in names]
+    points += [_at_batch(replay, point) for point in against]
     points += [*_between(replay), *_where(replay, names)]
     points += [*_manner(replay, names), *_theory(replay), *_ablations(replay, names)]
     points += _on_same_batches(replay, [claim for point in points for claim in point.claims])
@@ -448,6 +458,12 @@ def _span(replay: Replay, changes: Sequence[Estimate]) -> str:
 
 
 # What it rests on
+
+
+def _at_batch(replay: Replay, point: Point) -> Point:
+    """Say at which batch size a LITE variant was held against its base."""
+    batch = batch_words(replay.provenance)
+    return replace(point, text=f"{point.text} All at {batch} a batch.") if batch else point
 
 
 def _against_base(replay: Replay, name: str, base: str) -> Point:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from lite_probe.reports.numbers import count_of, format_count, format_measured_share, format_number, format_share
 from lite_probe.reports.sections.subspace_figures import format_ratio, upper_end
-from lite_probe.reports.verdict import Point, Verdict, base_name, join_names, make_claim, one_space
+from lite_probe.reports.verdict import Point, Verdict, base_name, batch_words, join_names, make_claim, one_space
 from lite_probe.results.blocks import order_blocks
 from lite_probe.results.claim import Claim, decide
 from lite_probe.results.estimate import Estimate, Ratio
@@ -144,6 +144,9 @@ def _assumption(found: SubspaceMeasurement, optimizer: str, answers: Mapping[tup
     elif statuses == {"holds"}:
         tone = "good"
     text = " ".join(sentences) or f"No block was calibrated for {optimizer}."
+    batch = batch_words(found.provenance)
+    if batch and claims:
+        text += f" Its state was warmed on batches of {batch}."
     return Point(tone=tone, text=text, claims=tuple(claims))
 
 

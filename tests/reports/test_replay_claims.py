@@ -226,7 +226,7 @@ def test_a_claim_decided_among_few_says_that_it_is_not_among_all() -> None:
     assert (claim.status, claim.comparisons) == ("holds", 1)
     assert compare_losses(found)["muon", "muon-lite"].status == "open"
     (text,) = [point.text for point in judge_replay(found).points if claim in point.claims]
-    assert text.endswith("Among the 6 comparisons of all optimizers it is not told.")
+    assert text.endswith("Among the 6 comparisons of all optimizers it is not told. All at 1,024 tokens a batch.")
 
 
 def test_the_verdict_says_once_what_was_corrected() -> None:

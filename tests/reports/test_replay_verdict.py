@@ -16,6 +16,8 @@ from lite_probe.results.replay import LinearTheory, Replay
 from tests.reports.fixtures import make_replay, make_sweep, with_same_batches
 from tests.reports.horizons import with_horizons
 
+BATCH = " All at 1,024 tokens a batch."  # what is said of LITE names the size of batches
+
 
 def lead(replay: Replay) -> str:
     return judge_replay(replay).lead.replace("\u00a0", " ")
@@ -74,7 +76,7 @@ def test_leads_with_who_ends_lowest_and_below_whom(found):
         "good",
         "muon-lite ends 0.0076 nats below muon (95%: 0.0065 to 0.0087). muon-lite makes 0.0077 nats more progress than "
         "muon along flat directions (95%: 0.0065 to 0.0089). muon-lite makes 1.01 × 10⁻⁴ nats less progress than muon "
-        "along the 10 sharp directions (95%: 0.37 × 10⁻⁴ to 1.66 × 10⁻⁴).",
+        f"along the 10 sharp directions (95%: 0.37 × 10⁻⁴ to 1.66 × 10⁻⁴).{BATCH}",
     )
 
 
@@ -101,7 +103,7 @@ def test_no_winner_is_named_within_rounding(same, seeds):
     tied = shifted(start, "muon-lite", [-1e-7] * 3)
     assert lead(tied).startswith("After 20 steps muon and muon-lite cannot be told apart and end 0.0")
     told = "muon-lite and muon cannot be told apart: their losses differ by rounding alone"
-    assert about(tied, "muon-lite and muon") == ("plain", f"{told}{' (1 seed)' if seeds == 1 else ''}.")
+    assert about(tied, "muon-lite and muon") == ("plain", f"{told}{' (1 seed)' if seeds == 1 else ''}.{BATCH}")
     assert outcome(tied)[1][5].tone == ""
     texts = (lead(tied), *(text for _, text in points(tied)))
     assert not [text for text in texts if "lowest," in text or " below muon" in text or "minus" in text]
@@ -145,7 +147,7 @@ def test_one_seed_claims_nothing():
     replay = make_replay(optimizers=("muon", "muon-lite"), seeds=1, ablations=True)
     assert lead(replay).startswith("After 20 steps muon-lite ends lowest, 0.03")
     assert lead(replay).endswith("it is one seed, which has no error, so that no difference is claimed.")
-    assert about(replay, "muon-lite minus muon")[1].endswith(" nats on one seed, which has no error.")
+    assert about(replay, "muon-lite minus muon")[1].endswith(f" nats on one seed, which has no error.{BATCH}")
     for text in (lead(replay), *(text for _, text in points(replay))):
         assert "±" not in text
         assert "not beyond" not in text
@@ -195,7 +197,7 @@ def test_divergence_names_optimizer_seed_and_step():
     apart = make_replay(
         optimizers=("muon", "muon-lite"), diverged=(("muon", 0, 1), ("muon-lite", 1, 1), ("muon-lite", 2, 1))
     )
-    assert ("caution", "muon-lite and muon have no seed that both finished.") in points(apart)
+    assert ("caution", f"muon-lite and muon have no seed that both finished.{BATCH}") in points(apart)
 
 
 def test_one_optimizer_rests_on_the_seeds_that_reached_the_end():
@@ -338,7 +340,7 @@ def test_allocations_that_miss_the_change_are_not_taken_for_it(found):
     assert {claim.subject for claim in judge_replay(wrong).claims if "progress" in claim.quantity} == {"muon-lite"}
     # Where the difference fell is told by the parts of both.
     assert about(wrong, "muon-lite ends")[1].endswith(
-        " Where the difference falls cannot be told: the allocations do not account for the loss changes."
+        f" Where the difference falls cannot be told: the allocations do not account for the loss changes.{BATCH}"
     )
     rows = outcome(wrong)
     assert [row[8].text == "–" for row in rows] == [True, False]
