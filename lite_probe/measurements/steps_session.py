@@ -7,7 +7,7 @@ products. What a batch gives is a few numbers per band, which are kept; directio
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -127,7 +127,8 @@ class Effort:
         is_whole = not request.critical_only
         parts = len(split_rows(task.evaluation, request.step_batches))
         profile = count * (len(blocks) + 1.0) * request.step_batches / parts if is_whole else 0.0
-        joint = count * float(len(JOINT_PARTS) * len(blocks)) if is_whole else 0.0
+        share = len(list(task.evaluation)[::2]) / batches
+        joint = share * count * len(JOINT_PARTS) * len(blocks) if is_whole else 0.0
         sets = 2 + bool(request.relative)
         forwards = sets * count * request.critical_batches * _FORWARDS / batches
         return cls(
@@ -245,6 +246,9 @@ class StepsSession:
         self._done = 0.0
         self._expected = sum(effort.products.values()) + effort.gradients * self._gradient_cost + effort.forwards / 6.0
         self._counts: dict[int, int] = {}
+        # The joint optimum is asked of every other evaluation batch: its products are most of what is spent.
+        self._joint_task = replace(task, evaluation=list(task.evaluation)[::2])
+        self._joint_point: Point
         # Muon's state on either half of the warm-up batches, to tell signal from noise.
         self._halves: list[LiteOptimizer] = []
         self._fed = 0
@@ -511,10 +515,12 @@ class StepsSession:
     def _joints(self, steppers: Sequence[_Stepper]) -> dict[str, JointOptimum]:
         """Return every optimizer's joint optimum."""
         found = {}
+        self._joint_point = evaluate(self._joint_task, self.layout)
         for one in steppers:
             kept = self.run_state.stage(f"joint-{one.name}", "steps-joint", partial(self._joint, one))
             found[one.name] = kept.joint
-            self.products["joint optimum"] += len(kept.joint.blocks)
+            share = len(self._joint_task.evaluation) / len(self.task.evaluation)
+            self.products["joint optimum"] += len(kept.joint.blocks) * share
         return found
 
     def _joint(self, one: _Stepper) -> _FinishedJoint:
@@ -530,15 +536,14 @@ class StepsSession:
         groups = [group for group in groups if group[2]]
         size = len(groups)
         gains, curvatures = np.zeros(size), np.zeros((size, size))
-        for batch in self.task.evaluation:
-            share = self._count(batch) / self._total
+        for batch in self._joint_task.evaluation:
             with self._graph(batch) as operator:
                 hessian = operator(self.layout)
                 for row, (block, _, places) in enumerate(groups):
                     image = hessian.matvec(self._direction(one, block, places))
-                    curvatures[row] += self._by_group(one, groups, image) / self._total
-                    self._tell(share, f"{one.name} · joint optimum")
-        gains = -self._by_group(one, groups, self.point.gradient)
+                    curvatures[row] += self._by_group(one, groups, image) / self._joint_point.count
+                    self._tell(1.0 / len(self.task.evaluation), f"{one.name} · joint optimum")
+        gains = -self._by_group(one, groups, self._joint_point.gradient)
         checks = []
         for row, (block, part, places) in enumerate(groups):
             gain, curvature = float(gains[row]), float(curvatures[row, row])
@@ -555,7 +560,7 @@ class StepsSession:
                     at_edge=self._change_at(direction, 2.0 * optimum),
                 )
             )
-            self._tell(1.0 / 3.0, f"{one.name} · line check")
+            self._tell(len(self._joint_task.evaluation) / len(self.task.evaluation) / 3.0, f"{one.name} · line check")
         tried = [(ridge, *joint_optimum(gains, curvatures, ridge)) for ridge in RIDGES]
         changes = [self._change_at(self._combined(one, groups, multiples), 1.0) for _, multiples, _ in tried]
         best = int(np.argmin(changes))
@@ -604,10 +609,11 @@ class StepsSession:
         return np.array([sum(products[place] for place in places) for _, _, places in groups])
 
     def _change_at(self, direction: Tensor, multiple: float) -> float:
-        """Return the change of the loss on all evaluation batches. Cost: a forward pass."""
-        counts = [self._count(batch) for batch in self.task.evaluation]
-        losses = [self._loss_at(batch, direction, multiple) for batch in self.task.evaluation]
-        changed = float(np.dot(losses, counts)) / sum(counts) - self.loss
+        """Return the change of the loss on the batches of the joint optimum. Cost: a forward pass."""
+        batches = self._joint_task.evaluation
+        counts = [self._count(batch) for batch in batches]
+        losses = [self._loss_at(batch, direction, multiple) for batch in batches]
+        changed = float(np.dot(losses, counts)) / sum(counts) - self._joint_point.loss
         if not math.isfinite(changed):
             return 1e30
         return changed

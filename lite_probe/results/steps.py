@@ -46,7 +46,7 @@ class LineCheck:
 
     block: str
     part: str  # "sharp", or "rest": middle and flat
-    optimum: float  # multiple of the mean step, from its own gain and curvature on all evaluation batches
+    optimum: float  # multiple of the mean step, from its own gain and curvature
     predicted: float  # change of the loss at the optimum by the quadratic; at the edge it is 0
     at_optimum: float  # change that two evaluations of the loss find
     at_edge: float
@@ -65,7 +65,7 @@ class JointOptimum:
     """The multiples of k groups of the mean step that lower the quadratic model the most together.
 
     c = argmin −Gᵀc + ½cᵀ(A₊ + ridge)c, with A₊ the positive semidefinite part of the exact A = DᵀHD, at the one of some
-    ridges for which the loss itself is lowest.
+    ridges for which the loss itself is lowest. All on every other evaluation batch.
     """
 
     blocks: tuple[str, ...]  # (k,)

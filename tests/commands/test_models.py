@@ -1,4 +1,4 @@
-"""Subspace and replay of a mixture of experts, of a GPT-2, of a nanoGPT checkpoint, and of a vision task."""
+"""Subspace, replay and steps of a mixture of experts, of a GPT-2, of a nanoGPT checkpoint, and of a vision task."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,7 @@ from lite_probe.commands.main import cli
 pytestmark = pytest.mark.slow
 
 SHORT = ["--probes", "3", "--warm-batches", "4"]
+STEPS = ["--step-batches", "16", "--critical-batches", "2", "--warm-batches", "4", "--lr", "0.002"]
 REPLAY = ["--steps", "3", "--seeds", "2", "--warm-batches", "4", "--lr", "0.002"]
 WINDOWS = ["--tokenizer", "bytes", "--seq-len", "16", "--batch-size", "4", "--batches", "2"]
 
@@ -83,6 +84,17 @@ def printed(*arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
+def check_steps(steps: Any, blocks: set[str]) -> None:
+    assert set(steps["optimizers"]) == {"adamw", "muon", "soap"}
+    for found in steps["optimizers"].values():
+        assert set(found["blocks"]) == blocks
+        assert sum(row["dimensions"] for row in found["bands"]) == steps["num_parameters"]
+        gains = [row["gain"]["value"] for row in found["bands"]]
+        assert any(gain > 0.0 for gain in gains)
+        assert set(found["critical"]) == {"own batch", "held out"}
+        assert found["joint"]["change"] <= found["joint"]["own_change"] + 1e-6
+
+
 def check(subspace: Any, replay: Any, blocks: set[str]) -> None:
     for calibration in subspace["calibrations"].values():
         assert set(calibration["blocks"]) == blocks
@@ -105,6 +117,7 @@ def test_language_models(make: Any, tmp_path: Path, text: Path) -> None:
     replay = printed("replay", *common, *REPLAY)
     blocks = {"emb", "qk", "vo", "ffn", "norm"} | ({"router", "out"} if make is qwen2_moe else set())
     check(subspace, replay, blocks)
+    check_steps(printed("steps", *common, *STEPS), blocks)
     assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -150,3 +163,4 @@ def test_a_vision_task(tmp_path: Path) -> None:
     subspace = printed("subspace", *common, *SHORT)
     replay = printed("replay", *common, *REPLAY)
     check(subspace, replay, {"ffn", "out"})
+    check_steps(printed("steps", *common, *STEPS), {"ffn", "out"})

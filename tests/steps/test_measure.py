@@ -14,8 +14,11 @@ from lite_probe.errors import InputError, UsageError
 from lite_probe.measurements.requests.steps import StepsRequest
 from lite_probe.measurements.steps import measure_steps
 from lite_probe.operators.hessian import HessianOperator
+from lite_probe.replays import SavedOptimizer
 from lite_probe.results.steps import Steps
+from lite_probe.subspaces import own_gradients, set_gradients
 from lite_probe.task import Task
+from lite_probe.vectors.layout import ParameterLayout
 from tests.replays.conftest import with_training
 
 pytestmark = pytest.mark.slow
@@ -264,3 +267,26 @@ def test_models_of_every_make(name: str) -> None:
         assert sum(row.dimensions for row in one.rows) == found.num_parameters
         # The parts of a step add up to it.
         np.testing.assert_allclose(one.gains.sum(axis=1), one.whole_gains, rtol=1e-3, atol=1e-6)
+
+
+def test_a_state_of_the_checkpoint_is_gone_on_from() -> None:
+    task = with_training("llama", 60)
+    parameters = ParameterLayout(list(task.model.named_parameters())).parameters
+    optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3, betas=(0.8, 0.9))
+    start = [parameter.detach().clone() for parameter in parameters]
+    with own_gradients(parameters):
+        for batch in task.train[:5]:
+            set_gradients(task, parameters, batch, "a batch")
+            optimizer.step()
+    with torch.no_grad():
+        for parameter, value in zip(parameters, start, strict=True):
+            parameter.copy_(value)
+    saved = SavedOptimizer(states=[optimizer.state_dict()], step=5)
+    found = measure_steps(task, ["adamw"], **asked(lr={"adamw": "checkpoint"}, saved=saved))
+    recipe = found.optimizers["adamw"].recipe
+    assert (recipe.state, recipe.lr, recipe.lr_source) == ("checkpoint", 1e-3, "checkpoint")
+    assert (recipe.hyperparameters["adamw_beta1"], recipe.hyperparameters["adamw_beta2"]) == (0.8, 0.9)
+    other = measure_steps(task, ["adamw"], **asked(lr=1e-3))
+    assert other.optimizers["adamw"].recipe.state == "warm"
+    assert found.fingerprint != other.fingerprint
+    assert not np.array_equal(found.optimizers["adamw"].gains, other.optimizers["adamw"].gains)
