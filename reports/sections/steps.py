@@ -28,7 +28,6 @@ from lite_probe.reports.sections.steps_figures import (
 )
 from lite_probe.reports.sections.steps_settings import doubtful, implied_settings, replay_command
 from lite_probe.reports.sections.steps_verdict import (
-    critical_bound,
     critical_multiple,
     critical_words,
     curvature_edge,
@@ -325,7 +324,7 @@ def explanations(steps: Steps) -> list[str]:
             "signal: leading singular directions that two halves of the batches agree on (random matrices)"
         )
         found.append(
-            "joint: multiples of the mean step that lower the loss together, sharp/rest; line: by the loss "
+            "joint: multiples of the mean step that lower the loss together, sharp/non-sharp; line: by the loss "
             "= the quadratic holds up to the edge, < the edge is nearer, > farther"
         )
     return found
@@ -490,7 +489,7 @@ def line_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         (Column("quadratic", is_text=True, hint="as far as the edge"), answer),
     ]
     rows = [
-        (label, (name, block, part, multiple, one.joint.check(block, part)))
+        (label, (name, block, part_of(part, one), multiple, one.joint.check(block, part)))
         for label, found in labelled
         for name, one in found.optimizers.items()
         if one.joint is not None
@@ -563,9 +562,6 @@ def critical_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
     def words(row: Row) -> str:
         return MISSING if row[2] is None else critical_words(row[2])
 
-    def bound(row: Row) -> str:
-        return MISSING if row[2] is None else critical_bound(row[2]) or MISSING
-
     def found(row: Row) -> Cell:
         critical = row[2]
         if critical is None:
@@ -581,7 +577,7 @@ def critical_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         (Column("lr"), lambda row: number_cell(row[3].recipe.lr, 3)),
         (Column("on", is_text=True), lambda row: text_cell(row[1])),
         *_interval("step / critical (95%)", ratio, missing=words, hint="1: a longer step raises the loss"),
-        *_interval("critical step (95%)", multiple, missing=bound, hint="in multiples of the step taken"),
+        *_interval("critical step (95%)", multiple, missing=lambda row: MISSING, hint="in multiples of the step taken"),
         (Column("found", hint="batches on which there is a critical step"), found),
         (Column("evaluations", hint="of the loss"), evaluations),
     ]

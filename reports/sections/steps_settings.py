@@ -65,7 +65,7 @@ def replay_command(steps: Steps) -> str:
 
 
 def doubtful(steps: Steps) -> str:
-    """Say which implied ratios may be too large, since the loss rises before the edge where directions are not sharp.
+    """Say which implied ratios may be too large, since the loss rises before the edge along non-sharp directions.
 
     Empty where none is.
     """
@@ -80,9 +80,7 @@ def doubtful(steps: Steps) -> str:
     if not found:
         return ""
     where = join_names(found)
-    return (
-        f"Along directions that are not sharp the edge is nearer than curvature says {where}: less may be better there."
-    )
+    return f"Along non-sharp directions the edge is nearer than curvature says {where}: less may be better there."
 
 
 def task_words(command: str) -> list[str]:
