@@ -173,8 +173,10 @@ def judge_ratios(steps: Steps) -> dict[Pair, Claim]:
 def _ratio_sentence(name: str, block: str, bounded: Estimate | None, ratio: Ratio, sign: int) -> str:
     what = f"χ̂ of {block} under {name}{'' if base_name(name) == name else ', beyond the ratio it has,'}"
     if bounded is None:
-        answer = "not told from 1" if sign <= 0 else "above 1"
-        return f"{what} is at least {format_number(ratio.low, 2)} (95%), {answer}: its flat directions have no edge."
+        least = f"{what} is at least {format_number(ratio.low, 2)} (95%)"
+        after = " after correction" if ratio.low is not None and ratio.low > 1.0 else ""
+        answer = "above 1" if sign > 0 else f"not told from 1{after}"
+        return f"{least}, {answer}: its flat directions have no edge."
     answer = f"not told from 1{_corrected_away(bounded)}" if sign == 0 else "above 1" if sign > 0 else "below 1"
     return f"{what} is {_measured(bounded)}, {answer}."
 

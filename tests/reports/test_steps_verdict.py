@@ -123,6 +123,21 @@ def test_a_flat_group_without_an_edge_bounds_the_ratio_from_below(steps: Steps, 
     assert claim.sentence in text_of(verdict, is_detail=True)
 
 
+def test_a_ratio_bounded_from_below_alone_is_decided_with_all_others() -> None:
+    names = ("emb", "qk", "vo", "ffn", "norm", "out")
+    own = (Band("1–10%", 1e-2, 1.0), Band("10–40%", 1e-2, 1.0), Band("40–100%", 1e-2, 2.2, noise=2.7))
+    found = only(make_optimizer("muon", blocks=dict.fromkeys(names, own), seed=10))
+    claims = {block: claim for (_, block), claim in judge_ratios(found).items()}
+    assert {claims[block].status for block in ("vo", "ffn")} == {"open"}
+    assert claims["vo"].low > 0.0 > claims["ffn"].low
+    assert claims["vo"].sentence == (
+        "χ̂ of vo under muon is at least 1.2 (95%), not told from 1 after correction: its flat directions have no edge."
+    )
+    assert claims["ffn"].sentence == (
+        "χ̂ of ffn under muon is at least 0.81 (95%), not told from 1: its flat directions have no edge."
+    )
+
+
 def test_a_sharp_group_without_an_edge_leaves_the_premise_open() -> None:
     edgeless = (Band("1–10%", 1e-2, None), Band("10–40%", 1e-2, 2.0), Band("40–100%", 1e-2, 8.0))
     found = only(make_optimizer("muon", blocks={"qk": edgeless, "ffn": BLOCKS["ffn"]}))
