@@ -31,6 +31,7 @@ from lite_probe.reports.sections.steps_verdict import (
     critical_multiple,
     critical_words,
     curvature_edge,
+    interval_of,
     judge_groups,
     judge_ratios,
     judge_steps,
@@ -207,8 +208,16 @@ def whole_step(name: str, one: OptimizerSteps) -> str:
 
 
 def _uncertain(one: Estimate) -> str:
-    """Write a value and half of its 95% interval; a single batch has none."""
-    return format_number(one.value, 2) if one.num_samples == 1 else format_uncertain(one.value, half_of(one))
+    """Write a value and half of its 95% interval, or both ends where that half is nearly the value.
+
+    A single batch has no interval.
+    """
+    if one.num_samples == 1:
+        return format_number(one.value, 2)
+    if half_of(one) > _REACHES * one.value:
+        value, interval = interval_of(one)
+        return f"{value} (95%: {interval})"
+    return format_uncertain(one.value, half_of(one))
 
 
 def half_of(one: Estimate) -> float:

@@ -62,6 +62,12 @@ def test_where_there_is_no_critical_step_words_say_so(monkeypatch: pytest.Monkey
     assert lines[0] == "muon at 0.0078: the whole step is 0.25 of the critical one held out"
 
 
+def test_an_edge_ratio_that_reaches_far_has_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    far = make_optimizer("muon", critical={"held out": make_critical(0.4, 20.0, 30.0, 40.0)}, critical_only=True)
+    lines = shown(make_steps(optimizers={"muon": far}), 120, monkeypatch)
+    assert lines[0] == "muon at 0.0078: the whole step is 0.10 (95%: 0.0033 to 3.1) of the critical one held out"
+
+
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("which", ["steps", "noisy"])
 def test_tables_fit_and_are_not_cut(
