@@ -329,8 +329,9 @@ def explanations(steps: Steps) -> list[str]:
             "≥: its lower end, where that half is nearly the value"
         )
         found.append(
-            "χ̂: c* of flat over that of sharp directions; r̂_s: share of directions with c* below half the flat one; "
-            "signal: leading singular directions that two halves of the batches agree on (random matrices)"
+            "χ̂: c* of flat over that of sharp directions, ≥: its lower end, where flat ones have no edge; r̂_s: share "
+            "of directions with c* below half the flat one; signal: leading singular directions that two halves of the "
+            "batches agree on (random matrices)"
         )
         found.append(
             "joint: multiples of the mean step that lower the loss together, sharp/non-sharp; line: by the loss "
@@ -504,7 +505,9 @@ def line_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         if one.joint is not None
         for block, part, multiple in zip(one.joint.blocks, one.joint.parts, one.joint.multiples.tolist(), strict=True)
     ]
-    caption = "The mean step by groups: joint multiples, and line checks of each one’s optimum and edge."
+    caption = (
+        "The mean step by groups, sharp and non-sharp: joint multiples, and line checks of each one’s optimum and edge."
+    )
     return _listed("steps-lines", caption, columns, rows, is_alone=is_alone)
 
 

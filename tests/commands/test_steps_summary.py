@@ -153,6 +153,8 @@ def test_what_stands_in_the_tables_is_explained_below(steps: Steps, monkeypatch:
         "half of the 95% interval",
         "the band raises the loss",
         "= the quadratic holds up to",
+        "≥: its lower end, where flat ones have no edge",
+        "lower the loss together, sharp/non-sharp",
     ):
         assert words in said
     only = make_steps(optimizers={"muon": make_optimizer("muon", critical_only=True)})

@@ -104,6 +104,7 @@ def test_blocks_have_ratio_premise_share_and_signal(part: Part) -> None:
 def test_line_checks_and_joint_multiples_have_a_table(part: Part) -> None:
     rows = {(row["block"], row["directions"]): row for row in shown(part, "lines") if row["optimizer"] == "muon"}
     assert {directions for _, directions in rows} == {"sharp", "non-sharp"}
+    assert "by groups, sharp and non-sharp: joint multiples" in part.view["tables"]["lines"].caption
     assert rows["ffn", "non-sharp"]["quadratic"] == "edge is nearer"
     assert rows["emb", "non-sharp"]["quadratic"] == "edge is farther"
     assert rows["emb", "sharp"]["quadratic"] == "holds"
