@@ -127,7 +127,7 @@ class ReplayPlan(Plan[Replay]):
                 name: partial(one.make, task, request.hyperparameters.get(name, {}))
                 for name, one in {**entrants, bands: entrants.get(bands, Entrant(bands))}.items()
             }
-            costs, start, evaluated = planning.measure_costs(task, layout, splits, makers, on_progress)
+            costs, start, evaluated = planning.measure_costs(task, layout, splits.warm[0], makers, on_progress)
             if request.horizon:
                 costs = planning.with_products(task, layout, start, costs)
         require_same_task(spectrum, task, loss=evaluated)

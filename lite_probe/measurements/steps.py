@@ -121,7 +121,7 @@ class StepsPlan(Plan[Steps]):
             makers = {
                 name: partial(one.make, task, request.hyperparameters.get(name, {})) for name, one in entrants.items()
             }
-            costs, _, _ = planning.measure_costs(task, layout, splits, makers, on_progress)
+            costs, _, _ = planning.measure_costs(task, layout, splits.warm[0], makers, on_progress)
             evaluated = loss_and_gradient(task, layout, "evaluation")
             curvature = None if request.critical_only else probe_costs(task, layout, evaluated, "evaluation", "hessian")
         names = [name for name in entrants if name not in _inherited(task, request)]

@@ -310,7 +310,8 @@ class StepsSession:
             if not isinstance(optimizer, LiteOptimizer):
                 raise TypeError(f"expected an optimizer of lite-probe, got {type(optimizer).__name__}")
             load_state(optimizer, one.state)
-            blocks, table = [], None
+            blocks: list[BlockBands] = []
+            table: StepBands | None = None
             if not self.request.critical_only:
                 blocks, table = cut_step_bands(named, optimizer.directions(), optimizer=name)
             steppers.append(

@@ -13,12 +13,12 @@ from lite_probe.optim.interface import Replayable
 from lite_probe.replays.allocation import Point, Rule, evaluate
 from lite_probe.replays.horizon import WITHOUT, logged_steps
 from lite_probe.replays.runner import FIRST
-from lite_probe.replays.segments import BatchSplits, measured_split
+from lite_probe.replays.segments import measured_split
 from lite_probe.runtime.memory import peak_during
 from lite_probe.spectra.costs import probe_costs
 from lite_probe.subspaces import set_gradients, warm
 from lite_probe.subspaces.bands import EDGES
-from lite_probe.task import Task
+from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
 
 _SWEPT = 4  # learning rates that a sweep usually takes
@@ -44,19 +44,18 @@ class Costs:
 def measure_costs(
     task: Task,
     layout: ParameterLayout,
-    batches: BatchSplits,
+    batch: Batch,
     makers: Mapping[str, Callable[[], Replayable]],
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Costs, Point, float]:
-    """Time a gradient of each kind and a step of each optimizer, at θ₀.
+    """Time a gradient of each kind and a step of each optimizer on a training batch, at θ₀.
 
     Returns them with loss and gradient on the batches that a replay's losses are of, and the loss on the evaluation
     batches. `on_progress` is told of `(done, total, label)` after each.
 
     Cost: two evaluation gradients, three training gradients per optimizer and as many steps.
     """
-    batch, split = batches.warm[0], measured_split(task)
-    total = 2 + len(makers)
+    split, total = measured_split(task), 2 + len(makers)
 
     def tell(done: int, label: str) -> None:
         if on_progress is not None:

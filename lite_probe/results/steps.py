@@ -358,7 +358,7 @@ class _Fit:
         columns = list(places)
         own, count = gains[:, columns], len(gains)
         design, seen = signs[:, columns], images[:, columns]
-        inverse = np.linalg.pinv(design)  # (B', M)
+        inverse = np.asarray(np.linalg.pinv(design), dtype=np.float64)  # (B', M)
         coefficients = inverse @ seen
         leverage = np.einsum("mb,bm->m", design, inverse)
         residuals = (seen - design @ coefficients) / (np.maximum(1.0 - leverage, 1e-12) ** 0.75)[:, None]

@@ -66,7 +66,7 @@ def cut_step_bands(
         names = {one.piece.name for one in members}
         layout = ParameterLayout([(name, parameter) for name, parameter in named_parameters if name in names])
         keys = _keys(members)
-        present = sorted({int(key) for one in keys for key in one.unique().tolist()})
+        present = sorted({int(key) for one in keys for key in torch.unique(one).tolist()})
         sizes = [_dimensions(members, keys, key) for key in present]
         edges = np.concatenate([[0.0], np.cumsum(sizes) / sum(sizes)])
         rows += [

@@ -28,10 +28,10 @@ from lite_probe.reports.sections.steps_figures import (
 )
 from lite_probe.reports.sections.steps_settings import doubtful, implied_settings, replay_command
 from lite_probe.reports.sections.steps_verdict import (
-    critical_bound,
     critical_multiple,
     critical_words,
     curvature_edge,
+    interval_of,
     judge_groups,
     judge_ratios,
     judge_steps,
@@ -208,8 +208,16 @@ def whole_step(name: str, one: OptimizerSteps) -> str:
 
 
 def _uncertain(one: Estimate) -> str:
-    """Write a value and half of its 95% interval; a single batch has none."""
-    return format_number(one.value, 2) if one.num_samples == 1 else format_uncertain(one.value, half_of(one))
+    """Write a value and half of its 95% interval, or both ends where that half is nearly the value.
+
+    A single batch has no interval.
+    """
+    if one.num_samples == 1:
+        return format_number(one.value, 2)
+    if half_of(one) > _REACHES * one.value:
+        value, interval = interval_of(one)
+        return f"{value} (95%: {interval})"
+    return format_uncertain(one.value, half_of(one))
 
 
 def half_of(one: Estimate) -> float:
@@ -321,11 +329,12 @@ def explanations(steps: Steps) -> list[str]:
             "≥: its lower end, where that half is nearly the value"
         )
         found.append(
-            "χ̂: c* of flat over that of sharp directions; r̂_s: share of directions with c* below half the flat one; "
-            "signal: leading singular directions that two halves of the batches agree on (random matrices)"
+            "χ̂: c* of flat over that of sharp directions, ≥: its lower end, where flat ones have no edge; r̂_s: share "
+            "of directions with c* below half the flat one; signal: leading singular directions that two halves of the "
+            "batches agree on (random matrices)"
         )
         found.append(
-            "joint: multiples of the mean step that lower the loss together, sharp/rest; line: by the loss "
+            "joint: multiples of the mean step that lower the loss together, sharp/non-sharp; line: by the loss "
             "= the quadratic holds up to the edge, < the edge is nearer, > farther"
         )
     return found
@@ -490,13 +499,15 @@ def line_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         (Column("quadratic", is_text=True, hint="as far as the edge"), answer),
     ]
     rows = [
-        (label, (name, block, part, multiple, one.joint.check(block, part)))
+        (label, (name, block, part_of(part, one), multiple, one.joint.check(block, part)))
         for label, found in labelled
         for name, one in found.optimizers.items()
         if one.joint is not None
         for block, part, multiple in zip(one.joint.blocks, one.joint.parts, one.joint.multiples.tolist(), strict=True)
     ]
-    caption = "The mean step by groups: joint multiples, and line checks of each one’s optimum and edge."
+    caption = (
+        "The mean step by groups, sharp and non-sharp: joint multiples, and line checks of each one’s optimum and edge."
+    )
     return _listed("steps-lines", caption, columns, rows, is_alone=is_alone)
 
 
@@ -563,9 +574,6 @@ def critical_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
     def words(row: Row) -> str:
         return MISSING if row[2] is None else critical_words(row[2])
 
-    def bound(row: Row) -> str:
-        return MISSING if row[2] is None else critical_bound(row[2]) or MISSING
-
     def found(row: Row) -> Cell:
         critical = row[2]
         if critical is None:
@@ -581,7 +589,7 @@ def critical_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         (Column("lr"), lambda row: number_cell(row[3].recipe.lr, 3)),
         (Column("on", is_text=True), lambda row: text_cell(row[1])),
         *_interval("step / critical (95%)", ratio, missing=words, hint="1: a longer step raises the loss"),
-        *_interval("critical step (95%)", multiple, missing=bound, hint="in multiples of the step taken"),
+        *_interval("critical step (95%)", multiple, missing=lambda row: MISSING, hint="in multiples of the step taken"),
         (Column("found", hint="batches on which there is a critical step"), found),
         (Column("evaluations", hint="of the loss"), evaluations),
     ]

@@ -23,7 +23,6 @@ from lite_probe.reports.drawing import (
 )
 from lite_probe.reports.numbers import format_number
 from lite_probe.reports.sections.steps_verdict import (
-    critical_bound,
     critical_multiple,
     critical_words,
     curvature_edge,
@@ -206,7 +205,7 @@ def draw_critical(number: int, steps: Steps) -> Drawing | None:
         )
         for name, (mean, one, _) in zip(names, found, strict=True):
             if one is not None:
-                words = critical_words(one) or critical_bound(one) or interval_text(mean)
+                words = critical_words(one) or interval_text(mean)
                 sentences[name] += f" {where_of(kind)} {words};"
     if has_curvature:
         rows = row_of(names, len(kinds), count, 0.6)

@@ -24,9 +24,9 @@ Settings = Mapping[str, Mapping[str, Mapping[str, float]]]  # optimizer → hype
 def implied_settings(steps: Steps) -> Settings:
     """Return LITE's settings per optimizer, for the blocks whose χ̂ is told from 1.
 
-    χ̂ becomes `flat_lr_ratio`, at least 1, to two digits, or its lower end where it has no other. The share of directions
-    in its leading bands whose optimum is below half the flat one's becomes `sharp_ratio` where there are some. Other
-    blocks keep LITE's defaults.
+    χ̂ becomes `flat_lr_ratio`, at least 1, to two digits, or its lower end where it has no other. The share of
+    directions in its leading bands whose optimum is below half the flat one's becomes `sharp_ratio` where there are
+    some. Other blocks keep LITE's defaults.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for (name, block), claim in judge_ratios(steps).items():
@@ -65,7 +65,7 @@ def replay_command(steps: Steps) -> str:
 
 
 def doubtful(steps: Steps) -> str:
-    """Say which implied ratios may be too large, since the loss rises before the edge where directions are not sharp.
+    """Say which implied ratios may be too large, since the loss rises before the edge along non-sharp directions.
 
     Empty where none is.
     """
@@ -80,9 +80,7 @@ def doubtful(steps: Steps) -> str:
     if not found:
         return ""
     where = join_names(found)
-    return (
-        f"Along directions that are not sharp the edge is nearer than curvature says {where}: less may be better there."
-    )
+    return f"Along non-sharp directions the edge is nearer than curvature says {where}: less may be better there."
 
 
 def task_words(command: str) -> list[str]:

@@ -173,8 +173,10 @@ def judge_ratios(steps: Steps) -> dict[Pair, Claim]:
 def _ratio_sentence(name: str, block: str, bounded: Estimate | None, ratio: Ratio, sign: int) -> str:
     what = f"χ̂ of {block} under {name}{'' if base_name(name) == name else ', beyond the ratio it has,'}"
     if bounded is None:
-        answer = "not told from 1" if sign <= 0 else "above 1"
-        return f"{what} is at least {format_number(ratio.low, 2)} (95%), {answer}: its flat directions have no edge."
+        least = f"{what} is at least {format_number(ratio.low, 2)} (95%)"
+        after = " after correction" if ratio.low is not None and ratio.low > 1.0 else ""
+        answer = "above 1" if sign > 0 else f"not told from 1{after}"
+        return f"{least}, {answer}: its flat directions have no edge."
     answer = f"not told from 1{_corrected_away(bounded)}" if sign == 0 else "above 1" if sign > 0 else "below 1"
     return f"{what} is {_measured(bounded)}, {answer}."
 
@@ -321,7 +323,7 @@ def _by_curvature(steps: Steps, name: str) -> list[Point]:
 def critical_multiple(critical: CriticalSteps | None) -> Estimate | None:
     """Return the critical step in multiples of the step taken, from its inverse; None where some batch has none."""
     ratio = None if critical is None else critical.edge_ratio
-    if ratio is None or ratio.low <= 0.0:
+    if ratio is None:
         return None
     return Estimate(
         value=1.0 / ratio.value,
@@ -330,12 +332,6 @@ def critical_multiple(critical: CriticalSteps | None) -> Estimate | None:
         high=1.0 / ratio.low,
         num_samples=ratio.num_samples,
     )
-
-
-def critical_bound(critical: CriticalSteps) -> str:
-    """Write the least that the critical step is, where the interval of its inverse reaches zero; else nothing."""
-    ratio = critical.edge_ratio
-    return "" if ratio is None or ratio.low > 0.0 else f"≥ {format_number(1.0 / ratio.high, 2)}"
 
 
 def curvature_edge(one: OptimizerSteps) -> Estimate | None:
@@ -397,7 +393,7 @@ def _premise(steps: Steps, name: str, ratios: Mapping[Pair, Claim]) -> list[Poin
         why_open.append(f"in {join_names(untold)}, where χ̂ is not told from 1 ({_MORE})")
     if missing:
         where = _blocks(missing, one.blocks, {})
-        why_open.append(f"in {where}, whose sharp directions have no edge, or nothing bounds χ̂ ({_MORE_EDGE})")
+        why_open.append(f"in {where}, where sharp directions have no edge or nothing bounds χ̂ ({_MORE_EDGE})")
     if why_open:
         parts.append(f"is open {' and '.join(why_open)}")
     premise = "LITE’s premise that flat directions tolerate longer steps than sharp ones, χ̂ times as long,"
@@ -498,7 +494,9 @@ def _corrected(steps: Steps, questions: Mapping[str, Mapping[Group, Claim] | Map
 
 def part_of(part: str, one: OptimizerSteps) -> str:
     """Name a group of directions; where an optimizer orders none they are all in one."""
-    return part if one.bands is None or len({*one.bands.parts}) > 1 else "all"
+    if one.bands is not None and len({*one.bands.parts}) == 1:
+        return "all"
+    return "non-sharp" if part == "rest" else part
 
 
 def rate_of(one: OptimizerSteps) -> str:

@@ -47,7 +47,7 @@ def shown(found: Steps, width: int, monkeypatch: pytest.MonkeyPatch, verbosity: 
 def test_the_whole_step_is_held_against_the_critical_one(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     line = shown(steps, 120, monkeypatch)[0]
     assert line == (
-        "muon at 0.0078: the whole step is 0.400 ± 0.021 of the critical one on its own batch, 0.501 ± 0.033 held out"
+        "muon at 0.0078: the whole step is 0.400 ± 0.021 of the critical one on its own batch, 0.500 ± 0.033 held out"
     )
 
 
@@ -60,6 +60,12 @@ def test_where_there_is_no_critical_step_words_say_so(monkeypatch: pytest.Monkey
     lone = make_optimizer("muon", critical={"held out": make_critical(4.0)}, critical_only=True)
     lines = shown(make_steps(optimizers={"muon": lone}), 120, monkeypatch)
     assert lines[0] == "muon at 0.0078: the whole step is 0.25 of the critical one held out"
+
+
+def test_an_edge_ratio_that_reaches_far_has_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    far = make_optimizer("muon", critical={"held out": make_critical(0.4, 20.0, 30.0, 40.0)}, critical_only=True)
+    lines = shown(make_steps(optimizers={"muon": far}), 120, monkeypatch)
+    assert lines[0] == "muon at 0.0078: the whole step is 0.10 (95%: 0.0033 to 3.1) of the critical one held out"
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -104,9 +110,9 @@ def test_blocks_have_ratio_share_signal_joint_and_line_check(steps: Steps) -> No
     table = next(grid for grid in grids(steps) if "joint" in grid.header)
     rows = {row[0]: row[1:] for row in table.rows}
     assert table.header == ["muon", "χ̂ (95%)", "r̂_s", "signal", "joint", "line"]
-    assert rows["ffn"] == ["7.9 (7.5 to 8.5)", "10% (10 to 40)", "31% (1)", "0.50/2.0/4.0", "=/=/<"]
-    assert rows["qk"] == ["–", "–", "8% (1)", "0.50/2.0/4.0", "=/=/–"]
-    assert rows["emb"][-1] == "=/>/="
+    assert rows["ffn"] == ["7.9 (7.4 to 8.5)", "10% (10 to 40)", "31% (1)", "2.0/4.0", "=/<"]
+    assert rows["qk"] == ["≥ 41", "–", "8% (1)", "4.0/0.50", "=/–"]
+    assert rows["emb"][-2:] == ["0.50/2.0", "=/>"]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +153,8 @@ def test_what_stands_in_the_tables_is_explained_below(steps: Steps, monkeypatch:
         "half of the 95% interval",
         "the band raises the loss",
         "= the quadratic holds up to",
+        "≥: its lower end, where flat ones have no edge",
+        "lower the loss together, sharp/non-sharp",
     ):
         assert words in said
     only = make_steps(optimizers={"muon": make_optimizer("muon", critical_only=True)})

@@ -30,8 +30,13 @@ def test_told_ratios_become_settings_of_the_lite_variant(steps: Steps) -> None:
     settings = implied_settings(steps)
     assert set(settings) == {"muon-lite", "soap-lite"}
     ratios, muon = judge_ratios(steps), settings["muon-lite"]
-    # qk has no edge and keeps its default; out's flat directions raise the loss, so that LITE is off there.
-    assert set(muon["flat_lr_ratio"]) == {"emb", "ffn", "out"}
+    # Flat directions of qk have no edge, so that its ratio is the least there is; those of out raise the loss, so that
+    # LITE is off there.
+    assert set(muon["flat_lr_ratio"]) == {"emb", "qk", "ffn", "out"}
+    least = steps.optimizers["muon"].implied_ratio("qk")
+    assert least is not None
+    assert least.high is None
+    assert muon["flat_lr_ratio"]["qk"] == pytest.approx(least.low, rel=0.02)
     for block in ("emb", "ffn"):
         assert muon["flat_lr_ratio"][block] == pytest.approx(ratios["muon", block].value + 1.0, rel=0.01)
     assert muon["flat_lr_ratio"]["out"] == 1.0
@@ -122,8 +127,8 @@ def test_every_option_of_the_measurement_is_known() -> None:
 
 def test_ratios_whose_edge_is_nearer_are_doubtful(steps: Steps) -> None:
     assert doubtful(steps) == (
-        "Along flat directions the edge is nearer than curvature says in ffn under muon and in ffn under soap: less "
-        "may be better there."
+        "Along non-sharp directions the edge is nearer than curvature says in ffn under muon and in ffn under soap: "
+        "less may be better there."
     )
     held = of({"muon": make_optimizer("muon", blocks={"emb": BLOCKS["emb"]})})
     assert implied_settings(held)

@@ -51,7 +51,15 @@ def test_an_excess_of_a_block_beyond_zero_is_a_ratio_beyond_one() -> None:
     assert {-1, 0, 1} == set(sides)
 
 
-def test_without_an_edge_there_is_none() -> None:
-    one = make_optimizer("muon")
-    assert one.implied_excess("qk") is None
-    assert one.implied_excess("ffn") is not None
+def test_there_is_an_excess_where_the_sharp_group_has_an_edge() -> None:
+    bands = {
+        "qk": (Band("1–10%", 1e-2, 2.0), Band("10–40%", 1e-2, 2.0), Band("40–100%", 1e-2, None)),
+        "ffn": (Band("1–10%", 1e-2, None), Band("10–40%", 1e-2, 2.0), Band("40–100%", 1e-2, 2.0)),
+        "out": (Band("1–10%", -1e-2, -2.0), Band("10–40%", 1e-2, 2.0), Band("40–100%", 1e-2, 2.0)),
+    }
+    one = make_optimizer("muon", blocks=bands)
+    excess = one.implied_excess("qk")
+    assert excess is not None
+    assert excess.low > 0.0
+    for block in ("ffn", "out"):  # without an edge, and one that gains nothing
+        assert one.implied_ratio(block) is one.implied_excess(block) is one.implied_inverse(block) is None
