@@ -26,7 +26,7 @@ from lite_probe.reports.sections.steps_figures import (
     order_bands,
     short_band,
 )
-from lite_probe.reports.sections.steps_settings import doubtful, implied_settings, replay_command
+from lite_probe.reports.sections.steps_settings import REST, doubtful, implied_settings, replay_command
 from lite_probe.reports.sections.steps_verdict import (
     critical_multiple,
     critical_words,
@@ -104,6 +104,7 @@ class StepsSection(Section):
         warning = doubtful(result)
         lines: list[Block] = [
             Line(),
+            Line(f"{REST}."),
             Line(f"To replay LITE at the ratios that are told, at {_batch(result)} a batch:"),
             Sample(command),
         ]
@@ -186,6 +187,7 @@ def _view(number: int, label: str, steps: Steps) -> dict[str, Any]:
         "command": replay_command(steps),
         "doubtful": doubtful(steps),
         "batch": _batch(steps),
+        "rest": REST,
     }
 
 

@@ -18,6 +18,8 @@ _SHARED = (
 _OWN = ("--optimizers", "--lr", "--set", "--step-batches", "--critical-batches", "--sweep-steps", "--relative")
 _PLACEHOLDERS = ["CKPT", "--data", "DATA"]
 
+REST = "Ratios are of one step and rest on the curvature here: over many steps less may be better, which a replay tells"
+
 Settings = Mapping[str, Mapping[str, Mapping[str, float]]]  # optimizer → hyperparameter → block → value
 
 
@@ -48,7 +50,8 @@ def _ratio(one: OptimizerSteps, block: str) -> float:
 def replay_command(steps: Steps) -> str:
     """Return the command line that replays every optimizer beside its LITE variant at the implied settings.
 
-    Empty where none are implied. Checkpoint and batches are those of the command that measured the steps.
+    Empty where none are implied. Checkpoint and batches are those of the command that measured the steps. The settings
+    rest on the curvature at one place: the replay says for how many steps that predicts the loss.
     """
     settings = implied_settings(steps)
     if not settings:
@@ -57,7 +60,7 @@ def replay_command(steps: Steps) -> str:
     names = [name for pair in pairs for name in pair]
     rates = [f"{name}={steps.optimizers[base].recipe.lr!r}" for base, lite in pairs for name in (base, lite)]
     words = ["lite-probe", "replay", *task_words(steps.provenance.command)]
-    words += ["--optimizers", ",".join(names), "--lr", ",".join(rates)]
+    words += ["--optimizers", ",".join(names), "--lr", ",".join(rates), "--horizon"]
     for name, own in settings.items():
         for key, by_block in own.items():
             words += ["--set", f"{name}.{key}={json.dumps(by_block)}"]
