@@ -62,4 +62,5 @@ def test_there_is_an_excess_where_the_sharp_group_has_an_edge() -> None:
     assert excess is not None
     assert excess.low > 0.0
     for block in ("ffn", "out"):  # without an edge, and one that gains nothing
-        assert one.implied_ratio(block) is one.implied_excess(block) is one.implied_inverse(block) is None
+        found = (one.implied_ratio(block), one.implied_excess(block), one.implied_inverse(block))
+        assert found == (None, None, None)
