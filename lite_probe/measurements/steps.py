@@ -86,7 +86,7 @@ class StepsPlan(Plan[Steps]):
         if len(task.train) < least:
             raise InputError(
                 f"expected at least {least} training batches to make steps from, got {len(task.train)}",
-                "give the task more of them: make_task(train_batches=92), a longer text, or a smaller --batch-size",
+                "give the task more of them: make_task(train_batches=72), a longer text, or a smaller --batch-size",
             )
         for name, entrant in entrants_of(request.asked).items():
             entrant.make(task, request.hyperparameters.get(name, {}))

@@ -35,6 +35,7 @@ class StepsRequest(OptimizersRequest):
         written="adamw,muon,soap",
         parse=parse_optimizers,
     )
+    warm_batches: int = option(30, "Training batches that states are warmed on.", least=1)
     step_batches: int = option(32, "Training batches whose steps are measured.", least=LEAST_BATCHES)
     critical_batches: int = option(4, "Of them, those whose critical step is looked for.", least=1)
     critical_only: bool = option(False, "Critical steps alone, by forward passes: no second derivative is made.")
