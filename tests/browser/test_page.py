@@ -15,7 +15,7 @@ from tests.reports.steps_results import make_optimizer, make_steps
 
 PLOTS = ("density", "upper-end", "lower-end", "blocks")
 
-pytestmark = [NEEDS_CHROMIUM, pytest.mark.slow]
+pytestmark = [*NEEDS_CHROMIUM, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

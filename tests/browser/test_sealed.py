@@ -13,7 +13,7 @@ from lite_probe.results.provenance import Note
 from tests.browser.visit import NEEDS_CHROMIUM, Visit
 from tests.reports.fixtures import make_replay, make_spectrum, make_subspace
 
-pytestmark = [NEEDS_CHROMIUM, pytest.mark.slow]
+pytestmark = [*NEEDS_CHROMIUM, pytest.mark.slow]
 
 # What plotly.js takes for markup in a label, and what HTML does.
 LINK = '<a href="https://evil.invalid" target="_blank">click</a>'
