@@ -86,7 +86,7 @@ def test_a_setting_of_no_form_is_refused(text: str) -> None:
     [
         (["--optimizers", "muon,adam"], "expected an optimizer among adamw, adamw-lite, muon,.* got 'adam'"),
         (["--optimizers", "muon,muon"], "expected every optimizer once, got muon, muon"),
-        (["--optimizers", " , "], "expected optimizers among adamw, .*sgd, got none"),
+        (["--optimizers", " , "], "expected optimizers among adamw, .*samuon, got none"),
         (["--lr", "fast"], "expected --lr with a number"),
         (["--lr", "0"], "expected a positive learning rate, sweep or checkpoint for muon, got 0.0"),
         (["--lr", "nan"], "expected a positive learning rate.*got nan"),

@@ -12,6 +12,8 @@ from lite_probe.results.estimate import Estimate, Ratio
 from lite_probe.results.subspace import SubspaceMeasurement, evenness
 from tests.reports.fixtures import make_operator_spectrum, make_overlap, make_subspace
 
+WARMED = " Its state was warmed on batches of 1,024 tokens."  # what is said of LITE names the size of batches
+
 
 def lead(found: SubspaceMeasurement) -> str:
     return judge_subspace(found).lead
@@ -103,7 +105,7 @@ def test_the_assumption_is_told_by_block(subspace):
     assert text.startswith("In emb what soap-lite calls sharp is sharper than what it calls flat (95%: at least ×")
     assert "In qk what soap-lite calls sharp is sharper than what it calls flat (×30, 95%: 26 to 36)." in text
     assert "In norm what soap-lite calls sharp is not told from what it calls flat." in text
-    assert text.endswith("soap-lite makes no difference between directions in out.")
+    assert text.endswith(f"soap-lite makes no difference between directions in out.{WARMED}")
     tone, text = about(make_subspace(answers={"norm": "fails"}), "In emb what muon-lite")
     assert tone == "caution"
     assert "In norm what muon-lite calls sharp is less sharp than what it calls flat (×0." in text
@@ -131,7 +133,10 @@ def with_block(found: SubspaceMeasurement, **changes: object) -> SubspaceMeasure
 def test_an_open_difference_is_no_claim_whatever_its_ratio(subspace):
     difference = subspace.calibrations["muon-lite"].blocks["qk"].difference
     found = with_block(subspace, difference=replace(difference, low=-1e-9))
-    assert about(found, "In qk") == ("plain", "In qk what muon-lite calls sharp is not told from what it calls flat.")
+    assert about(found, "In qk") == (
+        "plain",
+        f"In qk what muon-lite calls sharp is not told from what it calls flat.{WARMED}",
+    )
 
 
 def test_a_difference_that_the_correction_takes_away_is_open(subspace):
@@ -158,11 +163,11 @@ def test_negative_flat_curvature_is_named_in_place_of_a_ratio(subspace):
         return about(with_block(subspace, **changes), "In qk")[1]
 
     assert text(flat_curvature=flat, contrast=missing).endswith(
-        "than what it calls flat, whose directions curve downward."
+        f"than what it calls flat, whose directions curve downward.{WARMED}"
     )
-    assert text(contrast=missing).endswith("what it calls flat.")
+    assert text(contrast=missing).endswith(f"what it calls flat.{WARMED}")
     # A bound below 1 would weaken what the difference has shown.
-    assert text(contrast=replace(missing, low=0.6)).endswith("what it calls flat.")
+    assert text(contrast=replace(missing, low=0.6)).endswith(f"what it calls flat.{WARMED}")
 
 
 def test_contrasts_in_words(subspace):
@@ -171,12 +176,12 @@ def test_contrasts_in_words(subspace):
     def text(contrast: Ratio | None) -> str:
         return about(with_block(subspace, contrast=contrast), "In qk")[1]
 
-    assert text(ratio).endswith("what it calls flat (×4.0, 95%: 3.0 to 5.5).")
-    assert text(replace(ratio, high=None)).endswith("what it calls flat (95%: at least ×3.0).")
-    assert text(replace(ratio, high=1e6)).endswith("what it calls flat (95%: at least ×3.0).")
-    assert text(replace(ratio, low=None)).endswith("what it calls flat.")
-    assert text(replace(ratio, low=-1.0)).endswith("what it calls flat.")
-    assert text(None).endswith("what it calls flat.")
+    assert text(ratio).endswith(f"what it calls flat (×4.0, 95%: 3.0 to 5.5).{WARMED}")
+    assert text(replace(ratio, high=None)).endswith(f"what it calls flat (95%: at least ×3.0).{WARMED}")
+    assert text(replace(ratio, high=1e6)).endswith(f"what it calls flat (95%: at least ×3.0).{WARMED}")
+    assert text(replace(ratio, low=None)).endswith(f"what it calls flat.{WARMED}")
+    assert text(replace(ratio, low=-1.0)).endswith(f"what it calls flat.{WARMED}")
+    assert text(None).endswith(f"what it calls flat.{WARMED}")
 
 
 def test_every_claim_is_said_word_for_word(subspace):
