@@ -27,6 +27,8 @@ from tests.oracles import matrix_with
 from tests.plans import plan_replay
 from tests.replays.conftest import HalfForm, quadratic_task, spectrum_of, with_training
 
+pytestmark = pytest.mark.slow
+
 EIGENVALUES = [4.0, 2.0, 1.0, 0.3, 0.1, 0.02, -0.1]
 SLOPE = torch.linspace(-1.0, 2.0, 7, dtype=torch.float64)
 START = torch.linspace(1.0, -0.7, 7, dtype=torch.float64)
