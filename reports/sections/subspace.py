@@ -83,9 +83,8 @@ class SubspaceSection(Section):
         if (table := metric_table(lone, is_alone=True)) is not None:
             blocks += [Line(), to_grid(table, bare=("λ₁",)), Line()]
         if any(one.own_norm is not None for one in result.calibrations.values()):
-            blocks.append(
-                Line("S: largest curvature found of a step at lr 1, loss/lr²; edge lr: 2‖g‖_*/S", is_dim=True)
-            )
+            text = "S: largest curvature found of a step at lr 1, loss/lr²; edge lr: 2‖g‖_*/S"
+            blocks += [Line(text, is_dim=True), Line()]
         return blocks
 
     def json_object(self, result: SubspaceMeasurement) -> dict[str, Any]:
