@@ -436,9 +436,9 @@ class StepsSession:
                 for block in one.blocks:
                     places = list(block.places)
                     own, gradient = (self._within(block, vector) for vector in (update, self.point.gradient))
-                    gains[places] = -block.bands.products(gradient, own).cpu().numpy()
                     image = operator(block.layout).matvec(block.bands.weighted(own, signs[places]))
-                    images[places] = scale * block.bands.products(own, image).cpu().numpy()
+                    products = block.bands.products_of([gradient, own, image], [(0, 1), (1, 2)]).cpu().numpy()
+                    gains[places], images[places] = -products[0], scale * products[1]
                     self._tell(1.0 / len(self.parts), f"{one.name} · batch {place + 1}/{len(self.splits.steps)}")
                 whole = scale * dot(update, operator(self.layout).matvec(update))
                 one.gains.append(gains)
