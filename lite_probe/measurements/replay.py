@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from lite_probe.errors import InputError
 from lite_probe.measurements.base import OnEvent, Outcome, Plan, spectrum_of
-from lite_probe.measurements.replay_session import ABLATIONS, ReplaySession, ReplayStep, put_back, splits_of
+from lite_probe.measurements.optimizers import inherited_by, put_back
+from lite_probe.measurements.replay_session import ABLATIONS, ReplaySession, ReplayStep, splits_of
 from lite_probe.measurements.requests import OnProgress, takes
 from lite_probe.measurements.requests.optimizers import Asked
 from lite_probe.measurements.requests.replay import ReplayRequest
@@ -17,7 +18,7 @@ from lite_probe.optim.interface import Replayable
 from lite_probe.replays import plan as planning
 from lite_probe.replays.entrants import Entrant, entrants_of
 from lite_probe.replays.ramp import ramp_steps
-from lite_probe.replays.recipes import inherited, require_settings
+from lite_probe.replays.recipes import require_settings
 from lite_probe.replays.segments import measured_split, require_disjoint, split_notes
 from lite_probe.results.provenance import Note
 from lite_probe.results.replay import Replay
@@ -86,7 +87,7 @@ class ReplayPlan(Plan[Replay]):
             raise InputError(error.message, f"leave out --bands {request.bands}, or use --bands adamw") from error
         splits_of(task, request)
         require_disjoint(task)
-        _inherited(task, request, entrants)
+        inherited_by(task, request)
         if request.spectrum is not None:
             require_same_task(request.spectrum, task)
         return request
@@ -98,7 +99,7 @@ class ReplayPlan(Plan[Replay]):
         own: dict[str, Any] = {
             "batches": [batches_digest(splits.warm), splits.sweep.digest, *(one.digest for one in splits.segments)],
             "spectrum": spectrum_of(request).fingerprint,
-            "inherited": _inherited(task, request, entrants),
+            "inherited": inherited_by(task, request),
         }
         if len(task.heldout):
             own["held-out batches"] = batches_digest(task.heldout)
@@ -132,7 +133,7 @@ class ReplayPlan(Plan[Replay]):
                 costs = planning.with_products(task, layout, start, costs)
         require_same_task(spectrum, task, loss=evaluated)
         sets = 2 if len(task.heldout) else 1
-        taken = _inherited(task, request, entrants)
+        taken = inherited_by(task, request)
         swept = tuple(name for name, rate in request.rates.items() if rate == "sweep")
         ablated = len(ABLATIONS) if request.ablations else 0
         common: dict[str, Any] = {
@@ -228,22 +229,6 @@ class ReplayPlan(Plan[Replay]):
                 **segments,
             },
         )
-
-
-def _inherited(task: Task, request: ReplayRequest, entrants: Mapping[str, Entrant]) -> Mapping[str, str]:
-    """Return who goes on from the checkpoint's state, and from what of it.
-
-    Raises:
-        InputError: If a state or learning rate is asked for that the checkpoint does not have.
-    """
-    return inherited(
-        task,
-        entrants,
-        request.rates,
-        hyperparameters=request.hyperparameters,
-        state=request.state,
-        saved=request.saved,
-    )
 
 
 @takes(ReplayRequest)

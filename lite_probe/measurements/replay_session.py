@@ -1,13 +1,13 @@
 """The replay: the same segment under several optimizers, each watched direction by direction, resumable at any step."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from lite_probe.measurements.optimizers import settle_rate
 from lite_probe.measurements.requests.replay import ReplayRequest
 from lite_probe.optim import LiteOptimizer
 from lite_probe.optim.interface import load_state
@@ -16,7 +16,7 @@ from lite_probe.replays.allocation import MOST_GRADIENTS, Point, evaluate
 from lite_probe.replays.entrants import entrants_of
 from lite_probe.replays.horizon import QuadraticModel
 from lite_probe.replays.ramp import ramp_steps
-from lite_probe.replays.recipes import Prepared, prepare, saved_learning_rate
+from lite_probe.replays.recipes import Prepared, prepare
 from lite_probe.replays.recorder import Recorder
 from lite_probe.replays.runner import Ablation, RecordingConfig, Runner, RunRequest
 from lite_probe.replays.segments import BatchSplits, deal_segments, measured_split
@@ -206,26 +206,10 @@ class ReplaySession:
 
     def _choose(self, name: str, prepared: Prepared) -> "_FinishedRecipe":
         """Settle an optimizer's learning rate; predict what the linear theory says of it."""
-        asked, sweep, notes = self.request.rates[name], None, prepared.notes
-        if asked == "sweep":
-            sweep = self._sweep(name, prepared)
-            lr, source = sweep.chosen, "sweep"
-        elif asked == "checkpoint":
-            rate = saved_learning_rate(name, prepared.origin, self.request.saved)
-            lr, source, notes = rate.lr, "checkpoint", (*notes, rate.note(name))
-        else:
-            lr, source = float(asked), "given"
+        recipe, sweep, notes = settle_rate(self.request, name, prepared, lambda: self._sweep(name, prepared))
         theory = None
         if prepared.origin != "cold" and isinstance(prepared.optimizer, LiteOptimizer):
-            theory = linear_theory(prepared.optimizer, name, lr, self.layout, self.subspace)
-        recipe = results.Recipe(
-            optimizer=name,
-            lr=lr,
-            lr_source=source,
-            hyperparameters=prepared.hyperparameters,
-            state=prepared.origin,
-            state_lines=prepared.lines,
-        )
+            theory = linear_theory(prepared.optimizer, name, recipe.lr, self.layout, self.subspace)
         known = _FinishedRecipe(
             fingerprint=self.state.fingerprint, recipe=recipe, sweep=sweep, theory=theory, notes=notes
         )
@@ -373,16 +357,6 @@ def splits_of(task: Task, request: ReplayRequest) -> BatchSplits:
     return deal_segments(
         task, steps=request.steps, seeds=request.seeds, warm_batches=request.warm_batches, seed=request.seed
     )
-
-
-@contextmanager
-def put_back(layout: ParameterLayout) -> Iterator[torch.Tensor]:
-    """Yield a copy of the parameters, and set them to it at the end, bitwise."""
-    start = layout.read()
-    try:
-        yield start
-    finally:
-        layout.write(start)
 
 
 def _title(name: str, ablation: str, seed: int) -> str:

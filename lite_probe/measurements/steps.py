@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from lite_probe.errors import InputError, UsageError
 from lite_probe.measurements.base import OnEvent, Outcome, Plan
-from lite_probe.measurements.replay_session import put_back
+from lite_probe.measurements.optimizers import inherited_by, put_back
 from lite_probe.measurements.requests import OnProgress, takes
 from lite_probe.measurements.requests.optimizers import Asked
 from lite_probe.measurements.requests.steps import LEAST_BATCHES, StepsRequest
@@ -17,8 +17,8 @@ from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.guards import preserve_state, require_precision
 from lite_probe.optim import spec_of
 from lite_probe.replays import plan as planning
-from lite_probe.replays.entrants import Entrant, entrants_of
-from lite_probe.replays.recipes import inherited, require_settings
+from lite_probe.replays.entrants import entrants_of
+from lite_probe.replays.recipes import require_settings
 from lite_probe.results.steps import Steps
 from lite_probe.runtime.fingerprint import batches_digest
 from lite_probe.runtime.memory import memory_allowed, require_memory
@@ -36,8 +36,7 @@ class StepsPlan(Plan[Steps]):
     """What a measurement of steps will do, and what that takes."""
 
     shown: ClassVar[tuple[str, ...]] = (
-        *("num_parameters", "num_products", "num_gradients", "seconds", "memory_bytes", "scratch_bytes"),
-        *("fingerprint",),
+        *("num_parameters", "num_products", "num_gradients", "seconds", "memory_bytes", "scratch_bytes", "fingerprint"),
     )
 
     request: StepsRequest
@@ -90,7 +89,7 @@ class StepsPlan(Plan[Steps]):
             )
         for name, entrant in entrants_of(request.asked).items():
             entrant.make(task, request.hyperparameters.get(name, {}))
-        _inherited(task, request)
+        inherited_by(task, request)
         return request
 
     @classmethod
@@ -98,7 +97,7 @@ class StepsPlan(Plan[Steps]):
         """Return the training batches, what is taken from the checkpoint, and the other data."""
         own: dict[str, Any] = {
             "training batches": batches_digest(split_batches(task, request).all),
-            "inherited": dict(_inherited(task, request)),
+            "inherited": dict(inherited_by(task, request)),
         }
         if request.relative:
             own["relative"] = batches_digest(request.relative)
@@ -124,7 +123,7 @@ class StepsPlan(Plan[Steps]):
             costs, _, _ = planning.measure_costs(task, layout, splits.warm[0], makers, on_progress)
             evaluated = loss_and_gradient(task, layout, "evaluation")
             curvature = None if request.critical_only else probe_costs(task, layout, evaluated, "evaluation", "hessian")
-        names = [name for name in entrants if name not in _inherited(task, request)]
+        names = [name for name in entrants if name not in inherited_by(task, request)]
         effort = Effort.of(task, request, warmed=len(names) if request.state != "cold" else 0)
         itemsize = layout.parameters[0].element_size()
         vector = layout.size * itemsize
@@ -168,7 +167,7 @@ class StepsPlan(Plan[Steps]):
         return Outcome(
             fields={
                 "num_parameters": layout.size,
-                "loss": session.loss,
+                "loss": session.point.loss,
                 "batch_tokens": session.batch_tokens,
                 "num_batches": self.request.num_steps,
                 "optimizers": session.optimizers,
@@ -182,19 +181,6 @@ class StepsPlan(Plan[Steps]):
                 "batches of the steps": batches_digest(session.splits.steps),
             },
         )
-
-
-def _inherited(task: Task, request: StepsRequest) -> Mapping[str, str]:
-    """Return who goes on from the checkpoint's state, and from what of it."""
-    entrants: Mapping[str, Entrant] = entrants_of(request.asked)
-    return inherited(
-        task,
-        entrants,
-        request.rates,
-        hyperparameters=request.hyperparameters,
-        state=request.state,
-        saved=request.saved,
-    )
 
 
 @takes(StepsRequest)

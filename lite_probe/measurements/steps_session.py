@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lite_probe.errors import NumericsError
+from lite_probe.measurements.optimizers import settle_rate
 from lite_probe.measurements.requests.steps import StepsRequest
 from lite_probe.operators.hessian import GraphStore, HessianOperator
 from lite_probe.optim import LiteOptimizer
@@ -25,8 +26,8 @@ from lite_probe.optim.interface import load_state, set_learning_rate
 from lite_probe.replays.allocation import ROUNDINGS, Point, evaluate
 from lite_probe.replays.entrants import entrants_of
 from lite_probe.replays.ramp import ramp_steps
-from lite_probe.replays.recipes import Prepared, prepare, saved_learning_rate
-from lite_probe.replays.runner import Runner, RunRequest
+from lite_probe.replays.recipes import Prepared, prepare
+from lite_probe.replays.runner import Runner, RunRequest, evaluate_loss
 from lite_probe.replays.segments import Segment
 from lite_probe.replays.sweep import sweep_learning_rates
 from lite_probe.results.provenance import Note
@@ -57,6 +58,7 @@ from lite_probe.vectors.reductions import dot
 _SHARP_RATIO = 0.1  # of a matrix's singular directions, those that two halves of the batches are compared in
 _FORWARDS = 7  # that a critical step usually takes
 _UNIT = 100.0  # of progress, in a product
+_OVERFLOWED = 1e30  # nats, for a loss that is no number
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,15 @@ class _Stepper:
     critical: dict[str, list[CriticalStep]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Some bands of a block, and the part of an optimizer's mean step in them."""
+
+    block: BlockBands
+    part: str
+    direction: Tensor  # of the block's parameters
+
+
 class StepsSession:
     """Runs everything that was asked, and keeps what is finished.
 
@@ -234,18 +245,16 @@ class StepsSession:
         self.products = {"bands": 0.0, "joint optimum": 0.0} if not request.critical_only else {}
         self.signal: Mapping[str, SignalShare] = {}
         self.optimizers: dict[str, OptimizerSteps] = {}
-        self.loss = 0.0
         self.batch_tokens = 0
         self.point: Point
-        self._total = 0  # tokens or samples of the evaluation batches
         cycles = -(-request.step_batches // len(self.parts))
         self._order = [
             index for cycle in range(cycles) for index in _shuffled(len(self.parts), request.seed, f"parts {cycle}")
         ]
+        self._index = {name: place for place, name in enumerate(layout.names)}
         self._gradient_cost = 0.5 / max(len(task.evaluation), 1)  # of a batch, in products
         self._done = 0.0
         self._expected = sum(effort.products.values()) + effort.gradients * self._gradient_cost + effort.forwards / 6.0
-        self._counts: dict[int, int] = {}
         # The joint optimum is asked of every other evaluation batch: its products are most of what is spent.
         self._joint_task = replace(task, evaluation=list(task.evaluation)[::2])
         self._joint_point: Point
@@ -258,7 +267,6 @@ class StepsSession:
         self.point = evaluate(self.task, self.layout)
         if not self.request.critical_only and can_take("muon", self.task):
             self._halves = [optimizer_of(self.task, "muon") for _ in range(2)]
-        self.loss, self._total = self.point.loss, self.point.count
         steppers, finished = self._prepared()
         self._make_steps(steppers)
         joints: dict[str, JointOptimum | None] = dict.fromkeys(finished)
@@ -342,22 +350,7 @@ class StepsSession:
 
     def _rate(self, name: str, prepared: Prepared) -> _FinishedRate:
         """Settle an optimizer's learning rate."""
-        asked, sweep, notes = self.request.rates[name], None, prepared.notes
-        lr, source = (float(asked), "given") if isinstance(asked, int | float) else (0.0, asked)
-        if source == "sweep":
-            sweep = self._sweep(name, prepared)
-            lr = sweep.chosen
-        elif source == "checkpoint":
-            rate = saved_learning_rate(name, prepared.origin, self.request.saved)
-            lr, notes = rate.lr, (*notes, rate.note(name))
-        recipe = Recipe(
-            optimizer=name,
-            lr=lr,
-            lr_source=source,
-            hyperparameters=prepared.hyperparameters,
-            state=prepared.origin,
-            state_lines=prepared.lines,
-        )
+        recipe, sweep, notes = settle_rate(self.request, name, prepared, partial(self._sweep, name, prepared))
         return _FinishedRate(fingerprint=self.run_state.fingerprint, recipe=recipe, sweep=sweep, notes=notes)
 
     def _sweep(self, name: str, prepared: Prepared) -> Sweep:
@@ -407,13 +400,15 @@ class StepsSession:
             for one, update in zip(steppers, updates, strict=True):
                 one.mean.add_(update, alpha=1.0 / len(self.splits.steps))
             if place == 0:
-                self.batch_tokens = self._count(batch)
+                with torch.no_grad():
+                    self.batch_tokens = self.task.loss(batch)[1]
             if place < known:
                 self._tell(self._gradient_cost, "making steps")
                 continue
-            for one, update in zip(steppers, updates, strict=True):
-                if place < self.request.critical_batches:
-                    self._find_critical(one, update, place, batch, train_loss)
+            if place < self.request.critical_batches:
+                sets = self._loss_sets(place, batch, train_loss)
+                for one, update in zip(steppers, updates, strict=True):
+                    self._find_critical(one, update, sets)
             if not self.request.critical_only:
                 self._measure_curvature(steppers, updates, place)
             self._tell(self._gradient_cost, "making steps")
@@ -428,7 +423,7 @@ class StepsSession:
     def _measure_curvature(self, steppers: Sequence[_Stepper], updates: Sequence[Tensor], place: int) -> None:
         """Multiply each block's bands, with their signs, and the whole step by the Hessian of one part."""
         # Each part's sum stands for all: over the parts its mean is the Hessian, however many tokens each has.
-        scale = len(self.parts) / self._total
+        scale = len(self.parts) / self.point.count
         with self._graph(self.parts[self._order[place % len(self._order)]]) as operator:
             for one, update in zip(steppers, updates, strict=True):
                 signs = torch.from_numpy(self._signs(one, place)).to(update)
@@ -467,34 +462,27 @@ class StepsSession:
 
     def _within(self, block: BlockBands, vector: Tensor) -> Tensor:
         """Return the entries of a vector (N,) that belong to the parameters of a block."""
-        index = {name: place for place, name in enumerate(self.layout.names)}
         views = self.layout.views(vector)
-        return torch.cat([views[index[name]].flatten() for name in block.layout.names])
-
-    def _count(self, batch: Batch) -> int:
-        """Return the tokens or samples that a batch's loss counts. Cost: a forward pass, once."""
-        if id(batch) not in self._counts:
-            with torch.no_grad():
-                self._counts[id(batch)] = self.task.loss(batch)[1]
-        return self._counts[id(batch)]
+        return torch.cat([views[self._index[name]].flatten() for name in block.layout.names])
 
     # -- critical steps ------------------------------------------------------------------------------------------
 
-    def _find_critical(self, one: _Stepper, update: Tensor, place: int, batch: Batch, train_loss: float) -> None:
-        """Look for the critical step on the batch that made it, on an evaluation batch, and on other data."""
-        sets: dict[str, tuple[Batch, float | None]] = {
-            "own batch": (batch, train_loss),
-            "held out": (self.task.evaluation[place % len(self.task.evaluation)], None),
-        }
-        if self.request.relative:
-            sets["relative"] = (self.request.relative[place % len(self.request.relative)], None)
-        for kind, (own, start) in sets.items():
+    def _loss_sets(self, place: int, batch: Batch, train_loss: float) -> dict[str, tuple[Batch, float]]:
+        """Return what a step's critical one is looked for on, each with the loss at θ₀.
+
+        That is the batch that made it, an evaluation batch, and one of other data where there are some.
+        """
+        others = {"held out": self.task.evaluation, "relative": self.request.relative}
+        own = {kind: batches[place % len(batches)] for kind, batches in others.items() if len(batches)}
+        return {"own batch": (batch, train_loss), **{kind: (one, self._loss(one)) for kind, one in own.items()}}
+
+    def _find_critical(self, one: _Stepper, update: Tensor, sets: Mapping[str, tuple[Batch, float]]) -> None:
+        """Look for the critical step on each set."""
+        for kind, (own, loss) in sets.items():
             earlier = one.critical.setdefault(kind, [])
             first = 1.0
             if earlier and earlier[-1].low > 0.0:
                 first = 0.5 * (earlier[-1].low + earlier[-1].high)
-            self.layout.write(self.start)
-            loss = self._loss(own) if start is None else start
             rounding = ROUNDINGS * torch.finfo(update.dtype).eps * abs(loss)
             found = critical_step(partial(self._loss_at, own, update), loss, first=first, rounding=rounding)
             self.layout.write(self.start)
@@ -530,31 +518,31 @@ class StepsSession:
         if table is None:
             raise ValueError("expected bands, got none")
         groups = [
-            (block, name, [place for place in block.places if table.parts[place] in parts])
+            _Group(block, name, block.bands.project(self._within(block, one.mean), bands))
             for block in one.blocks
             for name, parts in JOINT_PARTS.items()
+            if (bands := [band for band, place in enumerate(block.places) if table.parts[place] in parts])
         ]
-        groups = [group for group in groups if group[2]]
         size = len(groups)
         gains, curvatures = np.zeros(size), np.zeros((size, size))
         for batch in self._joint_task.evaluation:
             with self._graph(batch) as operator:
                 hessian = operator(self.layout)
-                for row, (block, _, places) in enumerate(groups):
-                    image = hessian.matvec(self._direction(one, block, places))
-                    curvatures[row] += self._by_group(one, groups, image) / self._joint_point.count
+                for row, group in enumerate(groups):
+                    image = hessian.matvec(self._combined([group], [1.0]))
+                    curvatures[row] += self._by_group(groups, image) / self._joint_point.count
                     self._tell(1.0 / len(self.task.evaluation), f"{one.name} · joint optimum")
-        gains = -self._by_group(one, groups, self._joint_point.gradient)
+        gains = -self._by_group(groups, self._joint_point.gradient)
         checks = []
-        for row, (block, part, places) in enumerate(groups):
+        for row, group in enumerate(groups):
             gain, curvature = float(gains[row]), float(curvatures[row, row])
             if curvature <= 0.0 or gain <= 0.0:
                 continue
-            direction, optimum = self._direction(one, block, places), gain / curvature
+            direction, optimum = self._combined([group], [1.0]), gain / curvature
             checks.append(
                 LineCheck(
-                    block=block.block,
-                    part=part,
+                    block=group.block.block,
+                    part=group.part,
                     optimum=optimum,
                     predicted=-0.5 * gain * optimum,
                     at_optimum=self._change_at(direction, optimum),
@@ -563,12 +551,12 @@ class StepsSession:
             )
             self._tell(len(self._joint_task.evaluation) / len(self.task.evaluation) / 3.0, f"{one.name} · line check")
         tried = [(ridge, *joint_optimum(gains, curvatures, ridge)) for ridge in RIDGES]
-        changes = [self._change_at(self._combined(one, groups, multiples), 1.0) for _, multiples, _ in tried]
+        changes = [self._change_at(self._combined(groups, multiples.tolist()), 1.0) for _, multiples, _ in tried]
         best = int(np.argmin(changes))
         ridge, multiples, predicted = tried[best]
         joint = JointOptimum(
-            blocks=tuple(block.block for block, _, _ in groups),
-            parts=tuple(part for _, part, _ in groups),
+            blocks=tuple(group.block.block for group in groups),
+            parts=tuple(group.part for group in groups),
             gains=gains,
             curvatures=curvatures,
             multiples=multiples,
@@ -581,43 +569,27 @@ class StepsSession:
         self.layout.write(self.start)
         return _FinishedJoint(fingerprint=self.run_state.fingerprint, joint=joint)
 
-    def _direction(self, one: _Stepper, block: BlockBands, places: Sequence[int]) -> Tensor:
-        """Return the part of the mean step in some bands of a block, (N,)."""
-        part = block.bands.project(self._within(block, one.mean), [place - block.places[0] for place in places])
+    def _combined(self, groups: Sequence[_Group], multiples: Sequence[float]) -> Tensor:
+        """Return the sum of some groups of the mean step, each at its multiple, (N,)."""
         result = torch.zeros_like(self.start)
-        targets = dict(zip(self.layout.names, self.layout.views(result), strict=True))
-        for name, view in zip(block.layout.names, block.layout.views(part), strict=True):
-            targets[name].copy_(view)
+        targets = self.layout.views(result)
+        for group, multiple in zip(groups, multiples, strict=True):
+            layout = group.block.layout
+            for name, view in zip(layout.names, layout.views(group.direction), strict=True):
+                targets[self._index[name]].add_(view, alpha=multiple)
         return result
 
-    def _combined(
-        self, one: _Stepper, groups: Sequence[tuple[BlockBands, str, list[int]]], multiples: NDArray[np.float64]
-    ) -> Tensor:
-        """Return the mean step with every group at its multiple."""
-        result = torch.zeros_like(self.start)
-        for multiple, (block, _, places) in zip(multiples, groups, strict=True):
-            result.add_(self._direction(one, block, places), alpha=float(multiple))
-        return result
-
-    def _by_group(
-        self, one: _Stepper, groups: Sequence[tuple[BlockBands, str, list[int]]], vector: Tensor
-    ) -> NDArray[np.float64]:
-        """Return the inner products of a vector with every group of the mean step."""
-        products: dict[int, float] = {}
-        for block in one.blocks:
-            values = block.bands.products(self._within(block, one.mean), self._within(block, vector))
-            products |= dict(zip(block.places, values.cpu().tolist(), strict=True))
-        return np.array([sum(products[place] for place in places) for _, _, places in groups])
+    def _by_group(self, groups: Sequence[_Group], vector: Tensor) -> NDArray[np.float64]:
+        """Return the inner products of a vector (N,) with every group of the mean step."""
+        return np.array([dot(group.direction, self._within(group.block, vector)) for group in groups])
 
     def _change_at(self, direction: Tensor, multiple: float) -> float:
         """Return the change of the loss on the batches of the joint optimum. Cost: a forward pass."""
-        batches = self._joint_task.evaluation
-        counts = [self._count(batch) for batch in batches]
-        losses = [self._loss_at(batch, direction, multiple) for batch in batches]
-        changed = float(np.dot(losses, counts)) / sum(counts) - self._joint_point.loss
-        if not math.isfinite(changed):
-            return 1e30
-        return changed
+        self.layout.write(torch.add(self.start, direction, alpha=multiple))
+        try:
+            return evaluate_loss(self._joint_task) - self._joint_point.loss
+        except NumericsError:
+            return _OVERFLOWED
 
     # -- signal --------------------------------------------------------------------------------------------------
 

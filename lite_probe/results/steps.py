@@ -298,10 +298,9 @@ class OptimizerSteps:
         found = fit.group(places)
         curvature, optimum = found.curvature(fit), None
         if curvature.low > 0.0:
-            covariance = np.array(
-                [[found.dg @ found.dg, found.dg @ found.dk], [found.dg @ found.dk, found.dk @ found.dk]]
-            )
-            optimum = _bounded(Ratio.from_means(found.g, found.k, covariance, num_samples=fit.num_samples))
+            influence = np.stack([found.dg, found.dk])
+            ratio = Ratio.from_means(found.g, found.k, influence @ influence.T, num_samples=fit.num_samples)
+            optimum = _bounded(ratio)
         return StepRow(
             block=block,
             name=name,

@@ -4,7 +4,7 @@ Where a geometry's directions are singular vectors (Muon) the first eight of eve
 and 5–8. Where they are coordinates (AdamW's entries, SOAP's rotated ones) the leading thousandth of a block's is.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ def cut_step_bands(
     Cost: a sort of N numbers.
     """
     found: list[BlockBands] = []
-    rows: list[tuple[str, int, float, float, int]] = []
+    present: list[int] = []  # of every band, its index into `_NAMES`
     for block in BLOCK_NAMES:
         members = [one for one in directions if one.piece.block == block]
         if not members:
@@ -66,41 +66,33 @@ def cut_step_bands(
         names = {one.piece.name for one in members}
         layout = ParameterLayout([(name, parameter) for name, parameter in named_parameters if name in names])
         keys = _keys(members)
-        present = sorted({int(key) for one in keys for key in torch.unique(one).tolist()})
-        sizes = [_dimensions(members, keys, key) for key in present]
-        edges = np.concatenate([[0.0], np.cumsum(sizes) / sum(sizes)])
-        rows += [
-            (block, key, edges[i], edges[i + 1], size) for i, (key, size) in enumerate(zip(present, sizes, strict=True))
-        ]
-        found.append(
-            BlockBands(
-                block, layout, _bands(layout, members, keys, present, block, optimizer), len(rows) - len(present)
-            )
+        own = sorted({int(key) for one in keys for key in torch.unique(one).tolist()})
+        sizes = np.array([_dimensions(members, keys, key) for key in own], dtype=np.int64)
+        edges = np.concatenate([[0.0], np.cumsum(sizes) / sizes.sum()])
+        table = replay.Bands(
+            optimizer=optimizer, blocks=(block,) * len(own), low=edges[:-1], high=edges[1:], dimensions=sizes
         )
-    keys_of = [row[1] for row in rows]
-    table = StepBands(
-        blocks=tuple(row[0] for row in rows),
-        names=tuple(_NAMES[key] for key in keys_of),
-        parts=tuple(_PARTS[key] for key in keys_of),
-        low=np.array([row[2] for row in rows]),
-        high=np.array([row[3] for row in rows]),
-        dimensions=np.array([row[4] for row in rows], dtype=np.int64),
+        bands = Bands(layout, _labelled(layout, members, keys, own), table, np.zeros(len(own)), {})
+        found.append(BlockBands(block, layout, bands, first=len(present)))
+        present += own
+    tables = [one.bands.table for one in found]
+    return found, StepBands(
+        blocks=tuple(block for table in tables for block in table.blocks),
+        names=tuple(_NAMES[key] for key in present),
+        parts=tuple(_PARTS[key] for key in present),
+        low=np.concatenate([table.low for table in tables]),
+        high=np.concatenate([table.high for table in tables]),
+        dimensions=np.concatenate([table.dimensions for table in tables]),
     )
-    return found, table
 
 
-def _bands(
-    layout: ParameterLayout,
-    members: Sequence[Directions],
-    keys: Sequence[Tensor],
-    present: Sequence[int],
-    block: str,
-    optimizer: str,
-) -> Bands:
-    """Return the bands of a block; keys become their places among those present."""
-    index: Mapping[str, int] = {name: place for place, name in enumerate(layout.names)}
+def _labelled(
+    layout: ParameterLayout, members: Sequence[Directions], keys: Sequence[Tensor], present: Sequence[int]
+) -> list[Labelled]:
+    """Return the pieces of a block with their bands; keys become their places among those present."""
+    index = {name: place for place, name in enumerate(layout.names)}
     known = torch.tensor(present, dtype=torch.int16)
-    labelled = [
+    return [
         Labelled(
             directions=one,
             parameter=index[one.piece.name],
@@ -109,15 +101,6 @@ def _bands(
         )
         for one, key in zip(members, keys, strict=True)
     ]
-    count = len(present)
-    table = replay.Bands(
-        optimizer=optimizer,
-        blocks=(block,) * count,
-        low=np.zeros(count),
-        high=np.zeros(count),
-        dimensions=np.zeros(count, dtype=np.int64),
-    )
-    return Bands(layout, labelled, table, np.zeros(count), {})
 
 
 def _keys(members: Sequence[Directions]) -> list[Tensor]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from lite_probe.optim import Directions, make_optimizer
 from lite_probe.steps.bands import BlockBands, cut_step_bands
 from lite_probe.subspaces import optimizer_of, warm
 from lite_probe.task import Task
@@ -18,10 +19,10 @@ def task(request: pytest.FixtureRequest) -> Task:
     return with_training(request.param, 6, torch.float64)
 
 
-def warmed(task: Task, name: str) -> list[object]:
+def warmed(task: Task, name: str) -> list[Directions]:
     optimizer = optimizer_of(task, name)
     warm(task, [optimizer], task.train[:5])
-    return list(optimizer.directions())
+    return optimizer.directions()
 
 
 def sub_vector(block: BlockBands, layout: ParameterLayout, vector: torch.Tensor) -> torch.Tensor:
@@ -33,7 +34,7 @@ def sub_vector(block: BlockBands, layout: ParameterLayout, vector: torch.Tensor)
 def test_projectors_are_orthogonal_and_sum_to_the_block(task: Task, name: str) -> None:
     named = list(task.model.named_parameters())
     layout = ParameterLayout(named)
-    blocks, table = cut_step_bands(named, warmed(task, name), optimizer=name)  # type: ignore[arg-type]
+    blocks, table = cut_step_bands(named, warmed(task, name), optimizer=name)
     vector = torch.randn(layout.size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert sum(table.dimensions) == layout.size
     total = 0.0
@@ -53,7 +54,7 @@ def test_projectors_are_orthogonal_and_sum_to_the_block(task: Task, name: str) -
 def test_a_weighted_sum_of_bands_is_that_of_its_parts(task: Task) -> None:
     named = list(task.model.named_parameters())
     layout = ParameterLayout(named)
-    blocks, _ = cut_step_bands(named, warmed(task, "muon"), optimizer="muon")  # type: ignore[arg-type]
+    blocks, _ = cut_step_bands(named, warmed(task, "muon"), optimizer="muon")
     block = max(blocks, key=lambda one: len(one.bands))
     own = sub_vector(block, layout, torch.randn(layout.size, dtype=torch.float64))
     weights = torch.tensor([(-1.0) ** band * (band + 1) for band in range(len(block.bands))], dtype=torch.float64)
@@ -62,13 +63,8 @@ def test_a_weighted_sum_of_bands_is_that_of_its_parts(task: Task) -> None:
 
 
 def test_ranks_are_of_every_matrix() -> None:
-    from lite_probe.optim import make_optimizer
-
-    model = torch.nn.ModuleDict(
-        {"a": torch.nn.Linear(100, 120, bias=False), "b": torch.nn.Linear(100, 200, bias=False)}
-    )
-    model = model.double()
-    named = [(f"{name}.weight", layer.weight) for name, layer in model.items()]  # type: ignore[union-attr]
+    shapes = {"a.weight": (120, 100), "b.weight": (200, 100)}
+    named = [(name, torch.nn.Parameter(torch.zeros(shape, dtype=torch.float64))) for name, shape in shapes.items()]
     optimizer = make_optimizer("muon", named, lr=0.1, blocks={r"[ab]\.weight": "ffn"})
     gradients = []
     for _, weight in named:
@@ -88,8 +84,6 @@ def test_ranks_are_of_every_matrix() -> None:
 
 
 def test_coordinates_are_cut_by_share() -> None:
-    from lite_probe.optim import make_optimizer
-
     weight = torch.nn.Parameter(torch.zeros(100, 100, dtype=torch.float64))
     optimizer = make_optimizer("adamw", [("w", weight)], lr=0.1, blocks={"w": "ffn"})
     weight.grad = torch.randn(100, 100, dtype=torch.float64)

@@ -15,6 +15,7 @@ from lite_probe.measurements.requests.steps import StepsRequest
 from lite_probe.measurements.steps import measure_steps
 from lite_probe.operators.hessian import HessianOperator
 from lite_probe.replays import SavedOptimizer
+from lite_probe.results.blocks import BlockPart
 from lite_probe.results.steps import Steps
 from lite_probe.subspaces import own_gradients, set_gradients
 from lite_probe.task import Task
@@ -58,7 +59,7 @@ def quadratic(noise: float, *, train: int = 40) -> Task:
         criterion=criterion,
         evaluation=[torch.zeros(4, 18, dtype=torch.float64)],
         train=batches,
-        blocks={"first": "qk", "second": "ffn", "third": "vo"},  # type: ignore[dict-item]
+        blocks={name: (BlockPart(block),) for name, block in zip(CURVATURES, ("qk", "ffn", "vo"), strict=True)},
     )
 
 
