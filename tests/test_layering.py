@@ -32,6 +32,7 @@ RANK = {
     "subspaces": 8,
     "replays": 9,
     "steps": 10,
+    "bilevel": 10,
     "measurements": 11,
     "reports": 12,
     "commands": 13,

@@ -1,0 +1,92 @@
+"""How nodes exchange vectors: every node sends its own to its neighbours and averages what comes with W.
+
+All nodes of one process are rows of a stack, and an exchange is a product with W. `ranks.py` has the same for a node
+per process.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lite_probe.bilevel.topology import FloatArray
+
+
+class Exchange(Protocol):
+    """One graph's exchanges, and what they have sent so far over all of its edges.
+
+    Attributes:
+        floats: Numbers sent.
+        messages: Vectors sent, from one node to one neighbour each.
+    """
+
+    floats: int
+    messages: int
+
+    def mix(self, stack: Tensor) -> Tensor:
+        """Return the rows of W s that belong to this process's nodes, from its rows of s, (rows, dim)."""
+        ...
+
+
+class Network(Protocol):
+    """All nodes, and which of them this process holds.
+
+    Attributes:
+        num_nodes: n.
+        num_rows: Nodes of this process.
+    """
+
+    num_nodes: int
+    num_rows: int
+
+    def exchange(self, mixing: FloatArray, like: Tensor) -> Exchange:
+        """Return exchanges over a graph, in the element type and on the device of a tensor."""
+        ...
+
+    def gather(self, stack: Tensor) -> Tensor:
+        """Return the rows of all nodes, (n, dim), for the record: it is no part of a method, and not counted."""
+        ...
+
+    @contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Turn what goes wrong in another process into an error that names it."""
+        ...
+
+
+class StackedExchange:
+    """Exchanges between nodes that are all in this process."""
+
+    def __init__(self, mixing: FloatArray, like: Tensor) -> None:
+        self._mixing = torch.as_tensor(mixing, dtype=like.dtype, device=like.device)
+        self._edges = int(torch.count_nonzero(self._mixing)) - int(torch.count_nonzero(self._mixing.diagonal()))
+        self.floats = 0
+        self.messages = 0
+
+    def mix(self, stack: Tensor) -> Tensor:
+        """Return W s."""
+        self.messages += self._edges
+        self.floats += self._edges * stack.shape[1]
+        return self._mixing @ stack
+
+
+class StackedNetwork:
+    """All nodes in this process."""
+
+    def __init__(self, num_nodes: int) -> None:
+        self.num_nodes = num_nodes
+        self.num_rows = num_nodes
+
+    def exchange(self, mixing: FloatArray, like: Tensor) -> Exchange:
+        """Return exchanges that are products with W."""
+        return StackedExchange(mixing, like)
+
+    def gather(self, stack: Tensor) -> Tensor:
+        """Return the stack."""
+        return stack
+
+    @contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Do nothing: there is no other process."""
+        yield

@@ -1,0 +1,175 @@
+"""One step of each method.
+
+    v = ∇ᵧg(x, y)      p = ∇²ᵧᵧg(x, y) z − ∇ᵧf(x, y)      h = ∇ₓf(x, y) − ∇²ₓᵧg(x, y) z      r⁺ = (1−θ) r + θ h
+
+y follows v to the lower level's solution, z follows p to the inverse-Hessian product, x follows r. D-SOBA
+(arXiv 2402.03167) steps all three from the old iterates and averages with the neighbours. SPARKLE (arXiv 2411.14166)
+corrects each level for what nodes differ in, by a strategy of its own:
+
+    s⁺ = A(C s − a d) − B e,    e⁺ = e + B s⁺,    e = 0 at the start
+
+with A = Wᵃ, B² = (I − W)ᵇ and C = Wᵇ⁻ᵃ: `Strategy` holds a and b. Subtracting two steps in a row leaves a recursion
+without e that exchanges b vectors a step, with Δ = a d − a⁻d⁻:
+
+    b = 1:   s⁺ = W(2s − s⁻ − Δ)        ED          s⁺ = W(2s − s⁻) − Δ           EXTRA
+    b = 2:   s⁺ = W(2s − W(s⁻ + Δ))     ATC-GT      s⁺ = W(2s − W s⁻ − Δ)         semi-ATC-GT
+             s⁺ = W(2s − W s⁻) − Δ      non-ATC-GT
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lite_probe.bilevel.exchange import Exchange
+from lite_probe.bilevel.problem import Oracle
+from lite_probe.bilevel.step_sizes import LEVELS, StepSizes
+
+Mix = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """How one level of SPARKLE corrects for what nodes differ in.
+
+    Attributes:
+        exchanges: b, vectors that a node sends to each neighbour in a step.
+        passed: a ≤ b, of these exchanges those that the new direction goes through.
+        lazy: Whether W has to be positive semidefinite: (I + W)/2 is taken.
+    """
+
+    exchanges: int
+    passed: int
+    lazy: bool
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "ed": Strategy(exchanges=1, passed=1, lazy=True),
+    "extra": Strategy(exchanges=1, passed=0, lazy=True),
+    "gt": Strategy(exchanges=2, passed=2, lazy=False),
+    "atc-gt": Strategy(exchanges=2, passed=2, lazy=False),
+    "semi-atc-gt": Strategy(exchanges=2, passed=1, lazy=False),
+    "non-atc-gt": Strategy(exchanges=2, passed=0, lazy=False),
+}
+
+
+class Method(ABC):
+    """A method at its iterates.
+
+    Args:
+        oracle: Of the problem.
+        exchanges: By level.
+        sizes: Step sizes.
+        theta: θ.
+        state: "x", "y" and "z", and after a step whatever else the next one needs; changed in place.
+    """
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        exchanges: Mapping[str, Exchange],
+        sizes: StepSizes,
+        theta: float,
+        state: dict[str, Tensor],
+    ) -> None:
+        self.oracle = oracle
+        self.exchanges = exchanges
+        self.sizes = sizes
+        self.theta = theta
+        self.state = state
+
+    @abstractmethod
+    def step(self) -> None:
+        """Make one step."""
+
+    def moved(self, level: str, direction: Tensor) -> Tensor:
+        """Return a level's direction times its step size."""
+        return self.sizes.lengthen(level, direction, self.exchanges[level], self.oracle.step)
+
+    def averaged(self, h: Tensor) -> Tensor:
+        """Return r⁺; it is h at the first step."""
+        r = self.state.get("r")
+        self.state["r"] = h if r is None else (1.0 - self.theta) * r + self.theta * h
+        return self.state["r"]
+
+
+class DSOBA(Method):
+    """Single-loop descent on all three levels at once: s⁺ = W(s − a d), all d at the old iterates."""
+
+    def step(self) -> None:
+        """Make one step."""
+        x, y, z = self.state["x"], self.state["y"], self.state["z"]
+        upper_x, upper_y = self.oracle.upper_gradients(x, y)
+        cross, curved = self._products(x, y, z)
+        directions = {"x": self.averaged(upper_x - cross), "y": self.oracle.lower_gradient(x, y), "z": curved - upper_y}
+        for level in LEVELS:
+            self.state[level] = self.exchanges[level].mix(self.state[level] - self.moved(level, directions[level]))
+
+    def _products(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.oracle.cross_product(x, y, z), self.oracle.lower_hessian_product(x, y, z)
+
+
+class FirstOrderDSOBA(DSOBA):
+    """D-SOBA with central differences of ∇g along z in place of second-order products."""
+
+    def _products(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.oracle.differences(x, y, z)
+
+
+class Sparkle(Method):
+    """y, then z at the new y, then x at both new ones, each corrected by its level's strategy.
+
+    Args:
+        strategies: By level; the rest is as of `Method`.
+    """
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        exchanges: Mapping[str, Exchange],
+        sizes: StepSizes,
+        theta: float,
+        state: dict[str, Tensor],
+        strategies: Mapping[str, Strategy],
+    ) -> None:
+        super().__init__(oracle, exchanges, sizes, theta, state)
+        self._strategies = strategies
+
+    def step(self) -> None:
+        """Make one step."""
+        state, oracle = self.state, self.oracle
+        x = state["x"]
+        self._advance("y", oracle.lower_gradient(x, state["y"]))
+        upper_x, upper_y = oracle.upper_gradients(x, state["y"])
+        self._advance("z", oracle.lower_hessian_product(x, state["y"], state["z"]) - upper_y)
+        self._advance("x", self.averaged(upper_x - oracle.cross_product(x, state["y"], state["z"])))
+
+    def _advance(self, level: str, direction: Tensor) -> None:
+        moved = self.moved(level, direction)
+        state, strategy, mix = self.state, self._strategies[level], self.exchanges[level].mix
+        before, after = f"{level} before", f"{level} moved"
+        value = state[level]
+        if before in state:
+            following = _following(strategy, mix, value, state[before], moved - state[after])
+        else:
+            following = _first(strategy, mix, value, moved)
+        state[before], state[after], state[level] = value, moved, following
+
+
+def _first(strategy: Strategy, mix: Mix, value: Tensor, moved: Tensor) -> Tensor:
+    """Return A(C s − a d)."""
+    for _ in range(strategy.exchanges - strategy.passed):
+        value = mix(value)
+    value = value - moved
+    for _ in range(strategy.passed):
+        value = mix(value)
+    return value
+
+
+def _following(strategy: Strategy, mix: Mix, value: Tensor, before: Tensor, change: Tensor) -> Tensor:
+    """Return s⁺ from s, s⁻ and Δ."""
+    parts = [change if strategy.passed == depth else torch.zeros_like(change) for depth in range(3)]
+    behind = mix(before + parts[2]) if strategy.exchanges > 1 else before
+    return mix(2.0 * value - behind - parts[1]) - parts[0]
