@@ -12,6 +12,8 @@
     replay = lp.replay(task, optimizers=["muon", "muon-lite"], steps=50, spectrum=spectrum)
     steps = lp.measure_steps(task, optimizers=["muon"], lr={"muon": 0.0078})
     steps.profile("muon"), steps.implied_ratio("ffn"), steps.critical("muon")
+    tuning = lp.tune(task, optimizer="muon-lite", lr=0.0078, nodes=8, topology="ring")
+    lp.optim.make_optimizer("muon-lite", model.named_parameters(), lr=tuning.lr, **tuning.settings)
 
 A name is imported when it is first used, so that `import lite_probe` alone loads neither torch nor transformers.
 
@@ -31,12 +33,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lite_probe import bilevel as bilevel
     from lite_probe import optim as optim
     from lite_probe.checkpoints import open_checkpoint as open_checkpoint
     from lite_probe.measurements.replay import replay as replay
     from lite_probe.measurements.spectrum import measure_spectrum as measure_spectrum
     from lite_probe.measurements.steps import measure_steps as measure_steps
     from lite_probe.measurements.subspace import measure_subspace as measure_subspace
+    from lite_probe.measurements.tune import tune as tune
     from lite_probe.results.store import load as load
     from lite_probe.results.store import save as save
     from lite_probe.task import Task as Task
@@ -52,6 +56,7 @@ _HOME = {
     "measure_steps": "lite_probe.measurements.steps",
     "measure_subspace": "lite_probe.measurements.subspace",
     "replay": "lite_probe.measurements.replay",
+    "tune": "lite_probe.measurements.tune",
     "Task": "lite_probe.task",
     "__version__": "lite_probe.version",
 }
@@ -59,6 +64,7 @@ _HOME = {
 __all__ = [
     "Task",
     "__version__",
+    "bilevel",
     "load",
     "make_task",
     "measure_spectrum",
@@ -68,13 +74,14 @@ __all__ = [
     "optim",
     "replay",
     "save",
+    "tune",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
-    if name == "optim":
-        return import_module("lite_probe.optim")
+    if name in ("bilevel", "optim"):
+        return import_module(f"lite_probe.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'lite_probe' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

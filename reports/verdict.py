@@ -83,8 +83,14 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def base_name(name: str) -> str:
-    """Return the optimizer that a LITE variant is a variant of, SAMuon among them; another's name is its own."""
-    return "muon" if name == "samuon" else name.removesuffix("-lite")
+    """Return the optimizer that a LITE variant is a variant of, SAMuon among them; another's name is its own.
+
+    Variants may have a label, as in muon-lite@mild.
+    """
+    plain = name.partition("@")[0]
+    if plain == "samuon":
+        return "muon"
+    return plain.removesuffix("-lite") if plain.endswith("-lite") else name
 
 
 def batch_words(provenance: Provenance) -> str:

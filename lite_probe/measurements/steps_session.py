@@ -205,7 +205,7 @@ class _Stepper:
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class Group:
     """Some bands of a block, and the part of an optimizer's mean step in them."""
 
     block: BlockBands
@@ -254,6 +254,7 @@ class StepsSession:
         self._index = {name: place for place, name in enumerate(layout.names)}
         self._gradient_cost = 0.5 / max(len(task.evaluation), 1)  # of a batch, in products
         self._done = 0.0
+        self._steppers: list[_Stepper] = []
         self._expected = sum(effort.products.values()) + effort.gradients * self._gradient_cost + effort.forwards / 6.0
         # The joint optimum is asked of every other evaluation batch: its products are most of what is spent.
         self._joint_task = replace(task, evaluation=list(task.evaluation)[::2])
@@ -268,6 +269,7 @@ class StepsSession:
         if not self.request.critical_only and can_take("muon", self.task):
             self._halves = [optimizer_of(self.task, "muon") for _ in range(2)]
         steppers, finished = self._prepared()
+        self._steppers = steppers
         self._make_steps(steppers)
         joints: dict[str, JointOptimum | None] = dict.fromkeys(finished)
         if not self.request.critical_only:
@@ -514,24 +516,14 @@ class StepsSession:
 
     def _joint(self, one: _Stepper) -> _FinishedJoint:
         """Multiply every group of the mean step by the Hessian, and find what is best together."""
-        table = one.table
-        if table is None:
-            raise ValueError("expected bands, got none")
-        groups = [
-            _Group(block, name, block.bands.project(self._within(block, one.mean), bands))
-            for block in one.blocks
-            for name, parts in JOINT_PARTS.items()
-            if (bands := [band for band, place in enumerate(block.places) if table.parts[place] in parts])
-        ]
-        size = len(groups)
-        gains, curvatures = np.zeros(size), np.zeros((size, size))
-        for batch in self._joint_task.evaluation:
-            with self._graph(batch) as operator:
-                hessian = operator(self.layout)
-                for row, group in enumerate(groups):
-                    image = hessian.matvec(self._combined([group], [1.0]))
-                    curvatures[row] += self._by_group(groups, image) / self._joint_point.count
-                    self._tell(1.0 / len(self.task.evaluation), f"{one.name} · joint optimum")
+        groups = self._groups(one)
+        share = 1.0 / len(self.task.evaluation)
+        curvatures = self._curvatures(
+            groups,
+            self._joint_task.evaluation,
+            self._joint_point,
+            lambda: self._tell(share, f"{one.name} · joint optimum"),
+        )
         gains = -self._by_group(groups, self._joint_point.gradient)
         checks = []
         for row, group in enumerate(groups):
@@ -569,7 +561,46 @@ class StepsSession:
         self.layout.write(self.start)
         return _FinishedJoint(fingerprint=self.run_state.fingerprint, joint=joint)
 
-    def _combined(self, groups: Sequence[_Group], multiples: Sequence[float]) -> Tensor:
+    def groups(self, name: str) -> list[Group]:
+        """Return the groups of an optimizer's mean step, once `run` has made it: sharp and non-sharp of each block."""
+        return self._groups(next(one for one in self._steppers if one.name == name))
+
+    def _groups(self, one: _Stepper) -> list[Group]:
+        table = one.table
+        if table is None:
+            raise ValueError("expected bands, got none")
+        return [
+            Group(block, name, block.bands.project(self._within(block, one.mean), bands))
+            for block in one.blocks
+            for name, parts in JOINT_PARTS.items()
+            if (bands := [band for band, place in enumerate(block.places) if table.parts[place] in parts])
+        ]
+
+    def model_of(
+        self, groups: Sequence[Group], batches: Sequence[Batch], on_product: Callable[[], None]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return b = −Dᵀ∇L, (k,), and A = DᵀHD, (k, k), along groups of the mean step, L the loss of some batches.
+
+        Cost: a gradient, and k products of each batch.
+        """
+        point = evaluate(replace(self.task, evaluation=list(batches)), self.layout)
+        curvatures = self._curvatures(groups, batches, point, on_product)
+        return -self._by_group(groups, point.gradient), curvatures
+
+    def _curvatures(
+        self, groups: Sequence[Group], batches: Sequence[Batch], point: Point, on_product: Callable[[], None]
+    ) -> NDArray[np.float64]:
+        curvatures = np.zeros((len(groups), len(groups)))
+        for batch in batches:
+            with self._graph(batch) as operator:
+                hessian = operator(self.layout)
+                for row, group in enumerate(groups):
+                    image = hessian.matvec(self._combined([group], [1.0]))
+                    curvatures[row] += self._by_group(groups, image) / point.count
+                    on_product()
+        return curvatures
+
+    def _combined(self, groups: Sequence[Group], multiples: Sequence[float]) -> Tensor:
         """Return the sum of some groups of the mean step, each at its multiple, (N,)."""
         result = torch.zeros_like(self.start)
         targets = self.layout.views(result)
@@ -579,7 +610,7 @@ class StepsSession:
                 targets[self._index[name]].add_(view, alpha=multiple)
         return result
 
-    def _by_group(self, groups: Sequence[_Group], vector: Tensor) -> NDArray[np.float64]:
+    def _by_group(self, groups: Sequence[Group], vector: Tensor) -> NDArray[np.float64]:
         """Return the inner products of a vector (N,) with every group of the mean step."""
         return np.array([dot(group.direction, self._within(group.block, vector)) for group in groups])
 

@@ -157,15 +157,19 @@ def spec_of(name: str, hint: str = "") -> OptimizerSpec:
     """Return what is known of an optimizer.
 
     Args:
-        name: Its name.
+        name: Its name, or that with a label behind @, as in muon-lite@mild: several settings of one optimizer, side by
+            side.
         hint: What else to do where there is none.
 
     Raises:
         UsageError: If there is none of that name; it lists the known.
     """
-    if name not in _SPECS:
+    plain, at, label = name.partition("@")
+    if plain not in _SPECS:
         raise UsageError(f"expected an optimizer among {', '.join(_SPECS)}, got {name!r}", hint)
-    return _SPECS[name]
+    if at and not re.fullmatch(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*", label):
+        raise UsageError(f"expected letters and digits, joined by -, as a label behind @, got {name!r}")
+    return _SPECS[plain]
 
 
 def names_of(has_trait: Callable[[OptimizerSpec], bool]) -> tuple[str, ...]:

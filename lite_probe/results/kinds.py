@@ -15,7 +15,7 @@ class Kind:
     """One kind of measurement; its name is that of its files, its command and its section.
 
     Attributes:
-        name: For example "spectrum".
+        name: For example "spectrum"; its files and its section are called so.
         record: "module:name" of the frozen dataclass that holds what was measured.
         request: Of the dataclass of what can be asked, a `lite_probe.measurements.requests.Request`.
         plan: Of the class that plans and runs it, a `lite_probe.measurements.base.Plan`.
@@ -49,19 +49,20 @@ def register_kind(kind: Kind) -> None:
         raise ValueError(f"expected a new kind of measurement, got {kind.name!r}, which there is")
 
 
-for _name, _record in (
-    ("spectrum", "Spectrum"),
-    ("subspace", "SubspaceMeasurement"),
-    ("steps", "Steps"),
-    ("replay", "Replay"),
+for _name, _word, _record in (
+    ("spectrum", "spectrum", "Spectrum"),
+    ("subspace", "subspace", "SubspaceMeasurement"),
+    ("steps", "steps", "Steps"),
+    ("replay", "replay", "Replay"),
+    ("tuning", "tune", "Tuning"),
 ):
     register_kind(
         Kind(
             name=_name,
             record=f"lite_probe.results.{_name}:{_record}",
-            request=f"lite_probe.measurements.requests.{_name}:{_name.capitalize()}Request",
-            plan=f"lite_probe.measurements.{_name}:{_name.capitalize()}Plan",
+            request=f"lite_probe.measurements.requests.{_word}:{_word.capitalize()}Request",
+            plan=f"lite_probe.measurements.{_word}:{_name.capitalize()}Plan",
             section=f"lite_probe.reports.sections.{_name}:SECTION",
-            command=f"lite_probe.commands.{_name}:command",
+            command=f"lite_probe.commands.{_word}:command",
         )
     )

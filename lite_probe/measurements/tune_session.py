@@ -1,0 +1,350 @@
+"""Tunes LITE: the step profile, every node's models along its groups, the settings they agree on, and a replay."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lite_probe import bilevel
+from lite_probe.bilevel.landscape import LandscapeProblem
+from lite_probe.errors import InputError
+from lite_probe.measurements.replay import ReplayPlan
+from lite_probe.measurements.requests.replay import ReplayRequest
+from lite_probe.measurements.requests.steps import StepsRequest
+from lite_probe.measurements.requests.tune import TuneRequest
+from lite_probe.measurements.steps_session import Effort, Group, StepsSession
+from lite_probe.measurements.tune_settings import hyperparameters_for, profile_ratios, recommend
+from lite_probe.results.provenance import Note
+from lite_probe.results.replay import Replay
+from lite_probe.results.store import register
+from lite_probe.results.tuning import MethodRun, NodeModels, Recommendation
+from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.seeds import derive_seed
+from lite_probe.task import Batch, Task
+from lite_probe.vectors.layout import ParameterLayout
+
+FloatArray = NDArray[np.float64]
+
+RIDGE = 0.01  # δ, of a group's own curvature
+SWEEP_STEPS = 10
+_LEAST_FOR_STEPS = 16  # training batches
+_UNIT = 100.0  # of progress, in a product of one batch
+
+# What the chosen method is shown beside: each way to correct for what nodes differ in, and none.
+_METHODS = (("sparkle", "gt", "ed"), ("sparkle", "ed", "ed"), ("sparkle", "extra", "extra"), ("sparkle", "gt", "gt"))
+
+
+@dataclass(frozen=True, slots=True)
+class TuneSplits:
+    """How a task's batches are split.
+
+    Attributes:
+        nodes: For each node the batches it trains on and those it validates on.
+        steps: That the step profile is measured from.
+        replay: That the settings are tested on.
+        notes: What is shared.
+    """
+
+    nodes: Sequence[tuple[Sequence[Batch], Sequence[Batch]]]
+    steps: Sequence[Batch]
+    replay: Sequence[Batch]
+    notes: tuple[Note, ...]
+
+
+def split_batches(task: Task, request: TuneRequest) -> TuneSplits:
+    """Deal a task's training batches to the nodes, the step profile and the replay, none to two of them.
+
+    Raises:
+        InputError: If there are not enough for the nodes, or a shard is too small.
+    """
+    pool = list(task.train)
+    order = np.random.default_rng(derive_seed(request.seed, "tune", "deal")).permutation(len(pool)).tolist()
+    dealt = [pool[index] for index in order]
+    share = 2 * request.node_batches
+    if request.shards:
+        shards = [list(shard) for shard in request.shards[: request.nodes]]
+        if (least := min(len(shard) for shard in shards)) < share:
+            raise InputError(
+                f"expected {share} batches in every shard, {request.node_batches} to train on and as many to validate "
+                f"on, got {least}",
+                "lower --node-batches or --nodes, or give longer shards",
+            )
+    else:
+        if len(dealt) < request.nodes * share + _LEAST_FOR_STEPS:
+            raise InputError(
+                f"expected {request.nodes * share + _LEAST_FOR_STEPS} training batches, {share} for each of "
+                f"{request.nodes} nodes and {_LEAST_FOR_STEPS} for steps, got {len(dealt)}",
+                "lower --nodes or --node-batches, give a longer text, or a smaller --batch-size",
+            )
+        shards = [dealt[node :: request.nodes][:share] for node in range(request.nodes)]
+        taken = {id(batch) for shard in shards for batch in shard}
+        dealt = [batch for batch in dealt if id(batch) not in taken]
+    nodes = [(shard[: request.node_batches], shard[request.node_batches : share]) for shard in shards]
+    wanted = steps_request(request).train_batches(0)
+    needed = wanted + (replay_request(request, {}, 1.0).train_batches(0) if request.replay_steps else 0)
+    if len(dealt) >= needed:
+        return TuneSplits(nodes=nodes, steps=dealt[:wanted], replay=dealt[wanted:], notes=())
+    message = (
+        f"{len(dealt)} training batches are left for the steps and the replay, which take {needed}: the replay trains "
+        "on batches that steps were measured from."
+    )
+    return TuneSplits(nodes=nodes, steps=dealt, replay=dealt, notes=(Note(code="batches-shared", message=message),))
+
+
+def steps_request(request: TuneRequest) -> StepsRequest:
+    """Return what is asked of the step profile."""
+    return StepsRequest(
+        optimizers=(request.base,),
+        lr=request.lr,
+        state=request.state,
+        saved=request.saved,
+        warm_batches=request.warm_batches,
+        step_batches=request.step_batches,
+        sweep_steps=SWEEP_STEPS,
+        seed=request.seed,
+        memory=request.memory,
+    )
+
+
+def replay_request(request: TuneRequest, candidates: Mapping[str, Mapping[str, Any]], lr: float) -> ReplayRequest:
+    """Return what is asked of the replay that tests the settings."""
+    names = (request.base, *candidates)
+    return ReplayRequest(
+        optimizers=names,
+        lr=dict.fromkeys(names, lr),
+        hyperparameters=candidates,
+        spectrum=request.spectrum,
+        saved=request.saved,
+        state=request.state,
+        warm_batches=request.warm_batches,
+        steps=max(request.replay_steps, 1),
+        seeds=request.seeds,
+        rule="trapezoid",
+        seed=request.seed,
+        memory=request.memory,
+    )
+
+
+def candidate_names(optimizer: str) -> tuple[str, ...]:
+    """Return what is replayed beside the base: published defaults, χ from the profile alone, tuned, pooled."""
+    return tuple(f"{optimizer}@{label}" for label in ("published", "profile", "tuned", "pooled"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NodeModel:
+    """One node's models."""
+
+    fingerprint: str
+    gains: FloatArray
+    curvatures: FloatArray
+    validation_gains: FloatArray
+    validation_curvatures: FloatArray
+
+
+register("tuning-node", _NodeModel, schema_version=1)
+
+
+class TuneSession:
+    """Runs everything that was asked, and keeps what is finished.
+
+    Args:
+        task: Its parameters are moved; the caller puts them back.
+        layout: All parameters.
+        start: θ₀, (N,).
+        request: What was asked.
+        run: Keeps and tells.
+    """
+
+    def __init__(
+        self, task: Task, layout: ParameterLayout, start: Tensor, request: TuneRequest, run: ResumableRun
+    ) -> None:
+        self.task = task
+        self.request = request
+        self.run_state = run
+        self.splits = split_batches(task, request)
+        self.notes: list[Note] = list(self.splits.notes)
+        own = steps_request(request)
+        steps_task = replace(task, train=list(self.splits.steps))
+        effort = Effort.of(steps_task, own, warmed=1 if own.state != "cold" else 0)
+        self.steps = StepsSession(steps_task, layout, start, own, effort, _part_of(run, "steps"))
+
+    def run(self) -> None:
+        """Measure steps and models, agree on settings, test them."""
+        request = self.request
+        self.steps.run()
+        self.notes += self.steps.notes
+        self.profile = self.steps.optimizers[request.base]
+        self.models = self._models(self.steps.groups(request.base))
+        unit = self._unit()
+        problem = landscape_problem(self.models, unit)
+        mixing = bilevel.mixing_matrix(request.topology, request.nodes, seed=request.seed)
+        self.spectral_gap = bilevel.spectral_gap(mixing)
+        chosen = (request.method, request.upper, request.lower)
+        others = [one for one in (*_METHODS, ("dsoba-so", "", "")) if name_of(*one) != name_of(*chosen)]
+        runs, self.methods = {}, []
+        for one in (chosen, *others):
+            run = self._solve(problem, mixing, *one)
+            runs[name_of(*one)] = run
+            self.methods.append(_method_run(name_of(*one), run, problem, unit, is_chosen=one == chosen))
+        found = runs[name_of(*chosen)]
+        self.damping_logs, self.multiples = found.x.numpy(), found.y.numpy()
+        pooled = problem.pooled()
+        self.pooled_damping_logs = pooled.numpy()
+        self.pooled_loss = unit * problem.value(pooled)
+        self.tuned = self._recommend("tuned", problem, found.x.mean(dim=0), found.y.mean(dim=0), unit)
+        self.pooled = self._recommend("pooled", problem, pooled, problem.agreed(pooled), unit)
+        settings = [
+            {},
+            {"flat_lr_ratio": profile_ratios(self.profile)},
+            hyperparameters_for(self.tuned),
+            hyperparameters_for(self.pooled),
+        ]
+        self.candidates = dict(zip(candidate_names(request.optimizer), settings, strict=True))
+        self.replay = self._replay() if request.replay_steps else None
+
+    def _unit(self) -> float:
+        """Return nats per unit of the landscape problem: twice what its groups gain, each at its own optimum."""
+        joint = self.profile.joint
+        if joint is None:
+            raise ValueError("expected a joint optimum, got none")
+        return max(float(np.sum(joint.gains**2 / self.models.scales)), 1e-300)
+
+    def _models(self, groups: Sequence[Group]) -> NodeModels:
+        """Measure every node's models on its own batches."""
+        joint = self.profile.joint
+        if joint is None:
+            raise ValueError("expected a joint optimum, got none")
+        diagonal = np.abs(np.diag(joint.curvatures))
+        scales = np.maximum(diagonal, max(1e-3 * float(diagonal.mean()), 1e-300))
+        run, size = self.run_state, np.sqrt(scales)
+        run.expected += round(_UNIT * len(groups) * sum(len(batches) for node in self.splits.nodes for batches in node))
+        found = []
+        for node, batches in enumerate(self.splits.nodes):
+            label = f"node {node + 1} of {len(self.splits.nodes)}"
+            found.append(run.stage(f"node-{node}", "tuning-node", partial(self._node, groups, batches, label)))
+        return NodeModels(
+            blocks=tuple(group.block.block for group in groups),
+            parts=tuple(group.part for group in groups),
+            scales=scales,
+            gains=np.stack([one.gains for one in found]) / size,
+            curvatures=np.stack([one.curvatures for one in found]) / np.outer(size, size),
+            validation_gains=np.stack([one.validation_gains for one in found]) / size,
+            validation_curvatures=np.stack([one.validation_curvatures for one in found]) / np.outer(size, size),
+        )
+
+    def _node(
+        self, groups: Sequence[Group], batches: tuple[Sequence[Batch], Sequence[Batch]], label: str
+    ) -> _NodeModel:
+        def tell() -> None:
+            self.run_state.advance(round(_UNIT), label)
+
+        gains, curvatures = self.steps.model_of(groups, batches[0], tell)
+        validation_gains, validation_curvatures = self.steps.model_of(groups, batches[1], tell)
+        return _NodeModel(
+            fingerprint=self.run_state.fingerprint,
+            gains=gains,
+            curvatures=curvatures,
+            validation_gains=validation_gains,
+            validation_curvatures=validation_curvatures,
+        )
+
+    def _solve(
+        self, problem: LandscapeProblem, mixing: FloatArray, method: Any, upper: str, lower: str
+    ) -> bilevel.BilevelRun:
+        def tell(done: int, steps: int, label: str) -> None:
+            self.run_state.advance(0, f"{name_of(method, upper, lower)} · step {done:,}/{steps:,}, {label}")
+
+        def damping(x: Tensor, y: Tensor) -> Mapping[str, float]:
+            return {"value": problem.value(x.mean(dim=0))}
+
+        return bilevel.solve(
+            problem,
+            mixing,
+            method=method,
+            upper=upper or "gt",
+            lower=lower or "ed",
+            steps=self.request.iterations,
+            seed=derive_seed(self.request.seed, "tune"),
+            measure=damping,
+            on_progress=tell,
+        )
+
+    def _recommend(
+        self, name: str, problem: LandscapeProblem, damping: Tensor, multiples: Tensor, unit: float
+    ) -> Recommendation:
+        scale = np.sqrt(self.models.scales / unit)
+        loss = float(problem.upper_loss(damping, multiples.expand(problem.num_nodes, -1)).mean())
+        return recommend(
+            name,
+            self.task,
+            self.request.optimizer,
+            self.profile,
+            self.models,
+            multiples=multiples.numpy() / scale,
+            alone=problem.alone(damping).numpy() / scale,
+            upper_loss=unit * loss,
+        )
+
+    def _replay(self) -> Replay:
+        own = replay_request(self.request, self.candidates, self.profile.recipe.lr)
+        task = replace(self.task, train=list(self.splits.replay))
+        folder = self.run_state.folder("test")
+        plan = ReplayPlan.of(task, own.checked(task), None)
+        before = self.run_state.done
+        self.run_state.expected = before + round(_UNIT * plan.num_gradients)
+
+        def tell(done: int, total: int, label: str) -> None:
+            self.run_state.done = before + round(_UNIT * done)
+            self.run_state.expected = before + round(_UNIT * total)
+            self.run_state.advance(0, label)
+
+        found: Replay = plan.run(task, state_directory=folder, on_progress=tell)
+        return found
+
+
+def landscape_problem(models: NodeModels, unit: float) -> LandscapeProblem:
+    """Return the bilevel problem of the nodes' models, with losses in units of so many nats."""
+    size = np.sqrt(unit)
+    return LandscapeProblem(
+        models.gains / size,
+        models.curvatures,
+        models.validation_gains / size,
+        models.validation_curvatures,
+        ridge=RIDGE,
+    )
+
+
+def name_of(method: str, upper: str, lower: str) -> str:
+    """Return what tables call a method."""
+    return f"sparkle {upper}/{lower}" if method == "sparkle" else method
+
+
+def _method_run(
+    name: str, run: bilevel.BilevelRun, problem: LandscapeProblem, unit: float, *, is_chosen: bool
+) -> MethodRun:
+    history = run.history
+    return MethodRun(
+        name=name,
+        step=history.step,
+        gradients=history.gradients,
+        floats=history.floats,
+        consensus=history.consensus["x"],
+        upper_loss=unit * history.measured["value"],
+        is_chosen=is_chosen,
+    )
+
+
+def _part_of(run: ResumableRun, name: str) -> ResumableRun:
+    """Return a run of a part of a measurement, kept in a folder of its own; progress goes on where the whole is."""
+    folder: Path | None = run.folder(name)
+
+    def tell(done: int, expected: int, label: str) -> None:
+        run.done, run.expected = done, expected
+        run.advance(0, label)
+
+    return ResumableRun(folder, run.fingerprint, tell)
