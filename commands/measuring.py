@@ -71,7 +71,6 @@ class Measuring:
     """
 
     kind: ClassVar[str]
-    word: ClassVar[str] = ""  # of the command, where it is not the kind's name
     arguments: ClassVar[str] = "checkpoint"  # "checkpoints" where there may be several
     examples: ClassVar[tuple[str, ...]] = ()
     own_options: ClassVar[tuple[Callable[..., Any], ...]] = ()
@@ -138,7 +137,7 @@ class Measuring:
 
         call.__doc__ = cls.__doc__
         examples = cls.examples or (f"{cls.kind} runs/gpt/ckpt.pt --data val.bin",)
-        return click.command(cls.word or cls.kind, cls=ConfiguredCommand, epilog=example(*examples))(options(click.pass_obj(call)))
+        return click.command(KINDS[cls.kind].word, cls=ConfiguredCommand, epilog=example(*examples))(options(click.pass_obj(call)))
 
     @classmethod
     def main(cls, terminal: Terminal, given: dict[str, Any]) -> None:

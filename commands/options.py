@@ -213,7 +213,7 @@ def _kind(value: object) -> str:
 
 def command_names() -> list[str]:
     """Return all commands, in the order of a user's way through them; kinds that were added come last."""
-    return [*COMMANDS, *(name for name in KINDS if name not in COMMANDS)]
+    return [*COMMANDS, *(name for name, kind in KINDS.items() if kind.word not in COMMANDS)]
 
 
 def find_command(name: str) -> click.Command | None:
@@ -221,7 +221,7 @@ def find_command(name: str) -> click.Command | None:
     if name in COMMANDS:
         command: click.Command = import_module(f"lite_probe.commands.{name}").command
         return command
-    if name in KINDS:
+    if name in command_names():
         made: click.Command = import_module("lite_probe.commands.measuring").of_kind(name).command()
         return made
     return None

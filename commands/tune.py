@@ -12,7 +12,6 @@ class TuneMeasuring(OptimizersMeasuring):
     """
 
     kind = "tuning"
-    word = "tune"
     examples = ("tune runs/gpt/ckpt.pt --data val.bin --nodes 8 --topology ring --method sparkle --upper gt --lower ed",)
 
 

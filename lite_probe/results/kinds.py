@@ -12,10 +12,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One kind of measurement; its name is that of its files, its command and its section.
+    """One kind of measurement; its name is that of its files and its section.
 
     Attributes:
-        name: For example "spectrum"; its files and its section are called so.
+        name: For example "spectrum".
         record: "module:name" of the frozen dataclass that holds what was measured.
         request: Of the dataclass of what can be asked, a `lite_probe.measurements.requests.Request`.
         plan: Of the class that plans and runs it, a `lite_probe.measurements.base.Plan`.
@@ -29,6 +29,11 @@ class Kind:
     plan: str
     section: str
     command: str = ""
+
+    @property
+    def word(self) -> str:
+        """What its command is called: as the kind, where it has no module of its own."""
+        return self.command.partition(":")[0].rpartition(".")[2] or self.name
 
     def load(self, part: str) -> Any:
         """Import a part: "record", "request", "plan", "section" or "command"."""
