@@ -137,7 +137,9 @@ class Measuring:
 
         call.__doc__ = cls.__doc__
         examples = cls.examples or (f"{cls.kind} runs/gpt/ckpt.pt --data val.bin",)
-        return click.command(KINDS[cls.kind].word, cls=ConfiguredCommand, epilog=example(*examples))(options(click.pass_obj(call)))
+        return click.command(KINDS[cls.kind].word, cls=ConfiguredCommand, epilog=example(*examples))(
+            options(click.pass_obj(call))
+        )
 
     @classmethod
     def main(cls, terminal: Terminal, given: dict[str, Any]) -> None:

@@ -12,7 +12,9 @@ class TuneMeasuring(OptimizersMeasuring):
     """
 
     kind = "tuning"
-    examples = ("tune runs/gpt/ckpt.pt --data val.bin --nodes 8 --topology ring --method sparkle --upper gt --lower ed",)
+    examples = (
+        "tune runs/gpt/ckpt.pt --data val.bin --nodes 8 --topology ring --method sparkle --upper gt --lower ed",
+    )
 
 
 command = TuneMeasuring.command()

@@ -1,13 +1,14 @@
 """How far to step along a few groups of directions, learned from nodes that keep their data: a bilevel problem.
 
-Node i has the quadratic model q_i(y) = −b_iᵀy + ½yᵀA_iy of its training loss along k groups of directions, and another
-of its validation loss. The lower level damps each group, the upper one chooses the damping by what steps are worth on
-data that they were not fitted to:
+Node i has the quadratic model −b_iᵀy + ½yᵀA_iy of its training loss along k groups of directions, and another of its
+validation loss. The lower level damps each group, the upper one chooses the damping by what steps are worth on data
+that they were not fitted to:
 
-    g_i(x, y) = −b_iᵀy + ½yᵀ(A_i)₊y + ½ Σ_j (e^{x_j} + δ) y_j²,      f_i(x, y) = q_i(y) of the validation batches
+    g_i(x, y) = −b_iᵀy + ½yᵀ(A_i)₊y + ½ Σ_j (e^{x_j} + δ) y_j²
+    f_i(x, y) = −b_iᵀy + ½yᵀ(A_i)₊y + ½ δ‖y‖²                      with b_i and A_i of the validation batches
 
-(A_i)₊ is A_i without its negative eigenvalues, so that every g_i is strongly convex with a small ridge δ, however
-negative the curvature that one node's few batches show. Groups are scaled beforehand, so that damping means alike.
+(A_i)₊ is A_i without its negative eigenvalues: however negative the curvature that one node's few batches show, g_i is
+strongly convex, and no step is worth more the longer it is. Groups are scaled beforehand, so that damping means alike.
 """
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 FloatArray = NDArray[np.float64]
 
-_LIMIT = 12.0  # |x_j| up to which the pooled solution is looked for: e^12 leaves nothing of a step, e^−12 no damping
+_LIMIT = 6.0  # |x_j| up to which the pooled solution is looked for: e⁶ leaves next to nothing of a step
 
 
 class LandscapeProblem:
@@ -42,10 +43,10 @@ class LandscapeProblem:
         ridge: float,
     ) -> None:
         self.gains = torch.from_numpy(np.array(gains))
-        values, vectors = torch.linalg.eigh(_symmetric(curvatures))
-        self.curvatures = (vectors * values.clamp_min(0.0).unsqueeze(1)) @ vectors.mT
+        self.curvatures = _positive(curvatures)
         self.validation_gains = torch.from_numpy(np.array(validation_gains))
-        self.validation_curvatures = _symmetric(validation_curvatures)
+        self.validation_curvatures = _positive(validation_curvatures)
+        self.validation_curvatures += ridge * torch.eye(self.gains.shape[1], dtype=torch.float64)
         self.ridge = ridge
         self.num_nodes, self.dim_y = self.gains.shape
         self.dim_x = self.dim_y
@@ -75,6 +76,11 @@ class LandscapeProblem:
         """Return e^x y z."""
         return x.exp() * y * z
 
+    @property
+    def step_size(self) -> Tensor:
+        """(n, 1) 1/L of each node: the longest step along the lower level that is stable without damping, halved."""
+        return 1.0 / (torch.linalg.eigvalsh(self.curvatures)[:, -1:] + self.ridge)
+
     # -- with all data in one place ------------------------------------------------------------------------------
 
     def agreed(self, x: Tensor) -> Tensor:
@@ -92,7 +98,7 @@ class LandscapeProblem:
         return float(self.upper_loss(x, self.agreed(x).expand(self.num_nodes, -1)).mean())
 
     def pooled(self) -> Tensor:
-        """Return the damping that is best with all data in one place, (k,): a local minimum within |x_j| ≤ 12.
+        """Return the damping that is best with all data in one place, (k,): a local minimum within |x_j| ≤ 6.
 
         Cost: some 100 solutions of k equations.
         """
@@ -119,9 +125,12 @@ class LandscapeProblem:
         return mean + torch.diag(x.exp() + self.ridge)
 
 
-def _symmetric(matrices: FloatArray) -> Tensor:
+def _positive(matrices: FloatArray) -> Tensor:
+    """Return symmetric matrices without their negative eigenvalues."""
     found = torch.from_numpy(np.array(matrices))
-    return 0.5 * (found + found.mT)
+    values, vectors = torch.linalg.eigh(0.5 * (found + found.mT))
+    positive: Tensor = (vectors * values.clamp_min(0.0).unsqueeze(1)) @ vectors.mT
+    return positive
 
 
 def _times(matrices: Tensor, vectors: Tensor) -> Tensor:

@@ -30,7 +30,9 @@ from lite_probe.vectors.layout import ParameterLayout
 
 FloatArray = NDArray[np.float64]
 
-RIDGE = 0.01  # δ, of a group's own curvature
+RIDGE = 0.1  # δ, of a group's own curvature
+_LEAST_SCALE = 1e-3  # of the groups' mean curvature: a group of less is damped as if it had so much
+_UPPER_STEP = 3.0  # of the damping, with losses in units of what all groups gain
 SWEEP_STEPS = 10
 _LEAST_FOR_STEPS = 16  # training batches
 _UNIT = 100.0  # of progress, in a product of one batch
@@ -219,8 +221,7 @@ class TuneSession:
         joint = self.profile.joint
         if joint is None:
             raise ValueError("expected a joint optimum, got none")
-        diagonal = np.abs(np.diag(joint.curvatures))
-        scales = np.maximum(diagonal, max(1e-3 * float(diagonal.mean()), 1e-300))
+        scales, noise = self._scales(groups)
         run, size = self.run_state, np.sqrt(scales)
         run.expected += round(_UNIT * len(groups) * sum(len(batches) for node in self.splits.nodes for batches in node))
         found = []
@@ -231,11 +232,24 @@ class TuneSession:
             blocks=tuple(group.block.block for group in groups),
             parts=tuple(group.part for group in groups),
             scales=scales,
+            noise=noise,
             gains=np.stack([one.gains for one in found]) / size,
-            curvatures=np.stack([one.curvatures for one in found]) / np.outer(size, size),
+            curvatures=np.stack([one.curvatures + np.diag(noise) for one in found]) / np.outer(size, size),
             validation_gains=np.stack([one.validation_gains for one in found]) / size,
-            validation_curvatures=np.stack([one.validation_curvatures for one in found]) / np.outer(size, size),
+            validation_curvatures=np.stack([one.validation_curvatures + np.diag(noise) for one in found])
+            / np.outer(size, size),
         )
+
+    def _scales(self, groups: Sequence[Group]) -> tuple[FloatArray, FloatArray]:
+        """Return s_j and the noise's part of K_j, (k,) each, nats; K_j is at least what the mean step has."""
+        joint = self.profile.joint
+        rows = [self.profile.group(group.block.block, group.part) for group in groups]
+        if joint is None or any(row is None for row in rows):
+            raise ValueError("expected the groups of the profile, got others")
+        own = np.diag(joint.curvatures)
+        curvatures = np.maximum([row.curvature.value for row in rows if row is not None], np.abs(own))
+        scales = np.maximum(curvatures, max(_LEAST_SCALE * float(curvatures.mean()), 1e-300))
+        return scales, scales - own
 
     def _node(
         self, groups: Sequence[Group], batches: tuple[Sequence[Batch], Sequence[Batch]], label: str
@@ -262,12 +276,14 @@ class TuneSession:
         def damping(x: Tensor, y: Tensor) -> Mapping[str, float]:
             return {"value": problem.value(x.mean(dim=0))}
 
+        lower_step = float(problem.step_size.min())
         return bilevel.solve(
             problem,
             mixing,
             method=method,
             upper=upper or "gt",
             lower=lower or "ed",
+            step_sizes=(_UPPER_STEP, lower_step, lower_step),
             steps=self.request.iterations,
             seed=derive_seed(self.request.seed, "tune"),
             measure=damping,

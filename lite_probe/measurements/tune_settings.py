@@ -19,7 +19,7 @@ from lite_probe.task import Task
 
 FloatArray = NDArray[np.float64]
 
-MOST_RATIO = 16.0  # twice the largest that anyone has published: a model of one step says nothing of so long ones
+MOST_RATIO = 8.0  # the largest published is 7: a model of one step says nothing of longer ones
 _SHARP_SHARE = 0.1  # of a block's directions: those of its sharp group
 _DAMPINGS = np.linspace(0.0, 4.0, 81)  # β₂ that are tried
 

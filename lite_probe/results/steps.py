@@ -198,7 +198,7 @@ class OptimizerSteps:
         return tuple(self._row(block, [place], bands.names[place]) for place, block in enumerate(bands.blocks))
 
     def group(self, block: str, part: str) -> StepRow | None:
-        """Return the bands of a block's part as one; None where it has none."""
+        """Return the bands of a block's part, of `PARTS` or `JOINT_PARTS`, as one; None where it has none."""
         places = self._places(block, part)
         return self._row(block, places, part) if places else None
 
@@ -284,8 +284,9 @@ class OptimizerSteps:
         bands = self.bands
         if bands is None:
             return []
+        wanted = JOINT_PARTS.get(part, (part,)) if part else PARTS
         places = range(len(bands.blocks))
-        return [place for place in places if bands.blocks[place] == block and part in ("", bands.parts[place])]
+        return [place for place in places if bands.blocks[place] == block and bands.parts[place] in wanted]
 
     @cached_property
     def _fits(self) -> Mapping[str, "_Fit"]:

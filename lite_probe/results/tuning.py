@@ -1,11 +1,13 @@
 """LITE's settings from the landscape: what every node measured, what they agreed on, and whether it paid.
 
-In units u_j = √s_j y_j of multiples y of the step that the base optimizer takes along group j, node i has on its own
-training batches q_i(u) = −b_iᵀu + ½uᵀA_iu, and with damping e^{x_j} of each group the nodes' step is
+Along group j of the base optimizer's mean step d̄ a step of one batch has the curvature K_j = E[d_jᵀHd_j], more than
+d̄_jᵀHd̄_j: its noise has some, too. Node i measures b_i = −D̄ᵀ∇L_i and D̄ᵀH_iD̄ on its own batches, and takes the noise's
+part K_j − d̄_jᵀHd̄_j from the step profile: A_i = D̄ᵀH_iD̄ + diag(noise). With multiples y_j of the step taken, in units
+u_j = √s_j y_j, the nodes' step at damping e^{x_j} of each group is
 
     u*(x) = argmin (1/n) Σ_i [ −b_iᵀu + ½uᵀ(A_i)₊u ] + ½ Σ_j (e^{x_j} + δ) u_j²
 
-x is chosen so that u*(x) lowers the quadratic models of the nodes' validation batches the most.
+and x is chosen so that u*(x) lowers the models of the nodes' validation batches the most.
 """
 
 from collections.abc import Mapping
@@ -25,14 +27,12 @@ LEAST_RATIO = 1.0  # of LITE's flat_lr_ratio
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeModels:
-    """The quadratic models of every node along k groups of directions, each on the node's own batches.
-
-    Groups with a curvature of their own are in units in which that is 1 on the evaluation batches.
-    """
+    """The quadratic models of every node along k groups of directions, each on the node's own batches, in units u."""
 
     blocks: tuple[str, ...]  # (k,)
     parts: tuple[str, ...]  # (k,) "sharp" or "rest"
-    scales: FloatArray  # (k,) s_j, nats: the group's own curvature on the evaluation batches, common to all nodes
+    scales: FloatArray  # (k,) s_j, nats: what K_j is on the evaluation batches, common to all nodes
+    noise: FloatArray  # (k,) of K_j that is not the mean step's, nats
     gains: FloatArray  # (n, k) b_i on training batches
     curvatures: FloatArray  # (n, k, k) A_i
     validation_gains: FloatArray  # (n, k)
