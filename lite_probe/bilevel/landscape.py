@@ -79,7 +79,8 @@ class LandscapeProblem:
     @property
     def step_size(self) -> Tensor:
         """(n, 1) 1/L of each node: the longest step along the lower level that is stable without damping, halved."""
-        return 1.0 / (torch.linalg.eigvalsh(self.curvatures)[:, -1:] + self.ridge)
+        largest: Tensor = torch.linalg.eigvalsh(self.curvatures)[:, -1:]
+        return 1.0 / (largest + self.ridge)
 
     # -- with all data in one place ------------------------------------------------------------------------------
 
