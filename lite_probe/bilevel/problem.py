@@ -31,28 +31,34 @@ class BilevelProblem(Protocol):
     same state on every process: who draws for all nodes and keeps its own rows has the same iterates in one process
     and in many.
 
-    First-order methods ask for `lower_gradients(x, y)`, ∇ₓg and ∇ᵧg, in place of the second-order products. Where there
-    is an `upper_loss(x, y)`, (n,), its mean over nodes is recorded.
+    Besides what is below, which all methods ask for, D-SOBA-SO and SPARKLE ask for `lower_hessian_product(x, y, z)`,
+    ∇²ᵧᵧg z (n, dim_y), and `cross_product(x, y, z)`, ∇²ₓᵧg z (n, dim_x); D-SOBA-FO for `lower_gradients(x, y)`, ∇ₓg
+    and ∇ᵧg. Where there is an `upper_loss(x, y)`, (n,), its mean over nodes is recorded.
     """
 
-    num_nodes: int
-    dim_x: int
-    dim_y: int
-
-    def upper_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ∇ₓf (n, dim_x) and ∇ᵧf (n, dim_y)."""
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that this process holds."""
         ...
 
-    def lower_gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ∇ᵧg, (n, dim_y)."""
+    @property
+    def dim_x(self) -> int:
+        """Of the upper level."""
         ...
 
-    def lower_hessian_product(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """Return ∇²ᵧᵧg z, (n, dim_y)."""
+    @property
+    def dim_y(self) -> int:
+        """Of the lower level."""
         ...
 
-    def cross_product(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """Return ∇²ₓᵧg z, (n, dim_x)."""
+    @property
+    def upper_gradients(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Given x and y, return ∇ₓf (n, dim_x) and ∇ᵧf (n, dim_y)."""
+        ...
+
+    @property
+    def lower_gradient(self) -> Callable[..., Tensor]:
+        """Given x and y, return ∇ᵧg, (n, dim_y)."""
         ...
 
 

@@ -92,10 +92,11 @@ def mixing_matrix(topology: Topology, num_nodes: int, *, probability: float | No
         raise UsageError(f"expected 1 to {MAX_NODES:,} nodes, got {num_nodes:,}")
     if probability is not None and not 0.0 < probability <= 1.0:
         raise UsageError(f"expected a probability of an edge in (0, 1], got {probability:g}")
-    if topology == "erdos-renyi":
+    name = topology if isinstance(topology, str) else ""
+    if name == "erdos-renyi":
         adjacent = _random_graph(num_nodes, probability, seed)
-    elif isinstance(topology, str) and topology in GRAPHS:
-        adjacent = _adjacency(GRAPHS[topology](num_nodes), num_nodes)
+    elif name in GRAPHS:
+        adjacent = _adjacency(GRAPHS[name](num_nodes), num_nodes)
     elif isinstance(topology, str | Path):
         adjacent = _adjacency(_read_edges(Path(topology)), num_nodes)
     elif isinstance(topology, Iterable):
@@ -104,7 +105,7 @@ def mixing_matrix(topology: Topology, num_nodes: int, *, probability: float | No
         raise UsageError(f"expected a topology, {', '.join(TOPOLOGIES)}, or a list of edges, got {shown(topology)}")
     _require_connected(adjacent)
     degrees = adjacent.sum(axis=1)
-    if topology == "adjusted-ring" and num_nodes > 1:
+    if name == "adjusted-ring" and num_nodes > 1:
         laplacian = np.linalg.eigvalsh(np.diag(degrees) - adjacent.astype(np.float64))
         weights = adjacent * (2.0 / (laplacian[1] + laplacian[-1]))
     else:
@@ -114,8 +115,8 @@ def mixing_matrix(topology: Topology, num_nodes: int, *, probability: float | No
 
 def spectral_gap(mixing: ArrayLike) -> float:
     """Return 1 − ρ: 1 where one exchange makes all equal, 0 where nodes never agree."""
-    values = np.linalg.eigvalsh(np.asarray(mixing, dtype=np.float64))
-    return 1.0 - float(np.max(np.abs(values[:-1]), initial=0.0))
+    matrix = np.asarray(mixing, dtype=np.float64)
+    return 1.0 - float(np.abs(np.linalg.eigvalsh(matrix - 1.0 / len(matrix))).max())
 
 
 def lazy(mixing: FloatArray) -> FloatArray:
