@@ -428,3 +428,16 @@ def test_few_nodes_and_single_dimensions_work(nodes: int) -> None:
         assert float((run.x - problem.solution()[0]).abs().max()) <= 1e-9
     assert (run.history.messages[-1] == 0) == (nodes == 1)
     solve(problem, W, steps=5)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_run_on_a_cuda_device_is_that_on_the_cpu() -> None:
+    there = replace(PROBLEM, **{name: getattr(PROBLEM, name).cuda() for name in "ABbDc"})
+    start = tuple(torch.zeros(dim, dtype=torch.float64, device="cuda") for dim in (2, 3, 3))
+    run = solve(there, RING, steps=50, step_sizes=SIZES, start=(start[0], start[1], start[2]))
+    assert run.x.is_cuda
+    assert float((run.x.cpu() - solve(PROBLEM, RING, steps=50, step_sizes=SIZES).x).abs().max()) <= 1e-12
+    noisy = replace(there, noise=0.1)
+    first, again = (solve(noisy, RING, steps=5, start=(start[0], start[1], start[2])) for _ in range(2))
+    assert same(first, again)
