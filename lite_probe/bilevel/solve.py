@@ -251,10 +251,16 @@ class _Running:
             row[what] = sum(counts[f"{what} {level}"] for level in LEVELS)
         found: dict[str, float] = {f"consensus {level}": _scatter(stack) for level, stack in stacks.items()}
         if callable(upper_loss := getattr(self._problem, "upper_loss", None)):
-            losses = upper_loss(self._stepper.state["x"], self._stepper.state["y"])
-            found["upper loss"] = float(self._nodes.gather(losses.reshape(-1, 1)).mean())
+            losses = upper_loss(*(self._stepper.state[level].detach() for level in "xy"))
+            if not isinstance(losses, Tensor) or tuple(losses.shape) != (self._nodes.num_rows,):
+                got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+                raise InputError(f"expected upper_loss to return {(self._nodes.num_rows,)}, got {got}")
+            found["upper loss"] = float(self._nodes.gather(losses.detach().reshape(-1, 1)).mean())
         if self._measure is not None:
-            found |= {f"measured {name}": value for name, value in self._measure(stacks["x"], stacks["y"]).items()}
+            found |= {
+                f"measured {name}": value
+                for name, value in self._measure(stacks["x"].detach(), stacks["y"].detach()).items()
+            }
         if self._rows and (changed := (row | found).keys() ^ self._rows.keys()):
             raise InputError(
                 f"expected every record to hold the same, got {', '.join(sorted(changed))} in some",

@@ -251,6 +251,28 @@ def test_answers_may_be_whole_numbers_their_input_or_still_in_a_graph() -> None:
     assert float((run.z - (1 - 0.75**5)).abs().max()) <= 1e-15
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda x, y: 0.5, r"upper_loss to return \(4,\), got float"),
+        (lambda x, y: x.sum(), r"upper_loss to return \(4,\), got \(\)"),
+        (lambda x, y: x, r"upper_loss to return \(4,\), got \(4, 2\)"),
+    ],
+)
+def test_an_upper_loss_is_one_number_for_each_node(answer: Callable[..., Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        solve(Own(upper_loss=answer), RING, steps=1)
+
+
+def test_what_records_look_at_is_left_as_it_was() -> None:
+    def measure(x: Tensor, y: Tensor) -> dict[str, float]:
+        return {"x": float((x.requires_grad_() * y.requires_grad_().sum()).sum().detach())}
+
+    own = Own(upper_loss=lambda x, y: x.requires_grad_().sum(dim=1) + y.requires_grad_().sum(dim=1))
+    run = solve(own, RING, steps=3, record_every=1, measure=measure)
+    assert not any(tensor.requires_grad for tensor in run.state.tensors.values())
+
+
 def bowl(dim: int, smallest: float, *, seed: int = 0) -> Tensor:
     """Return a dense (1, dim, dim) matrix with eigenvalues from 1 to 2 but for the smallest."""
     basis = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(seed)).double()).Q
