@@ -15,9 +15,9 @@ from torch import Tensor
 from lite_probe.errors import InputError, NumericsError
 from lite_probe.seeds import derive_seed
 
-_REACH = 1e-4  # of a central difference, beside the size of y
 _CURVATURE_PRODUCTS = 30  # at most, by which a lower level is tried for directions that curve down
-_FLAT = 1e-12  # of the largest curvature, below which the smallest is none
+_FLAT = 16.0  # roundings of the largest curvature, below which the smallest is none
+_EXHAUSTED = 1e-6  # of a product, below which what the basis leaves of it is rounding
 
 SECOND_ORDER = ("upper_gradients", "lower_gradient", "lower_hessian_product", "cross_product")
 FIRST_ORDER = ("upper_gradients", "lower_gradient", "lower_gradients")
@@ -31,28 +31,34 @@ class BilevelProblem(Protocol):
     same state on every process: who draws for all nodes and keeps its own rows has the same iterates in one process
     and in many.
 
-    First-order methods ask for `lower_gradients(x, y)`, ∇ₓg and ∇ᵧg, in place of the second-order products. Where there
-    is an `upper_loss(x, y)`, (n,), its mean over nodes is recorded.
+    Besides what is below, which all methods ask for, D-SOBA-SO and SPARKLE ask for `lower_hessian_product(x, y, z)`,
+    ∇²ᵧᵧg z (n, dim_y), and `cross_product(x, y, z)`, ∇²ₓᵧg z (n, dim_x); D-SOBA-FO for `lower_gradients(x, y)`, ∇ₓg
+    and ∇ᵧg. Where there is an `upper_loss(x, y)`, (n,), its mean over nodes is recorded.
     """
 
-    num_nodes: int
-    dim_x: int
-    dim_y: int
-
-    def upper_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ∇ₓf (n, dim_x) and ∇ᵧf (n, dim_y)."""
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that this process holds."""
         ...
 
-    def lower_gradient(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ∇ᵧg, (n, dim_y)."""
+    @property
+    def dim_x(self) -> int:
+        """Of the upper level."""
         ...
 
-    def lower_hessian_product(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """Return ∇²ᵧᵧg z, (n, dim_y)."""
+    @property
+    def dim_y(self) -> int:
+        """Of the lower level."""
         ...
 
-    def cross_product(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """Return ∇²ₓᵧg z, (n, dim_x)."""
+    @property
+    def upper_gradients(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Given x and y, return ∇ₓf (n, dim_x) and ∇ᵧf (n, dim_y)."""
+        ...
+
+    @property
+    def lower_gradient(self) -> Callable[..., Tensor]:
+        """Given x and y, return ∇ᵧg, (n, dim_y)."""
         ...
 
 
@@ -109,10 +115,11 @@ class Oracle:
     def differences(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return ∇²ₓᵧg z and ∇²ᵧᵧg z as (∇g(x, y+δz) − ∇g(x, y−δz)) / 2δ, both ends on the same sample.
 
-        δ‖z‖ is 1e-4 (1 + ‖y‖) at every node: the error is of the order of its square, and rounding stays far below.
+        δ‖z‖ is ε^⅓ (1 + ‖y‖) at every node, with ε of the element type: the difference's own error, of the order of its
+        square, and that of rounding are then alike, 4e-11 in float64.
         """
-        size = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-        reach = _REACH * (1.0 + torch.linalg.vector_norm(y, dim=1, keepdim=True))
+        size = _lengths(z)
+        reach = torch.finfo(y.dtype).eps ** (1 / 3) * (1.0 + _lengths(y))
         unit = torch.where(size > 0.0, z / size, torch.zeros_like(z))
         above = self._ask("lower_gradients", self._dims, x, y + reach * unit)
         below = self._ask("lower_gradients", self._dims, x, y - reach * unit)
@@ -123,51 +130,76 @@ class Oracle:
         self.gradients += 1
         if name in self._drawing:
             generator = torch.Generator(at[0].device).manual_seed(derive_seed(self._seed, name, self.step))
-            found = self._methods[name](*at, generator=generator)
+            found = self._methods[name](*(one.detach() for one in at), generator=generator)
         else:
-            found = self._methods[name](*at)
+            found = self._methods[name](*(one.detach() for one in at))
         answers = found if isinstance(found, tuple) else (found,)
         wanted = [(at[0].shape[0], dim) for dim in dims]
-        if [tuple(one.shape) for one in answers] != wanted:
-            raise InputError(f"expected {name} to return {wanted}, got {[tuple(one.shape) for one in answers]}")
-        return found
+        got = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in answers]
+        if got != wanted:
+            raise InputError(f"expected {name} to return {wanted}, got {got}")
+        plain = tuple(one.detach().to(at[0]) for one in answers)
+        return plain if len(dims) > 1 else plain[0]
 
 
 def require_strongly_convex(oracle: Oracle, x: Tensor, y: Tensor) -> None:
     """Refuse a lower level that curves down or is flat along some direction, as far as 30 Lanczos steps tell.
 
     Every node's own gᵢ is tried, at the start. The smallest Ritz value bounds the smallest eigenvalue from above, and
-    is it where dim_y ≤ 30; who passes may still be refused by numbers that run away.
+    is it where dim_y ≤ 30; who passes may still be refused by numbers that run away. Every product is taken less that
+    with 0, so that noise which is added to both is no curvature.
 
     Raises:
         InputError: If some node's smallest Ritz value is not positive.
+        NumericsError: If a product is not finite.
 
-    Cost: up to 30 products, which are not counted.
+    Cost: up to 31 products, which are not counted.
     """
     num_nodes, size = y.shape
     count = min(size, _CURVATURE_PRODUCTS)
     generator = torch.Generator(y.device).manual_seed(0)
-    vector = torch.randn(size, generator=generator, dtype=y.dtype, device=y.device).expand(num_nodes, size)
+
+    def fresh() -> Tensor:
+        return torch.randn(size, generator=generator, dtype=y.dtype, device=y.device).expand(num_nodes, size)
+
+    vector = fresh()
     basis = torch.zeros(num_nodes, count, size, dtype=y.dtype, device=y.device)
     images = torch.zeros_like(basis)
     before = oracle.gradients
+    at_zero = oracle.lower_hessian_product(x, y, torch.zeros_like(y))
     for place in range(count):
-        for _ in range(2):  # twice is enough
-            vector = vector - torch.einsum("nm,nmd->nd", torch.einsum("nmd,nd->nm", basis, vector), basis)
-        length = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
-        basis[:, place] = torch.where(length > 0.0, vector / length, torch.zeros_like(vector))
-        images[:, place] = oracle.lower_hessian_product(x, y, basis[:, place])
+        rest = _orthogonal(vector, basis)
+        exhausted = _lengths(rest) <= _EXHAUSTED * _lengths(vector)
+        rest = torch.where(exhausted, _orthogonal(fresh(), basis), rest)
+        basis[:, place] = rest / _lengths(rest)
+        images[:, place] = oracle.lower_hessian_product(x, y, basis[:, place]) - at_zero
         vector = images[:, place]
     oracle.gradients = before
+    if not torch.isfinite(images).all():
+        worst = int((~torch.isfinite(images)).flatten(1).any(dim=1).int().argmax())
+        raise NumericsError(
+            f"expected finite products with ∇²ᵧᵧg at the start, got some that are not at node {worst}",
+            "start elsewhere, or mend lower_hessian_product",
+        )
     projected = torch.einsum("nmd,nkd->nmk", basis, images)
     values = torch.linalg.eigvalsh(0.5 * (projected + projected.mT))
     worst = int((values[:, 0] / values[:, -1].abs().clamp_min(1e-300)).argmin())
     smallest, largest = float(values[worst, 0]), float(values[worst].abs().max())
-    if not torch.isfinite(values).all():
-        raise NumericsError(f"expected finite products with ∇²ᵧᵧg at the start, got {values[worst].tolist()}")
-    if smallest <= _FLAT * largest:
+    if smallest <= _FLAT * torch.finfo(y.dtype).eps * largest:
         raise InputError(
             f"expected a strongly convex lower level, got curvature {smallest:.3g} at node {worst} (its largest is "
             f"{largest:.3g})",
             "add ½δ‖y‖² to every node's g, with δ above the most negative curvature",
         )
+
+
+def _orthogonal(vector: Tensor, basis: Tensor) -> Tensor:
+    """Return what a basis leaves of a vector, node by node; twice is enough."""
+    for _ in range(2):
+        vector = vector - torch.einsum("nm,nmd->nd", torch.einsum("nmd,nd->nm", basis, vector), basis)
+    return vector
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return lengths

@@ -97,7 +97,7 @@ class QuadraticProblem:
         slope, offset = inverse @ self.B.mean(dim=0), inverse @ self.b.mean(dim=0)
         pulled = torch.einsum("nij,nj->i", self.D, self.c) / len(self.D)
         curved = self.D.mean(dim=0)
-        matrix = slope.mT @ curved @ slope + self.rho * torch.eye(self.dim_x, dtype=slope.dtype)
+        matrix = slope.mT @ curved @ slope + self.rho * torch.eye(self.dim_x, dtype=slope.dtype, device=slope.device)
         x = torch.linalg.solve(matrix, slope.mT @ (pulled - curved @ offset))
         return x, slope @ x + offset
 
@@ -136,7 +136,7 @@ class QuadraticProblem:
     def _noisy(self, answer: Tensor, generator: torch.Generator) -> Tensor:
         if self.noise == 0.0:
             return answer
-        drawn = torch.randn(len(self.A), answer.shape[1], generator=generator, dtype=answer.dtype)
+        drawn = torch.randn(len(self.A), answer.shape[1], generator=generator, dtype=answer.dtype, device=answer.device)
         return answer + self.noise * self._own(drawn)
 
 

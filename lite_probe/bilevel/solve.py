@@ -1,5 +1,6 @@
 """Runs a method on a problem: checks what is asked, steps, and records how it goes."""
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from lite_probe.bilevel.methods import DSOBA, STRATEGIES, FirstOrderDSOBA, Metho
 from lite_probe.bilevel.problem import FIRST_ORDER, SECOND_ORDER, BilevelProblem, Oracle, require_strongly_convex
 from lite_probe.bilevel.step_sizes import LEVELS, Adaptive, Fixed, step_sizes_of
 from lite_probe.bilevel.topology import FloatArray, lazy, require_mixing_matrix
-from lite_probe.errors import InputError, NumericsError, UsageError
+from lite_probe.errors import InputError, NumericsError, UsageError, shown
 
 METHODS = ("dsoba-so", "dsoba-fo", "sparkle")
 _RECORDS = 200  # of a run's history, where it isn't said how many
@@ -44,6 +45,7 @@ class State:
     """All that a run needs to go on, with the same iterates bitwise on a CPU as one that was never stopped."""
 
     step: int
+    made_by: str  # the method and what it was given that a run which goes on has to have too
     tensors: Mapping[str, Tensor]
     counts: Mapping[str, int]  # gradients; floats and messages by level
     rows: Mapping[str, tuple[float, ...]]  # of the history
@@ -101,7 +103,8 @@ def solve(
         The iterates in float64, or the element type of `start`, and the history.
 
     Raises:
-        UsageError: If an argument is out of range.
+        UsageError: If an argument is out of range, or a state is past `steps` or of another method, strategy, W or kind
+            of step sizes.
         InputError: If W is no mixing matrix of n connected nodes, the lower level is not strongly convex, or the
             problem lacks a method or returns another shape.
         NumericsError: If the iterates are no longer finite.
@@ -109,7 +112,7 @@ def solve(
     Cost: per step and node 4 gradients or products for SPARKLE and D-SOBA-SO, 4 gradients for D-SOBA-FO; 1 vector per
         level and edge for ED, EXTRA and D-SOBA, 2 for gradient tracking.
     """
-    _require(method, upper, lower, theta, steps)
+    _require(method, upper, lower, theta, steps, record_every)
     nodes = network if network is not None else StackedNetwork(problem.num_nodes)
     strategies = {"x": STRATEGIES[upper], "y": STRATEGIES[lower], "z": STRATEGIES[lower]}
     matrices = {
@@ -117,8 +120,15 @@ def solve(
         for level, matrix in _matrices(mixing, nodes.num_nodes).items()
     }
     sizes = step_sizes_of(step_sizes)
+    kind = f"{method} ({upper}, {lower})" if method == "sparkle" else method
+    digest = hashlib.sha256(b"".join(matrices[level].round(12).tobytes() for level in LEVELS)).hexdigest()[:8]
+    made_by = f"{kind}, {type(sizes).__name__}, W {digest}"
     with nodes.guarding():
-        begun = start if isinstance(start, State) else _begin(problem, nodes, start)
+        if isinstance(start, State):
+            begun = start
+            _require_continues(begun, made_by, steps)
+        else:
+            begun = _begin(problem, nodes, start, made_by)
         oracle = Oracle(problem, FIRST_ORDER if method == "dsoba-fo" else SECOND_ORDER, seed)
         tensors = dict(begun.tensors)
         sizes.memory.update({level: tensors.pop(f"{level} sum") for level in LEVELS if f"{level} sum" in tensors})
@@ -144,7 +154,7 @@ def solve(
         return run.result()
 
 
-def _require(method: str, upper: str, lower: str, theta: float, steps: int) -> None:
+def _require(method: str, upper: str, lower: str, theta: float, steps: int, record_every: int | None) -> None:
     if method not in METHODS:
         raise UsageError(f"expected a method among {', '.join(METHODS)}, got {method!r}")
     for level, name in (("upper", upper), ("lower", lower)):
@@ -154,6 +164,21 @@ def _require(method: str, upper: str, lower: str, theta: float, steps: int) -> N
         raise UsageError(f"expected theta in (0, 1], got {theta:g}")
     if steps < 1:
         raise UsageError(f"expected at least one step, got {steps}")
+    if record_every is not None and record_every < 1:
+        raise UsageError(f"expected a record every 1 or more steps, got {record_every}")
+
+
+def _require_continues(state: State, made_by: str, steps: int) -> None:
+    if state.made_by != made_by:
+        raise UsageError(
+            f"expected the state of a run by {made_by}, got one by {state.made_by}",
+            "give what the first run was given, or its x, y and z as the start of a new one",
+        )
+    if steps < state.step:
+        raise UsageError(
+            f"expected at least the {state.step:,} steps that the state has made, got {steps:,}",
+            "steps are counted from the start of the first run",
+        )
 
 
 def _matrices(mixing: Mixing, num_nodes: int) -> dict[str, FloatArray]:
@@ -164,20 +189,28 @@ def _matrices(mixing: Mixing, num_nodes: int) -> dict[str, FloatArray]:
     return {level: require_mixing_matrix(mixing[level], num_nodes, f"W of {level}") for level in LEVELS}
 
 
-def _begin(problem: BilevelProblem, nodes: Network, start: Start | None) -> State:
+def _begin(problem: BilevelProblem, nodes: Network, start: Start | None, made_by: str) -> State:
     """Return the state before the first step."""
     rows = nodes.num_rows
     if problem.num_nodes != rows:
         raise InputError(f"expected a problem of {rows} nodes in this process, got one of {problem.num_nodes}")
     dims = {"x": problem.dim_x, "y": problem.dim_y, "z": problem.dim_y}
-    given = dict(zip("xyz", start, strict=True)) if start is not None else {}
+    zeros = tuple(torch.zeros(1, dim, dtype=torch.float64) for dim in dims.values())
+    given = zeros if start is None else tuple(start)
+    if len(given) != len(dims) or not all(isinstance(stack, Tensor) for stack in given):
+        raise InputError(f"expected a start of three tensors, x, y and z, got {shown(tuple(given))}")
+    kinds = {(stack.dtype, stack.device) for stack in given}
+    if len(kinds) > 1 or not given[0].is_floating_point():
+        raise InputError(
+            "expected x, y and z of one floating-point type on one device to start from, got "
+            + ", ".join(f"{stack.dtype} on {stack.device}" for stack in given)
+        )
     tensors = {}
-    for level, dim in dims.items():
-        stack = given.get(level, torch.zeros(1, dim, dtype=torch.float64))
+    for (level, dim), stack in zip(dims.items(), given, strict=True):
         if tuple(stack.shape) not in ((rows, dim), (1, dim), (dim,)):
             raise InputError(f"expected a start for {level} of {rows} × {dim} or {dim}, got {tuple(stack.shape)}")
-        tensors[level] = stack.expand(rows, dim).clone()
-    return State(step=0, tensors=tensors, counts={}, rows={})
+        tensors[level] = stack.detach().expand(rows, dim).clone()
+    return State(step=0, made_by=made_by, tensors=tensors, counts={}, rows={})
 
 
 class _Running:
@@ -187,7 +220,7 @@ class _Running:
         self, problem: BilevelProblem, nodes: Network, stepper: Method, measure: Measure | None, begun: State
     ) -> None:
         self._problem, self._nodes, self._stepper, self._measure = problem, nodes, stepper, measure
-        self._step = begun.step
+        self._step, self._made_by = begun.step, begun.made_by
         self._rows: dict[str, list[float]] = {name: list(row) for name, row in begun.rows.items()}
         stepper.oracle.gradients = begun.counts.get("gradients", 0)
         for level, exchange in stepper.exchanges.items():
@@ -218,10 +251,21 @@ class _Running:
             row[what] = sum(counts[f"{what} {level}"] for level in LEVELS)
         found: dict[str, float] = {f"consensus {level}": _scatter(stack) for level, stack in stacks.items()}
         if callable(upper_loss := getattr(self._problem, "upper_loss", None)):
-            losses = upper_loss(self._stepper.state["x"], self._stepper.state["y"])
-            found["upper loss"] = float(self._nodes.gather(losses.reshape(-1, 1)).mean())
+            losses = upper_loss(*(self._stepper.state[level].detach() for level in "xy"))
+            if not isinstance(losses, Tensor) or tuple(losses.shape) != (self._nodes.num_rows,):
+                got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+                raise InputError(f"expected upper_loss to return {(self._nodes.num_rows,)}, got {got}")
+            found["upper loss"] = float(self._nodes.gather(losses.detach().reshape(-1, 1)).mean())
         if self._measure is not None:
-            found |= {f"measured {name}": value for name, value in self._measure(stacks["x"], stacks["y"]).items()}
+            found |= {
+                f"measured {name}": value
+                for name, value in self._measure(stacks["x"].detach(), stacks["y"].detach()).items()
+            }
+        if self._rows and (changed := (row | found).keys() ^ self._rows.keys()):
+            raise InputError(
+                f"expected every record to hold the same, got {', '.join(sorted(changed))} in some",
+                "measure the same from the first record on, also in a run that goes on from a state",
+            )
         for name, value in (row | found).items():
             self._rows.setdefault(name, []).append(value)
         return self._state()
@@ -246,6 +290,7 @@ class _Running:
         sums = {f"{level} sum": total for level, total in self._stepper.sizes.memory.items()}
         return State(
             step=self._step,
+            made_by=self._made_by,
             tensors={**self._stepper.state, **sums},
             counts=self._counts(),
             rows={name: tuple(row) for name, row in self._rows.items()},

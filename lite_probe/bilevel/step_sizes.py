@@ -92,11 +92,17 @@ class AdaptiveSteps:
         square = direction.square().sum(dim=1, keepdim=True)
         total = exchange.mix(self.memory[level] + square if level in self.memory else square)
         self.memory[level] = total
-        if level != "y":
-            waited = torch.maximum(self.memory["y"], self.memory["z"])
-            total = waited if level == "z" else total * waited
         scale: float = getattr(self._scales, level)
-        return scale * total.clamp_min(torch.finfo(total.dtype).tiny).rsqrt() * direction
+        if level == "y":
+            return scale * _normalised(direction, total)
+        waited = torch.maximum(self.memory["y"], self.memory["z"])
+        if level == "z":
+            return scale * _normalised(direction, waited)
+        return scale * _normalised(_normalised(direction, total), waited)  # the product of both sums may overflow
+
+
+def _normalised(direction: Tensor, total: Tensor) -> Tensor:
+    return total.clamp_min(torch.finfo(total.dtype).tiny).rsqrt() * direction
 
 
 def step_sizes_of(asked: "tuple[float, float, float] | str | Fixed | Adaptive") -> StepSizes:

@@ -5,14 +5,15 @@ A mixing matrix W is symmetric with rows that sum to 1, and W_ij is not zero onl
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lite_probe.errors import InputError, UsageError
+from lite_probe.errors import InputError, UsageError, shown
 from lite_probe.files import read_bounded
 from lite_probe.seeds import derive_seed
 
@@ -91,17 +92,20 @@ def mixing_matrix(topology: Topology, num_nodes: int, *, probability: float | No
         raise UsageError(f"expected 1 to {MAX_NODES:,} nodes, got {num_nodes:,}")
     if probability is not None and not 0.0 < probability <= 1.0:
         raise UsageError(f"expected a probability of an edge in (0, 1], got {probability:g}")
-    if topology == "erdos-renyi":
+    name = topology if isinstance(topology, str) else ""
+    if name == "erdos-renyi":
         adjacent = _random_graph(num_nodes, probability, seed)
-    elif isinstance(topology, str) and topology in GRAPHS:
-        adjacent = _adjacency(GRAPHS[topology](num_nodes), num_nodes)
+    elif name in GRAPHS:
+        adjacent = _adjacency(GRAPHS[name](num_nodes), num_nodes)
     elif isinstance(topology, str | Path):
         adjacent = _adjacency(_read_edges(Path(topology)), num_nodes)
-    else:
+    elif isinstance(topology, Iterable):
         adjacent = _adjacency(topology, num_nodes)
+    else:
+        raise UsageError(f"expected a topology, {', '.join(TOPOLOGIES)}, or a list of edges, got {shown(topology)}")
     _require_connected(adjacent)
     degrees = adjacent.sum(axis=1)
-    if topology == "adjusted-ring" and num_nodes > 1:
+    if name == "adjusted-ring" and num_nodes > 1:
         laplacian = np.linalg.eigvalsh(np.diag(degrees) - adjacent.astype(np.float64))
         weights = adjacent * (2.0 / (laplacian[1] + laplacian[-1]))
     else:
@@ -111,8 +115,8 @@ def mixing_matrix(topology: Topology, num_nodes: int, *, probability: float | No
 
 def spectral_gap(mixing: ArrayLike) -> float:
     """Return 1 − ρ: 1 where one exchange makes all equal, 0 where nodes never agree."""
-    values = np.linalg.eigvalsh(np.asarray(mixing, dtype=np.float64))
-    return 1.0 - float(np.max(np.abs(values[:-1]), initial=0.0))
+    matrix = np.asarray(mixing, dtype=np.float64)
+    return 1.0 - float(np.abs(np.linalg.eigvalsh(matrix - 1.0 / len(matrix))).max())
 
 
 def lazy(mixing: FloatArray) -> FloatArray:
@@ -126,7 +130,9 @@ def neighbours(mixing: FloatArray, node: int) -> list[int]:
 
 
 def require_mixing_matrix(mixing: ArrayLike, num_nodes: int, name: str = "W") -> FloatArray:
-    """Return a mixing matrix as float64.
+    """Return a mixing matrix as float64, what it lacks of symmetry and of row sums of 1 made up on its diagonal.
+
+    A row sum that is off by 1e-10 would move the mean of all nodes by as much at every step.
 
     Raises:
         InputError: If it is not (n, n), finite, symmetric with rows that sum to 1, or its nodes never agree.
@@ -152,16 +158,28 @@ def require_mixing_matrix(mixing: ArrayLike, num_nodes: int, name: str = "W") ->
             f"{1.0 - spectral_gap(found):.6g}: its nodes never agree",
             "mix with (I + W)/2",
         )
-    return found
+    exact = 0.5 * (found + found.T)
+    np.fill_diagonal(exact, 0.0)
+    np.fill_diagonal(exact, 1.0 - exact.sum(axis=1))
+    return exact
 
 
 def _adjacency(edges: Edges, num_nodes: int) -> NDArray[np.bool_]:
     adjacent = np.zeros((num_nodes, num_nodes), dtype=bool)
-    for i, j in edges:
+    for edge in edges:
+        i, j = _nodes_of(edge)
         if not (0 <= i < num_nodes and 0 <= j < num_nodes):
             raise InputError(f"expected edges between nodes 0 to {num_nodes - 1}, got ({i}, {j})")
         adjacent[i, j] = adjacent[j, i] = i != j
     return adjacent
+
+
+def _nodes_of(edge: Iterable[int]) -> tuple[int, int]:
+    try:
+        i, j = (operator.index(node) for node in edge)
+        return i, j
+    except (TypeError, ValueError):
+        raise InputError(f"expected edges as pairs of whole numbers, got {shown(edge)}") from None
 
 
 def _random_graph(num_nodes: int, probability: float | None, seed: int) -> NDArray[np.bool_]:
@@ -181,20 +199,22 @@ def _random_graph(num_nodes: int, probability: float | None, seed: int) -> NDArr
     )
 
 
-def _read_edges(path: Path) -> list[tuple[int, int]]:
+def _read_edges(path: Path) -> Iterator[tuple[int, int]]:
     expected = f"a topology, {', '.join(TOPOLOGIES)}, or a file of edges,"
     text = read_bounded(path, expected, max_bytes=_MAX_FILE_BYTES)
-    edges = []
     for number, line in enumerate(text.decode(errors="replace").splitlines(), start=1):
         words = line.partition("#")[0].replace(",", " ").split()
-        if words and not (len(words) == 2 and all(word.isascii() and word.isdecimal() for word in words)):
+        if words and not (len(words) == 2 and all(_is_node(word) for word in words)):
             raise InputError(
                 f"expected two nodes, as in 0 1, on line {number} of {path}, got {line[:40]!r}",
                 "write an edge on each line, nodes counted from 0",
             )
         if words:
-            edges.append((int(words[0][:9]), int(words[1][:9])))
-    return edges
+            yield int(words[0]), int(words[1])
+
+
+def _is_node(word: str) -> bool:
+    return word.isascii() and word.isdecimal() and len(word) <= 9
 
 
 def _component(adjacent: NDArray[np.bool_]) -> set[int]:
