@@ -1,0 +1,185 @@
+"""Four ranks under torchrun do what one process with four nodes does, and all of them end when one goes wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lite_probe.bilevel import BilevelRun, QuadraticProblem, RankNetwork, StackedNetwork, mixing_matrix, solve
+from lite_probe.bilevel.exchange import num_edges
+from lite_probe.errors import PeerError, UsageError
+
+NODES = 4
+WORKER = Path(__file__).parent / "rank_worker.py"
+SPARKLE: dict[str, Any] = {"method": "sparkle", "upper": "gt", "lower": "ed", "steps": 40, "record_every": 5}
+RUNS: list[dict[str, Any]] = [
+    SPARKLE,
+    {**SPARKLE, "upper": "ed", "lower": "extra", "step_sizes": [0.02, 0.05, 0.05]},
+    {"method": "dsoba-so", "steps": 40, "record_every": 5},
+    {"method": "dsoba-fo", "steps": 40, "record_every": 5, "step_sizes": [0.02, 0.05, 0.05], "topology": "star"},
+    {**SPARKLE, "upper": "semi-atc-gt", "topology": "star", "noise": 0.0},
+]
+
+slow = pytest.mark.slow
+
+
+def launch(out: Path, runs: list[dict[str, Any]], *, timeout: float = 60.0, **rest: Any) -> tuple[int, str]:
+    """Run a job on four ranks; return torchrun's exit code and what was said. Nothing of it outlives this."""
+    job = {"out": str(out), "runs": runs, "timeout": timeout, **rest}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(NODES)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, str(WORKER), json.dumps(job)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        try:
+            said, _ = process.communicate(timeout=150)
+        except BaseException:
+            process.send_signal(signal.SIGTERM)  # torchrun takes its ranks along
+            try:
+                process.wait(40)
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, said
+
+
+def errors(out: Path) -> dict[int, dict[str, Any]]:
+    """How ranks ended, by rank."""
+    return {int(path.stem.split("-")[1]): json.loads(path.read_text()) for path in out.glob("error-*.json")}
+
+
+def stacked(run: dict[str, Any]) -> BilevelRun:
+    """The same in one process."""
+    arguments = dict(run)
+    problem: Any = QuadraticProblem.random(NODES, 3, 5, noise=arguments.pop("noise", 0.1))
+    mixing = mixing_matrix(arguments.pop("topology", "ring"), NODES)
+    if isinstance(arguments.get("step_sizes"), list):
+        arguments["step_sizes"] = tuple(arguments["step_sizes"])
+    return solve(problem, mixing, **arguments)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs, on ranks that nothing befell."""
+    out = tmp_path_factory.mktemp("whole")
+    code, said = launch(out, RUNS)
+    assert code == 0, said
+    return out
+
+
+@slow
+@pytest.mark.parametrize("number", range(len(RUNS)))
+def test_ranks_have_the_iterates_and_counts_of_one_process(whole: Path, number: int) -> None:
+    expected = stacked(RUNS[number])
+    history = expected.history
+    assert history.upper_loss is not None
+    assert float(expected.x.abs().max()) > 1e-2  # iterates that left their start
+    for rank in range(NODES):
+        found = torch.load(whole / f"run-{rank}-{number}.pt")
+        for level, stack in (("x", expected.x), ("y", expected.y), ("z", expected.z)):
+            torch.testing.assert_close(found[level], stack, rtol=1e-12, atol=1e-12)
+        assert found["counts"] == [one.tolist() for one in (history.gradients, history.floats, history.messages)]
+        assert found["losses"] == pytest.approx(history.upper_loss.tolist(), rel=1e-11)
+
+
+@slow
+def test_a_rank_sends_to_its_neighbours_only(whole: Path) -> None:
+    for number, run in enumerate(RUNS):
+        met = [torch.load(whole / f"run-{rank}-{number}.pt")["peers"] for rank in range(NODES)]
+        star = run.get("topology") == "star"
+        assert met == ([[1, 2, 3], [0], [0], [0]] if star else [[1, 3], [0, 2], [1, 3], [0, 2]])
+
+
+@slow
+def test_ranks_that_disagree_are_told_about_what(tmp_path: Path) -> None:
+    code, _ = launch(tmp_path, [{**SPARKLE, "theta": 0.2, "on": {"2": {"theta": 0.3, "seed": 7}}}])
+    assert code != 0
+    text = (
+        "expected the same settings on every rank, got seed 0 on rank 0 and 7 on rank 2; theta 0.2 on rank 0 "
+        "and 0.3 on rank 2; start every rank with the same seed, theta"
+    )
+    found = {rank: (one["kind"], one["text"]) for rank, one in errors(tmp_path).items()}
+    assert found == dict.fromkeys(range(NODES), ("InputError", text))
+
+
+@slow
+def test_an_error_on_one_rank_ends_all_and_names_it(tmp_path: Path) -> None:
+    code, said = launch(tmp_path, [SPARKLE], fault={"rank": 2, "step": 10, "how": "raise"})
+    assert code != 0
+    found = errors(tmp_path)
+    assert found.pop(2) == {"kind": "ValueError", "text": "the dog ate my data", "notes": ["on rank 2"]}, said
+    text = "expected every rank to go on, got an error on rank 2: ValueError: the dog ate my data; mend that"
+    assert sorted(found) == [0, 1, 3], said
+    assert all(one["kind"] == "PeerError" and one["text"].startswith(text) for one in found.values()), found
+
+
+@slow
+def test_a_rank_that_hangs_is_named_after_the_timeout(tmp_path: Path) -> None:
+    code, said = launch(tmp_path, [SPARKLE], fault={"rank": 1, "step": 10, "how": "hang"}, timeout=4.0)
+    assert code != 0
+    found = errors(tmp_path)
+    assert sorted(found) == [0, 1, 2, 3], said  # it learns what the others made of it
+    text = "expected a message from rank 1 within 4 s, got none; mend that"
+    assert all(one["kind"] == "PeerError" and one["text"].startswith(text) for one in found.values()), found
+
+
+@slow
+def test_a_rank_ended_by_sigterm_is_named(tmp_path: Path) -> None:
+    code, said = launch(tmp_path, [SPARKLE], fault={"rank": 3, "step": 10, "how": "term"})
+    assert code != 0
+    assert "Signal 15 (SIGTERM)" in said
+    found = errors(tmp_path)
+    assert sorted(found) == [0, 1, 2], said
+    assert all("got SIGTERM on rank 3" in one["text"] for one in found.values()), found
+
+
+@slow
+def test_a_killed_rank_is_named_and_the_run_continues_bit_by_bit(whole: Path, tmp_path: Path) -> None:
+    code, said = launch(tmp_path, [SPARKLE], save=True, fault={"rank": 2, "step": 20, "how": "kill"})
+    assert code != 0
+    assert "Signal 9 (SIGKILL)" in said
+    found = errors(tmp_path)
+    assert sorted(found) == [0, 1, 3], said
+    text = "expected every rank to go on, got a closed connection from rank 2, whose process has ended; mend that"
+    assert all(one["kind"] == "PeerError" and one["text"].startswith(text) for one in found.values()), found
+    assert not list(tmp_path.glob("run-*"))
+    (tmp_path / "state-1-20.pt").unlink(missing_ok=True)  # as if that rank had been slower
+    code, said = launch(tmp_path, [SPARKLE], save=True, resume=True)
+    assert code == 0, said
+    for rank in range(NODES):
+        step, steps = json.loads((tmp_path / f"resumed-{rank}.json").read_text())
+        assert step == 15
+        assert len(steps) == (1 if rank == 1 else 2)
+        first, second = torch.load(whole / f"run-{rank}-0.pt"), torch.load(tmp_path / f"run-{rank}-0.pt")
+        assert all(torch.equal(first[level], second[level]) for level in "xyz")
+        assert first["counts"] == second["counts"]
+        assert first["losses"] == second["losses"]
+
+
+def test_without_torchrun_there_is_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="got an environment without RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT"):
+        RankNetwork()
+    with pytest.raises(UsageError, match="expected a timeout above 0 seconds, got -1"):
+        RankNetwork(timeout=-1.0)
+
+
+def test_a_peer_that_failed_has_an_exit_code_of_its_own() -> None:
+    assert PeerError.exit_code == 7
+
+
+def test_one_process_has_nothing_to_agree_about() -> None:
+    StackedNetwork(4).agree({"seed": "0"})
+    assert num_edges(mixing_matrix("ring", 4)) == 8
