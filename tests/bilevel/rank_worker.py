@@ -1,7 +1,7 @@
 """What every rank of test_ranks.py runs: `torchrun rank_worker.py JOB`, JOB a JSON object.
 
 Writes, into the folder `out`, for each rank R: run-R-N.pt for the Nth of `runs`, with its iterates and whom it sent to,
-and error-R.json with how it ended, where that was an error. With a `fault` one rank goes wrong at a step of the last run.
+and error-R.json with how it ended, where that was an error. With a `fault` one rank goes wrong at a step of a run.
 """
 
 import json

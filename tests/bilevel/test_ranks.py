@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from lite_probe.bilevel import BilevelRun, QuadraticProblem, RankNetwork, StackedNetwork, mixing_matrix, solve
 from lite_probe.bilevel.exchange import num_edges
@@ -183,3 +186,73 @@ def test_a_peer_that_failed_has_an_exit_code_of_its_own() -> None:
 def test_one_process_has_nothing_to_agree_about() -> None:
     StackedNetwork(4).agree({"seed": "0"})
     assert num_edges(mixing_matrix("ring", 4)) == 8
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a job of one rank, this process."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+
+
+@pytest.mark.usefixtures("alone")
+def test_one_rank_is_a_network_too_and_leaves_its_group() -> None:
+    with RankNetwork(timeout=20.0) as network:
+        stack = torch.tensor([[1.0, 2.0]])
+        exchange = network.exchange(np.ones((1, 1)), stack)
+        assert torch.equal(exchange.mix(stack), stack)
+        assert torch.equal(network.gather(stack), stack)
+        assert (exchange.floats, exchange.messages) == (0, 0)
+        assert network.common([5, 10]) == 10
+        assert network.common([]) is None
+        assert dist.is_initialized()
+    assert not dist.is_initialized()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_group_that_was_there_stays() -> None:
+    dist.init_process_group("gloo")
+    try:
+        with RankNetwork(timeout=20.0) as network:
+            assert network.num_nodes == 1
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+
+
+class Ended(BaseException):
+    """What SIGTERM raises in a test."""
+
+
+@pytest.mark.usefixtures("alone")
+def test_sigterm_that_no_rank_is_at_fault_for_takes_its_course() -> None:
+    def end(number: int, frame: object) -> None:
+        raise Ended
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(Ended), RankNetwork(timeout=20.0):
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is end
+        with RankNetwork(timeout=20.0):
+            assert signal.getsignal(signal.SIGTERM) is not end
+        assert signal.getsignal(signal.SIGTERM) is end
+        # torchrun ends the others as soon as one has failed: once it may, without hiding what the error said.
+        with pytest.raises(ValueError, match="mine"), RankNetwork(timeout=20.0):
+            raise ValueError("mine")
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Ended):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("alone")
+def test_ranks_that_never_come_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(PeerError, match=r"expected 2 ranks to meet within 1 s, got: .*; look at the output"):
+        RankNetwork(timeout=1.0)
