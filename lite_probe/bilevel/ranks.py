@@ -30,7 +30,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from lite_probe.bilevel.exchange import num_edges
 from lite_probe.bilevel.topology import FloatArray, neighbours
-from lite_probe.errors import InputError, PeerError, UsageError, shown_name
+from lite_probe.errors import InputError, LiteProbeError, PeerError, UsageError, shown_name
 
 _GRACE = 5.0  # seconds for the other ranks to write what they missed; torchrun gives thirty from SIGTERM to SIGKILL
 _POLL = 0.02  # seconds between looks into the store
@@ -100,7 +100,8 @@ class RankNetwork:
     what goes wrong there on one rank ends all of them. A group that was made here is left at its end.
 
     Args:
-        timeout: Seconds to wait for a message, above 0: no less than a rank's slowest step.
+        timeout: Seconds to wait for a message, above 0: no less than a rank's slowest step. A group that was there
+            before keeps its own.
 
     Attributes:
         rank: Of this process, and the node that it holds.
@@ -109,6 +110,7 @@ class RankNetwork:
 
     Raises:
         UsageError: If the process was not started by `torchrun`, or the timeout is not above 0.
+        PeerError: If the ranks do not meet within the timeout.
     """
 
     def __init__(self, *, timeout: float = 300.0) -> None:
@@ -250,7 +252,7 @@ class RankNetwork:
             more = f"; and in {', '.join(differing[_NAMED:])}" if len(differing) > _NAMED else ""
             raise InputError(
                 f"expected the same settings on every rank, got {found}{more}",
-                f"start every rank with the same {', '.join(differing[:_NAMED])}",
+                f"start every rank with the same {', '.join(differing)}",
             )
 
     def common(self, steps: Iterable[int]) -> int | None:
@@ -274,14 +276,17 @@ class RankNetwork:
     def _shared(self, text: str) -> list[str]:
         """Return every rank's text, through the store."""
         place = next(self._rounds)
-        self._store.set(f"{place}/{self.rank}", text)
         end = time.monotonic() + self._timeout
         missing = list(range(self.num_nodes))
-        while missing := [rank for rank in missing if not self._store.check([f"{place}/{rank}"])]:
-            if self._store.check(["verdict"]) or time.monotonic() > end:
-                raise _MissedError(missing, closed=False, said=f"none within {self._timeout:g} s")
-            time.sleep(_POLL)
-        return [self._store.get(f"{place}/{rank}").decode() for rank in range(self.num_nodes)]
+        try:
+            self._store.set(f"{place}/{self.rank}", text)
+            while missing := [rank for rank in missing if not self._store.check([f"{place}/{rank}"])]:
+                if self._store.check(["verdict"]) or time.monotonic() > end:
+                    raise _MissedError(missing, closed=False, said=f"none within {self._timeout:g} s")
+                time.sleep(_POLL)
+            return [self._store.get(f"{place}/{rank}").decode() for rank in range(self.num_nodes)]
+        except RuntimeError as error:
+            raise _missed([], error) from error
 
     @contextmanager
     def guarding(self) -> Iterator[None]:
@@ -319,7 +324,7 @@ class RankNetwork:
 
     def _tell(self, error: BaseException) -> None:
         """Say to the other ranks what went wrong here, then let go of them."""
-        text = str(error) if isinstance(error, InputError | PeerError) else f"{type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, LiteProbeError) else f"{type(error).__name__}: {error}"
         verdict = {"ranks": [self.rank], "how": "failed", "text": shown_name(text, _SHOWN)}
         try:
             self._store.compare_set("verdict", "", json.dumps(verdict))
@@ -336,9 +341,11 @@ class RankNetwork:
             self._store.set(f"word/{self.rank}", json.dumps(word))
             self._abort()  # who waits for this rank need not wait for its timeout
             verdict = self._verdict()
-        except RuntimeError:
-            how = "closed" if closed else "silent"
-            verdict = {"ranks": missed, "how": how, "text": ""}
+        except RuntimeError:  # the store is gone, and torchrun with it
+            self._abort()
+            if isinstance(error, _MissedError):
+                return error
+            verdict = {"ranks": [], "how": "ended"}
         ranks = verdict["ranks"]
         if self._termination.came and (not ranks or (verdict["how"] == "ended" and self.rank in ranks)):
             self._termination.pass_on()

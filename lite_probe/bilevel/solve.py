@@ -134,7 +134,7 @@ def solve(
                 "record_every": str(every),
                 "upper_loss": "recorded" if callable(getattr(problem, "upper_loss", None)) else "not recorded",
                 "step of the start": str(begun.step),
-                "start": ", ".join(f"{name} {one.shape[1]} {one.dtype}" for name, one in sorted(tensors.items())),
+                "dimensions": ", ".join(f"{name} {one.shape[1]} {one.dtype}" for name, one in sorted(tensors.items())),
                 **{f"mixing matrix of {level}": _digest(matrix) for level, matrix in matrices.items()},
             }
         )

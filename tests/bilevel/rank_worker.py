@@ -83,6 +83,9 @@ def work(job: dict[str, Any], network: RankNetwork) -> None:
                 go_wrong(fault)
 
         start = None
+        if (begun := arguments.pop("begun", None)) is not None:
+            tensors = {level: torch.zeros(1, dim, dtype=torch.float64) for level, dim in (("x", 3), ("y", 5), ("z", 5))}
+            start = State(step=begun, tensors=tensors, counts={}, rows={})
         if job.get("resume"):
             step = network.common(saved.steps())
             assert step is not None

@@ -106,11 +106,14 @@ def test_a_rank_sends_to_its_neighbours_only(whole: Path) -> None:
 
 @slow
 def test_ranks_that_disagree_are_told_about_what(tmp_path: Path) -> None:
-    code, _ = launch(tmp_path, [{**SPARKLE, "theta": 0.2, "on": {"2": {"theta": 0.3, "seed": 7}}}])
+    code, _ = launch(
+        tmp_path, [{**SPARKLE, "theta": 0.2, "on": {"2": {"theta": 0.3, "seed": 7, "begun": 5, "steps": 41}}}]
+    )
     assert code != 0
     text = (
-        "expected the same settings on every rank, got seed 0 on rank 0 and 7 on rank 2; theta 0.2 on rank 0 "
-        "and 0.3 on rank 2; start every rank with the same seed, theta"
+        "expected the same settings on every rank, got seed 0 on rank 0 and 7 on rank 2; step of the start 0 on rank 0 "
+        "and 5 on rank 2; steps 40 on rank 0 and 41 on rank 2; and in theta; start every rank with the same seed, step "
+        "of the start, steps, theta"
     )
     found = {rank: (one["kind"], one["text"]) for rank, one in errors(tmp_path).items()}
     assert found == dict.fromkeys(range(NODES), ("InputError", text))
