@@ -127,7 +127,8 @@ class RankNetwork:
         limit = timedelta(seconds=timeout + (2.0 * _GRACE if torch.cuda.is_available() else 0.0))
         try:
             store, self.rank, self.num_nodes = next(iter(rendezvous("env://", timeout=timedelta(seconds=timeout))))
-            self._store = PrefixStore(f"lite-probe/{next(_networks)}", store)
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store outlives torchrun --max-restarts
+            self._store = PrefixStore(f"lite-probe/{attempt}/{next(_networks)}", store)
             self._owns_group = not dist.is_initialized()
             if self._owns_group:
                 group = PrefixStore("group", self._store)

@@ -1,7 +1,8 @@
 """What every rank of test_ranks.py runs: `torchrun rank_worker.py JOB`, JOB a JSON object.
 
 Writes, into the folder `out`, for each rank R: run-R-N.pt for the Nth of `runs`, with its iterates and whom it sent to,
-and error-R.json with how it ended, where that was an error. With a `fault` one rank goes wrong at a step of a run.
+and error-R.json with how it ended, where that was an error. With a `fault` one rank goes wrong at a step of a run,
+where torchrun has not started it again.
 """
 
 import json
@@ -67,7 +68,7 @@ def go_wrong(fault: dict[str, Any]) -> None:
 def work(job: dict[str, Any], network: RankNetwork) -> None:
     out = Path(job["out"])
     saved = Saved(out, network.rank)
-    fault = job.get("fault", {})
+    fault = job.get("fault", {}) if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" else {}
     for number, run in enumerate(job["runs"]):
         arguments = {**run, **run.get("on", {}).get(str(network.rank), {})}
         arguments.pop("on", None)
