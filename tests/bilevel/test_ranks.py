@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from lite_probe.bilevel import BilevelRun, QuadraticProblem, RankNetwork, StackedNetwork, mixing_matrix, solve
 from lite_probe.bilevel.exchange import num_edges
+from lite_probe.bilevel.ranks import _judge
 from lite_probe.errors import PeerError, UsageError
 
 NODES = 4
@@ -259,3 +260,42 @@ def test_ranks_that_never_come_are_told(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(PeerError, match=r"expected 2 ranks to meet within 1 s, got: .*; look at the output"):
         RankNetwork(timeout=1.0)
+
+
+def word(*missed: int, closed: bool = False, ended: bool = False) -> dict[str, Any]:
+    """What a rank writes when it ends because of others."""
+    return {"missed": list(missed), "closed": closed, "ended": ended}
+
+
+@pytest.mark.parametrize(
+    ("words", "how", "ranks"),
+    [
+        # A ring whose rank 2 was killed, while rank 0 missed a neighbour that stopped because of it.
+        ({0: word(1, closed=True), 1: word(2, closed=True), 3: word(2, closed=True)}, "closed", [2]),
+        # So it is where ranks at work have yet to notice.
+        ({1: word(2, closed=True)}, "closed", [2]),
+        ({0: word(1), 1: word(2), 3: word(2)}, "silent", [2]),
+        # It was killed while all sent to all, or before it sent anything.
+        ({0: word(), 1: word(ended=True), 3: word()}, "gone", [2]),
+        (
+            {0: word(1, closed=True), 1: word(2, closed=True), 2: word(ended=True), 3: word(2, closed=True)},
+            "ended",
+            [2],
+        ),
+        ({rank: word(ended=True) for rank in range(4)}, "ended", [0, 1, 2, 3]),
+        # A cable between two that are well.
+        ({0: word(1), 1: word(0), 2: word(), 3: word()}, "silent", [0, 1]),
+    ],
+)
+def test_who_is_missed_and_silent_is_at_fault(words: dict[int, dict[str, Any]], how: str, ranks: list[int]) -> None:
+    assert _judge(words, 4) == {"ranks": ranks, "how": how, "text": ""}
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_device_that_never_finishes_is_given_up_after_the_timeout() -> None:
+    class Stuck:
+        def is_completed(self) -> bool:
+            return False
+
+    with RankNetwork(timeout=2.0) as network, pytest.raises(RuntimeError, match=r"^timed out$"):
+        network._wait(Stuck(), is_cuda=True)
