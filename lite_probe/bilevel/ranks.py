@@ -245,16 +245,17 @@ class RankNetwork:
             InputError: If it differs, on every rank, with names, ranks and values.
             PeerError: If a rank does not come within the timeout.
         """
-        everyone = [json.loads(text) for text in self._shared(json.dumps(dict(settings)))]
-        names = sorted({name for one in everyone for name in one})
-        differing = [name for name in names if len({one.get(name) for one in everyone}) > 1]
-        if differing:
-            found = "; ".join(_difference(name, [one.get(name) for one in everyone]) for name in differing[:_NAMED])
-            more = f"; and in {', '.join(differing[_NAMED:])}" if len(differing) > _NAMED else ""
-            raise InputError(
-                f"expected the same settings on every rank, got {found}{more}",
-                f"start every rank with the same {', '.join(differing)}",
-            )
+        with self._termination.held():  # who disagrees hears of that, and not of the rank that ended first
+            everyone = [json.loads(text) for text in self._shared(json.dumps(dict(settings)))]
+            names = sorted({name for one in everyone for name in one})
+            differing = [name for name in names if len({one.get(name) for one in everyone}) > 1]
+            if differing:
+                found = "; ".join(_difference(name, [one.get(name) for one in everyone]) for name in differing[:_NAMED])
+                more = f"; and in {', '.join(differing[_NAMED:])}" if len(differing) > _NAMED else ""
+                raise InputError(
+                    f"expected the same settings on every rank, got {found}{more}",
+                    f"start every rank with the same {', '.join(differing)}",
+                )
 
     def common(self, steps: Iterable[int]) -> int | None:
         """Return the newest of the saved steps that every rank has.
@@ -271,7 +272,8 @@ class RankNetwork:
         Raises:
             PeerError: If a rank does not come within the timeout.
         """
-        everyone = [set(json.loads(text)) for text in self._shared(json.dumps(sorted(steps)))]
+        with self._termination.held():
+            everyone = [set(json.loads(text)) for text in self._shared(json.dumps(sorted(steps)))]
         return max(set.intersection(*everyone), default=None)
 
     def _shared(self, text: str) -> list[str]:
@@ -281,8 +283,15 @@ class RankNetwork:
         missing = list(range(self.num_nodes))
         try:
             self._store.set(f"{place}/{self.rank}", text)
-            while missing := [rank for rank in missing if not self._store.check([f"{place}/{rank}"])]:
-                if self._store.check(["verdict"]) or time.monotonic() > end:
+            while True:
+                # In this order: a verdict on what was shared comes after all of it.
+                settled = self._store.check(["verdict"])
+                missing = [rank for rank in missing if not self._store.check([f"{place}/{rank}"])]
+                if not missing:
+                    break
+                if self._termination.came:
+                    raise _TerminatedError
+                if settled or time.monotonic() > end:
                     raise _MissedError(missing, closed=False, said=f"none within {self._timeout:g} s")
                 time.sleep(_POLL)
             return [self._store.get(f"{place}/{rank}").decode() for rank in range(self.num_nodes)]
