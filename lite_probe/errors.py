@@ -63,6 +63,12 @@ class OutputError(LiteProbeError):
     exit_code = 6
 
 
+class PeerError(LiteProbeError):
+    """Another process of the same run failed, was killed, or sent nothing in time."""
+
+    exit_code = 7
+
+
 def shown(value: object, limit: int = 80) -> str:
     """Return a value out of a file as a message can show it: on one line, and short however large it is.
 

@@ -12,6 +12,7 @@ from lite_probe.bilevel.exchange import Network, StackedNetwork
 from lite_probe.bilevel.methods import STRATEGIES, Strategy
 from lite_probe.bilevel.problem import BilevelProblem
 from lite_probe.bilevel.quadratic import QuadraticProblem
+from lite_probe.bilevel.ranks import RankNetwork
 from lite_probe.bilevel.solve import METHODS, BilevelRun, History, State, solve
 from lite_probe.bilevel.step_sizes import Adaptive, Fixed
 from lite_probe.bilevel.topology import TOPOLOGIES, mixing_matrix, spectral_gap
@@ -27,6 +28,7 @@ __all__ = [
     "History",
     "Network",
     "QuadraticProblem",
+    "RankNetwork",
     "StackedNetwork",
     "State",
     "Strategy",

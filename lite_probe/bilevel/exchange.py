@@ -4,7 +4,7 @@ All nodes of one process are rows of a stack, and an exchange is a product with 
 per process.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -50,10 +50,19 @@ class Network(Protocol):
         """Return the rows of all nodes, (n, dim), for the record: it is no part of a method, and not counted."""
         ...
 
+    def agree(self, settings: Mapping[str, str]) -> None:
+        """Refuse settings, by name, that are not the same in every process."""
+        ...
+
     @contextmanager
     def guarding(self) -> Iterator[None]:
         """Turn what goes wrong in another process into an error that names it."""
         ...
+
+
+def num_edges(mixing: FloatArray) -> int:
+    """Return how many messages one exchange takes: pairs of nodes with a weight, each in both directions."""
+    return int(np.count_nonzero(mixing)) - int(np.count_nonzero(np.diagonal(mixing)))
 
 
 class StackedExchange:
@@ -62,7 +71,7 @@ class StackedExchange:
     def __init__(self, mixing: FloatArray, like: Tensor) -> None:
         self._weights = torch.as_tensor(mixing, dtype=like.dtype, device=like.device).clone().fill_diagonal_(0.0)
         self._weights -= torch.diag(self._weights.sum(dim=1))
-        self._edges = int(np.count_nonzero(mixing)) - int(np.count_nonzero(np.diagonal(mixing)))
+        self._edges = num_edges(mixing)
         self.floats = 0
         self.messages = 0
 
@@ -87,6 +96,9 @@ class StackedNetwork:
     def gather(self, stack: Tensor) -> Tensor:
         """Return the stack."""
         return stack
+
+    def agree(self, settings: Mapping[str, str]) -> None:
+        """Do nothing: there is no other process."""
 
     @contextmanager
     def guarding(self) -> Iterator[None]:

@@ -106,8 +106,9 @@ def solve(
         UsageError: If an argument is out of range, or a state is past `steps` or of another method, strategy, W or kind
             of step sizes.
         InputError: If W is no mixing matrix of n connected nodes, the lower level is not strongly convex, or the
-            problem lacks a method or returns another shape.
+            problem lacks a method or returns another shape, or processes disagree about what is asked.
         NumericsError: If the iterates are no longer finite.
+        PeerError: If another process of the network failed or was killed.
 
     Cost: per step and node 4 gradients or products for SPARKLE and D-SOBA-SO, 4 gradients for D-SOBA-FO; 1 vector per
         level and edge for ED, EXTRA and D-SOBA, 2 for gradient tracking.
@@ -121,8 +122,8 @@ def solve(
     }
     sizes = step_sizes_of(step_sizes)
     kind = f"{method} ({upper}, {lower})" if method == "sparkle" else method
-    digest = hashlib.sha256(b"".join(matrices[level].round(12).tobytes() for level in LEVELS)).hexdigest()[:8]
-    made_by = f"{kind}, {type(sizes).__name__}, W {digest}"
+    graphs = {level: _digest(matrix) for level, matrix in matrices.items()}
+    made_by = f"{kind}, {type(sizes).__name__}, W {' '.join(dict.fromkeys(graphs.values()))}"
     with nodes.guarding():
         if isinstance(start, State):
             begun = start
@@ -131,6 +132,21 @@ def solve(
             begun = _begin(problem, nodes, start, made_by)
         oracle = Oracle(problem, FIRST_ORDER if method == "dsoba-fo" else SECOND_ORDER, seed)
         tensors = dict(begun.tensors)
+        every = record_every if record_every is not None else max(1, steps // _RECORDS)
+        nodes.agree(
+            {
+                "method": kind,
+                "step sizes": str(step_sizes),
+                "theta": str(theta),
+                "steps": str(steps),
+                "seed": str(seed),
+                "record_every": str(every),
+                "upper_loss": "recorded" if callable(getattr(problem, "upper_loss", None)) else "not recorded",
+                "step of the start": str(begun.step),
+                "dimensions": ", ".join(f"{name} {one.shape[1]} {one.dtype}" for name, one in sorted(tensors.items())),
+                **{f"mixing matrix of {level}": digest for level, digest in graphs.items()},
+            }
+        )
         sizes.memory.update({level: tensors.pop(f"{level} sum") for level in LEVELS if f"{level} sum" in tensors})
         exchanges = {level: nodes.exchange(matrix, tensors[level]) for level, matrix in matrices.items()}
         if method == "sparkle":
@@ -142,7 +158,6 @@ def solve(
             if method != "dsoba-fo":
                 require_strongly_convex(oracle, tensors["x"], tensors["y"])
             run.record()
-        every = record_every if record_every is not None else max(1, steps // _RECORDS)
         for step in range(begun.step, steps):
             run.step()
             if (step + 1) % every == 0 or step + 1 == steps:
@@ -187,6 +202,11 @@ def _matrices(mixing: Mixing, num_nodes: int) -> dict[str, FloatArray]:
     if set(mixing) != set(LEVELS):
         raise UsageError(f"expected a mixing matrix for each of x, y and z, got {', '.join(map(str, mixing))}")
     return {level: require_mixing_matrix(mixing[level], num_nodes, f"W of {level}") for level in LEVELS}
+
+
+def _digest(matrix: FloatArray) -> str:
+    """Return a digest of a matrix that rounding on another kind of processor leaves as it is."""
+    return hashlib.sha256((np.round(matrix, 9) + 0.0).tobytes()).hexdigest()[:12]
 
 
 def _begin(problem: BilevelProblem, nodes: Network, start: Start | None, made_by: str) -> State:

@@ -1,6 +1,9 @@
 """docs/bilevel.md: its code runs, in order, and gets what the page says."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import torch
 from lite_probe.bilevel import METHODS, STRATEGIES, TOPOLOGIES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "bilevel.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+*BLOCKS, RANKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +53,16 @@ def test_the_two_ways_to_the_products_are_one(made: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", [*METHODS, *STRATEGIES, *TOPOLOGIES])
 def test_it_names_every_method_strategy_and_topology(name: str) -> None:
     assert f"`{name}`" in PAGE or f'"{name}"' in PAGE
+
+
+@pytest.mark.slow
+def test_its_nodes_run_a_process_each_and_go_on_from_what_they_saved(tmp_path: Path) -> None:
+    (tmp_path / "nodes.py").write_text(RANKS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "nodes.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    said = [
+        subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=True)
+        for _ in range(2)
+    ]
+    assert "from step None: consensus error" in said[0].stdout
+    assert "from step 200: consensus error" in said[1].stdout
