@@ -95,6 +95,10 @@ class Measuring:
         """Return the request with what the checkpoint brings along."""
         return self.request
 
+    def folder_for(self, opened: Opened) -> Path:
+        """Return the run directory."""
+        return run_directory(self.terminal, self.how.out, opened.task.info)
+
     @contextmanager
     def watching(self, plan: "Plan[Any]") -> Iterator[Watch]:
         """Show progress while a plan runs; yields who is told of it."""
@@ -148,7 +152,7 @@ class Measuring:
         if shown is None:
             one = cls.asked_for(terminal, dict(given))
             opened = one.open()
-            folder = run_directory(terminal, one.how.out, opened.task.info)
+            folder = one.folder_for(opened)
             shown = one.go(opened, folder)
             if shown.result is not None:
                 note_asked(folder, cls.kind, cls.stamp(given, folder), shown.result.fingerprint)

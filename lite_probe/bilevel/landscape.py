@@ -11,6 +11,8 @@ that they were not fitted to:
 strongly convex, and no step is worth more the longer it is. Groups are scaled beforehand, so that damping means alike.
 """
 
+from copy import copy
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -48,8 +50,30 @@ class LandscapeProblem:
         self.validation_curvatures = _positive(validation_curvatures)
         self.validation_curvatures += ridge * torch.eye(self.gains.shape[1], dtype=torch.float64)
         self.ridge = ridge
-        self.num_nodes, self.dim_y = self.gains.shape
-        self.dim_x = self.dim_y
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that this process holds."""
+        return len(self.gains)
+
+    @property
+    def dim_x(self) -> int:
+        """A damping for each group."""
+        return self.gains.shape[1]
+
+    @property
+    def dim_y(self) -> int:
+        """A multiple for each group."""
+        return self.gains.shape[1]
+
+    def of_node(self, node: int | None) -> "LandscapeProblem":
+        """Return the problem of a process that holds one node; of all where None."""
+        if node is None:
+            return self
+        own = copy(self)
+        for name in ("gains", "curvatures", "validation_gains", "validation_curvatures"):
+            setattr(own, name, getattr(self, name)[node : node + 1])
+        return own
 
     def upper_loss(self, x: Tensor, y: Tensor) -> Tensor:
         """Return f_i, (n,): change of the validation loss, nats."""

@@ -1,12 +1,14 @@
 """Tuning LITE from the landscape, over data that stays where it is: planned, and put together."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from lite_probe import bilevel
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, UsageError
 from lite_probe.measurements.base import OnEvent, Outcome, Plan, spectrum_of
 from lite_probe.measurements.optimizers import put_back
 from lite_probe.measurements.replay import ReplayPlan
@@ -33,6 +35,8 @@ from lite_probe.spectra.costs import probe_costs
 from lite_probe.subspaces import own_gradients
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
+
+_TIMEOUT = 3600.0  # seconds that a rank waits for another, which may be measuring its node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,10 @@ class TuningPlan(Plan[Tuning]):
             raise InputError(
                 "expected parameters in known blocks, whose settings are tuned, got none",
                 "give the task its blocks, or --blocks FILE",
+            )
+        if num_ranks() not in (1, request.nodes):
+            raise UsageError(
+                f"expected as many nodes as ranks, {num_ranks()}, got {request.nodes}", f"pass --nodes {num_ranks()}"
             )
         bilevel.mixing_matrix(request.topology, request.nodes, seed=request.seed)
         splits = split_batches(task, request)
@@ -144,8 +152,8 @@ class TuningPlan(Plan[Tuning]):
         """Measure the step profile and every node's models, agree on settings, and replay them."""
         layout = ParameterLayout(list(task.model.named_parameters()))
         request = self.request
-        with own_gradients(layout.parameters), put_back(layout) as start:
-            session = TuneSession(task, layout, start, request, run)
+        with _network(request) as network, own_gradients(layout.parameters), put_back(layout) as start:
+            session = TuneSession(task, layout, start, request, run, network)
             session.run()
         profile = session.profile
         shared = ("profile", "models", "tuned", "pooled", "candidates", "replay", "pooled_loss", "spectral_gap")
@@ -178,6 +186,21 @@ class TuningPlan(Plan[Tuning]):
                 "batches of the replay": batches_digest(session.splits.replay),
             },
         )
+
+
+def num_ranks() -> int:
+    """Return how many processes `torchrun` started, 1 where it started none."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+@contextmanager
+def _network(request: TuneRequest) -> Iterator[bilevel.Network]:
+    """Yield the nodes' processes: those of `torchrun`, or this one."""
+    if num_ranks() == 1:
+        yield bilevel.StackedNetwork(request.nodes)
+        return
+    with bilevel.RankNetwork(timeout=_TIMEOUT) as network:
+        yield network
 
 
 @takes(TuneRequest)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from lite_probe.results.provenance import Note
 from lite_probe.results.replay import Replay
 from lite_probe.results.store import register
 from lite_probe.results.tuning import MethodRun, NodeModels, Recommendation
+from lite_probe.runtime.fingerprint import batches_digest
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.seeds import derive_seed
 from lite_probe.task import Batch, Task
@@ -37,6 +39,9 @@ SWEEP_STEPS = 10
 _LEAST_FOR_STEPS = 16  # training batches
 _UNIT = 100.0  # of progress, in a product of one batch
 
+_NODE_GAINS = ("gains", "validation_gains")
+_NODE_CURVATURES = ("curvatures", "validation_curvatures")
+_OF_ONE_PROCESS = ("replay_steps", "seeds")  # what is asked of the replay, which one process makes
 # What the chosen method is shown beside: each way to correct for what nodes differ in, and none.
 _METHODS = (("sparkle", "gt", "ed"), ("sparkle", "ed", "ed"), ("sparkle", "extra", "extra"), ("sparkle", "gt", "gt"))
 
@@ -160,12 +165,22 @@ class TuneSession:
         start: θ₀, (N,).
         request: What was asked.
         run: Keeps and tells.
+        network: Of the nodes' processes.
     """
 
     def __init__(
-        self, task: Task, layout: ParameterLayout, start: Tensor, request: TuneRequest, run: ResumableRun
+        self,
+        task: Task,
+        layout: ParameterLayout,
+        start: Tensor,
+        request: TuneRequest,
+        run: ResumableRun,
+        network: bilevel.Network,
     ) -> None:
         self.task = task
+        self.network = network
+        # A process of many holds the node of its rank, and one alone holds all.
+        self.node = network.rank if isinstance(network, bilevel.RankNetwork) else None
         self.request = request
         self.run_state = run
         self.splits = split_batches(task, request)
@@ -178,6 +193,7 @@ class TuneSession:
     def run(self) -> None:
         """Measure steps and models, agree on settings, test them."""
         request = self.request
+        self._agree()
         self.steps.run()
         self.notes += self.steps.notes
         self.profile = self.steps.optimizers[request.base]
@@ -190,7 +206,7 @@ class TuneSession:
         others = [one for one in (*_METHODS, ("dsoba-so", "", "")) if name_of(*one) != name_of(*chosen)]
         runs, self.methods = {}, []
         for one in (chosen, *others):
-            run = self._solve(problem, mixing, *one)
+            run = self._solve(problem, mixing, *one, is_chosen=one == chosen)
             runs[name_of(*one)] = run
             self.methods.append(_method_run(name_of(*one), run, problem, unit, is_chosen=one == chosen))
         found = runs[name_of(*chosen)]
@@ -226,19 +242,48 @@ class TuneSession:
         run.expected += round(_UNIT * len(groups) * sum(len(batches) for node in self.splits.nodes for batches in node))
         found = []
         for node, batches in enumerate(self.splits.nodes):
+            if self.node not in (None, node):
+                continue
             label = f"node {node + 1} of {len(self.splits.nodes)}"
             found.append(run.stage(f"node-{node}", "tuning-node", partial(self._node, groups, batches, label)))
+        gains, validation_gains = (self._all([getattr(one, name) for one in found]) for name in _NODE_GAINS)
+        curvatures, validation_curvatures = (
+            (self._all([getattr(one, name) for one in found]) + np.diag(noise)) / np.outer(size, size)
+            for name in _NODE_CURVATURES
+        )
         return NodeModels(
             blocks=tuple(group.block.block for group in groups),
             parts=tuple(group.part for group in groups),
             scales=scales,
             noise=noise,
-            gains=np.stack([one.gains for one in found]) / size,
-            curvatures=np.stack([one.curvatures + np.diag(noise) for one in found]) / np.outer(size, size),
-            validation_gains=np.stack([one.validation_gains for one in found]) / size,
-            validation_curvatures=np.stack([one.validation_curvatures + np.diag(noise) for one in found])
-            / np.outer(size, size),
+            gains=gains / size,
+            curvatures=curvatures,
+            validation_gains=validation_gains / size,
+            validation_curvatures=validation_curvatures,
         )
+
+    def _all(self, own: Sequence[FloatArray]) -> FloatArray:
+        """Return what all nodes measured, from what this process's nodes did: for the record and for comparison.
+
+        The method itself is given the models of this process's nodes alone.
+        """
+        rows = torch.from_numpy(np.stack(own))
+        found: FloatArray = self.network.gather(rows.flatten(1)).reshape(-1, *rows.shape[1:]).numpy()
+        return found
+
+    def _agree(self) -> None:
+        """Refuse processes that were asked for different things, or have another checkpoint or other data.
+
+        Raises:
+            InputError: It names what differs.
+        """
+        asked = {name: str(value) for name, value in self.request.config.items() if name not in _OF_ONE_PROCESS}
+        info, splits = self.task.info, self.splits
+        batches = batches_digest(
+            [*splits.steps, *self.task.evaluation, *(one for pair in splits.nodes for one in pair)]
+        )
+        checkpoint = {"checkpoint": info.checkpoint_fingerprint[:16], "batches": batches[:16]}
+        self.network.agree({**asked, **checkpoint})
 
     def _scales(self, groups: Sequence[Group]) -> tuple[FloatArray, FloatArray]:
         """Return s_j and the noise's part of K_j, (k,) each, nats; K_j is at least what the mean step has."""
@@ -268,7 +313,7 @@ class TuneSession:
         )
 
     def _solve(
-        self, problem: LandscapeProblem, mixing: FloatArray, method: Any, upper: str, lower: str
+        self, problem: LandscapeProblem, mixing: FloatArray, method: Any, upper: str, lower: str, *, is_chosen: bool
     ) -> bilevel.BilevelRun:
         def tell(done: int, steps: int, label: str) -> None:
             self.run_state.advance(0, f"{name_of(method, upper, lower)} · step {done:,}/{steps:,}, {label}")
@@ -277,9 +322,11 @@ class TuneSession:
             return {"value": problem.value(x.mean(dim=0))}
 
         lower_step = float(problem.step_size.min())
+        is_apart = is_chosen and self.node is not None
         return bilevel.solve(
-            problem,
+            problem.of_node(self.node) if is_apart else problem,
             mixing,
+            network=self.network if is_apart else None,
             method=method,
             upper=upper or "gt",
             lower=lower or "ed",

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,7 @@ class Saved:
 
     def save(self, state: State) -> None:
         written = self._folder / f"unfinished-{self._rank}"
-        kept = {"step": state.step, "tensors": dict(state.tensors)}
-        torch.save({**kept, "counts": dict(state.counts), "rows": dict(state.rows)}, written)
+        torch.save({one.name: getattr(state, one.name) for one in fields(State)}, written)
         written.replace(self._path(state.step))
         for step in self.steps()[:-2]:
             self._path(step).unlink()
