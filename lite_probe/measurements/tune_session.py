@@ -210,7 +210,7 @@ class TuneSession:
             runs[name_of(*one)] = run
             self.methods.append(_method_run(name_of(*one), run, problem, unit, is_chosen=one == chosen))
         found = runs[name_of(*chosen)]
-        self.damping_logs, self.multiples = found.x.numpy(), found.y.numpy()
+        self.damping_logs, self.multiples = found.x.numpy(), found.y.numpy() * np.sqrt(unit)
         pooled = problem.pooled()
         self.pooled_damping_logs = pooled.numpy()
         self.pooled_loss = unit * problem.value(pooled)
