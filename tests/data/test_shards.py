@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -30,7 +30,7 @@ from lite_probe.data import (
     shards,
     stream,
 )
-from lite_probe.errors import InputError, UsageError
+from lite_probe.errors import InputError, LiteProbeError, UsageError
 
 ROWS = [("one", "en"), ("deux", "fr"), ("", "fr"), ("trois", "fr"), ("four", "en"), ("fünf", "de")]
 
@@ -314,3 +314,22 @@ def test_ids_far_into_a_shard_are_checked(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(batches, "_CHECKED_TOKENS", 900)
     with pytest.raises(InputError, match=r"expected tokens below 1,000 .*, got [\d,]+ at offset \d+ of 1.bin"):
         draw(tokens, dealt, vocab_size=1000)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    name=st.sampled_from(sorted(CONTENTS)),
+    flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4),
+)
+def test_mutated_rows_are_read_or_refused(tmp_path: Path, name: str, flips: list[tuple[float, int]]) -> None:
+    content = bytearray(CONTENTS[name])
+    for position, value in flips:
+        content[int(position * len(content))] = value
+    try:
+        tokens = labelled(tmp_path, name, bytes(content))
+    except LiteProbeError as error:
+        refusal = str(error)
+    else:
+        refusal = None
+        assert sum(shard.size for shard in find_shards(tokens, "label:lang")) == len(tokens)
+    assert refusal is None or ("expected" in refusal and name in refusal)
