@@ -100,27 +100,34 @@ def test_every_value_of_a_field_is_a_nodes_shard(tiny_llama: Path, rows: Path) -
     assert said(found, "shards")[0].endswith(": de, en, es, fr, it.")
 
 
-@pytest.mark.parametrize(("source", "by"), [("folder", "files"), ("rows", "label:lang"), ("validated", "files")])
-def test_nothing_that_judges_is_in_a_nodes_batches(
-    source: str, by: str, tiny_llama: Path, folder: Path, rows: Path, tmp_path: Path
-) -> None:
-    path = {"folder": folder, "rows": rows}.get(source, tmp_path)
-    if source == "validated":
-        for place, name in enumerate(("a.txt", "b.txt", "val.txt")):
-            (tmp_path / name).write_text(distinct(place, 3000))
-    # Windows of 33 tokens, of which none of 32 may come back; the rows have 60 characters and a newline each.
-    for seed in range(5):
-        one, found = opened(tiny_llama, path, "--shards", by, "--nodes", 2, "--seed", seed, "--seq-len", 32)
+def write_short(folder: Path, source: str) -> Path:
+    """Write text that is hardly longer than what is drawn of it."""
+    if source == "rows":
+        texts = [{"text": distinct(place, 60), "lang": LANGUAGES[place % 2]} for place in range(50)]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+        return folder / "rows.jsonl"
+    for place, (name, size) in enumerate((("a.txt", 1200), ("b.txt", 1800), ("val.txt", 600))):
+        if source == "validated" or name != "val.txt":
+            (folder / name).write_text(distinct(place, size))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("source", "by"), [("files", "files"), ("rows", "label:lang"), ("validated", "files")], ids=lambda value: value
+)
+def test_nothing_that_judges_is_in_a_nodes_batches(source: str, by: str, tiny_llama: Path, tmp_path: Path) -> None:
+    path = write_short(tmp_path, source)
+    for seed in range(6):
+        one, found = opened(tiny_llama, path, "--shards", by, "--nodes", 2, "--seed", seed)
         assert len(found.task.heldout) == 1
-        judging = set(pieces_of(texts_of([*found.task.evaluation, *found.task.heldout]), 32))
-        training = set(pieces_of(texts_of(found.task.train), 32))
-        nodes = [texts_of(batches) for batches in one.request.shards]
-        own = [list(pieces_of(windows, 32)) for windows in nodes]
-        assert not judging & {piece for pieces in own for piece in pieces}
+        judging = set(pieces_of(texts_of([*found.task.evaluation, *found.task.heldout]), 8))
+        training = set(pieces_of(texts_of(found.task.train), 8))
+        own = [list(pieces_of(texts_of(batches), 8)) for batches in one.request.shards]
+        drawn = {piece for pieces in own for piece in pieces}
+        assert not judging & drawn
         # Neither within a node, from training to validation, nor from node to node.
-        assert len({piece for pieces in own for piece in pieces}) == sum(map(len, own)) == 2 * 8 * 2
-        shares = bool(training & {piece for pieces in own for piece in pieces})
-        assert shares <= bool(said(found, "batches-shared"))
+        assert len(drawn) == sum(map(len, own)) == 2 * 8 * 10
+        assert bool(training & drawn) <= bool(said(found, "batches-shared"))
 
 
 def test_batches_that_training_shares_are_told(tiny_llama: Path, tmp_path: Path) -> None:
