@@ -62,36 +62,31 @@ class StepsMeasuring(OptimizersMeasuring):
     def _other_batches(self, opened: Opened, source: str) -> "list[Batch]":
         """Return as many evaluation batches of other data, of the same tokens and size.
 
-        They are drawn as those of `--data` are: for a task of their own, of which only the batches are kept.
+        They are drawn as those of `--data` are.
         """
-        from lite_probe.task.build import make_task
+        from lite_probe.task.build import make_other_batches
 
         if opened.checkpoint is None:
             raise InputError("expected a checkpoint to read other data for, got none")
         notes: list[Note] = []
-        first = next(opened.task.model.parameters())
         try:
-            other = make_task(
+            other = make_other_batches(
                 opened.checkpoint,
+                opened.task,
                 data=source,
                 tokenizer=self.asked.tokenizer,
                 text_field=self.asked.text_field,
-                seq_len=opened.task.info.seq_len,
-                batch_size=self.asked.batch_size,
-                eval_batches=self.asked.batches,
                 seed=self.asked.seed,
-                device=first.device,
-                dtype=first.dtype,
                 on_note=notes.append,
             )
         except InputError as error:
             raise InputError(f"--relative: {error.message}", error.hint) from error
-        count = plural(len(other.evaluation), "evaluation batch")
+        count = plural(len(other.batches), "evaluation batch")
         self._notes = (
-            *(note for note in notes if note.code != "blocks-unknown"),
-            Note(code="relative", message=f"The other data: {count} of {other.info.data_name}."),
+            *notes,
+            Note(code="relative", message=f"The other data: {count} of {other.data_name}."),
         )
-        return list(other.evaluation)
+        return list(other.batches)
 
 
 command = StepsMeasuring.command()

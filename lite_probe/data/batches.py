@@ -23,7 +23,7 @@ EVALUATION_SHARE = 0.1
 _CHECKED_TOKENS = 1 << 24
 _CHECK_STEP = 1 << 20
 # Ids of all batches, held as int64: 4 GiB, beside one copy while they are made.
-_MOST_IDS = 1 << 29
+MOST_IDS = 1 << 29
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,24 +102,23 @@ def draw_batches(
         raise UsageError(f"expected train_batches ≥ 0, got {train_batches}")
     window = seq_len + 1
     num_windows = eval_batches * batch_size
-    if (asked := (num_windows + train_batches * batch_size) * window) > _MOST_IDS:
+    if (asked := (num_windows + train_batches * batch_size) * window) > MOST_IDS:
         raise UsageError(
-            f"expected at most {_MOST_IDS:,} tokens in all batches, which are held in memory, got {asked:,}: "
+            f"expected at most {MOST_IDS:,} tokens in all batches, which are held in memory, got {asked:,}: "
             f"{eval_batches + train_batches:,} batches of {batch_size:,} × {window:,}",
             "ask for fewer --steps, --seeds, --warm-batches or --batches, or a smaller --batch-size or --seq-len",
         )
     split = _split(tokens, num_windows, window, train_batches, on_note)
     evaluation_starts = _disjoint_starts(split, len(tokens), num_windows, window, seed)
     train_starts = _train_starts(split, train_batches * batch_size, window, seed)
-    fits = asked + num_windows * window <= _MOST_IDS
+    fits = asked + num_windows * window <= MOST_IDS
     heldout_starts = _heldout_starts(
         evaluation_starts, split, len(tokens), num_windows if train_batches and fits else 0, window, seed
     )
 
     _check_ids(tokens, 0, min(len(tokens), _CHECKED_TOKENS), vocab_size)
     for start in sorted({*evaluation_starts.tolist(), *train_starts.tolist(), *heldout_starts.tolist()}):
-        if start + window > _CHECKED_TOKENS:
-            _check_ids(tokens, start, start + window, vocab_size)
+        check_beyond(tokens, start, start + window, vocab_size)
 
     def read(starts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         rows = [tokens.read(int(start), int(start) + window) for start in starts]
@@ -193,18 +192,33 @@ def _disjoint_starts(split: int, total: int, count: int, window: int, seed: int)
 def _heldout_starts(
     taken: NDArray[np.int64], split: int, total: int, count: int, window: int, seed: int
 ) -> NDArray[np.int64]:
-    """Place windows in the gaps between those that are taken: a slot each, at random, then what a gap has to spare.
-
-    Returns:
-        As many as asked for; none where the gaps have too few slots.
-    """
+    """Place windows in the gaps between those that are taken, as many as asked for; none where they have no room."""
     gap_starts = np.concatenate([[split], np.sort(taken) + window])
     gap_sizes = np.concatenate([np.sort(taken), [total]]) - gap_starts
-    slots = np.repeat(np.arange(len(gap_sizes)), gap_sizes // window)
-    if not count or len(slots) < count:
+    if not count or int((gap_sizes // window).sum()) < count:
         return np.zeros(0, dtype=np.int64)
     rng = np.random.default_rng(derive_seed(seed, "batches", "heldout"))
-    chosen, counts = np.unique(rng.choice(slots, size=count, replace=False), return_counts=True)
+    return place_windows(gap_starts, gap_sizes, count, window, rng)
+
+
+def place_windows(
+    gap_starts: NDArray[np.int64], gap_sizes: NDArray[np.int64], count: int, window: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Place windows in gaps, none over another: a slot each, at random, then what a gap has to spare.
+
+    Args:
+        gap_starts: (g,) positions.
+        gap_sizes: (g,) with room for `count` windows, at Σ ⌊size / window⌋.
+        count: Of windows, ≥ 1.
+        window: Tokens of each.
+        rng: Draws.
+
+    Returns:
+        (count,) first positions, in random order.
+    """
+    slots = np.cumsum(gap_sizes // window)
+    drawn = np.searchsorted(slots, rng.choice(int(slots[-1]), size=count, replace=False), side="right")
+    chosen, counts = np.unique(drawn, return_counts=True)
     starts = [
         gap_starts[gap]
         + np.sort(rng.integers(0, gap_sizes[gap] - held * window, size=held, endpoint=True))
@@ -219,6 +233,16 @@ def _train_starts(split: int, count: int, window: int, seed: int) -> NDArray[np.
         return np.zeros(0, dtype=np.int64)
     rng = np.random.default_rng(derive_seed(seed, "batches", "train"))
     return rng.integers(0, split - window, size=count, endpoint=True, dtype=np.int64)
+
+
+def check_beyond(tokens: TokenStream, start: int, stop: int, vocab_size: int) -> None:
+    """Check the ids of a range that the pass over the first tokens has not seen.
+
+    Raises:
+        InputError: If one is outside the vocabulary.
+    """
+    if stop > _CHECKED_TOKENS:
+        _check_ids(tokens, start, stop, vocab_size)
 
 
 def _check_ids(tokens: TokenStream, start: int, stop: int, vocab_size: int) -> None:

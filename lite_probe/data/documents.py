@@ -7,12 +7,12 @@ is read no further than needed.
 import codecs
 import json
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from lite_probe.data.parquet_pages import MAX_FOOTER_BYTES, PageError, footer_bytes, measure_pages
-from lite_probe.errors import InputError, UsageError, shown
+from lite_probe.errors import InputError, UsageError, shown, shown_name
 from lite_probe.files import open_regular
 
 BUILTIN_PREFIX = "builtin:"
@@ -37,34 +37,69 @@ MAX_ROW_GROUPS = 1 << 15
 _PARQUET_ROWS = 1024  # read at once, of texts that cannot be long
 _PARQUET_BATCH_BYTES = 2**26  # that a batch may come to
 
+MAX_LABEL = 200  # characters
+_LABEL_BITS = 64  # of one that is a whole number
+_ROW_SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet")
+_LABEL_HINT = "name the field that tells rows apart with --shards label:FIELD"
 
-def read_documents(path: Path, *, text_field: str, max_bytes: int) -> Iterator[str]:
+
+class Document(NamedTuple):
+    """A text, and what tells which others it belongs with."""
+
+    text: str
+    label: str = ""  # a text, a whole number, "true" or "false"; empty where none was asked for
+
+
+def has_rows(name: str) -> bool:
+    """Whether a file of this name holds rows with fields."""
+    return name.lower().endswith(_ROW_SUFFIXES)
+
+
+def require_rows(name: str, label_field: str) -> None:
+    """Refuse a source without fields where one of them is asked for.
+
+    Raises:
+        InputError: If it is of another kind than .jsonl, .jsonl.zst and .parquet.
+    """
+    if not has_rows(name):
+        raise InputError(
+            f"expected rows with a field {label_field!r} in .jsonl, .jsonl.zst or .parquet, got {shown_name(name)}",
+            "give --data such a file or a folder of them, or pass another --shards",
+        )
+
+
+def read_documents(
+    path: Path, *, text_field: str, max_bytes: int, label_field: str | None = None
+) -> Iterator[Document]:
     """Read the documents of one text file: .jsonl, .parquet, either text, .zst around text or .jsonl.
 
     Args:
         path: The file; a suffix other than these is read as UTF-8 text, one document.
         text_field: Field of a JSON line, column of a parquet file.
         max_bytes: A plain text, and one of parquet, is read up to the first bytes beyond this.
+        label_field: Field or column whose values are the documents' labels.
 
     Yields:
         Documents, in file order.
 
     Raises:
-        InputError: If the content is not what the suffix says.
+        InputError: If the content is not what the suffix says, or a row has no label.
     """
+    if label_field is not None:
+        require_rows(path.name, label_field)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".parquet"]:
-        yield from _counted(_parquet_documents(path, text_field, max_bytes), path.name)
+        yield from _counted(_parquet_documents(path, text_field, label_field, max_bytes), path.name)
         return
     compressed = suffixes[-1:] == [".zst"]
     pieces = _zstd_pieces(path) if compressed else _file_pieces(path, _FILE_STEP)
     if (suffixes[:-1] if compressed else suffixes)[-1:] == [".jsonl"]:
-        yield from _counted(_json_documents(pieces, path.name, text_field), path.name)
+        yield from _counted(_json_documents(pieces, path.name, text_field, label_field), path.name)
     else:
-        yield _decode(pieces, path.name, max_bytes)
+        yield Document(_decode(pieces, path.name, max_bytes))
 
 
-def builtin_documents(name: str) -> Iterator[str]:
+def builtin_documents(name: str) -> Iterator[Document]:
     """Read a text that comes with every CPython.
 
     Args:
@@ -77,7 +112,7 @@ def builtin_documents(name: str) -> Iterator[str]:
     """
     if name not in BUILTIN_NAMES:
         raise UsageError(f"expected one of {', '.join(BUILTIN_NAMES)}, got {name!r}")
-    return _python_docs() if name == "builtin:python-docs" else _python_source()
+    return map(Document, _python_docs() if name == "builtin:python-docs" else _python_source())
 
 
 def _python_docs() -> Iterator[str]:
@@ -152,11 +187,11 @@ def _check_expansion(num_bytes: int, compressed_bytes: int, name: str) -> None:
         )
 
 
-def _counted(documents: Iterable[str | None], name: str) -> Iterator[str]:
+def _counted(documents: Iterable[Document | None], name: str) -> Iterator[Document]:
     """Yield documents, None left out, as long as they are not many and short: a small file can hold billions."""
     empty = 0
     for number, document in enumerate(documents, start=1):
-        empty += not document
+        empty += document is None or not document.text
         if empty > MAX_EMPTY or number - empty > MAX_DOCUMENTS:
             raise InputError(
                 f"expected at most {MAX_DOCUMENTS:,} documents and {MAX_EMPTY:,} empty ones before the text is long "
@@ -196,7 +231,9 @@ def _decode_piece(
         ) from error
 
 
-def _json_documents(pieces: Iterable[bytes], name: str, text_field: str) -> Iterator[str | None]:
+def _json_documents(
+    pieces: Iterable[bytes], name: str, text_field: str, label_field: str | None
+) -> Iterator[Document | None]:
     for number, line in enumerate(_lines(pieces, name), start=1):
         if not line.strip():
             yield None
@@ -211,7 +248,8 @@ def _json_documents(pieces: Iterable[bytes], name: str, text_field: str) -> Iter
             ) from error
         if not isinstance(record, dict):
             raise InputError(f"expected a JSON object per line, got {type(record).__name__} in {where}")
-        yield _text_of(record, text_field, where)
+        text = _text_of(record, text_field, where)
+        yield Document(text) if label_field is None else Document(text, _label_of(record, label_field, where))
 
 
 def _text_of(record: dict[str, object], text_field: str, where: str) -> str:
@@ -233,6 +271,23 @@ def _text_of(record: dict[str, object], text_field: str, where: str) -> str:
             f"expected text that UTF-8 can hold, got half a surrogate pair in {where}", "repair the line"
         ) from error
     return text
+
+
+def _label_of(record: dict[str, object], label_field: str, where: str) -> str:
+    if label_field not in record:
+        raise InputError(f"expected a field {label_field!r}, got {shown(sorted(record))} in {where}", _LABEL_HINT)
+    label = record[label_field]
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, int) and label.bit_length() <= _LABEL_BITS:
+        return str(label)
+    if isinstance(label, str) and len(label) <= MAX_LABEL:
+        return label
+    raise InputError(
+        f"expected a text of at most {MAX_LABEL} characters, a whole number, true or false in field {label_field!r}, "
+        f"got {shown(label)} in {where}",
+        _LABEL_HINT,
+    )
 
 
 def _lines(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
@@ -257,8 +312,8 @@ def _lines(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
     yield b"".join(begun)
 
 
-def _check_pages(stream: BinaryIO, group: Any, text_field: str, name: str) -> int:
-    """Refuse a column that expands like no text does, before a page of it is decompressed.
+def _check_pages(stream: BinaryIO, group: Any, columns: Sequence[str], name: str) -> int:
+    """Refuse columns that expand like no text does, before a page of them is decompressed.
 
     Returns:
         Rows to read at once: a dictionary or a prefix can make each of them as long as the largest page.
@@ -266,7 +321,7 @@ def _check_pages(stream: BinaryIO, group: Any, text_field: str, name: str) -> in
     largest = 1
     for index in range(group.num_columns):
         chunk = group.column(index)
-        if chunk.path_in_schema == text_field:
+        if chunk.path_in_schema in columns:
             first = chunk.dictionary_page_offset or chunk.data_page_offset
             pages = measure_pages(
                 stream,
@@ -288,34 +343,68 @@ def _start_of(scalar: Any, max_bytes: int) -> str | None:
     return codecs.getincrementaldecoder("utf-8")().decode(content[: max_bytes + _UTF8_BYTES].to_pybytes())
 
 
-def _parquet_documents(path: Path, text_field: str, max_bytes: int) -> Iterator[str | None]:
+def _label_value(scalar: Any) -> object:
+    """Return a label of parquet, or what shows that it is too long."""
+    value = scalar.value if hasattr(scalar, "dictionary") else scalar  # of a column of categories
+    if value is None:
+        return None
+    return _start_of(value, _UTF8_BYTES * MAX_LABEL) if hasattr(value, "as_buffer") else value.as_py()
+
+
+def _require_columns(schema: Any, text_field: str, label_field: str | None, name: str) -> None:
+    """Refuse a parquet file without the columns that are asked for, or of other types."""
+    from pyarrow import types
+
+    hint = "name the column that holds the text with --text-field"
+    if schema.names.count(text_field) != 1:
+        raise InputError(f"expected a column {text_field!r}, got {shown(sorted(schema.names))} in {name}", hint)
+    kind = schema.field(text_field).type
+    if not (types.is_string(kind) or types.is_large_string(kind)):
+        raise InputError(f"expected text in column {text_field!r}, got {kind} in {name}", hint)
+    if label_field is None:
+        return
+    if schema.names.count(label_field) != 1:
+        raise InputError(f"expected a column {label_field!r}, got {shown(sorted(schema.names))} in {name}", _LABEL_HINT)
+    kind = schema.field(label_field).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    known = (types.is_string, types.is_large_string, types.is_integer, types.is_boolean)
+    if not any(is_one(kind) for is_one in known):
+        raise InputError(
+            f"expected text, whole numbers or booleans in column {label_field!r}, got {shown_name(str(kind))} in "
+            f"{name}",
+            _LABEL_HINT,
+        )
+
+
+def _parquet_documents(
+    path: Path, text_field: str, label_field: str | None, max_bytes: int
+) -> Iterator[Document | None]:
     import pyarrow as pa  # costs start-up time that only parquet corpora should pay
     from pyarrow import parquet
 
+    columns = [text_field] if label_field is None else [text_field, label_field]
+    row = 0
     try:
         # The second one is for the headers of pages: arrow counts on the first being where it left it.
         with open_regular(path, "a parquet file") as stream, open_regular(path, "a parquet file") as headers:
             if footer_bytes(headers) > MAX_FOOTER_BYTES:
                 raise PageError(f"a footer of {footer_bytes(headers):,} bytes, more than {MAX_FOOTER_BYTES:,}")
             file = parquet.ParquetFile(stream, buffer_size=_FILE_STEP)  # pages are read one by one
-            schema = file.schema_arrow
-            if text_field not in schema.names:
-                raise InputError(
-                    f"expected a column {text_field!r}, got {shown(sorted(schema.names))} in {path.name}",
-                    "name the column that holds the text with --text-field",
-                )
-            kind = schema.field(text_field).type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise InputError(
-                    f"expected text in column {text_field!r}, got {kind} in {path.name}",
-                    "name the column that holds the text with --text-field",
-                )
+            _require_columns(file.schema_arrow, text_field, label_field, path.name)
             if file.num_row_groups > MAX_ROW_GROUPS:
                 raise PageError(f"{file.num_row_groups:,} row groups, more than {MAX_ROW_GROUPS:,}")
             for number in range(file.num_row_groups):
-                rows = _check_pages(headers, file.metadata.row_group(number), text_field, path.name)
-                for batch in file.iter_batches(batch_size=rows, row_groups=[number], columns=[text_field]):
-                    yield from (_start_of(scalar, max_bytes) for scalar in batch.column(0))
+                rows = _check_pages(headers, file.metadata.row_group(number), columns, path.name)
+                for batch in file.iter_batches(batch_size=rows, row_groups=[number], columns=columns):
+                    labels = batch.column(columns[-1])
+                    for place, scalar in enumerate(batch.column(text_field)):
+                        text = _start_of(scalar, max_bytes)
+                        if text is None or label_field is None:
+                            yield None if text is None else Document(text)
+                            continue
+                        record = {label_field: _label_value(labels[place])}
+                        yield Document(text, _label_of(record, label_field, f"row {row + place + 1:,} of {path.name}"))
+                    row += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError, PageError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lite_probe.data.documents import BUILTIN_PREFIX, builtin_documents, read_documents
+from lite_probe.data.documents import BUILTIN_PREFIX, Document, builtin_documents, read_documents, require_rows
 from lite_probe.data.token_files import TokenArray, TokenDtype, open_bin, open_npy
 from lite_probe.data.tokenization import Tokenizer
 from lite_probe.errors import InputError, shown_name
@@ -15,6 +15,7 @@ from lite_probe.files import open_regular
 from lite_probe.results.provenance import Note
 
 MAX_TEXT_BYTES = 16 * 2**20
+MAX_LABELS = 4096  # that differ
 
 _TOKEN_SUFFIXES = (".bin", ".npy")
 _TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".parquet", ".txt.zst", ".jsonl.zst")
@@ -26,6 +27,7 @@ class TokenPart:
 
     name: str
     ids: TokenArray  # (n,), possibly memory-mapped
+    runs: Sequence[tuple[int, str]] = ()  # of documents with one label: where it begins, and the label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,7 @@ def open_tokens(
     text_field: str = "text",
     token_dtype: TokenDtype | None = None,
     max_text_bytes: int = MAX_TEXT_BYTES,
+    label_field: str | None = None,
     on_note: Callable[[Note], None] | None = None,
 ) -> TokenStream:
     """Open a source of token ids.
@@ -79,31 +82,40 @@ def open_tokens(
         text_field: Field of a JSON line, column of a parquet file.
         token_dtype: Type of .bin ids; None decides by header or content.
         max_text_bytes: Text beyond this is left unread, with a note.
+        label_field: Field or column of rows whose values the parts' `runs` tell; the ids are the same with and without.
         on_note: Told what was decided or left out.
 
     Returns:
         The ids, at least one.
 
     Raises:
-        InputError: If the source is missing, broken, empty, or a text without a tokenizer.
+        InputError: If the source is missing, broken, empty, or a text without a tokenizer; if a row has no label, or
+            there are more than 4096.
         UsageError: If there is no such builtin text.
     """
     name = str(source)
+    labels: dict[str, str] = {}
     if name.startswith(BUILTIN_PREFIX):
-        part = _encode(name, builtin_documents(name), tokenizer, max_text_bytes, on_note)
+        if label_field is not None:
+            require_rows(name, label_field)
+        part = _encode(name, builtin_documents(name), tokenizer, max_text_bytes, labels, on_note)
         return _stream(name, [part], tokenizer)
     path = Path(source)
     try:
         files = _list_files(path, on_note)
         parts = []
         for file in files:
+            if label_field is not None:
+                require_rows(file.name, label_field)
             if file.name.lower().endswith(_TOKEN_SUFFIXES):
                 is_bin = file.suffix.lower() == ".bin"
                 ids = open_bin(file, token_dtype=token_dtype, on_note=on_note) if is_bin else open_npy(file)
                 parts.append(TokenPart(name=file.name, ids=ids))
             else:
-                documents = read_documents(file, text_field=text_field, max_bytes=max_text_bytes)
-                parts.append(_encode(file.name, documents, tokenizer, max_text_bytes, on_note))
+                documents = read_documents(
+                    file, text_field=text_field, max_bytes=max_text_bytes, label_field=label_field
+                )
+                parts.append(_encode(file.name, documents, tokenizer, max_text_bytes, labels, on_note))
     except OSError as error:
         raise InputError(f"expected to read {name!r}, got {error.strerror or error}") from error
     return _stream(path.name or name, parts, tokenizer)
@@ -157,9 +169,10 @@ def _list_files(path: Path, on_note: Callable[[Note], None] | None) -> list[Path
 
 def _encode(
     name: str,
-    documents: Iterable[str],
+    documents: Iterable[Document],
     tokenizer: Tokenizer | None,
     max_text_bytes: int,
+    labels: dict[str, str],
     on_note: Callable[[Note], None] | None,
 ) -> TokenPart:
     if tokenizer is None:
@@ -168,14 +181,25 @@ def _encode(
             "pass --tokenizer PATH (a tokenizer.json) or --tokenizer bytes, or token ids as .bin or .npy",
         )
     pieces: list[NDArray[np.int64]] = []
+    runs: list[tuple[int, str]] = []
     left = max_text_bytes
     separator = tokenizer.separator  # made anew each time it is asked for
-    for document in documents:
-        content = document.encode("utf-8")
+    num_ids = -len(separator)  # the first separator goes
+    for text, label in documents:
+        if label not in labels and len(labels) == MAX_LABELS:
+            raise InputError(
+                f"expected at most {MAX_LABELS:,} different labels, got more by {shown_name(name)}",
+                "name a field that more rows have in common",
+            )
+        if not runs or runs[-1][1] != label:
+            # A document brings the separator before it along; many labels of one value are held once.
+            runs.append((max(num_ids, 0), labels.setdefault(label, label)))
+        content = text.encode("utf-8")
         size = len(content)
-        kept = document if size <= left else content[:left].decode("utf-8", errors="ignore")
-        del content, document  # a long one would be held while the rest of it is encoded
+        kept = text if size <= left else content[:left].decode("utf-8", errors="ignore")
+        del content, text  # a long one would be held while the rest of it is encoded
         pieces += [separator, tokenizer.encode(kept)]
+        num_ids += len(separator) + len(pieces[-1])
         left -= size
         if left < 0:
             if on_note:
@@ -183,4 +207,5 @@ def _encode(
                 on_note(Note(code="text-capped", message=message))
             break
     # Separators stand between documents: the first one goes.
-    return TokenPart(name=name, ids=np.concatenate(pieces[1:] or [np.zeros(0, dtype=np.int64)]))
+    ids = np.concatenate(pieces[1:] or [np.zeros(0, dtype=np.int64)])
+    return TokenPart(name=name, ids=ids, runs=tuple(runs))

@@ -3,19 +3,34 @@
 The batches are drawn before the weights are read: a text that is too short is refused in a second.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lite_probe.criteria import next_token_cross_entropy
-from lite_probe.data import Tokenizer, TokenStream, draw_batches, load_tokenizer, open_tokens
+from lite_probe.data import (
+    BatchPlan,
+    Tokenizer,
+    TokenStream,
+    deal_shards,
+    draw_batches,
+    draw_shards,
+    find_shards,
+    label_of,
+    load_tokenizer,
+    open_tokens,
+)
+from lite_probe.data.shards import named
 from lite_probe.data.token_files import TokenDtype
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, UsageError, shown_name
 from lite_probe.results.provenance import Note
-from lite_probe.task import Task, TaskInfo
+from lite_probe.task import Batch, Task, TaskInfo
 from lite_probe.user_code import load_function, run_code
 
 if TYPE_CHECKING:
@@ -82,16 +97,7 @@ def make_task(
     Cost: one pass over the tokens, one copy of the weights.
     """
     tell = on_note or _ignore
-    vocab_size = checkpoint.vocab_size
-    if vocab_size is None:
-        raise InputError(
-            f"expected a model config with a vocabulary, got none with {checkpoint.name} ({checkpoint.format})",
-            "pass --model-config CONFIG.json of a language model, or --task FILE.py:FUNCTION for a model of your own",
-        )
-    chosen = _choose_tokenizer(checkpoint, tokenizer)
-    stream = open_tokens(data, tokenizer=chosen, text_field=text_field, token_dtype=token_dtype, on_note=tell)
-    if chosen is not None and stream.tokenizer_name is not None:
-        _note_vocabularies(chosen, vocab_size, asked=tokenizer is not None, tell=tell)
+    stream = _open_stream(checkpoint, data, tokenizer, text_field, token_dtype, tell)
     plan = draw_batches(
         stream,
         seq_len=_choose_seq_len(seq_len, checkpoint.max_seq_len, stream, eval_batches * batch_size, tell),
@@ -99,7 +105,7 @@ def make_task(
         eval_batches=eval_batches,
         train_batches=train_batches,
         seed=seed,
-        vocab_size=vocab_size,
+        vocab_size=_vocab_size(checkpoint),
         on_note=tell,
     )
     model = checkpoint.build_model(device=device, dtype=dtype)
@@ -107,8 +113,8 @@ def make_task(
         model=model,
         predict=predict_next_tokens,
         criterion=next_token_cross_entropy,
-        evaluation=[torch.from_numpy(batch.copy()).to(device) for batch in plan.evaluation],
-        train=[torch.from_numpy(batch.copy()).to(device) for batch in plan.train],
+        evaluation=_tensors(plan.evaluation, device),
+        train=_tensors(plan.train, device),
         blocks=_find_blocks(checkpoint, model, blocks, tell),
         info=TaskInfo(
             name=checkpoint.name,
@@ -122,8 +128,148 @@ def make_task(
             seq_len=plan.seq_len,
             train_tokens=plan.split,
         ),
-        heldout=[torch.from_numpy(batch.copy()).to(device) for batch in plan.heldout],
+        heldout=_tensors(plan.heldout, device),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherBatches:
+    """Batches of other data than a task's."""
+
+    batches: Sequence[Batch]
+    data_name: str
+
+
+def make_other_batches(
+    checkpoint: "Checkpoint",
+    task: Task,
+    *,
+    data: str | Path,
+    tokenizer: str | Path | Tokenizer | None = None,
+    text_field: str = "text",
+    token_dtype: TokenDtype | None = None,
+    seed: int = 0,
+    on_note: OnNote | None = None,
+) -> OtherBatches:
+    """Draw batches of other data, as many as a task evaluates on and of the same size, as `make_task` would.
+
+    Args:
+        checkpoint: The task's.
+        task: From `make_task`.
+        data: As for `make_task`, as are those that follow.
+        tokenizer: For its text.
+        text_field: Of its rows.
+        token_dtype: Of its .bin ids.
+        seed: Of the batches.
+        on_note: Told what was decided or left out.
+
+    Raises:
+        InputError: If the text is too short, or text, tokenizer and vocabulary do not fit together.
+
+    Cost: one pass over the tokens; no model is made.
+    """
+    tell = on_note or _ignore
+    stream = _open_stream(checkpoint, data, tokenizer, text_field, token_dtype, tell)
+    plan = draw_batches(
+        stream,
+        seq_len=_seq_len_of(task),
+        batch_size=task.info.batch_size,
+        eval_batches=len(task.evaluation),
+        train_batches=0,
+        seed=seed,
+        vocab_size=_vocab_size(checkpoint),
+        on_note=tell,
+    )
+    return OtherBatches(batches=_tensors(plan.evaluation, task.device), data_name=stream.name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeShards:
+    """What nodes hold: `tune(task, shards=found.batches, shards_from=found.said)`."""
+
+    batches: Sequence[Sequence[Batch]]  # for each node, half of them to train on and half to validate on
+    said: str  # "12 files dealt to 8 nodes"
+
+
+def make_shards(
+    checkpoint: "Checkpoint",
+    task: Task,
+    *,
+    data: str | Path,
+    by: str,
+    nodes: int,
+    node_batches: int = 2,
+    tokenizer: str | Path | Tokenizer | None = None,
+    text_field: str = "text",
+    token_dtype: TokenDtype | None = None,
+    seed: int = 0,
+    on_note: OnNote | None = None,
+) -> NodeShards:
+    """Draw batches for nodes that each hold a shard of a task's data.
+
+    No window shares a token with another, of its own node or any, nor with the task's evaluation and held-out windows.
+    Nor with its training windows, where a shard has room beside them; where it has not, a note says so. A validation
+    file is no shard.
+
+    Args:
+        checkpoint: The task's.
+        task: From `make_task`.
+        data: What `make_task` was given, as are those that are not of the next three.
+        by: "files", every file of a folder is a shard; or "label:FIELD", every value of a field of .jsonl and parquet
+            rows is.
+        nodes: Their number; where there are more shards, each holds several, of about as much text.
+        node_batches: That a node trains on; it validates on as many.
+        tokenizer: For the text.
+        text_field: Of its rows.
+        token_dtype: Of .bin ids.
+        seed: Of the batches.
+        on_note: Told what the shards are.
+
+    Raises:
+        UsageError: If `by` is of another form.
+        InputError: If there are fewer shards than nodes, one is too short, a row has no such field, or the task's
+            batches are not those of the data.
+
+    Cost: one pass over the tokens.
+    """
+    tell = on_note or _ignore
+    label = label_of(by)
+    stream = _open_stream(checkpoint, data, tokenizer, text_field, token_dtype, _ignore, label)
+    plan = draw_batches(
+        stream,
+        seq_len=_seq_len_of(task),
+        batch_size=task.info.batch_size,
+        eval_batches=len(task.evaluation),
+        train_batches=len(task.train),
+        seed=seed,
+        vocab_size=_vocab_size(checkpoint),
+    )
+    _require_same_batches(plan, task)
+    shards = find_shards(stream, by)
+    thing = f"file{'' if len(shards) == 1 else 's'}"
+    if label is not None:
+        thing = f"value{'' if len(shards) == 1 else 's'} of {shown_name(label)}"
+    if len(shards) < nodes:
+        raise InputError(
+            f"expected a shard for each of {nodes} nodes, got {len(shards)} {thing} in {shown_name(stream.name)}"
+            + ("" if stream.evaluation_start is None else " beside its validation files"),
+            f"pass --nodes {len(shards)}, or divide the data further"
+            if len(shards) > 1
+            else "divide the data further, or pass --shards dealt",
+        )
+    dealt = deal_shards(shards, nodes)
+    drawn = draw_shards(stream, dealt, plan, batches=2 * node_batches, vocab_size=_vocab_size(checkpoint))
+    sizes = [sum(shard.size for shard in held) for held in dealt]
+    said = f"{len(shards)} {thing}" + (f" dealt to {nodes} nodes" if len(shards) > nodes else "")
+    message = f"Shards: {said}, {min(sizes):,} to {max(sizes):,} tokens to a node: {named(shards)}."
+    tell(Note(code="shards", message=message))
+    if drawn.shared:
+        message = (
+            f"Batches of {len(drawn.shared)} of {nodes} nodes may share text with those that the steps and the replay "
+            "train on: a shard of theirs has no room for both."
+        )
+        tell(Note(code="batches-shared", message=message))
+    return NodeShards(batches=[_tensors(batches, task.device) for batches in drawn.batches], said=said)
 
 
 def predict_next_tokens(model: nn.Module, batch: Tensor) -> Tensor:
@@ -150,6 +296,64 @@ def load_task_file(spec: str) -> Task:
     """
     function, what = load_function(spec, "--task", "name one that returns a Task")
     return _check_task(run_code(function, what), what)
+
+
+def _open_stream(
+    checkpoint: "Checkpoint",
+    data: str | Path,
+    tokenizer: str | Path | Tokenizer | None,
+    text_field: str,
+    token_dtype: TokenDtype | None,
+    tell: OnNote,
+    label_field: str | None = None,
+) -> TokenStream:
+    """Open a text or tokens for a checkpoint's model."""
+    vocab_size = _vocab_size(checkpoint)
+    chosen = _choose_tokenizer(checkpoint, tokenizer)
+    stream = open_tokens(
+        data,
+        tokenizer=chosen,
+        text_field=text_field,
+        token_dtype=token_dtype,
+        label_field=label_field,
+        on_note=tell,
+    )
+    if chosen is not None and stream.tokenizer_name is not None:
+        _note_vocabularies(chosen, vocab_size, asked=tokenizer is not None, tell=tell)
+    return stream
+
+
+def _vocab_size(checkpoint: "Checkpoint") -> int:
+    if checkpoint.vocab_size is None:
+        raise InputError(
+            f"expected a model config with a vocabulary, got none with {checkpoint.name} ({checkpoint.format})",
+            "pass --model-config CONFIG.json of a language model, or --task FILE.py:FUNCTION for a model of your own",
+        )
+    return checkpoint.vocab_size
+
+
+def _seq_len_of(task: Task) -> int:
+    if task.info.seq_len is None:
+        raise UsageError("expected a task of make_task, got one whose batches are no windows of tokens")
+    return task.info.seq_len
+
+
+def _tensors(batches: Sequence[NDArray[np.int64]], device: str | torch.device) -> list[Tensor]:
+    return [torch.from_numpy(batch.copy()).to(device) for batch in batches]
+
+
+def _require_same_batches(plan: BatchPlan, task: Task) -> None:
+    """Refuse to keep nodes from batches that are not the task's."""
+    pairs = ((plan.evaluation, task.evaluation), (plan.heldout, task.heldout), (plan.train, task.train))
+    for drawn, held in pairs:
+        if len(drawn) != len(held) or not all(
+            isinstance(batch, Tensor) and np.array_equal(one, batch.cpu().numpy())
+            for one, batch in zip(drawn, held, strict=True)
+        ):
+            raise InputError(
+                "expected the task's batches to be drawn from this data with this seed, got others",
+                "pass make_shards what make_task was given; data that changed meanwhile is opened anew",
+            )
 
 
 def _choose_tokenizer(checkpoint: "Checkpoint", asked: str | Path | Tokenizer | None) -> Tokenizer | None:

@@ -169,9 +169,9 @@ def test_what_is_held_out_moves_no_other_batch() -> None:
 
 
 def test_what_memory_does_not_hold_is_not_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "_MOST_IDS", 4 * 3 * 8)
+    monkeypatch.setattr(batches, "MOST_IDS", 4 * 3 * 8)
     assert not draw(stream_of(2000)).heldout
-    monkeypatch.setattr(batches, "_MOST_IDS", 6 * 3 * 8)
+    monkeypatch.setattr(batches, "MOST_IDS", 6 * 3 * 8)
     assert len(draw(stream_of(2000)).heldout) == 2
 
 
@@ -239,7 +239,7 @@ def test_a_negative_number_of_training_batches_is_refused() -> None:
 def test_more_batches_than_memory_holds_are_refused_before_one_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"at most 536,870,912 tokens in all batches, .* got 90,000,000,\d+: 10,"):
         draw(stream_of(1000), seq_len=8, batch_size=1, train_batches=10**10)
-    monkeypatch.setattr(batches, "_MOST_IDS", 100)
+    monkeypatch.setattr(batches, "MOST_IDS", 100)
     assert len(draw(stream_of(1000), seq_len=4, batch_size=2, eval_batches=1, train_batches=9).train) == 9
     with pytest.raises(UsageError, match="expected at most 100 tokens"):
         draw(stream_of(1000), seq_len=4, batch_size=2, eval_batches=1, train_batches=10)

@@ -16,7 +16,7 @@ from lite_probe.data import ByteTokenizer, draw_batches, open_tokens
 from lite_probe.errors import InputError, NumericsError, UsageError
 from lite_probe.results.provenance import Note
 from lite_probe.task import Task
-from lite_probe.task.build import load_task_file, make_task
+from lite_probe.task.build import load_task_file, make_other_batches, make_shards, make_task
 
 SMALL: dict[str, Any] = {
     "hidden_size": 16,
@@ -351,3 +351,67 @@ def test_a_file_that_cannot_be_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("x = 1\nraise ValueError\n")
     with pytest.raises(InputError, match=r"expected bad.py to run, got ValueError:  \(bad.py, line 2\)"):
         load_task_file(f"{tmp_path / 'bad.py'}:build")
+
+
+# Batches of other data, and of nodes
+
+
+SIZES: dict[str, Any] = {"seq_len": 8, "batch_size": 2, "eval_batches": 2}
+
+
+def test_other_batches_are_those_of_a_task_of_their_own_but_no_model_is_made(
+    llama: Checkpoint, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("Every unhappy family is unhappy in its own way. " * 100)
+    task = make_task(llama, data=text, **SIZES)
+    expected = make_task(llama, data=other, **SIZES, seed=3)
+    monkeypatch.setattr(Checkpoint, "build_model", lambda *_, **__: pytest.fail("a model was made"))
+    notes: list[Note] = []
+    found = make_other_batches(llama, task, data=other, seed=3, on_note=notes.append)
+    assert found.data_name == "other.txt"
+    assert len(found.batches) == 2
+    assert all(torch.equal(a, b) for a, b in zip(found.batches, expected.evaluation, strict=True))
+    assert notes == []
+    with pytest.raises(InputError, match="expected a file or folder of text or token ids, got no such path"):
+        make_other_batches(llama, task, data=tmp_path / "missing.txt")
+
+
+def test_a_task_without_windows_has_no_other_batches(llama: Checkpoint, text: Path) -> None:
+    model = nn.Linear(2, 1)
+    own = Task(model=model, predict=lambda m, b: m(b[0]), criterion=lambda o, b: (o.sum(), 1), evaluation=[0])
+    with pytest.raises(
+        UsageError, match="expected a task of make_task, got one whose batches are no windows of tokens"
+    ):
+        make_other_batches(llama, own, data=text)
+
+
+def test_shards_are_of_the_tasks_own_data_and_no_model_is_made(
+    llama: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, letter in {"a.txt": "a", "b.txt": "b", "c.txt": "c", "val.txt": "v"}.items():
+        (tmp_path / name).write_text(letter * 500)
+    task = make_task(llama, data=tmp_path, **SIZES, train_batches=3, seed=1)
+    monkeypatch.setattr(Checkpoint, "build_model", lambda *_, **__: pytest.fail("a model was made"))
+    notes: list[Note] = []
+    asked: dict[str, Any] = {"data": tmp_path, "by": "files", "on_note": notes.append}
+    found = make_shards(llama, task, **asked, nodes=3, node_batches=1, seed=1)
+    assert found.said == "3 files"
+    assert [len(batches) for batches in found.batches] == [2, 2, 2]
+    letters = [{chr(token) for batch in batches for token in batch.ravel().tolist()} for batches in found.batches]
+    assert letters == [{"a"}, {"b"}, {"c"}]
+    assert [(note.code, note.message) for note in notes] == [
+        ("shards", "Shards: 3 files, 500 to 500 tokens to a node: a.txt, b.txt, c.txt.")
+    ]
+    assert make_shards(llama, task, **asked, nodes=2, seed=1).said == "3 files dealt to 2 nodes"
+    with pytest.raises(
+        InputError, match=r"expected a shard for each of 4 nodes, got 3 files in .* beside its validation"
+    ):
+        make_shards(llama, task, **asked, nodes=4, seed=1)
+    with pytest.raises(InputError, match="expected the task's batches to be drawn from this data with this seed, got"):
+        make_shards(llama, task, **asked, nodes=3, seed=2)
+    (tmp_path / "c.txt").write_text("d" * 500)
+    with pytest.raises(InputError, match="data that changed meanwhile is opened anew"):
+        make_shards(llama, task, **asked, nodes=3, seed=1)
+    with pytest.raises(UsageError, match="expected --shards dealt, files or label:FIELD, got 'dealt'"):
+        make_shards(llama, task, data=tmp_path, by="dealt", nodes=3)
