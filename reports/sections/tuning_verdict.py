@@ -1,0 +1,262 @@
+"""What a tuning allows one to say: whether the tuned settings paid in the replay, and what they rest on.
+
+The tuned settings are compared with the base, LITE's published defaults, χ of the step profile alone and the pooled
+solution; the four are decided together after Holm's correction, paired by seed.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lite_probe.reports.numbers import count_of, format_number, format_share
+from lite_probe.reports.sections.replay_verdict import compare_pairs
+from lite_probe.reports.verdict import TONES, Point, Verdict, join_names, one_space
+from lite_probe.results.claim import Claim
+from lite_probe.results.replay import Replay
+from lite_probe.results.tuning import BlockSettings, MethodRun, Tuning
+
+LABELS = {  # of candidates, behind @
+    "published": "LITE’s published defaults",
+    "profile": "χ of the step profile alone",
+    "tuned": "the tuned settings",
+    "pooled": "the pooled solution",
+}
+NEAR = 0.01  # of what the pooled solution gains, within which a method has arrived
+_LEAST_GAP = 1e-4  # of the pooled loss change, below which nobody needs its size
+_MORE = "more --seeds, or more --replay-steps, may tell"
+
+
+def judge_tuning(tuning: Tuning) -> Verdict:
+    """Say whether tuning paid, at which batch size, and what is recommended."""
+    claims = compare_candidates(tuning)
+    main = claims.get(tuning.base)
+    lead = _lead(tuning, claims)
+    points = [*_others(tuning, claims), *_divergence(tuning), *_recommendation(tuning), *_too_long(tuning)]
+    points += [*_against_pooled(tuning), *_heterogeneity(tuning), *_reach(tuning), *_details(tuning, claims)]
+    return Verdict(lead=one_space(lead), points=tuple(points), leading=() if main is None else (main,))
+
+
+def tuned_name(tuning: Tuning) -> str:
+    """Return what the replay calls the tuned settings."""
+    return f"{tuning.optimizer}@tuned"
+
+
+def label_of(tuning: Tuning, name: str) -> str:
+    """Say what a replayed name stands for."""
+    _, _, label = name.partition("@")
+    return LABELS.get(label, name) if label else name
+
+
+def compare_candidates(tuning: Tuning) -> dict[str, Claim]:
+    """Ask whether the tuned settings end below the base, and below every other candidate; by what they are held to.
+
+    Nothing is asked without two seeds that both finished.
+    """
+    if tuning.replay is None:
+        return {}
+    own = tuned_name(tuning)
+    others = [name for name in (tuning.base, *tuning.candidates) if name != own and name in tuning.replay.recipes]
+    pairs = [(own, other) for other in others] if own in tuning.replay.recipes else []
+    return {other: claim for (_, other), claim in compare_pairs(tuning.replay, pairs).items()}
+
+
+def chosen_method(tuning: Tuning) -> MethodRun | None:
+    """Return the method whose settings are recommended."""
+    return next((one for one in tuning.methods if one.is_chosen), None)
+
+
+def steps_to_pooled(tuning: Tuning, method: MethodRun) -> int | None:
+    """Return from which recorded step on a method stays within 1% of what the pooled solution gains; None: never."""
+    far = ~(np.abs(method.upper_loss - tuning.pooled_loss) <= NEAR * abs(tuning.pooled_loss))
+    first = int(np.flatnonzero(far)[-1]) + 1 if far.any() else 0
+    return int(method.step[first]) if first < len(method.step) else None
+
+
+def batch_of(tuning: Tuning) -> str:
+    """Write the batch size that steps were measured and replayed at."""
+    return f"{tuning.batch_tokens:,} {'tokens' if tuning.provenance.seq_len is not None else 'samples'}"
+
+
+def groups_without_pair(tuning: Tuning) -> list[str]:
+    """Return the blocks that have not both a sharp and a non-sharp group, and so no χ."""
+    return [block for block in dict.fromkeys(tuning.models.blocks) if tuning.tuned.of(block) is None]
+
+
+def ratio_text(one: BlockSettings) -> str:
+    """Write χ of a block with its range over nodes: `3.2 (2.8 to 4.1)`."""
+    if one.ratio_low == one.ratio_high == one.ratio:
+        return format_number(one.ratio, 3)
+    return f"{format_number(one.ratio, 3)} ({format_number(one.ratio_low, 3)} to {format_number(one.ratio_high, 3)})"
+
+
+# The lead
+
+
+def _lead(tuning: Tuning, claims: Mapping[str, Claim]) -> str:
+    """Say whether the tuned settings beat the base, over which steps and seeds, and at which batch."""
+    own, base, at = tuned_name(tuning), tuning.base, f"at a batch of {batch_of(tuning)}"
+    replay = tuning.replay
+    if replay is None:
+        return (
+            f"The recommended settings of {tuning.optimizer}, learned {at}, are untested: no replay was made; "
+            "--replay-steps 20 makes one."
+        )
+    extent = f"over {count_of(replay.steps, 'step')} and {count_of(replay.num_seeds, 'seed')}, {at}"
+    claim = claims.get(base)
+    if claim is None:
+        return f"Whether tuning pays is open: {_why_not_asked(replay, own, base)} {extent}."
+    if claim.status == "holds":
+        opening = f"Tuning paid against {base}:"
+    elif claim.status == "fails":
+        opening = f"Tuning did not pay against {base}:"
+    else:
+        opening = f"Whether tuning pays against {base} is open:"
+    more = f" {_MORE[0].upper()}{_MORE[1:]}." if claim.status == "open" else ""
+    others = _summary(tuning, claims)
+    return f"{opening} {claim.sentence} That is {extent}.{more}{others}"
+
+
+def _why_not_asked(replay: Replay, name: str, other: str) -> str:
+    for one in (name, other):
+        if one not in replay.recipes:
+            return f"{one} was not replayed,"
+        if not replay.runs_of(one):
+            return f"every run of {one} diverged,"
+    return f"{name} and {other} have fewer than two seeds that both finished,"
+
+
+def _summary(tuning: Tuning, claims: Mapping[str, Claim]) -> str:
+    """Say in one sentence how the tuned settings stand to the other candidates."""
+    words = {"holds": "end below", "fails": "end above", "open": "are not told from"}
+    parts = []
+    for status, verb in words.items():
+        named = [
+            label_of(tuning, name) for name, claim in claims.items() if claim.status == status and name != tuning.base
+        ]
+        if named:
+            parts.append(f"{verb} {join_names(named)}")
+    return f" The tuned settings {', and '.join(parts)}." if parts else ""
+
+
+# Points
+
+
+def _others(tuning: Tuning, claims: Mapping[str, Claim]) -> list[Point]:
+    """Give every comparison beside that with the base."""
+    points = []
+    for name, claim in claims.items():
+        if name != tuning.base:
+            label = label_of(tuning, name)
+            text = f"Against {label}: {claim.sentence}"
+            points.append(Point(tone=TONES.get(claim.status, "plain"), text=text, claims=(claim,)))
+    return points
+
+
+def _divergence(tuning: Tuning) -> list[Point]:
+    replay = tuning.replay
+    points = []
+    for name in replay.optimizers if replay is not None else ():
+        lost = replay.diverged(name) if replay is not None else ()
+        if lost and replay is not None:
+            steps = [run.diverged_at for run in lost if run.diverged_at is not None]
+            text = f"{name} diverged on {len(lost)} of {count_of(replay.num_seeds, 'seed')}, at step {min(steps)} first"
+            points.append(Point(tone="caution", text=f"{text}: those seeds are in none of its comparisons."))
+    return points
+
+
+def _recommendation(tuning: Tuning) -> list[Point]:
+    """Say what is recommended."""
+    blocks = tuning.tuned.blocks
+    if not blocks:
+        text = f"No block has both sharp and non-sharp directions: there is no χ to recommend for {tuning.optimizer}."
+        return [Point(tone="caution", text=text)]
+    ratios = join_names([f"{one.block} {ratio_text(one)}" for one in blocks])
+    spread = ""
+    if any(one.ratio_low != one.ratio_high for one in blocks):
+        spread = "; in parentheses the range over what the nodes’ own data would have"
+    text = (
+        f"Recommended for {tuning.optimizer}: β₂ = {format_number(tuning.tuned.damping, 3)} and χ of {ratios}{spread}."
+    )
+    return [Point(tone="plain", text=text)]
+
+
+def _too_long(tuning: Tuning) -> list[Point]:
+    """Say where the learning rate itself is too long, which LITE's settings cannot mend."""
+    short = [f"{one.block} ({format_number(one.sharp, 2)})" for one in tuning.tuned.blocks if one.sharp < 1.0]
+    if not short:
+        return []
+    text = (
+        f"Along the sharp directions of {join_names(short)} the nodes’ models ask for less than the step that "
+        f"{tuning.base} takes at {format_number(tuning.lr, 2)}: the learning rate itself is too long there. LITE can "
+        "only lengthen steps along the others."
+    )
+    return [Point(tone="caution", text=text)]
+
+
+def _against_pooled(tuning: Tuning) -> list[Point]:
+    """Say how near the nodes came to what all data in one place would have had."""
+    method = chosen_method(tuning)
+    if method is None or not len(method.step):
+        return []
+    end, pooled, consensus = float(method.upper_loss[-1]), tuning.pooled_loss, float(method.consensus[-1])
+    if not np.isfinite(end):
+        return [Point(tone="caution", text=f"{method.name} diverged: what is recommended is not the nodes’ agreement.")]
+    gap = abs(end - pooled) / max(abs(pooled), 1e-300)
+    side = "above" if end >= pooled else "below"
+    near = f"{format_share(gap)} {side}" if gap >= _LEAST_GAP else "less than 0.01% from"
+    arrived = steps_to_pooled(tuning, method)
+    when = f", within 1% from step {arrived:,} on" if arrived is not None else ""
+    text = (
+        f"{method.name} over {count_of(tuning.num_nodes, 'node')} ({tuning.topology}) ends where the models put the "
+        f"validation loss change at {format_number(end, 3)} nats, {near} the pooled solution’s "
+        f"{format_number(pooled, 3)}{when}. The nodes’ dampings are {format_number(consensus, 2)} apart (root mean "
+        "square, in logarithms)."
+    )
+    tone = "plain" if arrived is not None else "caution"
+    return [Point(tone=tone, text=one_space(text))]
+
+
+def _heterogeneity(tuning: Tuning) -> list[Point]:
+    text = (
+        f"The nodes’ gains are {format_number(tuning.models.heterogeneity, 2)} times the size of their mean apart from "
+        f"it (0: all have the same data; above 1 they differ more than they agree). Shards: {tuning.shards}."
+    )
+    return [Point(tone="plain", text=text)]
+
+
+def _reach(tuning: Tuning) -> list[Point]:
+    """Say what the numbers are of: one step from θ₀, however long the replay."""
+    if tuning.replay is None:
+        return []
+    text = (
+        f"The curvature behind the settings is that of θ₀ and of one step; the replay is of "
+        f"{count_of(tuning.replay.steps, 'step')}. Over more of them, or at another batch size, less or more may be "
+        "better."
+    )
+    return [Point(tone="plain", text=text)]
+
+
+def _details(tuning: Tuning, claims: Mapping[str, Claim]) -> list[Point]:
+    texts = []
+    missing = groups_without_pair(tuning)
+    if missing:
+        texts.append(f"No χ for {join_names(missing)}: it takes both sharp and non-sharp directions. LITE’s default stays there.")
+    if claims:
+        texts.append(
+            f"Decided after Holm’s correction over {count_of(len(claims), 'comparison')}; intervals are 95%, not "
+            "corrected, paired by seed."
+        )
+    texts += _pooled_settings(tuning)
+    return [Point(tone="plain", text=one_space(text), is_detail=True) for text in texts]
+
+
+def _pooled_settings(tuning: Tuning) -> Sequence[str]:
+    if not tuning.pooled.blocks:
+        return ()
+    ratios = join_names([f"{one.block} {format_number(one.ratio, 3)}" for one in tuning.pooled.blocks])
+    damping = format_number(tuning.pooled.damping, 3)
+    losses = [format_number(one.upper_loss, 3) for one in (tuning.tuned, tuning.pooled)]
+    return (
+        f"With all data in one place: β₂ = {damping} and χ of {ratios}. At the recommended multiples the nodes’ "
+        f"validation models change by {losses[0]} nats, at the pooled ones by {losses[1]}.",
+    )
