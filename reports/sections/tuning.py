@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lite_probe.reports.drawing import by_name
-from lite_probe.reports.numbers import MISSING, count_of, format_number
+from lite_probe.reports.numbers import MISSING, count_of, format_number, format_share
 from lite_probe.reports.sections.section import (
     TEMPLATES,
     Block,
@@ -30,6 +30,7 @@ from lite_probe.reports.sections.tuning_figures import (
 )
 from lite_probe.reports.sections.tuning_settings import config_lines, optimizer_call, plain_settings, replay_command
 from lite_probe.reports.sections.tuning_verdict import (
+    LEAST_GAP,
     batch_of,
     compare_candidates,
     judge_tuning,
@@ -269,7 +270,7 @@ def candidate_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         for claims in [compare_candidates(one)]
         for name in one.replay.optimizers
     ]
-    caption = "The replay, on batches that no setting was made from. ± is half of the 95% interval over seeds."
+    caption = "The replay of the base and of every candidate. ± is half of the 95% interval over seeds."
     return tabulate("tuning-candidates", caption, columns, rows, is_alone=is_alone)
 
 
@@ -285,7 +286,7 @@ def method_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         if found is None:
             return Cell(text="diverged", tone="caution")
         share = (found - row[0].pooled_loss) / max(abs(row[0].pooled_loss), 1e-300)
-        return Cell(text=f"{format_number(100.0 * share, 2)}%", raw=share)
+        return Cell(text="<0.01%" if abs(share) < LEAST_GAP else format_share(share), raw=share)
 
     def spent(values: Any) -> int | None:
         return int(values[-1]) if len(values) else None

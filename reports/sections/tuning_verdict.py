@@ -21,8 +21,9 @@ LABELS = {  # of candidates, behind @
     "tuned": "the tuned settings",
     "pooled": "the pooled solution",
 }
+SHARED_BATCHES = "batches-shared"  # code of the note that says so
 NEAR = 0.01  # of what the pooled solution gains, within which a method has arrived
-_LEAST_GAP = 1e-4  # of the pooled loss change, below which nobody needs its size
+LEAST_GAP = 1e-4  # of the pooled loss change, below which nobody needs its size
 _MORE = "more --seeds, or more --replay-steps, may tell"
 
 
@@ -43,6 +44,8 @@ def tuned_name(tuning: Tuning) -> str:
 
 def label_of(tuning: Tuning, name: str) -> str:
     """Say what a replayed name stands for."""
+    if name == tuning.base:
+        return "the base"
     _, _, label = name.partition("@")
     return LABELS.get(label, name) if label else name
 
@@ -182,15 +185,29 @@ def _recommendation(tuning: Tuning) -> list[Point]:
 
 def _too_long(tuning: Tuning) -> list[Point]:
     """Say where the learning rate itself is too long, which LITE's settings cannot mend."""
-    short = [f"{one.block} ({format_number(one.sharp, 2)})" for one in tuning.tuned.blocks if one.sharp < 1.0]
-    if not short:
+    sentences = []
+    ranges = {one.block: tuning.range_of(one.block, "sharp") for one in tuning.tuned.blocks if one.sharp < 1.0}
+    for is_sure, answer in ((True, "the learning rate itself is too long there"), (False, "it may be too long there")):
+        short = [
+            f"{one.block} ({_multiple_text(one.sharp, *ranges[one.block])})"
+            for one in tuning.tuned.blocks
+            if one.block in ranges and (ranges[one.block][1] < 1.0) is is_sure
+        ]
+        if short:
+            nodes = "every node’s data asks" if is_sure else "the nodes together ask, though not each alone,"
+            sentences.append(
+                f"Along the sharp directions of {join_names(short)} {nodes} for less than the step that "
+                f"{tuning.base} takes at {format_number(tuning.lr, 2)}: {answer}."
+            )
+    if not sentences:
         return []
-    text = (
-        f"Along the sharp directions of {join_names(short)} the nodes’ models ask for less than the step that "
-        f"{tuning.base} takes at {format_number(tuning.lr, 2)}: the learning rate itself is too long there. LITE can "
-        "only lengthen steps along the others."
-    )
-    return [Point(tone="caution", text=text)]
+    knobs = "LITE’s settings cannot shorten steps along sharp directions, only lengthen the others."
+    return [Point(tone="caution", text=" ".join([*sentences, knobs]))]
+
+
+def _multiple_text(value: float, low: float, high: float) -> str:
+    shown, ends = format_number(value, 2), [format_number(end, 2) for end in (low, high)]
+    return shown if ends == [shown, shown] else f"{shown}, over nodes {ends[0]} to {ends[1]}"
 
 
 def _against_pooled(tuning: Tuning) -> list[Point]:
@@ -203,7 +220,7 @@ def _against_pooled(tuning: Tuning) -> list[Point]:
         return [Point(tone="caution", text=f"{method.name} diverged: what is recommended is not the nodes’ agreement.")]
     gap = abs(end - pooled) / max(abs(pooled), 1e-300)
     side = "above" if end >= pooled else "below"
-    near = f"{format_share(gap)} {side}" if gap >= _LEAST_GAP else "less than 0.01% from"
+    near = f"{format_share(gap)} {side}" if gap >= LEAST_GAP else "less than 0.01% from"
     arrived = steps_to_pooled(tuning, method)
     when = f", within 1% from step {arrived:,} on" if arrived is not None else ""
     text = (
@@ -228,19 +245,31 @@ def _reach(tuning: Tuning) -> list[Point]:
     """Say what the numbers are of: one step from θ₀, however long the replay."""
     if tuning.replay is None:
         return []
+    trained = "batches that none of the settings was made from"
+    if is_shared(tuning):
+        trained = "batches that the step profile was measured from too, for want of others"
+    judged = "held-out batches"
+    if tuning.replay.on_same_batches() is None:
+        judged = "the evaluation batches, on which the step profile’s curvature was measured"
     text = (
         f"The curvature behind the settings is that of θ₀ and of one step; the replay is of "
-        f"{count_of(tuning.replay.steps, 'step')}. Over more of them, or at another batch size, less or more may be "
-        "better."
+        f"{count_of(tuning.replay.steps, 'step')}, on {trained}, and its losses are of {judged}. Over more steps, or "
+        "at another batch size, less or more may be better."
     )
-    return [Point(tone="plain", text=text)]
+    return [Point(tone="caution" if is_shared(tuning) else "plain", text=text)]
+
+
+def is_shared(tuning: Tuning) -> bool:
+    """Whether the replay trains on batches that the step profile was measured from."""
+    return any(note.code == SHARED_BATCHES for note in tuning.notes)
 
 
 def _details(tuning: Tuning, claims: Mapping[str, Claim]) -> list[Point]:
     texts = []
     missing = groups_without_pair(tuning)
     if missing:
-        texts.append(f"No χ for {join_names(missing)}: it takes both sharp and non-sharp directions. LITE’s default stays there.")
+        where = join_names(missing)
+        texts.append(f"No χ for {where}: it takes both sharp and non-sharp directions. LITE’s default stays there.")
     if claims:
         texts.append(
             f"Decided after Holm’s correction over {count_of(len(claims), 'comparison')}; intervals are 95%, not "

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lite_probe.results.provenance import Note
 from lite_probe.results.replay import Replay
@@ -14,20 +15,26 @@ from tests.reports.steps_results import make_optimizer
 RATIOS = {"emb": (1.0, 0.62), "qk": (6.1, 1.3), "vo": (3.4, 1.1), "ffn": (2.2, 1.05), "out": (1.6, 0.81)}
 CANDIDATES = ("published", "profile", "tuned", "pooled")
 POOLED_LOSS = -0.0412
+RIDGE = 0.01
 
 
-def make_models(blocks: Mapping[str, tuple[str, ...]], nodes: int, spread: float) -> NodeModels:
-    """Models of nodes whose gains and curvatures scatter by a share of themselves."""
+def make_models(
+    blocks: Mapping[str, tuple[str, ...]], multiples: list[float], logs: NDArray[np.float64], nodes: int, spread: float
+) -> NodeModels:
+    """Models of nodes that ask for these multiples at a damping, with gains that scatter by a share of themselves."""
     rng = np.random.default_rng(5)
     groups = [(block, part) for block, parts in blocks.items() for part in parts]
     count = len(groups)
-    gains = np.linspace(0.05, 0.2, count) * (1.0 + spread * rng.standard_normal((nodes, count)))
-    curved = np.eye(count) * np.geomspace(0.4, 2.0, count) + 0.05
-    curvatures = curved * (1.0 + 0.3 * spread * rng.standard_normal((nodes, 1, 1)))
+    scales = np.geomspace(3e-2, 1e-4, count)
+    curved = np.diag(np.geomspace(0.4, 2.0, count))
+    steps = np.sqrt(scales) * np.array(multiples)
+    noise = rng.standard_normal((nodes, count))
+    gains = (curved + np.diag(np.exp(logs) + RIDGE)) @ steps * (1.0 + spread * (noise - noise.mean(axis=0)))
+    curvatures = np.tile(curved, (nodes, 1, 1))
     return NodeModels(
         blocks=tuple(block for block, _ in groups),
         parts=tuple(part for _, part in groups),
-        scales=np.geomspace(3e-2, 1e-4, count),
+        scales=scales,
         gains=gains,
         curvatures=curvatures,
         validation_gains=gains * 0.9,
@@ -114,8 +121,10 @@ def make_tuning(
 ) -> Tuning:
     """A tuning; `ratios` has (χ, y_sharp) by block, `lone` the blocks without a sharp group."""
     parts = dict.fromkeys(ratios, ("sharp", "rest")) | dict.fromkeys(lone, ("rest",))
-    models = make_models(parts, nodes, spread)
-    logs = np.linspace(-3.0, 1.0, len(models.blocks))
+    multiples = [ratios[b][1] * (ratios[b][0] if part == "rest" else 1.0) for b in ratios for part in parts[b]]
+    multiples += [1.0] * len(lone)
+    logs = np.linspace(-3.0, 1.0, len(multiples))
+    models = make_models(parts, multiples, logs, nodes, spread)
     tuned = make_recommendation("tuned", ratios, spread=spread)
     pooled = make_recommendation("pooled", ratios, factor=1.05, spread=spread)
     return Tuning(
@@ -129,11 +138,11 @@ def make_tuning(
         topology="ring",
         spectral_gap=0.0976,
         shards="dealt in turn",
-        ridge=0.01,
+        ridge=RIDGE,
         models=models,
         profile=make_optimizer("muon"),
         damping_logs=np.tile(logs, (nodes, 1)),
-        multiples=np.ones((nodes, len(logs))),
+        multiples=np.tile(np.sqrt(models.scales) * np.array(multiples), (nodes, 1)),
         pooled_damping_logs=logs + 0.1,
         methods=(
             make_method("sparkle gt/ed", 8e-3, is_chosen=True),
