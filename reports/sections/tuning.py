@@ -331,6 +331,11 @@ def group_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
         _number(Column("largest", hint="of the nodes’ own curvatures"), lambda row: row["curvature_high"]),
         _number(Column("damping eˣ", hint="in units of the scale"), lambda row: row["damping"]),
         _number(Column("pooled damping"), lambda row: row["pooled_damping"]),
+        _number(Column("multiple", hint="of the base’s step, agreed on"), lambda row: row["multiple"]),
+        _number(
+            Column("least over nodes", hint="of what each node’s own data would have"), lambda r: r["multiple_low"]
+        ),
+        _number(Column("largest over nodes", hint="of the same"), lambda row: row["multiple_high"]),
     ]
     rows = [(label, row) for label, one in labelled for row in _group_objects(one)]
     caption = "Every group of directions: curvature on the nodes’ training batches, and the damping agreed on."
@@ -357,6 +362,7 @@ def _group_objects(tuning: Tuning) -> list[dict[str, Any]]:
     models, curvatures = tuning.models, own_curvatures(tuning)
     own = np.diagonal(models.curvatures, axis1=1, axis2=2)
     agreed, pooled = dampings(tuning)
+    alone = tuning.alone
     return [
         {
             "block": block,
@@ -368,9 +374,18 @@ def _group_objects(tuning: Tuning) -> list[dict[str, Any]]:
             "curvature_high": float(own[:, at].max()),
             "damping": float(agreed[at]),
             "pooled_damping": float(pooled[at]),
+            "multiple": _multiple_of(tuning, block, part),
+            "multiple_low": float(alone[:, at].min()),
+            "multiple_high": float(alone[:, at].max()),
         }
         for at, (block, part) in enumerate(zip(models.blocks, models.parts, strict=True))
     ]
+
+
+def _multiple_of(tuning: Tuning, block: str, part: str) -> float | None:
+    """Return the multiple that is recommended for a group; None where its block has no χ."""
+    found = tuning.tuned.of(block)
+    return None if found is None else found.sharp if part == "sharp" else found.rest
 
 
 def _method_object(tuning: Tuning, one: MethodRun) -> dict[str, Any]:

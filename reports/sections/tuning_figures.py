@@ -30,6 +30,7 @@ from lite_probe.results.tuning import Tuning
 
 _BY_NAME = "<extra>%{fullData.name}</extra>"
 _LEAST_GAP = 1e-6  # of the pooled loss change, below which a method is drawn at the lower edge
+_DAMPINGS = (1e-3, 1e3)  # of the scale, beyond which a damping stands at the edge: it is none, or leaves no step
 _SIZES = {"sharp": 12, "rest": 7}
 WORDS = {"sharp": "sharp", "rest": "non-sharp"}
 
@@ -76,7 +77,7 @@ def draw_damping(name: str, tuning: Tuning) -> Drawing | None:
                 legendgroup=block,
                 showlegend=is_tuned,
                 x=[_six(one) for one in shown],
-                y=rounded(values[at]),
+                y=rounded(np.clip(values[at], *_DAMPINGS)),
                 customdata=[f"{WORDS.get(parts[one], parts[one])}: {_damping_words(tuning, one, kind)}" for one in at],
                 mode="markers",
                 marker=marker,
@@ -87,7 +88,7 @@ def draw_damping(name: str, tuning: Tuning) -> Drawing | None:
             f"{format_number(float(found['pooled'][one]), 3)}."
             for one in at
         ]
-    ends = np.concatenate([*found.values()])
+    ends = np.clip(np.concatenate([*found.values()]), *_DAMPINGS)
     span = [0.6 * min(left if len(positive) < len(curvatures) else low, 1.0), 1.7 * max(high, 1.0)]
     figure.add_scatter(
         name="damping = curvature: the step is halved",

@@ -33,7 +33,14 @@ def judge_tuning(tuning: Tuning) -> Verdict:
     main = claims.get(tuning.base)
     lead = _lead(tuning, claims)
     points = [*_others(tuning, claims), *_divergence(tuning), *_recommendation(tuning), *_too_long(tuning)]
-    points += [*_against_pooled(tuning), *_heterogeneity(tuning), *_reach(tuning), *_details(tuning, claims)]
+    points += [
+        *_bounded(tuning),
+        *_against_pooled(tuning),
+        *_unphysical(tuning),
+        *_heterogeneity(tuning),
+        *_reach(tuning),
+        *_details(tuning, claims),
+    ]
     return Verdict(lead=one_space(lead), points=tuple(points), leading=() if main is None else (main,))
 
 
@@ -187,7 +194,10 @@ def _too_long(tuning: Tuning) -> list[Point]:
     """Say where the learning rate itself is too long, which LITE's settings cannot mend."""
     sentences = []
     ranges = {one.block: tuning.range_of(one.block, "sharp") for one in tuning.tuned.blocks if one.sharp < 1.0}
-    for is_sure, answer in ((True, "the learning rate itself is too long there"), (False, "it may be too long there")):
+    for is_sure, answer in (
+        (True, "the learning rate itself is too large there"),
+        (False, "it may be too large there"),
+    ):
         short = [
             f"{one.block} ({_multiple_text(one.sharp, *ranges[one.block])})"
             for one in tuning.tuned.blocks
@@ -219,7 +229,7 @@ def _against_pooled(tuning: Tuning) -> list[Point]:
     if not np.isfinite(end):
         return [Point(tone="caution", text=f"{method.name} diverged: what is recommended is not the nodes’ agreement.")]
     gap = abs(end - pooled) / max(abs(pooled), 1e-300)
-    side = "above" if end >= pooled else "below"
+    side = "short of" if end >= pooled else "beyond"
     near = f"{format_share(gap)} {side}" if gap >= LEAST_GAP else "less than 0.01% from"
     arrived = steps_to_pooled(tuning, method)
     when = f", within 1% from step {arrived:,} on" if arrived is not None else ""
@@ -231,6 +241,41 @@ def _against_pooled(tuning: Tuning) -> list[Point]:
     )
     tone = "plain" if arrived is not None else "caution"
     return [Point(tone=tone, text=one_space(text))]
+
+
+def _bounded(tuning: Tuning) -> list[Point]:
+    """Say which χ are at the largest that is recommended, and what the models ask for."""
+    asked = {
+        one.block: one.rest / one.sharp if one.sharp > 0.0 else np.inf
+        for one in tuning.tuned.blocks
+        if one.rest > 0.0 and one.ratio < (1.0 - NEAR) * one.rest / max(one.sharp, 1e-300)
+    }
+    if not asked:
+        return []
+    ratios = [f"{block} ({format_number(ratio, 2) if np.isfinite(ratio) else 'any'})" for block, ratio in asked.items()]
+    most = format_number(max(one.ratio for one in tuning.tuned.blocks if one.block in asked), 3)
+    text = (
+        f"χ of {most} is the largest that is recommended, since a model of one step says nothing of longer ones; the "
+        f"nodes’ models ask for more in {join_names(ratios)}."
+    )
+    return [Point(tone="caution", text=text)]
+
+
+def _unphysical(tuning: Tuning) -> list[Point]:
+    """Say where a solution's models promise more than there is to gain."""
+    promised = {
+        "the pooled solution": min(tuning.pooled_loss, tuning.pooled.upper_loss),
+        "the tuned settings": tuning.tuned.upper_loss,
+    }
+    beyond = [f"{name} {format_number(loss, 3)} nats" for name, loss in promised.items() if -loss > tuning.loss]
+    if not beyond:
+        return []
+    text = (
+        f"More than the whole loss of {format_number(tuning.loss, 3)} nats is what the models promise: "
+        f"{join_names(beyond)}. No quadratic holds so far: "
+        "nothing is to be read from the size, nor from how far others are from it."
+    )
+    return [Point(tone="caution", text=text)]
 
 
 def _heterogeneity(tuning: Tuning) -> list[Point]:
