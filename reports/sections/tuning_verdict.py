@@ -23,6 +23,7 @@ LABELS = {  # of candidates, behind @
 }
 SHARED_BATCHES = "batches-shared"  # code of the note that says so
 NEAR = 0.01  # of what the pooled solution gains, within which a method has arrived
+_LEAST_APART = 1e-3  # of nodes' gains, of their mean
 LEAST_GAP = 1e-4  # of the pooled loss change, below which nobody needs its size
 _MORE = "more --seeds, or more --replay-steps, may tell"
 
@@ -94,9 +95,8 @@ def groups_without_pair(tuning: Tuning) -> list[str]:
 
 def ratio_text(one: BlockSettings) -> str:
     """Write χ of a block with its range over nodes: `3.2 (2.8 to 4.1)`."""
-    if one.ratio_low == one.ratio_high == one.ratio:
-        return format_number(one.ratio, 3)
-    return f"{format_number(one.ratio, 3)} ({format_number(one.ratio_low, 3)} to {format_number(one.ratio_high, 3)})"
+    value, low, high = (format_number(end, 3) for end in (one.ratio, one.ratio_low, one.ratio_high))
+    return value if value == low == high else f"{value} ({low} to {high})"
 
 
 # The lead
@@ -182,7 +182,7 @@ def _recommendation(tuning: Tuning) -> list[Point]:
         return [Point(tone="caution", text=text)]
     ratios = join_names([f"{one.block} {ratio_text(one)}" for one in blocks])
     spread = ""
-    if any(one.ratio_low != one.ratio_high for one in blocks):
+    if "(" in "".join(map(ratio_text, blocks)):
         spread = "; in parentheses the range over what the nodes’ own data would have"
     text = (
         f"Recommended for {tuning.optimizer}: β₂ = {format_number(tuning.tuned.damping, 3)} and χ of {ratios}{spread}."
@@ -279,8 +279,10 @@ def _unphysical(tuning: Tuning) -> list[Point]:
 
 
 def _heterogeneity(tuning: Tuning) -> list[Point]:
+    apart = tuning.models.heterogeneity
+    size = format_number(apart, 2) if apart >= _LEAST_APART else f"less than {_LEAST_APART:g}"
     text = (
-        f"The nodes’ gains are {format_number(tuning.models.heterogeneity, 2)} times the size of their mean apart from "
+        f"The nodes’ gains are {size} times the size of their mean apart from "
         f"it (0: all have the same data; above 1 they differ more than they agree). Shards: {tuning.shards}."
     )
     return [Point(tone="plain", text=text)]
