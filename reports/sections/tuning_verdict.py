@@ -252,7 +252,8 @@ def _bounded(tuning: Tuning) -> list[Point]:
     }
     if not asked:
         return []
-    ratios = [f"{block} ({format_number(ratio, 2) if np.isfinite(ratio) else 'no bound'})" for block, ratio in asked.items()]
+    words = {block: format_number(ratio, 2) if np.isfinite(ratio) else "no bound" for block, ratio in asked.items()}
+    ratios = [f"{block} ({text})" for block, text in words.items()]
     most = format_number(max(one.ratio for one in tuning.tuned.blocks if one.block in asked), 3)
     text = (
         f"χ of {most} is the largest that is recommended, since a model of one step says nothing of longer ones; the "
