@@ -124,6 +124,21 @@ class Tuning:
         return self.candidates[f"{self.optimizer}@tuned"]
 
     @property
+    def alone(self) -> FloatArray:
+        """(n, k) multiples y that each node's own training batches would have at the damping agreed on."""
+        values, vectors = np.linalg.eigh(0.5 * (self.models.curvatures + self.models.curvatures.swapaxes(1, 2)))
+        curved = (vectors * np.maximum(values, 0.0)[:, None, :]) @ vectors.swapaxes(1, 2)
+        damped = curved + np.diag(np.exp(self.damping_logs.mean(axis=0)) + self.ridge)
+        steps = np.linalg.solve(damped, self.models.gains[..., None])[..., 0]
+        return np.asarray(steps / np.sqrt(self.models.scales))
+
+    def range_of(self, block: str, part: str) -> tuple[float, float]:
+        """Return the least and the largest multiple of a group that a node's own training batches would have."""
+        place = list(zip(self.models.blocks, self.models.parts, strict=True)).index((block, part))
+        own = self.alone[:, place]
+        return float(own.min()), float(own.max())
+
+    @property
     def spread(self) -> Mapping[str, tuple[float, float]]:
         """By block, the least and the largest χ that a node's own data would have."""
         return {one.block: (one.ratio_low, one.ratio_high) for one in self.tuned.blocks}

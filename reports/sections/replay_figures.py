@@ -1,6 +1,6 @@
 """A replay drawn as Plotly figures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from lite_probe.results.blocks import order_blocks
 from lite_probe.results.estimate import t_reach
 from lite_probe.results.replay import HORIZON_SHARE, FloatArray, Means, Replay
 
+_LEVEL = 56  # letters that fit below a narrow figure
 _PROGRESS = "progress (nats)"
 _BY_NAME = "<extra>%{fullData.name}</extra>"
 
@@ -102,12 +103,19 @@ def draw_progress(name: str, replay: Replay) -> Drawing | None:
             hovertemplate=f"%{{x}}<br>%{{y:.4~g}} nats{_BY_NAME}",
         )
     bars = {"barmode": "group", "bargap": 0.35, "shapes": [reference_line(y=0)]}
-    figure.layout = layout(360, xaxis=axis("", type="category", ticks=""), yaxis=axis(_PROGRESS), **bars)
+    figure.layout = layout(
+        360, xaxis=axis("", type="category", ticks="", tickangle=_tilt(found)), yaxis=axis(_PROGRESS), **bars
+    )
     sentences = [
         f"{optimizer}: {estimate_cell(flat).text} nats flat, {estimate_cell(sharp).text} nats sharp."
         for optimizer, (flat, sharp) in found.items()
     ]
     return Drawing.of(figure, name, " ".join(["Progress along flat and sharp directions.", *sentences]))
+
+
+def _tilt(names: Collection[str]) -> int:
+    """Return the angle of names below a narrow figure: level where they fit side by side."""
+    return 0 if len(names) * max(map(len, names)) <= _LEVEL else -30
 
 
 def draw_edge(name: str, replay: Replay) -> Drawing | None:

@@ -191,16 +191,16 @@ def _ask(replay: Replay, asked: Mapping[Key, Estimate | None]) -> dict[Key, _Ans
 
 def compare_losses(replay: Replay) -> dict[Pair, Claim]:
     """Ask of every pair of optimizers whether the first ends below the second."""
-    return _compare_losses(replay, combinations(finished(replay), 2))
+    return compare_pairs(replay, combinations(finished(replay), 2))
 
 
 def compare_bases(replay: Replay) -> dict[Pair, Claim]:
     """Ask of every LITE variant whether it ends below its base."""
-    return _compare_losses(replay, [(name, base) for name in replay.optimizers if (base := base_of(replay, name))])
+    return compare_pairs(replay, [(name, base) for name in replay.optimizers if (base := base_of(replay, name))])
 
 
-def _compare_losses(replay: Replay, pairs: Iterable[Pair]) -> dict[Pair, Claim]:
-    """Say of each pair who ends below whom."""
+def compare_pairs(replay: Replay, pairs: Iterable[Pair]) -> dict[Pair, Claim]:
+    """Ask of each pair whether the first ends below the second, all together."""
     return {
         (name, other): answer.claim(
             (name, f"final loss minus that of {other}"),

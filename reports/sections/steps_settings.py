@@ -9,13 +9,17 @@ from lite_probe.reports.verdict import join_names
 from lite_probe.results.steps import OptimizerSteps, Steps
 
 _WITH_LITE = ("adamw", "muon", "soap")
-# Options of `lite-probe steps` that say which task and which start, with their values; a replay has them, too.
+# Options of a measurement that say which task and which start, with their values; a replay has them, too.
 _SHARED = (
     *("--data", "--tokenizer", "--text-field", "--seq-len", "--batch-size", "--batches", "--task", "--model-config"),
     *("--blocks", "--device", "--precision", "--threads", "--state", "--warm-batches", "--memory", "--seed", "--out"),
     *("--scratch", "--config"),
 )
-_OWN = ("--optimizers", "--lr", "--set", "--step-batches", "--critical-batches", "--sweep-steps", "--relative")
+_OWN = (  # of `lite-probe steps` and `lite-probe tune`
+    *("--optimizers", "--lr", "--set", "--step-batches", "--critical-batches", "--sweep-steps", "--relative"),
+    *("--optimizer", "--nodes", "--topology", "--method", "--upper", "--lower", "--iterations", "--node-batches"),
+    *("--replay-steps", "--seeds"),
+)
 _PLACEHOLDERS = ["CKPT", "--data", "DATA"]
 
 REST = "Ratios are of one step and rest on the curvature here: over many steps less may be better, which a replay tells"
@@ -59,7 +63,7 @@ def replay_command(steps: Steps) -> str:
     pairs = [(name.removesuffix("-lite"), name) for name in settings]
     names = [name for pair in pairs for name in pair]
     rates = [f"{name}={steps.optimizers[base].recipe.lr!r}" for base, lite in pairs for name in (base, lite)]
-    words = ["lite-probe", "replay", *task_words(steps.provenance.command)]
+    words = ["lite-probe", "replay", *task_words(steps.provenance.command, "steps")]
     words += ["--optimizers", ",".join(names), "--lr", ",".join(rates), "--horizon"]
     for name, own in settings.items():
         for key, by_block in own.items():
@@ -86,13 +90,18 @@ def doubtful(steps: Steps) -> str:
     return f"Along non-sharp directions the edge is nearer than curvature says {where}: less may be better there."
 
 
-def task_words(command: str) -> list[str]:
-    """Return what a command line says of checkpoint, batches and start; placeholders where it is not one of ours."""
+def task_words(command: str, measured: str) -> list[str]:
+    """Return what a command line says of checkpoint, batches and start; placeholders where it is not one of ours.
+
+    Args:
+        command: Of provenance.
+        measured: The command's name: "steps" or "tune".
+    """
     try:
         words = shlex.split(command)
     except ValueError:
         return _PLACEHOLDERS
-    if words[:2] != ["lite-probe", "steps"]:
+    if words[:2] != ["lite-probe", measured]:
         return _PLACEHOLDERS
     kept: list[str] = []
     rest = iter(words[2:])

@@ -12,6 +12,7 @@ from lite_probe.reports.runs import Run
 from tests.browser.visit import NEEDS_CHROMIUM, Visit
 from tests.reports.fixtures import make_replay, make_spectrum, make_subspace
 from tests.reports.steps_results import make_optimizer, make_steps
+from tests.reports.tuning_results import make_test, make_tuning
 
 PLOTS = ("density", "upper-end", "lower-end", "blocks")
 
@@ -35,12 +36,14 @@ def whole_report(tmp_path_factory) -> Path:
         subspace=make_subspace(name=hostile, step=500),
         steps=make_steps(name=hostile, step=500, optimizers={hostile: make_optimizer("muon", critical_only=True)}),
         replay=make_replay(name=hostile, step=500, seeds=1, theory=False, swept=False),
+        tuning=make_tuning(name=hostile, step=500, ratios={hostile: (2.0, 0.5), "qk": (3.0, 1.2)}),
     )
     late = Run(
         spectrum=make_spectrum(),
         subspace=make_subspace(others=(hostile,), answers={"vo": "fails"}),
         steps=make_steps(),
         replay=make_replay(ablations=True, diverged=(("soap", 1, 7),)),
+        tuning=make_tuning(replay=make_test()),
     )
     path = tmp_path_factory.mktemp("whole") / "report.html"
     path.write_text(render_page([early, late]))
@@ -74,11 +77,11 @@ def test_every_section_is_drawn_quietly_and_fits(browser, whole_report, width, s
             details.evaluate("one => { one.open = true; }")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         plots = page.locator(".plot").all()
-        assert len(plots) == 4 + 2 + 1 + 7 + 2 * 6
+        assert len(plots) == 4 + 2 + 1 + 7 + 2 * 6 + 4 + 5
         for plot in plots:
             name = plot.get_attribute("id")
             marks = plot.locator("svg .scatterlayer path, svg .barlayer path, svg .scatterlayer .point")
-            assert marks.count() > 3, name
+            assert marks.count() > 2, name
             assert plot.locator("svg .xtick text").count() > 1, name
             assert plot.bounding_box()["width"] <= width
         assert page.locator("section h2").count() == len(set(page.locator("section h2").all_inner_texts()))

@@ -389,7 +389,7 @@ def make_run(
     shared = 1.0 + noise * np.random.default_rng(100 + run_seed).standard_normal()
     rng = np.random.default_rng([run_seed, *optimizer.encode()])
     count = steps if diverged_at is None else diverged_at
-    lr, power, flat, turning = MANNERS[optimizer]
+    lr, power, flat, turning = MANNERS[optimizer.partition("@")[0]]
     rates = lr * eigenvalues**-power * (1.0 + 0.05 * rng.standard_normal(len(eigenvalues)))
     signs = np.where(rng.random((count, len(eigenvalues))) < 0.5 * turning, -1.0, 1.0)
     sizes = 0.05 * np.exp(-0.02 * np.arange(count))[:, None] * (1 + 0.1 * rng.standard_normal(signs.shape))
@@ -530,10 +530,11 @@ def make_replay(
         sweeps={optimizer: make_sweep(is_inside=is_inside) for optimizer in optimizers} if swept else {},
         theory={
             optimizer: LinearTheory(
-                effective_lrs=1.3 * MANNERS[optimizer][0] * eigenvalues ** -MANNERS[optimizer][1],
+                effective_lrs=1.3 * manner[0] * eigenvalues ** -manner[1],
                 rates=np.linspace(0.93, 0.99, len(eigenvalues)),
             )
             for optimizer in optimizers
+            for manner in [MANNERS[optimizer.partition("@")[0]]]
         }
         if theory
         else {},

@@ -111,7 +111,7 @@ def test_bounds_of_hyperparameters_are_kept() -> None:
     ],
 )
 def test_the_task_is_that_of_the_command_that_measured(command: str, words: list[str]) -> None:
-    assert task_words(command) == words
+    assert task_words(command, "steps") == words
 
 
 def test_every_option_of_the_measurement_is_known() -> None:
@@ -121,7 +121,7 @@ def test_every_option_of_the_measurement_is_known() -> None:
     for param in steps_command.params:
         if isinstance(param, click.Option) and not param.is_flag:
             (name, *_) = [one for one in param.opts if one.startswith("--")]
-            kept = task_words(f"lite-probe steps ckpt.pt {name} value")
+            kept = task_words(f"lite-probe steps ckpt.pt {name} value", "steps")
             assert kept in (["ckpt.pt"], ["ckpt.pt", name, "value"]), name
 
 

@@ -49,9 +49,10 @@ def traces(figure: dict[str, Any], **style: object) -> list[dict[str, Any]]:
 def test_refuses_an_empty_page():
     with pytest.raises(ValueError, match="expected at least one run for a page, got none"):
         make_view([])
-    with pytest.raises(ValueError, match="expected a result in a run, of spectrum, subspace, steps, replay, got none"):
+    kinds = "spectrum, subspace, steps, replay, tuning"
+    with pytest.raises(ValueError, match=f"expected a result in a run, of {kinds}, got none"):
         Run()
-    with pytest.raises(ValueError, match="expected results of spectrum, subspace, steps, replay, got sketch"):
+    with pytest.raises(ValueError, match=f"expected results of {kinds}, got sketch"):
         Run(sketch=make_spectrum())
 
 
