@@ -52,7 +52,7 @@ class TuneMeasuring(OptimizersMeasuring):
             super().main(terminal, given)
             return
         terminal.verbosity = -1
-        one = cls.asked_for(terminal, {**given, "replay_steps": 0})
+        one = cls.asked_for(terminal, dict(given))
         opened = one.open()
         one.go(opened, one.folder_for(opened))
 
@@ -63,7 +63,7 @@ class TuneMeasuring(OptimizersMeasuring):
 
     def find_spectrum(self, opened: Opened, folder: Path) -> Measuring | None:
         """Start from a spectrum where there is a replay, which needs one."""
-        return super().find_spectrum(opened, folder) if self.request.replay_steps else None
+        return super().find_spectrum(opened, folder) if self.request.replay_steps and not _rank() else None
 
     def vet(self) -> None:
         """Refuse shards that the data cannot have."""

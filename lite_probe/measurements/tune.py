@@ -1,6 +1,5 @@
 """Tuning LITE from the landscape, over data that stays where it is: planned, and put together."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,8 @@ from lite_probe.measurements.tune_session import (
     RIDGE,
     TuneSession,
     candidate_names,
+    is_tested,
+    num_ranks,
     replay_request,
     split_batches,
     steps_request,
@@ -83,7 +84,7 @@ class TuningPlan(Plan[Tuning]):
         """Return the batches of each part, the graph, and the spectrum."""
         splits = split_batches(task, request)
         mixing = bilevel.mixing_matrix(request.topology, request.nodes, seed=request.seed)
-        tested = {"spectrum": spectrum_of(request).fingerprint} if request.replay_steps else {}
+        tested = {"spectrum": spectrum_of(request).fingerprint} if is_tested(request) else {}
         return {
             **tested,
             "nodes": [batches_digest([*train, *validation]) for train, validation in splits.nodes],
@@ -117,7 +118,7 @@ class TuningPlan(Plan[Tuning]):
         products = groups * share
         seconds = steps.seconds + products * costs.product_seconds + share * costs.build_seconds
         needed, scratch, gradients, result = steps.memory_bytes, steps.scratch_bytes, 0, 2**20
-        if request.replay_steps:
+        if is_tested(request):
             candidates: dict[str, Mapping[str, Any]] = {name: {} for name in candidate_names(request.optimizer)}
             replay_task = replace(task, train=list(splits.replay))
             asked = replay_request(request, candidates, 1e-3).checked(replay_task)
@@ -188,11 +189,6 @@ class TuningPlan(Plan[Tuning]):
         )
 
 
-def num_ranks() -> int:
-    """Return how many processes `torchrun` started, 1 where it started none."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
-
-
 @contextmanager
 def _network(request: TuneRequest) -> Iterator[bilevel.Network]:
     """Yield the nodes' processes: those of `torchrun`, or this one."""
@@ -246,7 +242,7 @@ def tune(
     if optimizer is not None:
         asked["optimizer"] = optimizer
     request = TuneRequest(spectrum=spectrum, **asked)
-    if spectrum is None and request.replay_steps:
+    if spectrum is None and is_tested(request):
         start = SpectrumRequest(top=4, bottom=0, probes=2, seed=request.seed).plan(task)
         request = replace(request, spectrum=start.run(task, on_progress=on_progress))
     plan = request.plan(task)

@@ -1,5 +1,6 @@
 """Tunes LITE: the step profile, every node's models along its groups, the settings they agree on, and a replay."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,7 +42,6 @@ _UNIT = 100.0  # of progress, in a product of one batch
 
 _NODE_GAINS = ("gains", "validation_gains")
 _NODE_CURVATURES = ("curvatures", "validation_curvatures")
-_OF_ONE_PROCESS = ("replay_steps", "seeds")  # what is asked of the replay, which one process makes
 # What the chosen method is shown beside: each way to correct for what nodes differ in, and none.
 _METHODS = (("sparkle", "gt", "ed"), ("sparkle", "ed", "ed"), ("sparkle", "extra", "extra"), ("sparkle", "gt", "gt"))
 
@@ -137,6 +137,16 @@ def replay_request(request: TuneRequest, candidates: Mapping[str, Mapping[str, A
     )
 
 
+def num_ranks() -> int:
+    """Return how many processes `torchrun` started, 1 where it started none."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def is_tested(request: TuneRequest) -> bool:
+    """Whether this process replays the settings: of several that of rank 0."""
+    return request.replay_steps > 0 and os.environ.get("RANK", "0") == "0"
+
+
 def candidate_names(optimizer: str) -> tuple[str, ...]:
     """Return what is replayed beside the base: published defaults, χ from the profile alone, tuned, pooled."""
     return tuple(f"{optimizer}@{label}" for label in ("published", "profile", "tuned", "pooled"))
@@ -223,7 +233,7 @@ class TuneSession:
             hyperparameters_for(self.pooled),
         ]
         self.candidates = dict(zip(candidate_names(request.optimizer), settings, strict=True))
-        self.replay = self._replay() if request.replay_steps else None
+        self.replay = self._replay() if is_tested(request) else None
 
     def _unit(self) -> float:
         """Return nats per unit of the landscape problem: twice what its groups gain, each at its own optimum."""
@@ -277,7 +287,7 @@ class TuneSession:
         Raises:
             InputError: It names what differs.
         """
-        asked = {name: str(value) for name, value in self.request.config.items() if name not in _OF_ONE_PROCESS}
+        asked = {name: str(value) for name, value in self.request.config.items()}
         info, splits = self.task.info, self.splits
         batches = batches_digest(
             [*splits.steps, *self.task.evaluation, *(one for pair in splits.nodes for one in pair)]
