@@ -123,7 +123,7 @@ def solve(
     sizes = step_sizes_of(step_sizes)
     kind = f"{method} ({upper}, {lower})" if method == "sparkle" else method
     graphs = {level: _digest(matrix) for level, matrix in matrices.items()}
-    made_by = f"{kind}, {type(sizes).__name__}, W {' '.join(dict.fromkeys(graphs.values()))}"
+    made_by = f"{kind}, {type(sizes).__name__}, W {_digest(np.stack(list(matrices.values())))}"
     with nodes.guarding():
         if isinstance(start, State):
             begun = start
@@ -206,7 +206,7 @@ def _matrices(mixing: Mixing, num_nodes: int) -> dict[str, FloatArray]:
 
 def _digest(matrix: FloatArray) -> str:
     """Return a digest of a matrix that rounding on another kind of processor leaves as it is."""
-    return hashlib.sha256((np.round(matrix, 9) + 0.0).tobytes()).hexdigest()[:12]
+    return hashlib.sha256((np.round(matrix, 9) + 0.0).tobytes()).hexdigest()[:8]
 
 
 def _begin(problem: BilevelProblem, nodes: Network, start: Start | None, made_by: str) -> State:

@@ -88,12 +88,14 @@ def test_ranks_have_the_iterates_and_counts_of_one_process(whole: Path, number: 
     history = expected.history
     assert history.upper_loss is not None
     assert float(expected.x.abs().max()) > 1e-2  # iterates that left their start
+    # A central difference divides what rounding leaves by its reach, 1e-5 of y.
+    tolerance = 1e-10 if RUNS[number]["method"] == "dsoba-fo" else 1e-12
     for rank in range(NODES):
         found = torch.load(whole / f"run-{rank}-{number}.pt")
         for level, stack in (("x", expected.x), ("y", expected.y), ("z", expected.z)):
-            torch.testing.assert_close(found[level], stack, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(found[level], stack, rtol=tolerance, atol=tolerance)
         assert found["counts"] == [one.tolist() for one in (history.gradients, history.floats, history.messages)]
-        assert found["losses"] == pytest.approx(history.upper_loss.tolist(), rel=1e-11)
+        assert found["losses"] == pytest.approx(history.upper_loss.tolist(), rel=10 * tolerance)
 
 
 @slow
