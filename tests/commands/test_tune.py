@@ -1,4 +1,4 @@
-"""`lite-probe tune` from end to end on a tiny checkpoint: files, stdout, the replay, reuse, many processes, refusals."""
+"""`lite-probe tune` from end to end on a tiny checkpoint: files, stdout, the replay, reuse, ranks, refusals."""
 
 import json
 import os
