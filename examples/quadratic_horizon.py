@@ -1,5 +1,6 @@
 """The quadratic horizon: for how many steps the curvature at a checkpoint predicts the loss, early and late.
 
+    python examples/quadratic_horizon.py --optimizers sgd --seeds 1     # a third of a minute
     python examples/quadratic_horizon.py
 
 A tanh network learns scikit-learn's digits, all of them in every step. From an early and a late point of one run the
@@ -7,12 +8,19 @@ loss after 1, 2, 4, … more steps is held against the quadratic model there; th
 misses by more than a tenth of what the loss has changed (`lite-probe replay --horizon` asks the same of a replay).
 
 Late checkpoints are known to have longer horizons (arXiv 2607.21716), and gradient descent's has: its steps shorten
-with the gradient. Muon's do not, they are as long as the rate says: at one rate its horizon hardly moves, so that the
-known result is one on gradients that have become small.
+with the gradient. Muon's do not, they are as long as the rate says, and what the loss still changes by is less: at one
+rate its horizon is shorter late.
 
-It takes a minute of one core and prints, with the seeds it has,
+It takes three minutes of one core and prints, with the seeds it has,
 
-TABLE
+    optimizer    rate   seed   horizon at step 20 (loss)   at step 2,000 (loss)
+    sgd           0.1      0         64 steps (2.161)      > 512 steps (0.035)
+    sgd           0.1      1         64 steps (2.190)      > 512 steps (0.036)
+    sgd           0.1      2         64 steps (2.194)      > 512 steps (0.038)
+    muon        0.001      0        256 steps (2.211)        128 steps (0.000)
+    muon        0.001      1        256 steps (2.229)        128 steps (0.000)
+    muon        0.001      2        256 steps (2.226)        128 steps (0.000)
+    gradient descent: known result reproduced
 
 The exit status is 1 where gradient descent's horizon is not longer late for every seed.
 """

@@ -69,6 +69,16 @@ def check_edge_of_stability(printed: str, folder: Path) -> None:
     assert 0.9 <= float(critical[1]) <= 1.2
 
 
+def check_quadratic_horizon(printed: str, folder: Path) -> None:
+    # arXiv 2607.21716: longer late. Three starts gave 64 steps early, and more than 512 late.
+    _, row, verdict = printed.splitlines()
+    found = re.fullmatch(r"sgd .* (\d+) steps \((.*)\) +> 512 steps \((.*)\)", row)
+    assert found is not None
+    assert 16 <= int(found[1]) <= 256
+    assert float(found[3]) < 0.1 * float(found[2])  # there was something to learn in between
+    assert verdict == "gradient descent: known result reproduced"
+
+
 def check_dominant_bulk(printed: str, folder: Path) -> None:
     # Song et al. 2024: dominant updates stop lowering the loss, bulk ones do as well as whole ones. Four other seeds
     # gave dominant changes of −0.09 to 0.12 of whole ones, bulk ones of 0.73 to 1.10. Had the subspace nothing of the
@@ -137,6 +147,7 @@ CHECKS: Mapping[str, Callable[[str, Path], None]] = {
     "muon_edge": check_muon_edge,
     "muon_sharpness": check_muon_sharpness,
     "pretrain": check_pretrain,
+    "quadratic_horizon": check_quadratic_horizon,
     "signal_share": check_signal_share,
 }
 

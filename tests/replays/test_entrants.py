@@ -339,3 +339,18 @@ def test_gradients_are_what_they_were() -> None:
     replay(task, [make_sign], spectrum=spectrum_of(task), lr=1e-3, **_ASKED)
     assert all(torch.equal(one, other) for one, other in zip(task.model.parameters(), before, strict=True))
     assert all(parameter.grad is None for parameter in task.model.parameters())
+
+
+def test_settings_of_one_optimizer_stand_side_by_side_under_labels() -> None:
+    names = ["adamw", "adamw@same", "adamw@slow"]
+    found = replayed(names, hyperparameters={"adamw@slow": {"adamw_beta1": 0.99}})
+    losses = {name: np.stack([run.losses for run in found.runs_of(name)]) for name in names}
+    assert losses["adamw@same"].tobytes() == losses["adamw"].tobytes()
+    assert not np.array_equal(losses["adamw@slow"], losses["adamw"])
+    assert found.recipes["adamw@slow"].hyperparameters == {"adamw_beta1": 0.99}
+
+
+@pytest.mark.parametrize("name", ["muon@", "muon@two words", "muon@<b>", "muon@a@b", "nobody@mild"])
+def test_labels_are_letters_and_digits(name: str) -> None:
+    with pytest.raises(UsageError, match="expected letters and digits, joined by -, as a label|expected an optimizer"):
+        entrants_of([name])

@@ -79,8 +79,9 @@ class OptimizersRequest(Request):
 
     Args:
         saved: The optimizer states that the checkpoint brought along.
-        optimizers: Names of `lite_probe.optim.OPTIMIZERS`, torch's as "torch.AdamW", functions of
-            `(named_parameters, lr)` or their "FILE.py:FUNCTION". Saved states and the linear theory are of ours only.
+        optimizers: Names of `lite_probe.optim.OPTIMIZERS`, a label behind them or none ("muon-lite@mild"), torch's as
+            "torch.AdamW", functions of `(named_parameters, lr)` or their "FILE.py:FUNCTION". Saved states and the
+            linear theory are of ours only.
         lr: A learning rate, "sweep" or "checkpoint", for all or by name; who is not named is swept.
         state: At θ₀: "checkpoint" takes over the saved one, "warm" feeds `warm_batches` at fixed θ₀, "cold" starts
             at zero, "auto" is "checkpoint" where it is all that optimizer's, else "warm".
@@ -91,8 +92,9 @@ class OptimizersRequest(Request):
     saved: "SavedOptimizer | None" = given()
     optimizers: Asked | Sequence[Asked] = option(
         ("muon", "muon-lite", "soap", "soap-lite"),
-        "Ours, as muon or muon-lite (an unknown name lists all); torch's own as torch.AdamW or torch.Muon; one of "
-        "yours as FILE.py:FUNCTION, a function of the named parameters and lr.",
+        "Ours, as muon or muon-lite (an unknown name lists all), and with a label, as muon-lite@mild, for another "
+        "setting of one; torch's own as torch.AdamW or torch.Muon; one of yours as FILE.py:FUNCTION, a function of the "
+        "named parameters and lr.",
         metavar="NAME,…",
         written="muon,muon-lite,soap,soap-lite",
         parse=parse_optimizers,
