@@ -352,5 +352,5 @@ def test_settings_of_one_optimizer_stand_side_by_side_under_labels() -> None:
 
 @pytest.mark.parametrize("name", ["muon@", "muon@two words", "muon@<b>", "muon@a@b", "nobody@mild"])
 def test_labels_are_letters_and_digits(name: str) -> None:
-    with pytest.raises(UsageError, match="expected letters and digits, joined by -, as a label|expected an optimizer"):
+    with pytest.raises(UsageError, match=r"expected letters and digits, joined by -, as a label|expected an optimizer"):
         entrants_of([name])
