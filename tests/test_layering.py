@@ -36,6 +36,7 @@ RANK = {
     "measurements": 11,
     "reports": 12,
     "commands": 13,
+    "__main__": 14,
 }
 ONLY_IN = {"click": {"commands"}, "rich": {"commands"}, "plotly": {"reports"}, "jinja2": {"reports"}}
 RANKS = "lite_probe.bilevel.ranks"  # alone knows torch.distributed

@@ -21,7 +21,7 @@ from torch import Tensor
 
 FloatArray = NDArray[np.float64]
 
-_LIMIT = 6.0  # |x_j| up to which the pooled solution is looked for: e⁶ leaves next to nothing of a step
+_LIMIT = 12.0  # |x_j| up to which the pooled solution is looked for: e¹² leaves nothing of a step, e⁻¹² all of it
 
 
 class LandscapeProblem:
@@ -123,7 +123,7 @@ class LandscapeProblem:
         return float(self.upper_loss(x, self.agreed(x).expand(self.num_nodes, -1)).mean())
 
     def pooled(self) -> Tensor:
-        """Return the damping that is best with all data in one place, (k,): a local minimum within |x_j| ≤ 6.
+        """Return the damping that is best with all data in one place, (k,): a local minimum within |x_j| ≤ 12.
 
         Cost: some 100 solutions of k equations.
         """

@@ -145,7 +145,7 @@ class TuningPlan(Plan[Tuning]):
         request = self.request
         replayed = f", a replay of ~{self.num_gradients:,} gradients" if self.num_gradients else ""
         return (
-            f"{request.optimizer} over {request.nodes} nodes on a {request.topology}: ~{self.num_products:.0f} Hessian "
+            f"{request.optimizer} over {request.nodes} nodes ({request.topology}): ~{self.num_products:.0f} Hessian "
             f"products{replayed}, {self.time_and_memory}"
         )
 

@@ -1,11 +1,13 @@
 """Tunes LITE: the step profile, every node's models along its groups, the settings they agree on, and a replay."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from lite_probe import bilevel
 from lite_probe.bilevel.landscape import LandscapeProblem
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, NumericsError
 from lite_probe.measurements.replay import ReplayPlan
 from lite_probe.measurements.requests.replay import ReplayRequest
 from lite_probe.measurements.requests.steps import StepsRequest
@@ -32,10 +34,12 @@ from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
 
 FloatArray = NDArray[np.float64]
+MethodChoice = tuple[Literal["dsoba-so", "dsoba-fo", "sparkle"], str, str]  # upper and lower strategies of sparkle
 
 RIDGE = 0.1  # δ, of a group's own curvature
 _LEAST_SCALE = 1e-3  # of the groups' mean curvature: a group of less is damped as if it had so much
-_UPPER_STEP = 3.0  # of the damping, with losses in units of what all groups gain
+_UPPER_STEPS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of the damping: the first that brings the loss down is taken
+_ROOM = 2.0  # damping logs up to which the lower level's step is stable
 SWEEP_STEPS = 10
 _LEAST_FOR_STEPS = 16  # training batches
 _UNIT = 100.0  # of progress, in a product of one batch
@@ -43,7 +47,13 @@ _UNIT = 100.0  # of progress, in a product of one batch
 _NODE_GAINS = ("gains", "validation_gains")
 _NODE_CURVATURES = ("curvatures", "validation_curvatures")
 # What the chosen method is shown beside: each way to correct for what nodes differ in, and none.
-_METHODS = (("sparkle", "gt", "ed"), ("sparkle", "ed", "ed"), ("sparkle", "extra", "extra"), ("sparkle", "gt", "gt"))
+_METHODS: tuple[MethodChoice, ...] = (
+    ("sparkle", "gt", "ed"),
+    ("sparkle", "ed", "ed"),
+    ("sparkle", "extra", "extra"),
+    ("sparkle", "gt", "gt"),
+    ("dsoba-so", "", ""),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,17 +219,16 @@ class TuneSession:
         self.profile = self.steps.optimizers[request.base]
         self.models = self._models(self.steps.groups(request.base))
         unit = self._unit()
-        problem = landscape_problem(self.models, unit)
+        self.problem = problem = landscape_problem(self.models, unit)
         mixing = bilevel.mixing_matrix(request.topology, request.nodes, seed=request.seed)
         self.spectral_gap = bilevel.spectral_gap(mixing)
-        chosen = (request.method, request.upper, request.lower)
-        others = [one for one in (*_METHODS, ("dsoba-so", "", "")) if name_of(*one) != name_of(*chosen)]
-        runs, self.methods = {}, []
-        for one in (chosen, *others):
-            run = self._solve(problem, mixing, *one, is_chosen=one == chosen)
-            runs[name_of(*one)] = run
-            self.methods.append(_method_run(name_of(*one), run, problem, unit, is_chosen=one == chosen))
-        found = runs[name_of(*chosen)]
+        chosen: MethodChoice = (request.method, request.upper, request.lower)
+        others = [one for one in _METHODS if name_of(*one) != name_of(*chosen)]
+        found, size = self._solved(problem, mixing, chosen)
+        if self.node is not None:
+            found = self._solve(problem.of_node(self.node), mixing, chosen, size, self.network)
+        self.methods = [_method_run(chosen, found, unit, is_chosen=True)]
+        self.methods += [_method_run(one, self._solved(problem, mixing, one)[0], unit) for one in others]
         self.damping_logs, self.multiples = found.x.numpy(), found.y.numpy() * np.sqrt(unit)
         pooled = problem.pooled()
         self.pooled_damping_logs = pooled.numpy()
@@ -236,11 +245,8 @@ class TuneSession:
         self.replay = self._replay() if is_tested(request) else None
 
     def _unit(self) -> float:
-        """Return nats per unit of the landscape problem: twice what its groups gain, each at its own optimum."""
-        joint = self.profile.joint
-        if joint is None:
-            raise ValueError("expected a joint optimum, got none")
-        return max(float(np.sum(joint.gains**2 / self.models.scales)), 1e-300)
+        """Return nats per unit of the landscape problem: twice what a node's groups gain, each at its own optimum."""
+        return max(float(np.mean(np.sum(self.models.gains**2, axis=1))), 1e-300)
 
     def _models(self, groups: Sequence[Group]) -> NodeModels:
         """Measure every node's models on its own batches."""
@@ -322,28 +328,53 @@ class TuneSession:
             validation_curvatures=validation_curvatures,
         )
 
+    def _solved(
+        self, problem: LandscapeProblem, mixing: FloatArray, method: MethodChoice
+    ) -> tuple[bilevel.BilevelRun, float]:
+        """Return a method's run on the models of all nodes, and the damping's step size that it takes.
+
+        Raises:
+            NumericsError: If no step size brings the loss down.
+        """
+        for size in _UPPER_STEPS:
+            with suppress(NumericsError):
+                run = self._solve(problem, mixing, method, size)
+                values = run.history.measured["value"]
+                if values[-1] <= values[0]:
+                    return run, size
+        raise NumericsError(
+            f"expected {name_of(*method)} to lower the validation models' loss at some step size, got none of "
+            f"{', '.join(f'{size:g}' for size in _UPPER_STEPS)}",
+            "take another --method, or more --node-batches",
+        )
+
     def _solve(
-        self, problem: LandscapeProblem, mixing: FloatArray, method: Any, upper: str, lower: str, *, is_chosen: bool
+        self,
+        problem: LandscapeProblem,
+        mixing: FloatArray,
+        method: MethodChoice,
+        size: float,
+        network: bilevel.Network | None = None,
     ) -> bilevel.BilevelRun:
         def tell(done: int, steps: int, label: str) -> None:
-            self.run_state.advance(0, f"{name_of(method, upper, lower)} · step {done:,}/{steps:,}, {label}")
+            self.run_state.advance(0, f"{name_of(*method)} · step {done:,}/{steps:,}, {label}")
 
-        def damping(x: Tensor, y: Tensor) -> Mapping[str, float]:
-            return {"value": problem.value(x.mean(dim=0))}
+        def value(x: Tensor, y: Tensor) -> Mapping[str, float]:
+            return {"value": self.problem.value(x.mean(dim=0))}
 
-        lower_step = float(problem.step_size.min())
-        is_apart = is_chosen and self.node is not None
+        lower_step = 1.0 / (1.0 / float(self.problem.step_size.min()) + math.exp(_ROOM))
+        name, upper, lower = method
         return bilevel.solve(
-            problem.of_node(self.node) if is_apart else problem,
+            problem,
             mixing,
-            network=self.network if is_apart else None,
-            method=method,
+            method=name,
             upper=upper or "gt",
             lower=lower or "ed",
-            step_sizes=(_UPPER_STEP, lower_step, lower_step),
+            step_sizes=(size, lower_step, lower_step),
             steps=self.request.iterations,
             seed=derive_seed(self.request.seed, "tune"),
-            measure=damping,
+            measure=value,
+            network=network,
             on_progress=tell,
         )
 
@@ -397,12 +428,10 @@ def name_of(method: str, upper: str, lower: str) -> str:
     return f"sparkle {upper}/{lower}" if method == "sparkle" else method
 
 
-def _method_run(
-    name: str, run: bilevel.BilevelRun, problem: LandscapeProblem, unit: float, *, is_chosen: bool
-) -> MethodRun:
+def _method_run(method: MethodChoice, run: bilevel.BilevelRun, unit: float, *, is_chosen: bool = False) -> MethodRun:
     history = run.history
     return MethodRun(
-        name=name,
+        name=name_of(*method),
         step=history.step,
         gradients=history.gradients,
         floats=history.floats,

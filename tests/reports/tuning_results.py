@@ -35,6 +35,7 @@ def make_models(
         blocks=tuple(block for block, _ in groups),
         parts=tuple(part for _, part in groups),
         scales=scales,
+        noise=0.5 * scales,
         gains=gains,
         curvatures=curvatures,
         validation_gains=gains * 0.9,

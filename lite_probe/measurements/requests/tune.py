@@ -71,7 +71,7 @@ class TuneRequest(Request):
     upper: str = option("gt", "SPARKLE's strategy for the damping.", among=_STRATEGIES)
     lower: str = option("ed", "SPARKLE's strategy for the steps.", among=_STRATEGIES)
     iterations: int = option(2000, "Steps of the method.", least=1)
-    node_batches: int = option(2, "Training batches of each node, and as many to validate on.", least=1)
+    node_batches: int = option(2, "Training batches of each node, and as many to validate on.", least=1, most=1000)
     warm_batches: int = option(30, "Training batches that the optimizer's state is warmed on.", least=1)
     step_batches: int = option(32, "Training batches whose steps make up the directions.", least=16)
     replay_steps: int = option(20, "Steps of the replay that tests the settings; 0 leaves it out.", least=0)
