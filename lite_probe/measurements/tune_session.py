@@ -333,20 +333,33 @@ class TuneSession:
     ) -> tuple[bilevel.BilevelRun, float]:
         """Return a method's run on the models of all nodes, and the damping's step size that it takes.
 
+        That is the longest that brings the validation models' loss down; where none does, that of the lowest loss, and
+        a note says so.
+
         Raises:
-            NumericsError: If no step size brings the loss down.
+            NumericsError: If iterates run away at every step size.
         """
+        found: list[tuple[float, bilevel.BilevelRun, float]] = []
         for size in _UPPER_STEPS:
             with suppress(NumericsError):
                 run = self._solve(problem, mixing, method, size)
                 values = run.history.measured["value"]
                 if values[-1] <= values[0]:
                     return run, size
-        raise NumericsError(
-            f"expected {name_of(*method)} to lower the validation models' loss at some step size, got none of "
-            f"{', '.join(f'{size:g}' for size in _UPPER_STEPS)}",
-            "take another --method, or more --node-batches",
+                found.append((float(values[-1]), run, size))
+        sizes = ", ".join(f"{size:g}" for size in _UPPER_STEPS)
+        if not found:
+            raise NumericsError(
+                f"expected finite iterates of {name_of(*method)} at some step size, got none of {sizes}",
+                "take another --method, or more --node-batches",
+            )
+        message = (
+            f"{name_of(*method)} lowered the loss of the validation models at none of its step sizes, {sizes}, within "
+            f"{self.request.iterations:,} steps: more --iterations may."
         )
+        self.notes.append(Note(code="not-lowered", message=message))
+        _, run, size = min(found, key=lambda one: one[0])
+        return run, size
 
     def _solve(
         self,
