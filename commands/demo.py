@@ -20,6 +20,7 @@ from lite_probe.commands.spectrum import SpectrumMeasuring
 from lite_probe.commands.steps import StepsMeasuring
 from lite_probe.commands.subspace import SubspaceMeasuring
 from lite_probe.commands.task import COMPUTE, TaskOptions
+from lite_probe.commands.tune import DEALT, TuneMeasuring
 from lite_probe.commands.wording import count
 from lite_probe.measurements.requests import Request
 from lite_probe.results.kinds import KINDS
@@ -29,7 +30,7 @@ _STEPS = (60, 300)
 _HYPERPARAMETERS = {"adamw_beta2": 0.95}
 _SECONDS = 280.0  # that its parts may take, unless all is asked for; it starts and ends in a few more
 _TRAINING_SHARE = 0.25  # of the time left, for the steps after the first checkpoint
-_SPECTRUM_PART, _REPLAY_PART, _STEPS_PART, _SUBSPACE_PART = 2.0, 4.0, 1.0, 1.0  # of the time after that
+_SPECTRUM_PART, _REPLAY_PART, _STEPS_PART, _SUBSPACE_PART, _TUNING_PART = 2.0, 4.0, 1.0, 1.0, 1.0  # of what is left
 _MOST_SHARE = 0.7  # of the time left that a plan may take: it may be off
 _WARM_BATCHES = 30
 
@@ -82,6 +83,15 @@ _TOLERATED = (
     _Variant(_OF_MUON, "soap's"),
     _Variant({**_OF_MUON, "critical_only": True}, "all but muon's critical step"),
 )
+_FOUR_NODES = {
+    "lr": _RATES["muon-lite"],
+    "warm_batches": _WARM_BATCHES,
+    "step_batches": 16,
+    "nodes": 4,
+    "node_batches": 1,
+    "replay_steps": 20,
+}
+_TUNED = (_Variant(_FOUR_NODES), _Variant({**_FOUR_NODES, "replay_steps": 0}, "the replay that tests it"))
 
 
 @click.command("demo", epilog=example("demo --out probe/demo"))
@@ -98,8 +108,8 @@ def command(terminal: Terminal, /, out: str, full: bool, fresh: bool, as_json: b
     A byte-level Llama of about a million parameters learns from the Python documentation. Early and late in training
     its Hessian spectrum is measured per block, then how long a step it tolerates, its sharp subspace and LITE's proxies
     of it; from the early checkpoint, where there is most to gain, a segment is replayed under Muon, SOAP and their LITE
-    variants. One page shows it all. It takes about five minutes: what would take longer on this machine is left out,
-    which is said.
+    variants, and LITE is tuned. One page shows it all. It takes about five minutes: what would take longer on this
+    machine is left out, which is said.
     """
     from lite_probe.commands.compute import choose_threads
     from lite_probe.reports.page import write_report
@@ -112,7 +122,8 @@ def command(terminal: Terminal, /, out: str, full: bool, fresh: bool, as_json: b
         checkpoints = demo.train()
         terminal.resumable = True
         number = len(checkpoints)
-        demo.parts = [*[_SPECTRUM_PART] * number, _REPLAY_PART, *[_STEPS_PART] * number, *[_SUBSPACE_PART] * number]
+        demo.parts = [*[_SPECTRUM_PART] * number, _REPLAY_PART, *[_STEPS_PART] * number]
+        demo.parts += [*[_SUBSPACE_PART] * number, _TUNING_PART]
         spectra = [demo.measure(SpectrumMeasuring, one, _SPECTRUM, is_needed=True) for one in checkpoints]
         found = [(one.name, shown.result) for one, shown in zip(checkpoints, spectra, strict=True) if shown is not None]
         replay = demo.measure(ReplayMeasuring, checkpoints[0], _REPLAY)
@@ -121,6 +132,7 @@ def command(terminal: Terminal, /, out: str, full: bool, fresh: bool, as_json: b
             demo.measure(SubspaceMeasuring, one, _SUBSPACE, others=tuple(found[:place]), label=one.name)
             for place, one in enumerate(checkpoints)
         ]
+        tuning = demo.measure(TuneMeasuring, checkpoints[0], _TUNED)
         page = demo.folder / "report.html"
         write_report([one.paths[0].parent for one in spectra if one is not None], page)
     terminal.line(section_of("spectrum").part(found).leads[0][1])
@@ -132,6 +144,7 @@ def command(terminal: Terminal, /, out: str, full: bool, fresh: bool, as_json: b
         "subspaces": [one.printed for one in subspaces if one is not None],
         "replay": None if replay is None else replay.printed,
         "steps": [one.printed for one in steps if one is not None],
+        "tuning": None if tuning is None else tuning.printed,
         "left_out": demo.left_out,
     }
     print_stdout(json.dumps(printed) if as_json else str(page))
@@ -185,9 +198,8 @@ class _Demo:
         )
         kind = KINDS[measuring.kind].load("request")
         wanted = kind(seed=self.seed, **variants[0].request, **request)
-        one = measuring(
-            self.terminal, asked, RunOptions(fresh=self.fresh), wanted, {"verify": False, "relative_path": None}
-        )
+        own = {"verify": False, "relative_path": None, "shards_by": DEALT}
+        one = measuring(self.terminal, asked, RunOptions(fresh=self.fresh), wanted, own)
         opened = one.open()
         # Checkpoints of another seed have the same names.
         folder = own_folder(self.terminal, self.folder / opened.task.info.name, opened.task.info)

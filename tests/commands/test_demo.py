@@ -34,6 +34,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = {"optimizers": ("muon",), "lr": 0.001, "warm_batches": 2, "step_batches": 16, "critical_batches": 1}
     critical = demo._Variant({**steps, "critical_only": True}, "all but the critical step")
     monkeypatch.setattr(demo, "_TOLERATED", (demo._Variant(steps), critical))
+    few = {"nodes": 2, "topology": "complete", "node_batches": 1, "iterations": 20, "seeds": 2}
+    tuned = {"lr": 0.001, "warm_batches": 2, "step_batches": 16, **few}
+    untested = demo._Variant({**tuned, "replay_steps": 0}, "its replay")
+    monkeypatch.setattr(demo, "_TUNED", (demo._Variant({**tuned, "replay_steps": 2}), untested))
 
 
 @pytest.mark.usefixtures("small")
@@ -47,10 +51,11 @@ def test_one_page_has_spectra_subspaces_and_the_replay(tmp_path: Path) -> None:
     assert [one["kind"] for one in told["subspaces"][0]["overlaps"]] == ["batches", "operators"]
     last = told["subspaces"][1]["overlaps"][-1]
     assert (last["kind"], last["first"], last["second"]) == ("checkpoints", "step-00002", "step-00004")
+    assert told["tuning"]["optimizer"] == "muon-lite"
     assert list(told["replay"]["optimizers"]) == ["muon", "muon-lite", "soap", "soap-lite"]
     assert found.stderr.splitlines()[-1].startswith("From step-00002 to step-00004 the loss ")
     for name, kinds in (
-        ("step-00002", {"spectrum", "subspace", "replay", "steps"}),
+        ("step-00002", {"spectrum", "subspace", "replay", "steps", "tuning"}),
         ("step-00004", {"spectrum", "subspace", "steps"}),
     ):
         folder = tmp_path / "demo" / name
@@ -65,7 +70,7 @@ def test_one_page_has_spectra_subspaces_and_the_replay(tmp_path: Path) -> None:
     assert again.exit_code == 0, again.stderr
     assert again.stdout == f"{told['report']}\n"
     assert "already trained" in again.stderr
-    assert again.stderr.count("already measured") == 7
+    assert again.stderr.count("already measured") == 8
     assert Path(told["report"]).read_text() == page
 
 
@@ -83,6 +88,7 @@ def test_on_a_machine_too_slow_for_all_of_it_the_rest_is_left_out_and_named(
         "the replay of step-00002",
         "the steps of step-00002",
         "the subspace of step-00002",
+        "the tuning of step-00002",
     ]
     assert (len(told["spectra"]), told["subspaces"], told["replay"]) == (1, [], None)
     assert len(told["spectra"][0]["eigenvalues"]) == 5
