@@ -20,7 +20,7 @@ from lite_probe.errors import InputError, NumericsError
 from lite_probe.measurements.replay import ReplayPlan
 from lite_probe.measurements.requests.replay import ReplayRequest
 from lite_probe.measurements.requests.steps import StepsRequest
-from lite_probe.measurements.requests.tune import TuneRequest
+from lite_probe.measurements.requests.tune import SWEEP_STEPS, TuneRequest
 from lite_probe.measurements.steps_session import Effort, Group, StepsSession
 from lite_probe.measurements.tune_settings import hyperparameters_for, profile_ratios, recommend
 from lite_probe.results.provenance import Note
@@ -40,7 +40,6 @@ RIDGE = 0.1  # δ, of a group's own curvature
 _LEAST_SCALE = 1e-3  # of the groups' mean curvature: a group of less is damped as if it had so much
 _UPPER_STEPS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)  # of the damping: the first that brings the loss down is taken
 _ROOM = 2.0  # damping logs up to which the lower level's step is stable
-SWEEP_STEPS = 10
 _LEAST_FOR_STEPS = 16  # training batches
 _UNIT = 100.0  # of progress, in a product of one batch
 
@@ -102,7 +101,7 @@ def split_batches(task: Task, request: TuneRequest) -> TuneSplits:
         taken = {id(batch) for shard in shards for batch in shard}
         dealt = [batch for batch in dealt if id(batch) not in taken]
     nodes = [(shard[: request.node_batches], shard[request.node_batches : share]) for shard in shards]
-    wanted = steps_request(request).train_batches(0)
+    wanted = request.profile_batches
     needed = wanted + (replay_request(request, {}, 1.0).train_batches(0) if request.replay_steps else 0)
     if len(dealt) >= needed:
         return TuneSplits(nodes=nodes, steps=dealt[:wanted], replay=dealt[wanted:], notes=())

@@ -1,6 +1,8 @@
 """From multiples of the base optimizer's step to LITE's settings.
 
-χ of a block is how much longer its non-sharp directions may step than its sharp ones, y_rest / y_sharp. β₂ is the
+χ of a block is how much longer its non-sharp directions may step than its sharp ones do: y_rest / max(y_sharp, 1).
+LITE's settings cannot shorten a sharp step: where y_sharp < 1 it stays as long as it is, and y_rest / y_sharp would
+have the others overshoot the multiple that was agreed on. β₂ is the
 damping under which the linear theory (`lite_probe.optim.theory`) lets the non-sharp bands decay fastest: a band whose
 own optimum is at c* times the base's step has ηλ = 1 / (c*(1 + β)), β the base's own damping, since a steady gradient
 makes a step of (1 + β)η.
@@ -165,10 +167,8 @@ class _Bands:
 
 
 def _ratio(sharp: float, rest: float) -> float:
-    """Return y_rest / y_sharp within the bounds of χ; the largest where only non-sharp directions may step on."""
-    if rest <= 0.0:
-        return LEAST_RATIO
-    return _bounded(rest / sharp) if sharp > 0.0 else MOST_RATIO
+    """Return χ within its bounds."""
+    return _bounded(rest / max(sharp, 1.0))
 
 
 def _bounded(ratio: float) -> float:

@@ -64,7 +64,7 @@ class BlockSettings:
     """What is recommended for one block."""
 
     block: str
-    ratio: float  # χ = y_rest / y_sharp, at least 1
+    ratio: float  # χ = y_rest / max(y_sharp, 1), at least 1: LITE cannot shorten sharp steps
     ratio_low: float  # the least that a node's own training batches would have, at the damping agreed on
     ratio_high: float  # the largest
     sharp: float  # y_sharp, multiple of the step taken

@@ -153,8 +153,8 @@ def _view(number: int, label: str, tuning: Tuning) -> dict[str, Any]:
 def explanations(tuning: Tuning) -> list[str]:
     """Return what is to be said below the tables."""
     found = [
-        "χ: y_rest / y_sharp, the multiples of the base’s step that nodes agreed on, with the range of what each "
-        "node’s own data would have; r_s: share of directions that are sharp; β₂: best for the block alone",
+        "χ: y_rest / max(y_sharp, 1), the multiples of the base’s step that nodes agreed on, with the range of what "
+        "each node’s own data would have; r_s: share of directions that are sharp; β₂: best for the block alone",
         "gap: of the upper loss to the pooled solution’s, of that; within 1%: from which step on",
     ]
     if tuning.replay is not None:
@@ -180,7 +180,7 @@ def block_table(labelled: Labelled, *, is_alone: bool) -> Table | None:
     def pooled(name: str) -> Callable[[Row], float | None]:
         return lambda row: getattr(row[0].pooled.of(row[1].block), name, None)
 
-    spread = "χ = y_rest / y_sharp; in parentheses what the nodes’ own training batches would have"
+    spread = "χ = y_rest / max(y_sharp, 1); in parentheses what the nodes’ own training batches would have"
     shares = "as it is set: the step profile’s, or that of the sharp group; none where χ is 1"
     columns: list[Read] = [
         (Column("block", is_text=True, short="block"), lambda row: text_cell(row[1].block)),

@@ -246,14 +246,13 @@ def _against_pooled(tuning: Tuning) -> list[Point]:
 def _bounded(tuning: Tuning) -> list[Point]:
     """Say which χ are at the largest that is recommended, and what the models ask for."""
     asked = {
-        one.block: one.rest / one.sharp if one.sharp > 0.0 else np.inf
+        one.block: one.rest / max(one.sharp, 1.0)
         for one in tuning.tuned.blocks
-        if one.rest > 0.0 and one.ratio < (1.0 - NEAR) * one.rest / max(one.sharp, 1e-300)
+        if one.ratio < (1.0 - NEAR) * one.rest / max(one.sharp, 1.0)
     }
     if not asked:
         return []
-    words = {block: format_number(ratio, 2) if np.isfinite(ratio) else "no bound" for block, ratio in asked.items()}
-    ratios = [f"{block} ({text})" for block, text in words.items()]
+    ratios = [f"{block} ({format_number(ratio, 2)})" for block, ratio in asked.items()]
     most = format_number(max(one.ratio for one in tuning.tuned.blocks if one.block in asked), 3)
     text = (
         f"χ of {most} is the largest that is recommended, since a model of one step says nothing of longer ones; the "

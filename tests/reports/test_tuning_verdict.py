@@ -142,9 +142,9 @@ def test_a_ratio_that_was_cut_says_what_was_asked_for(tuning: Tuning) -> None:
     verdict = judge_tuning(replace(tuning, tuned=replace(tuning.tuned, blocks=long)))
     assert point(verdict, "χ of 16.0 is the largest").endswith("ask for more in qk (60).")
     assert not [one for one in judge_tuning(tuning).points if one.text.startswith("χ of ")]
-    back = tuple(replace(one, rest=9.0, sharp=-0.1) for one in blocks)
+    back = tuple(replace(one, rest=90.0, sharp=-0.1) for one in blocks)
     verdict = judge_tuning(replace(tuning, tuned=replace(tuning.tuned, blocks=back)))
-    assert point(verdict, "χ of 16.0 is the largest").endswith("ask for more in qk (no bound).")
+    assert point(verdict, "χ of 16.0 is the largest").endswith("ask for more in qk (90).")
 
 
 def test_the_nodes_are_held_to_the_pooled_solution(tuning: Tuning) -> None:

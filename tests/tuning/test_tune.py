@@ -15,7 +15,7 @@ from lite_probe import bilevel
 from lite_probe.errors import InputError, UsageError
 from lite_probe.measurements.optimizers import put_back
 from lite_probe.measurements.requests.tune import TuneRequest
-from lite_probe.measurements.tune_session import TuneSession, replay_request, split_batches, steps_request
+from lite_probe.measurements.tune_session import TuneSession, replay_request, split_batches
 from lite_probe.operators.guards import preserve_state
 from lite_probe.results.tuning import Tuning
 from lite_probe.runtime.resumable import ResumableRun
@@ -111,19 +111,20 @@ def test_ratios_are_those_of_the_multiples_that_nodes_agreed_on() -> None:
     slope = curved @ found.multiples.mean(axis=0) + (np.exp(logs) + found.ridge) * found.multiples.mean(axis=0)
     assert np.linalg.norm(slope - models.gains.mean(axis=0)) < 0.1 * np.linalg.norm(models.gains.mean(axis=0))
     for one in found.tuned.blocks:
-        if one.sharp > 0.0:
-            assert one.ratio == pytest.approx(min(max(one.rest / one.sharp, 1.0), 8.0))
+        assert one.ratio == pytest.approx(min(max(one.rest / max(one.sharp, 1.0), 1.0), 8.0))
     assert found.pooled_loss <= found.methods[0].upper_loss[-1] + 1e-12
 
 
-def test_no_batch_has_two_uses() -> None:
-    task, request = task_of(200), TuneRequest(**{**ASKED, "replay_steps": 4})
+@pytest.mark.parametrize("lr", [0.01, "sweep"])
+def test_no_batch_has_two_uses(lr: float | str) -> None:
+    request = TuneRequest(**{**ASKED, "replay_steps": 4, "lr": lr})
+    task = task_of(request.train_batches(0))  # no more than what is asked for
     splits = split_batches(task, request)
     parts = [*(part for node in splits.nodes for part in node), splits.steps, splits.replay]
     batches = [id(batch) for part in parts for batch in part]
     assert len(set(batches)) == len(batches)
     assert [len(part) for part in parts[:-2]] == [2] * 2 * NODES
-    assert len(splits.steps) == steps_request(request).train_batches(0)
+    assert len(splits.steps) == request.profile_batches
     assert len(splits.replay) >= replay_request(request, {}, 1.0).train_batches(0)
     assert splits.notes == ()
     assert {id(batch) for batch in task.evaluation} & set(batches) == set()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lite_probe.results.spectrum import Spectrum
     from lite_probe.task import Batch
 
+SWEEP_STEPS = 10  # of a trial where the learning rate is swept
 _STRATEGIES = ("ed", "extra", "gt", "semi-atc-gt", "non-atc-gt")
 
 
@@ -108,9 +109,13 @@ class TuneRequest(Request):
 
         return str(spec_of(self.optimizer).base)
 
+    @property
+    def profile_batches(self) -> int:
+        """The training batches of the step profile: to warm on, to step from, and to sweep on."""
+        return self.warm_batches + self.step_batches + (SWEEP_STEPS if self.lr == "sweep" else 0)
+
     def train_batches(self, batches: int) -> int:
         """Return the training batches that give every part batches of its own."""
-        steps = self.warm_batches + self.step_batches + (10 if self.lr == "sweep" else 0)
         own = 0 if self.shards else 2 * self.nodes * self.node_batches
         replayed = self.warm_batches + self.replay_steps * (self.seeds + 1) if self.replay_steps else 0
-        return steps + own + replayed
+        return self.profile_batches + own + replayed
