@@ -1,6 +1,6 @@
 """The quadratic horizon: for how many steps the curvature at a checkpoint predicts the loss, early and late.
 
-    python examples/quadratic_horizon.py --optimizers sgd --seeds 1     # a third of a minute
+    python examples/quadratic_horizon.py --optimizers sgd --seeds 1
     python examples/quadratic_horizon.py
 
 A tanh network learns scikit-learn's digits, all of them in every step. From an early and a late point of one run the
@@ -11,7 +11,7 @@ Late checkpoints are known to have longer horizons (arXiv 2607.21716), and gradi
 with the gradient. Muon's do not, they are as long as the rate says, and what the loss still changes by is less: at one
 rate its horizon is shorter late.
 
-It takes three minutes of one core and prints, with the seeds it has,
+The first takes a third of a minute of one core, the second three minutes. It prints, with the seeds it has,
 
     optimizer    rate   seed   horizon at step 20 (loss)   at step 2,000 (loss)
     sgd           0.1      0         64 steps (2.161)      > 512 steps (0.035)
