@@ -71,10 +71,9 @@ def test_the_settings_are_what_was_replayed(whole: Measured) -> None:
 
 def test_every_node_measured_on_batches_of_its_own(whole: Measured) -> None:
     details = saved(whole[0]).provenance.details
-    parts = ("shard of node 1", "shard of node 2", "batches of the steps")
-    assert len({details[part] for part in parts}) == 3
-    # So short a text has no more for the replay, which a note says.
-    assert any(note.code == "batches-shared" for note in saved(whole[0]).notes)
+    parts = ("shard of node 1", "shard of node 2", "batches of the steps", "batches of the replay")
+    assert len({details[part] for part in parts}) == 4
+    assert not [note for note in saved(whole[0]).notes if note.code == "batches-shared"]
 
 
 def test_the_same_command_knows_its_result_at_once(whole: Measured, tiny_llama: Path, text: Path) -> None:

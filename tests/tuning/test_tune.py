@@ -33,7 +33,7 @@ ASKED: dict[str, Any] = {
     "warm_batches": 3,
     "step_batches": 16,
     "lr": 0.01,
-    "iterations": 800,
+    "iterations": 3000,
     "topology": "complete",
     "replay_steps": 0,
 }
