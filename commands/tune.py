@@ -1,6 +1,5 @@
 """`lite-probe tune`: what LITE's settings should be, learned over data shards that stay where they are."""
 
-import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from lite_probe.commands.measuring import Measuring
 from lite_probe.commands.optimizers import OptimizersMeasuring
 from lite_probe.commands.task import Opened
 from lite_probe.errors import InputError, UsageError, shown
+from lite_probe.measurements.requests.tune import rank
 from lite_probe.results.provenance import Note
 
 DEALT = "dealt"
@@ -48,7 +48,7 @@ class TuneMeasuring(OptimizersMeasuring):
     @classmethod
     def main(cls, terminal: Terminal, given: dict[str, Any]) -> None:
         """Tune; a rank above 0 measures its node, and leaves the replay and all output to rank 0."""
-        if not _rank():
+        if rank() == 0:
             super().main(terminal, given)
             return
         terminal.verbosity = -1
@@ -59,11 +59,11 @@ class TuneMeasuring(OptimizersMeasuring):
     def folder_for(self, opened: Opened) -> Path:
         """Return the run directory; that of a rank above 0 is in it."""
         folder = super().folder_for(opened)
-        return folder / f"rank-{_rank()}" if _rank() else folder
+        return folder / f"rank-{rank()}" if rank() else folder
 
     def find_spectrum(self, opened: Opened, folder: Path) -> Measuring | None:
         """Start from a spectrum where there is a replay, which needs one."""
-        return super().find_spectrum(opened, folder) if self.request.replay_steps and not _rank() else None
+        return super().find_spectrum(opened, folder) if self.request.is_tested else None
 
     def vet(self) -> None:
         """Refuse shards that the data cannot have."""
@@ -135,11 +135,6 @@ class TuneMeasuring(OptimizersMeasuring):
                 f"expected a field other than the text's for --shards, got {shown(by)}",
                 "name one that tells rows apart, such as label:lang",
             )
-
-
-def _rank() -> int:
-    """Return the rank that `torchrun` gave this process, 0 where it gave none."""
-    return int(os.environ.get("RANK", "0"))
 
 
 command = TuneMeasuring.command()

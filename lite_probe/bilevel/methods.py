@@ -60,6 +60,7 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
+@dataclass(slots=True)
 class Method(ABC):
     """A method at its iterates.
 
@@ -71,19 +72,11 @@ class Method(ABC):
         state: "x", "y" and "z", and after a step whatever else the next one needs; changed in place.
     """
 
-    def __init__(
-        self,
-        oracle: Oracle,
-        exchanges: Mapping[str, Exchange],
-        sizes: StepSizes,
-        theta: float,
-        state: dict[str, Tensor],
-    ) -> None:
-        self.oracle = oracle
-        self.exchanges = exchanges
-        self.sizes = sizes
-        self.theta = theta
-        self.state = state
+    oracle: Oracle
+    exchanges: Mapping[str, Exchange]
+    sizes: StepSizes
+    theta: float
+    state: dict[str, Tensor]
 
     @abstractmethod
     def step(self) -> None:
@@ -123,6 +116,7 @@ class FirstOrderDSOBA(DSOBA):
         return self.oracle.differences(x, y, z)
 
 
+@dataclass(slots=True)
 class Sparkle(Method):
     """y, then z at the new y, then x at both new ones, each corrected by its level's strategy.
 
@@ -130,17 +124,7 @@ class Sparkle(Method):
         strategies: By level; the rest is as of `Method`.
     """
 
-    def __init__(
-        self,
-        oracle: Oracle,
-        exchanges: Mapping[str, Exchange],
-        sizes: StepSizes,
-        theta: float,
-        state: dict[str, Tensor],
-        strategies: Mapping[str, Strategy],
-    ) -> None:
-        super().__init__(oracle, exchanges, sizes, theta, state)
-        self._strategies = strategies
+    strategies: Mapping[str, Strategy]
 
     def step(self) -> None:
         """Make one step."""
@@ -153,7 +137,7 @@ class Sparkle(Method):
 
     def _advance(self, level: str, direction: Tensor) -> None:
         moved = self.moved(level, direction)
-        state, strategy, mix, value = self.state, self._strategies[level], self.exchanges[level].mix, self.state[level]
+        state, strategy, mix, value = self.state, self.strategies[level], self.exchanges[level].mix, self.state[level]
         if strategy.exchanges == 1:
             name = f"{level} correction"
             state[level], state[name] = _corrected(strategy, mix, value, moved, state.get(name))

@@ -12,14 +12,12 @@ from lite_probe.measurements.base import OnEvent, Outcome, Plan, spectrum_of
 from lite_probe.measurements.optimizers import put_back
 from lite_probe.measurements.replay import ReplayPlan
 from lite_probe.measurements.requests import OnProgress, takes
-from lite_probe.measurements.requests.tune import TuneRequest
+from lite_probe.measurements.requests.tune import TuneRequest, num_ranks
 from lite_probe.measurements.steps import StepsPlan
 from lite_probe.measurements.tune_session import (
     RIDGE,
     TuneSession,
     candidate_names,
-    is_tested,
-    num_ranks,
     replay_request,
     split_batches,
     steps_request,
@@ -84,7 +82,7 @@ class TuningPlan(Plan[Tuning]):
         """Return the batches of each part, the graph, and the spectrum."""
         splits = split_batches(task, request)
         mixing = bilevel.mixing_matrix(request.topology, request.nodes, seed=request.seed)
-        tested = {"spectrum": spectrum_of(request).fingerprint} if is_tested(request) else {}
+        tested = {"spectrum": spectrum_of(request).fingerprint} if request.is_tested else {}
         return {
             **tested,
             "nodes": [batches_digest([*train, *validation]) for train, validation in splits.nodes],
@@ -118,7 +116,7 @@ class TuningPlan(Plan[Tuning]):
         products = groups * share
         seconds = steps.seconds + products * costs.product_seconds + share * costs.build_seconds
         needed, scratch, gradients, result = steps.memory_bytes, steps.scratch_bytes, 0, 2**20
-        if is_tested(request):
+        if request.is_tested:
             candidates: dict[str, Mapping[str, Any]] = {name: {} for name in candidate_names(request.optimizer)}
             replay_task = replace(task, train=list(splits.replay))
             asked = replay_request(request, candidates, 1e-3).checked(replay_task)
@@ -242,7 +240,7 @@ def tune(
     if optimizer is not None:
         asked["optimizer"] = optimizer
     request = TuneRequest(spectrum=spectrum, **asked)
-    if spectrum is None and is_tested(request):
+    if spectrum is None and request.is_tested:
         start = SpectrumRequest(top=4, bottom=0, probes=2, seed=request.seed).plan(task)
         request = replace(request, spectrum=start.run(task, on_progress=on_progress))
     plan = request.plan(task)

@@ -1,7 +1,6 @@
 """Tunes LITE: the step profile, every node's models along its groups, the settings they agree on, and a replay."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -146,16 +145,6 @@ def replay_request(request: TuneRequest, candidates: Mapping[str, Mapping[str, A
     )
 
 
-def num_ranks() -> int:
-    """Return how many processes `torchrun` started, 1 where it started none."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
-
-
-def is_tested(request: TuneRequest) -> bool:
-    """Whether this process replays the settings: of several that of rank 0."""
-    return request.replay_steps > 0 and os.environ.get("RANK", "0") == "0"
-
-
 def candidate_names(optimizer: str) -> tuple[str, ...]:
     """Return what is replayed beside the base: published defaults, χ from the profile alone, tuned, pooled."""
     return tuple(f"{optimizer}@{label}" for label in ("published", "profile", "tuned", "pooled"))
@@ -217,23 +206,23 @@ class TuneSession:
         self.notes += self.steps.notes
         self.profile = self.steps.optimizers[request.base]
         self.models = self._models(self.steps.groups(request.base))
-        unit = self._unit()
-        self.problem = problem = landscape_problem(self.models, unit)
+        self.unit = max(float(np.mean(np.sum(self.models.gains**2, axis=1))), 1e-300)
+        self.problem = problem = self._problem()
         mixing = bilevel.mixing_matrix(request.topology, request.nodes, seed=request.seed)
         self.spectral_gap = bilevel.spectral_gap(mixing)
         chosen: MethodChoice = (request.method, request.upper, request.lower)
         others = [one for one in _METHODS if name_of(*one) != name_of(*chosen)]
-        found, size = self._solved(problem, mixing, chosen)
+        found, size = self._solved(mixing, chosen)
         if self.node is not None:
-            found = self._solve(problem.of_node(self.node), mixing, chosen, size, self.network)
-        self.methods = [_method_run(chosen, found, unit, is_chosen=True)]
-        self.methods += [_method_run(one, self._solved(problem, mixing, one)[0], unit) for one in others]
-        self.damping_logs, self.multiples = found.x.numpy(), found.y.numpy() * np.sqrt(unit)
+            found = self._solve(mixing, chosen, size, is_apart=True)
+        self.methods = [self._method_run(chosen, found, is_chosen=True)]
+        self.methods += [self._method_run(one, self._solved(mixing, one)[0]) for one in others]
+        self.damping_logs, self.multiples = found.x.numpy(), found.y.numpy() * np.sqrt(self.unit)
         pooled = problem.pooled()
         self.pooled_damping_logs = pooled.numpy()
-        self.pooled_loss = unit * problem.value(pooled)
-        self.tuned = self._recommend("tuned", problem, found.x.mean(dim=0), found.y.mean(dim=0), unit)
-        self.pooled = self._recommend("pooled", problem, pooled, problem.agreed(pooled), unit)
+        self.pooled_loss = self.unit * problem.value(pooled)
+        self.tuned = self._recommend("tuned", found.x.mean(dim=0), found.y.mean(dim=0))
+        self.pooled = self._recommend("pooled", pooled, problem.agreed(pooled))
         settings = [
             {},
             {"flat_lr_ratio": profile_ratios(self.profile)},
@@ -241,11 +230,21 @@ class TuneSession:
             hyperparameters_for(self.pooled),
         ]
         self.candidates = dict(zip(candidate_names(request.optimizer), settings, strict=True))
-        self.replay = self._replay() if is_tested(request) else None
+        self.replay = self._replay() if request.is_tested else None
 
-    def _unit(self) -> float:
-        """Return nats per unit of the landscape problem: twice what a node's groups gain, each at its own optimum."""
-        return max(float(np.mean(np.sum(self.models.gains**2, axis=1))), 1e-300)
+    def _problem(self) -> LandscapeProblem:
+        """Return the bilevel problem of the nodes' models, with losses in units of `unit` nats.
+
+        The unit is twice what a node's groups gain, each at its own optimum, on average.
+        """
+        models, size = self.models, np.sqrt(self.unit)
+        return LandscapeProblem(
+            models.gains / size,
+            models.curvatures,
+            models.validation_gains / size,
+            models.validation_curvatures,
+            ridge=RIDGE,
+        )
 
     def _models(self, groups: Sequence[Group]) -> NodeModels:
         """Measure every node's models on its own batches."""
@@ -327,9 +326,7 @@ class TuneSession:
             validation_curvatures=validation_curvatures,
         )
 
-    def _solved(
-        self, problem: LandscapeProblem, mixing: FloatArray, method: MethodChoice
-    ) -> tuple[bilevel.BilevelRun, float]:
+    def _solved(self, mixing: FloatArray, method: MethodChoice) -> tuple[bilevel.BilevelRun, float]:
         """Return a method's run on the models of all nodes, and the damping's step size that it takes.
 
         That is the longest that brings the validation models' loss down; where none does, that of the lowest loss, and
@@ -341,7 +338,7 @@ class TuneSession:
         found: list[tuple[float, bilevel.BilevelRun, float]] = []
         for size in _UPPER_STEPS:
             with suppress(NumericsError):
-                run = self._solve(problem, mixing, method, size)
+                run = self._solve(mixing, method, size)
                 values = run.history.measured["value"]
                 if values[-1] <= values[0]:
                     return run, size
@@ -361,13 +358,10 @@ class TuneSession:
         return run, size
 
     def _solve(
-        self,
-        problem: LandscapeProblem,
-        mixing: FloatArray,
-        method: MethodChoice,
-        size: float,
-        network: bilevel.Network | None = None,
+        self, mixing: FloatArray, method: MethodChoice, size: float, *, is_apart: bool = False
     ) -> bilevel.BilevelRun:
+        """Run a method on the models of all nodes, or apart: each process with its own node's alone."""
+
         def tell(done: int, steps: int, label: str) -> None:
             self.run_state.advance(0, f"{name_of(*method)} · step {done:,}/{steps:,}, {label}")
 
@@ -377,7 +371,7 @@ class TuneSession:
         lower_step = 1.0 / (1.0 / float(self.problem.step_size.min()) + math.exp(_ROOM))
         name, upper, lower = method
         return bilevel.solve(
-            problem,
+            self.problem.of_node(self.node) if is_apart else self.problem,
             mixing,
             method=name,
             upper=upper or "gt",
@@ -386,14 +380,24 @@ class TuneSession:
             steps=self.request.iterations,
             seed=derive_seed(self.request.seed, "tune"),
             measure=value,
-            network=network,
+            network=self.network if is_apart else None,
             on_progress=tell,
         )
 
-    def _recommend(
-        self, name: str, problem: LandscapeProblem, damping: Tensor, multiples: Tensor, unit: float
-    ) -> Recommendation:
-        scale = np.sqrt(self.models.scales / unit)
+    def _method_run(self, method: MethodChoice, run: bilevel.BilevelRun, *, is_chosen: bool = False) -> MethodRun:
+        history = run.history
+        return MethodRun(
+            name=name_of(*method),
+            step=history.step,
+            gradients=history.gradients,
+            floats=history.floats,
+            consensus=history.consensus["x"],
+            upper_loss=self.unit * history.measured["value"],
+            is_chosen=is_chosen,
+        )
+
+    def _recommend(self, name: str, damping: Tensor, multiples: Tensor) -> Recommendation:
+        problem, scale = self.problem, np.sqrt(self.models.scales / self.unit)
         loss = float(problem.upper_loss(damping, multiples.expand(problem.num_nodes, -1)).mean())
         return recommend(
             name,
@@ -403,7 +407,7 @@ class TuneSession:
             self.models,
             multiples=multiples.numpy() / scale,
             alone=problem.alone(damping).numpy() / scale,
-            upper_loss=unit * loss,
+            upper_loss=self.unit * loss,
         )
 
     def _replay(self) -> Replay:
@@ -423,34 +427,9 @@ class TuneSession:
         return found
 
 
-def landscape_problem(models: NodeModels, unit: float) -> LandscapeProblem:
-    """Return the bilevel problem of the nodes' models, with losses in units of so many nats."""
-    size = np.sqrt(unit)
-    return LandscapeProblem(
-        models.gains / size,
-        models.curvatures,
-        models.validation_gains / size,
-        models.validation_curvatures,
-        ridge=RIDGE,
-    )
-
-
 def name_of(method: str, upper: str, lower: str) -> str:
     """Return what tables call a method."""
     return f"sparkle {upper}/{lower}" if method == "sparkle" else method
-
-
-def _method_run(method: MethodChoice, run: bilevel.BilevelRun, unit: float, *, is_chosen: bool = False) -> MethodRun:
-    history = run.history
-    return MethodRun(
-        name=name_of(*method),
-        step=history.step,
-        gradients=history.gradients,
-        floats=history.floats,
-        consensus=history.consensus["x"],
-        upper_loss=unit * history.measured["value"],
-        is_chosen=is_chosen,
-    )
 
 
 def _part_of(run: ResumableRun, name: str) -> ResumableRun:

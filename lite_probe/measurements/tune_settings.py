@@ -2,10 +2,11 @@
 
 χ of a block is how much longer its non-sharp directions may step than its sharp ones do: y_rest / max(y_sharp, 1).
 LITE's settings cannot shorten a sharp step: where y_sharp < 1 it stays as long as it is, and y_rest / y_sharp would
-have the others overshoot the multiple that was agreed on. β₂ is the
-damping under which the linear theory (`lite_probe.optim.theory`) lets the non-sharp bands decay fastest: a band whose
-own optimum is at c* times the base's step has ηλ = 1 / (c*(1 + β)), β the base's own damping, since a steady gradient
-makes a step of (1 + β)η.
+have the others overshoot the multiple that was agreed on.
+
+β₂ is the damping under which the linear theory (`lite_probe.optim.theory`) lets the non-sharp bands decay fastest: a
+band whose own optimum is at c* times the base's step has ηλ = 1 / (c*(1 + β)), β the base's own damping, since a steady
+gradient makes a step of (1 + β)η.
 """
 
 from collections.abc import Mapping, Sequence
@@ -120,7 +121,13 @@ class _Bands:
         self._recipes: dict[str, list[LinearRecipes]] = {
             block: [
                 linear_recipes(
-                    optimizer, first[block], block=block, lr=1.0, beta2=beta2, flat_lr_ratio=ratio, sharp_ratio=0.1
+                    optimizer,
+                    first[block],
+                    block=block,
+                    lr=1.0,
+                    beta2=beta2,
+                    flat_lr_ratio=ratio,
+                    sharp_ratio=_SHARP_SHARE,
                 )
                 for beta2 in _DAMPINGS.tolist()
             ]
@@ -130,15 +137,13 @@ class _Bands:
         self._scaled: dict[str, dict[bool, FloatArray]] = {}
         for block, recipes in self._recipes.items():
             base = 1.0 + recipes[0].sharp.damping
-            rows = [row for row in profile.rows if row.block == block and row.optimum is not None]
+            optima = [
+                (row.part == "sharp", row.optimum.value)
+                for row in profile.rows
+                if row.block == block and row.optimum is not None and row.optimum.value > 0.0
+            ]
             self._scaled[block] = {
-                is_sharp: np.array(
-                    [
-                        1.0 / (row.optimum.value * base)
-                        for row in rows
-                        if row.optimum is not None and row.optimum.value > 0.0 and (row.part == "sharp") is is_sharp
-                    ]
-                )
+                is_sharp: np.array([1.0 / (value * base) for part, value in optima if part is is_sharp])
                 for is_sharp in (True, False)
             }
 

@@ -1,5 +1,6 @@
 """What can be asked of a tuning."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
 
 SWEEP_STEPS = 10  # of a trial where the learning rate is swept
 _STRATEGIES = ("ed", "extra", "gt", "semi-atc-gt", "non-atc-gt")
+
+
+def num_ranks() -> int:
+    """Return how many processes `torchrun` started, 1 where it started none."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def rank() -> int:
+    """Return which of them this process is, 0 where there is no other."""
+    return int(os.environ["RANK"]) if num_ranks() > 1 else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +111,7 @@ class TuneRequest(Request):
     @property
     def config(self) -> dict[str, Any]:
         """Everything that was asked and changes the numbers."""
-        return {**Request.config.fget(self), "shards": self.shards_from}  # type: ignore[attr-defined]
+        return {**super(TuneRequest, self).config, "shards": self.shards_from}
 
     @property
     def base(self) -> str:
@@ -113,6 +124,11 @@ class TuneRequest(Request):
     def profile_batches(self) -> int:
         """The training batches of the step profile: to warm on, to step from, and to sweep on."""
         return self.warm_batches + self.step_batches + (SWEEP_STEPS if self.lr == "sweep" else 0)
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether this process replays the settings: of several the first."""
+        return self.replay_steps > 0 and rank() == 0
 
     def train_batches(self, batches: int) -> int:
         """Return the training batches that give every part batches of its own."""
