@@ -29,13 +29,13 @@ class Directions:
     distinguishes: bool  # whether the optimizer tells sharp from flat here; else `flat` is 0
 
     def rotate(self, x: Tensor) -> Tensor:
-        """Return Q_Lᵀ X Q_R of a stack, a missing side left as it is."""
+        """Return Q_Lᵀ X Q_R of a stack in its element type, a missing side left as it is."""
         if self.left is not None:
-            x = torch.matmul(self.left.mT, x)
-        return x if self.right is None else torch.matmul(x, self.right)
+            x = torch.matmul(self.left.mT.to(x.dtype), x)
+        return x if self.right is None else torch.matmul(x, self.right.to(x.dtype))
 
     def rotate_back(self, x: Tensor) -> Tensor:
         """Return Q_L X Q_Rᵀ."""
         if self.left is not None:
-            x = torch.matmul(self.left, x)
-        return x if self.right is None else torch.matmul(x, self.right.mT)
+            x = torch.matmul(self.left.to(x.dtype), x)
+        return x if self.right is None else torch.matmul(x, self.right.mT.to(x.dtype))

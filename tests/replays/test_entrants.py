@@ -354,3 +354,10 @@ def test_settings_of_one_optimizer_stand_side_by_side_under_labels() -> None:
 def test_labels_are_letters_and_digits(name: str) -> None:
     with pytest.raises(UsageError, match=r"expected letters and digits, joined by -, as a label|expected an optimizer"):
         entrants_of([name])
+
+
+def test_muons_linear_theory_takes_float64() -> None:
+    task = with_training("llama", 30, torch.float64)
+    spectrum = spectrum_of(task, top=1)
+    found = replay(task, ["muon"], spectrum=spectrum, lr=1e-3, steps=1, seeds=2, warm_batches=2, ramp=0)
+    assert np.isfinite(found.theory["muon"].rates).all()
