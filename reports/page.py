@@ -34,7 +34,12 @@ def render_page(runs: Sequence[Run]) -> str:
     """
     view, environment = make_view(runs), _environment()
     sections = [
-        (kind, part, Markup(environment.from_string(section_of(kind).template.read_text()).render(part=part.view)))
+        (
+            kind,
+            section_of(kind).heading,
+            part,
+            Markup(environment.from_string(section_of(kind).template.read_text()).render(part=part.view)),
+        )
         for kind, part in view.parts.items()
     ]
     return environment.get_template("page.html.j2").render(view=view, sections=sections)

@@ -115,7 +115,6 @@ class ReplaySection(Section):
         return Part(
             view=[view | {"label": name} for name, view in zip(names, views, strict=True)],
             leads=[(name, view["verdict"].lead) for name, view in zip(names, views, strict=True)],
-            links=[("replay-1", self.heading)],
             figures=by_name([one for view in views for one in (*view["figures"].values(), *view["bands"])]),
         )
 

@@ -124,19 +124,12 @@ class SpectrumSection(Section):
             "block_table": block_table(labelled, is_alone=is_alone),
             "verification": verification_table(labelled, is_alone=is_alone),
         }
-        links = [
-            ("density", "density", "Density"),
-            ("pairs", "ends", "Both ends"),
-            ("blocks", "blocks", "Blocks"),
-            ("verification", "verification", "Second opinion"),
-        ]
-        view = {**drawings, **tables, "asinh_scale": format_number(scale, 1)}
         verdict = judge(labelled)
+        view = {**drawings, **tables, "asinh_scale": format_number(scale, 1), "points": verdict.points}
         return Part(
             view=view,
             leads=[("", verdict.lead)],
-            points=verdict.points,
-            links=[("numbers", "Key numbers"), *((at, title) for name, at, title in links if view[name] is not None)],
+            links=[("blocks", "Blocks")] if drawings["blocks"] is not None else (),
             figures=by_name(drawings.values()),
         )
 

@@ -137,7 +137,6 @@ class SubspaceSection(Section):
         return Part(
             view=view,
             leads=[(label, verdict.lead) for label, verdict in verdicts],
-            links=[("subspace", self.heading)],
             figures=by_name([*calibrations, *contrasts]),
         )
 

@@ -118,7 +118,6 @@ class TuningSection(Section):
         return Part(
             view={"runs": runs, "tables": {name: make(labelled, is_alone=is_alone) for name, make in makers.items()}},
             leads=[(run["label"], run["verdict"].lead) for run in runs],
-            links=[("tuning", self.heading)],
             figures=by_name([one for run in runs for one in run["figures"].values()]),
         )
 
