@@ -188,7 +188,14 @@ def test_figures_are_json_that_scripts_can_hold(page):
 
 def test_csv_links_hold_the_whole_table(page):
     links = {a["download"]: a["href"] for tag, a in page.tags if tag == "a" and "download" in a}
-    assert set(links) == {"key-numbers.csv", "eigenpairs.csv", "blocks.csv", "verification.csv", "provenance.csv", "provenance-differences.csv"}
+    assert set(links) == {
+        "key-numbers.csv",
+        "eigenpairs.csv",
+        "blocks.csv",
+        "verification.csv",
+        "provenance.csv",
+        "provenance-differences.csv",
+    }
     head, _, body = links["eigenpairs.csv"].partition(",")
     assert head == "data:text/csv;charset=utf-8"
     assert len(unquote(body).splitlines()) == 1 + 2 * 15
