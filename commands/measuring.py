@@ -114,6 +114,12 @@ class Measuring:
         """Return a result with what is asked for beside the measurement."""
         return result
 
+    def show(self, result: Any) -> None:
+        """Write what came of it to the terminal."""
+        from lite_probe.reports.sections.section import summarize
+
+        self.terminal.show(summarize(self.kind, result))
+
     @classmethod
     def require_success(cls, result: Any) -> None:
         """Fail where a result, which is saved, says that it failed; it is None where it was only planned."""
@@ -203,7 +209,7 @@ class Measuring:
 
     def go(self, opened: Opened, folder: Path) -> "Shown":
         """Measure into a run directory and show the result, or say what would be measured."""
-        from lite_probe.reports.sections.section import describe, summarize
+        from lite_probe.reports.sections.section import describe
 
         with nullcontext() if self.how.dry_run else measuring_into(self.terminal, folder, opened.task.info):
             tell_task(self.terminal, opened.task, opened.task.batches(self._plans.split(self.request)))
@@ -214,7 +220,7 @@ class Measuring:
                 self._start_from(opened, missing.measured(opened, folder))
             result = self.measured(opened, folder)
             paths = self._write_page(opened, folder)
-        self.terminal.show(summarize(self.kind, result))
+        self.show(result)
         return Shown(describe(self.kind, result), paths, result)
 
     # -- the steps -----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from lite_probe.measurements.requests import Option, options_of
 from lite_probe.results.kinds import KINDS
 
 CONFIG_NAME = "lite-probe.toml"
-COMMANDS = ("inspect", "spectrum", "subspace", "steps", "replay", "tune", "report", "demo")
+COMMANDS = ("inspect", "spectrum", "subspace", "steps", "replay", "tune", "compare", "report", "demo")
 
 # Not for a file: what runs code, what says where to write, and how one call behaves.
 _NOT_CONFIGURABLE = {

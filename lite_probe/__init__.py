@@ -13,6 +13,8 @@
     steps = lp.measure_steps(task, optimizers=["muon"], lr={"muon": 0.0078})
     steps.profile("muon"), steps.implied_ratio("ffn"), steps.critical("muon")
     tuning = lp.tune(task, optimizer="muon-lite", lr=0.0078, nodes=8, topology="ring")
+    comparison = lp.compare(["probe/early", "probe/late"])
+    comparison.standings, comparison.differences
     lp.optim.make_optimizer("muon-lite", model.named_parameters(), lr=tuning.lr, **tuning.settings)
 
 A name is imported when it is first used, so that `import lite_probe` alone loads neither torch nor transformers.
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from lite_probe.measurements.steps import measure_steps as measure_steps
     from lite_probe.measurements.subspace import measure_subspace as measure_subspace
     from lite_probe.measurements.tune import tune as tune
+    from lite_probe.results.comparison import compare as compare
     from lite_probe.results.store import load as load
     from lite_probe.results.store import save as save
     from lite_probe.task import Task as Task
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from lite_probe.version import __version__ as __version__
 
 _HOME = {
+    "compare": "lite_probe.results.comparison",
     "open_checkpoint": "lite_probe.checkpoints",
     "make_task": "lite_probe.task.build",
     "load": "lite_probe.results.store",
@@ -65,6 +69,7 @@ __all__ = [
     "Task",
     "__version__",
     "bilevel",
+    "compare",
     "load",
     "make_task",
     "measure_spectrum",

@@ -13,7 +13,7 @@ import plotly.offline
 from markupsafe import Markup
 
 from lite_probe.reports.runs import Run, load_run
-from lite_probe.reports.sections.section import TEMPLATES, section_of
+from lite_probe.reports.sections.section import TEMPLATES, shown_as
 from lite_probe.reports.view import make_view
 from lite_probe.results.store import write_atomically
 
@@ -34,7 +34,7 @@ def render_page(runs: Sequence[Run]) -> str:
     """
     view, environment = make_view(runs), _environment()
     sections = [
-        (kind, part, Markup(environment.from_string(section_of(kind).template.read_text()).render(part=part.view)))
+        (kind, part, Markup(environment.from_string(shown_as(kind).template.read_text()).render(part=part.view)))
         for kind, part in view.parts.items()
     ]
     return environment.get_template("page.html.j2").render(view=view, sections=sections)

@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from lite_probe.errors import InputError
 from lite_probe.reports.numbers import MISSING, count_of, format_bytes, format_count, format_duration
 from lite_probe.reports.runs import Run
-from lite_probe.reports.sections.section import Part, Record, section_of
+from lite_probe.reports.sections.comparison import comparison_part
+from lite_probe.reports.sections.section import Part, Record, section_of, shown_as
 from lite_probe.reports.table import Cell, Column, Table, make_table, text_cell
 from lite_probe.reports.verdict import join_names
+from lite_probe.results.comparison import compare_results
 from lite_probe.results.kinds import KINDS
 from lite_probe.results.provenance import Provenance
 
@@ -54,12 +57,14 @@ def make_view(runs: Sequence[Run]) -> PageView:
         if (found := [(label, run.results[kind]) for label, run in labelled if kind in run.results])
     }
     parts = {kind: section_of(kind).part(found) for kind, found in present.items()}
+    compared, why_not = _compared(labelled)
+    parts = compared | parts
     return PageView(
         title=_title(labelled, present),
         subtitle=_subtitle(ordered),
         parts=parts,
         leads=_leads(parts),
-        notes=_notes(labelled),
+        notes=(*_notes(labelled), *why_not),
         provenance=tuple(
             (
                 section_of(kind).heading if len(present) > 1 else "",
@@ -77,6 +82,16 @@ def make_view(runs: Sequence[Run]) -> PageView:
             if result.provenance.command  # a measurement from Python may have none
         ),
     )
+
+
+def _compared(labelled: Labelled) -> tuple[dict[str, Part], tuple[tuple[str, str, str], ...]]:
+    """Compare several runs; return their part of the page, first, else a note that says why there is none."""
+    if len(labelled) < 2:
+        return {}, ()
+    try:
+        return {"comparison": comparison_part(compare_results([(label, run.results) for label, run in labelled]))}, ()
+    except InputError as error:
+        return {}, ((f"The runs are not compared: {error.message}.", "not-compared", ""),)
 
 
 def _order(runs: Sequence[Run]) -> list[Run]:
@@ -140,7 +155,7 @@ def _leads(parts: Mapping[str, Part]) -> tuple[tuple[str, str, Sequence[Any]], .
     is_alone = sum(len(part.leads) for part in parts.values()) == 1
     return tuple(
         (
-            "" if is_alone else f"{section_of(kind).heading}, {label}" if label else section_of(kind).heading,
+            "" if is_alone else f"{shown_as(kind).heading}, {label}" if label else shown_as(kind).heading,
             text,
             part.points if place == len(part.leads) else (),
         )

@@ -133,6 +133,22 @@ def section_of(kind: str) -> Section:
     return section
 
 
+@dataclass(frozen=True, slots=True)
+class Across:
+    """A part of a page that is of several runs together, and of no one kind."""
+
+    heading: str
+    template: Path
+
+
+def shown_as(kind: str) -> Section | Across:
+    """Return heading and template of a part of a page."""
+    return COMPARISON if kind == "comparison" else section_of(kind)
+
+
+COMPARISON = Across("Comparison", TEMPLATES / "comparison.html.j2")
+
+
 def summarize(kind: str, result: Record) -> list[Block]:
     """Return what the terminal shows of a result: its numbers, its verdict, its notes."""
     section = section_of(kind)
