@@ -64,7 +64,8 @@ def conditions_of(kind: str, result: Any) -> Conditions:
         "precision": origin.precision,
         "seed": origin.seed,
     }
-    return shared | _OWN[kind](result)
+    own: Conditions = _OWN[kind](result)
+    return shared | own
 
 
 def _of_spectrum(spectrum: Spectrum) -> Conditions:
@@ -127,12 +128,11 @@ def _values(values: Mapping[str, object]) -> str:
 def _notes(labelled: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Note, ...]:
     """Say what differs and may matter in the last digits, and where optimizers started otherwise."""
     notes = []
-    results = [(label, one) for label, found in labelled for one in found.values()]
-    for title, read in (
-        ("machines", lambda one: one.provenance.device),
-        ("versions of lite-probe", lambda one: one.provenance.lite_probe_version),
+    origins = [(label, one.provenance) for label, found in labelled for one in found.values()]
+    for title, values in (
+        ("machines", {label: origin.device for label, origin in origins}),
+        ("versions of lite-probe", {label: origin.lite_probe_version for label, origin in origins}),
     ):
-        values = {label: read(one) for label, one in results}
         if len(set(values.values())) > 1:
             notes.append(Note(code="measured-apart", message=f"Measured with other {title}: {_values(values)}."))
     states: dict[str, dict[str, object]] = {}
@@ -140,9 +140,9 @@ def _notes(labelled: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Note, ...
         replay: Replay | None = found.get("replay")
         for name, recipe in (replay.recipes if replay else {}).items():
             states.setdefault(name, {})[label] = recipe.state
-    for name, values in states.items():
-        if len(set(values.values())) > 1:
+    for name, kinds in states.items():
+        if len(set(kinds.values())) > 1:
             notes.append(
-                Note(code="other-state", message=f"{name} started from another kind of state: {_values(values)}.")
+                Note(code="other-state", message=f"{name} started from another kind of state: {_values(kinds)}.")
             )
     return tuple(notes)

@@ -392,14 +392,17 @@ def _independent(one: Estimate | None, other: Estimate | None) -> Estimate | Non
     if 1 in counts:
         return Estimate(value=value, stderr=0.0, low=value, high=value, num_samples=1)
     down, up = (one.value - one.low, other.high - other.value), (one.high - one.value, other.value - other.low)
-    size = (lambda parts: float(np.hypot(*parts))) if counts else (lambda parts: float(sum(parts)))
     return Estimate(
         value=value,
         stderr=float(np.hypot(one.stderr, other.stderr)) if counts else 0.0,
-        low=value - size(down),
-        high=value + size(up),
+        low=value - _joined(down, has_samples=bool(counts)),
+        high=value + _joined(up, has_samples=bool(counts)),
         num_samples=min(counts, default=0),
     )
+
+
+def _joined(parts: tuple[float, float], *, has_samples: bool) -> float:
+    return float(np.hypot(*parts)) if has_samples else sum(parts)
 
 
 # What a checkpoint's results hold
@@ -465,7 +468,9 @@ def _entry(name: str, replay: Replay | None, steps: Steps | None) -> Entry:
     samples: dict[str, Samples] = {}
     widths: dict[str, float] = {}
     ratios: dict[str, Ratio] = {}
-    rates, finished, diverged = [], 0, ()
+    rates: list[float] = []
+    finished = 0
+    diverged: tuple[int, ...] = ()
     if replay is not None and name in replay.recipes:
         rates.append(replay.recipes[name].lr)
         finished = len(replay.runs_of(name))
@@ -527,7 +532,7 @@ def _of_steps(steps: OptimizerSteps, critical: CriticalSteps) -> tuple[dict[str,
     )
     logs = (0.5 * np.log(critical.low * critical.high)).tolist()
     width = float(np.max(np.log(critical.high / critical.low)))
-    samples = {
+    samples: dict[str, Samples] = {
         "edge_ratio": {place: -one for place, one in enumerate(logs)},
         "critical_lr": {place: float(np.log(lr)) + one for place, one in enumerate(logs)},
     }

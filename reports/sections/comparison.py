@@ -51,7 +51,7 @@ def summarize_comparison(comparison: Comparison, outcomes: Sequence[Outcome] = (
 
 def _landscape_grid(comparison: Comparison) -> list[Block]:
     """List the landscape and who ends lowest, by checkpoint."""
-    ahead = {one.checkpoint: one.winner or "nobody told" for one in comparison.standings}
+    ahead = {one.checkpoint: one.winner or "nobody" for one in comparison.standings}
     columns = [one for one in LANDSCAPE.values() if any(one.name in each.landscape for each in comparison.checkpoints)]
     columns = [one for one in columns if one.name != "gradient_share"]
     if not columns and not ahead:
@@ -180,10 +180,10 @@ def comparison_part(comparison: Comparison) -> Part:
     """Draw and list everything: pictures against the step of training, one table."""
     verdict = judge_comparison(comparison)
     drawings: dict[str, Drawing | None] = {
-        "lambda_1": draw_landscape(comparison, "lambda_1", "λ₁ (loss/param²)", is_log=False),
-        "trace": draw_landscape(comparison, "trace", "trace (loss/param²)", is_log=False),
-        "anisotropy": draw_landscape(comparison, "anisotropy", "λ₁/√(tr H²/N)", is_log=False),
-        "gradient_share": draw_landscape(comparison, "gradient_share", "share of the gradient", is_log=False),
+        "lambda_1": draw_landscape(comparison, "lambda_1", "λ₁ (loss/param²)"),
+        "trace": draw_landscape(comparison, "trace", "trace (loss/param²)"),
+        "anisotropy": draw_landscape(comparison, "anisotropy", "λ₁/√(tr H²/N)"),
+        "gradient_share": draw_landscape(comparison, "gradient_share", "share of the gradient"),
         "blocks": draw_blocks_moved(comparison),
         "loss_change": draw_optimizers(comparison, "loss_change", "loss change (nats)", line=0.0),
         "flat": draw_optimizers(comparison, "flat_progress", "flat progress (nats)", line=0.0),

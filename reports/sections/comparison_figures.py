@@ -1,6 +1,6 @@
 """A comparison drawn: one picture per quantity against the step of training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
@@ -18,7 +18,7 @@ from lite_probe.reports.drawing import (
 from lite_probe.reports.numbers import format_number
 from lite_probe.reports.table import half_width
 from lite_probe.results.blocks import order_blocks
-from lite_probe.results.comparison import Checkpoint, Comparison
+from lite_probe.results.comparison import Comparison, Side
 from lite_probe.results.estimate import Estimate, Ratio
 
 Value = Estimate | Ratio
@@ -34,67 +34,65 @@ class _Point:
     high: float | None
 
 
-def draw_landscape(comparison: Comparison, quantity: str, title: str, *, is_log: bool) -> Drawing | None:
+def draw_landscape(comparison: Comparison, quantity: str, title: str) -> Drawing | None:
     """Draw a quantity of the spectrum or the subspace against training; None below two checkpoints."""
-    found = {"": _points(comparison, lambda one: one.landscape.get(quantity))}
-    return _draw(comparison, quantity.replace("_", "-"), title, found, "", is_log=is_log)
+    found = {"": _points(comparison, [one.landscape.get(quantity) for one in comparison.checkpoints])}
+    return _draw(comparison, quantity.replace("_", "-"), title, found, "", is_log=False)
 
 
 def draw_blocks_moved(comparison: Comparison) -> Drawing | None:
     """Draw λ₁ of every block against training."""
-    blocks = order_blocks(dict.fromkeys(block for one in comparison.checkpoints for block in one.block_lambda_1))
-    found = {block: _points(comparison, lambda one, block=block: one.block_lambda_1.get(block)) for block in blocks}
-    return _draw(comparison, "block-lambda-1", "λ₁ of blocks (loss/param²)", found, "block", is_log=True)
-
-
-def draw_optimizers(
-    comparison: Comparison, quantity: str, title: str, *, is_log: bool = False, line: float | None = None
-) -> Drawing | None:
-    """Draw a quantity of every optimizer against training, a mark each where there is one checkpoint."""
-    found = {
-        name: _points(
-            comparison, lambda one, name=name: one.entries[name].values.get(quantity) if name in one.entries else None
-        )
-        for name in comparison.optimizers
-    }
-    return _draw(comparison, quantity.replace("_", "-"), title, found, "optimizer", is_log=is_log, line=line)
+    measured = [one.block_lambda_1 for one in comparison.checkpoints]
+    return _draw_blocks(comparison, "block-lambda-1", "λ₁ of blocks (loss/param²)", measured)
 
 
 def draw_ratios(comparison: Comparison) -> list[Drawing]:
     """Draw χ̂ by block against training, a figure per optimizer."""
     drawings = []
     for number, name in enumerate(comparison.optimizers, 1):
-        of = [one.entries[name].ratios if name in one.entries else {} for one in comparison.checkpoints]
-        blocks = order_blocks(dict.fromkeys(block for ratios in of for block in ratios))
-        found = {
-            block: _points(
-                comparison,
-                lambda one, name=name, block=block: (
-                    one.entries[name].ratios.get(block) if name in one.entries else None
-                ),
-            )
-            for block in blocks
-        }
-        drawing = _draw(comparison, f"chi-{number}", "χ̂", found, "block", is_log=True, line=1.0, title=name)
+        measured = [one.entries[name].ratios if name in one.entries else {} for one in comparison.checkpoints]
+        drawing = _draw_blocks(comparison, f"chi-{number}", "χ̂", measured, line=1.0, title=name)
         drawings += [] if drawing is None else [drawing]
     return drawings
 
 
-def _points(comparison: Comparison, read: Callable[[Checkpoint], Value | None]) -> list[_Point]:
+def _draw_blocks(
+    comparison: Comparison,
+    name: str,
+    axis_title: str,
+    measured: Sequence[Mapping[str, Value]],
+    line: float | None = None,
+    title: str = "",
+) -> Drawing | None:
+    """Draw what was measured of blocks at each checkpoint."""
+    blocks = order_blocks(dict.fromkeys(block for values in measured for block in values))
+    found = {block: _points(comparison, [values.get(block) for values in measured]) for block in blocks}
+    return _draw(comparison, name, axis_title, found, "block", is_log=True, line=line, title=title)
+
+
+def draw_optimizers(
+    comparison: Comparison, quantity: str, title: str, *, is_log: bool = False, line: float | None = None
+) -> Drawing | None:
+    """Draw a quantity of every optimizer against training; None below two checkpoints."""
+    found = {
+        name: _points(
+            comparison,
+            [comparison.value(Side(subject=name, checkpoint=label), quantity) for label in comparison.labels],
+        )
+        for name in comparison.optimizers
+    }
+    return _draw(comparison, quantity.replace("_", "-"), title, found, "optimizer", is_log=is_log, line=line)
+
+
+def _points(comparison: Comparison, values: Sequence[Value | None]) -> list[_Point]:
+    """Return the marks of what was measured at each checkpoint."""
     found = []
-    for one in comparison.checkpoints:
-        value = read(one)
+    for label, value in zip(comparison.labels, values, strict=True):
         if value is None or value.value is None:
             continue
         has_error = isinstance(value, Ratio) or half_width(value) is not None
-        found.append(
-            _Point(
-                label=one.label,
-                value=value.value,
-                low=value.low if has_error else value.value,
-                high=value.high if has_error else value.value,
-            )
-        )
+        low, high = (value.low, value.high) if has_error else (value.value, value.value)
+        found.append(_Point(label=label, value=value.value, low=low, high=high))
     return found
 
 

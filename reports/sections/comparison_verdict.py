@@ -21,11 +21,13 @@ from lite_probe.results.comparison import (
     Comparison,
     Difference,
     Quantity,
+    Side,
     Standing,
 )
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.thresholds import Outcome
 
+_NOTHING = "Nothing here was measured at two checkpoints under two optimizers, or has moved."
 _DETAILS = (LOSSES, LOSSES_MOVED)  # questions whose claims a terminal leaves to who asks for more
 _MOVED = (LANDSCAPE_MOVED, STEPS_MOVED, LOSSES_MOVED, PROGRESS_MOVED)
 
@@ -126,10 +128,9 @@ def _sized(one: Difference) -> tuple[str, str]:
     """Write the value, and its interval; where it is told from zero its sign is left to words."""
     estimate, unit = one.estimate, quantity_of(one).unit
     ends = (estimate.value, estimate.low, estimate.high)
-    ends = (-ends[0], -ends[2], -ends[1]) if one.sign < 0 else ends
-    value, interval = format_interval(*ends)
-    interval = interval if estimate.num_samples or estimate.low < estimate.high else "exact"
-    return f"{value} {unit}".rstrip(), interval if estimate.num_samples else interval.replace("95%", "within residuals")
+    value, interval = format_interval(*((-ends[0], -ends[2], -ends[1]) if one.sign < 0 else ends))
+    # Residuals bound a difference of eigenvalues: there is no level to it.
+    return f"{value} {unit}".rstrip(), interval if estimate.num_samples else interval.replace("95%", "residuals")
 
 
 def _not_told(one: Difference) -> str:
@@ -165,7 +166,7 @@ def _lead(comparison: Comparison) -> str:
     told = [*_of_standings(comparison, standings)] if standings else []
     if not told or len(comparison.checkpoints) > 1:
         told += _of_landscape(comparison)
-    return one_space(" ".join(told)) or "Nothing here was measured at two checkpoints, or under two optimizers."
+    return one_space(" ".join(told)) or _NOTHING
 
 
 def _of_standings(comparison: Comparison, standings: Sequence[Standing]) -> list[str]:
@@ -181,11 +182,11 @@ def _of_standings(comparison: Comparison, standings: Sequence[Standing]) -> list
         if winner is not None:
             said.append(f"{winner} ends lowest {where}, below {_below(comparison, winner, labels)}")
         elif len(level) == 1:
-            said.append(f"{where} there is only {level[0]}")
+            said.append(f"{where} there is {level[0]} alone")
         else:
             said.append(f"{where} {_level(comparison, level, labels)}")
     text = "; ".join(said)
-    text = f"{text[0].upper()}{text[1:]}" if text[:3] in ("at ", "at") else text
+    text = f"A{text[1:]}" if text.startswith("at ") else text  # a name is written as it is
     seeds = sorted({entry.finished for one in comparison.checkpoints for entry in one.entries.values()} - {0})
     if any(not one.has_error for one in standings):
         return [f"{text}. One seed has no error, so that no difference is claimed."]
@@ -207,21 +208,16 @@ def _below(comparison: Comparison, winner: str, labels: Sequence[str]) -> str:
         name
         for name in comparison.optimizers
         if name != winner
-        and any(
-            "loss_change" in comparison.at(label).entries[name].values
-            for label in labels
-            if name in comparison.at(label).entries
-        )
+        and any(comparison.value(Side(subject=name, checkpoint=label), "loss_change") for label in labels)
     ]
     return join_names(others) if len(others) <= 3 else f"all {len(others)} others"
 
 
 def _level(comparison: Comparison, level: Sequence[str], labels: Sequence[str]) -> str:
     """Say that nobody is ahead, and who may be."""
-    has_error = all(one.has_error for one in comparison.standings if one.checkpoint in labels)
-    if not has_error:
-        return f"{level[0]} has the lowest loss" if len(level) == 1 else "nobody is told from the rest"
-    return f"nobody ends lowest: {join_names(level)} cannot be told apart"
+    if all(one.has_error for one in comparison.standings if one.checkpoint in labels):
+        return f"nobody ends lowest: {join_names(level)} cannot be told apart"
+    return "nobody is told from the rest"
 
 
 def _of_landscape(comparison: Comparison) -> list[str]:
