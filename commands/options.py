@@ -213,7 +213,7 @@ def _kind(value: object) -> str:
 
 def command_names() -> list[str]:
     """Return all commands, in the order of a user's way through them; kinds that were added come last."""
-    return [*COMMANDS, *(name for name, kind in KINDS.items() if kind.word not in COMMANDS)]
+    return [*COMMANDS, *(name for name, kind in KINDS.items() if kind.has_command and kind.word not in COMMANDS)]
 
 
 def find_command(name: str) -> click.Command | None:
