@@ -8,8 +8,8 @@
     training = lp.load("probe/run/training.json")
     training.steps, training.sharpest, training.edge_ratio, training.gradient_share
 
-`ProbeCallback` is for Hugging Face's `Trainer`, `LightningProbeCallback` for Lightning's, and `Recorder`, which both drive,
-for a loop of one's own. The libraries are loaded with the class that needs them.
+`ProbeCallback` is for Hugging Face's `Trainer`, `LightningProbeCallback` for Lightning's, and `Recorder`, which both
+drive, for a loop of one's own. The libraries are loaded with the class that needs them.
 """
 
 from importlib import import_module

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class LightningProbeCallback(Callback):  # type: ignore[misc]
     """Measures critical step, λ₁ and gradient share while a `Trainer` trains, and leaves its training as it is.
 
-    Only the first process of several measures. Where the trainer resumes from a checkpoint so does the record. A step is
-    one of Lightning's `global_step`: of an optimizer, where a module has several.
+    Only the first process of several measures. Where the trainer resumes from a checkpoint so does the record. A step
+    is one of Lightning's `global_step`: of an optimizer, where a module has several.
 
     Args:
         task: Whose loss and evaluation batches are used; the model measured is the trainer's.

@@ -49,8 +49,8 @@ class _Held:
 class Recorder:
     """Measures a training run at some of its steps, into a folder.
 
-    A trainer, or a loop, calls `begin`, then around every optimizer step `before_update` and `after_update`, then `end`.
-    What goes wrong in a measurement is warned of and noted in the record; the training goes on.
+    A trainer, or a loop, calls `begin`, then around every optimizer step `before_update` and `after_update`, then
+    `end`. What goes wrong in a measurement is warned of and noted in the record; the training goes on.
 
     Args:
         task: Whose loss and evaluation batches are used; the model measured is the one that trains.
@@ -122,7 +122,7 @@ class Recorder:
 
         Args:
             model: Its own parameters are measured, in place.
-            step: Updates completed. Where a run is resumed the points before it are kept, and those from it on replaced.
+            step: Updates completed. Where a run is resumed the points before it are kept, those from it on replaced.
 
         Raises:
             InputError: If a run is resumed and the folder holds the record of another one, or a damaged one.

@@ -17,8 +17,8 @@ class Kind:
     Attributes:
         name: For example "spectrum".
         record: "module:name" of the frozen dataclass that holds what was measured.
-        request: Of the dataclass of what can be asked, a `lite_probe.measurements.requests.Request`; empty, as is the plan,
-            where no command measures it.
+        request: Of the dataclass of what can be asked, a `lite_probe.measurements.requests.Request`; empty, as is the
+            plan, where no command measures it.
         plan: Of the class that plans and runs it, a `lite_probe.measurements.base.Plan`.
         section: Of an instance of `lite_probe.reports.sections.section.Section`.
         command: Of its click command; empty where it has nothing of its own.

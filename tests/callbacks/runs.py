@@ -52,7 +52,7 @@ def make_task(model: Any = None) -> Task:
 
 
 class Windows(Dataset[dict[str, Tensor]]):
-    """Training windows as transformers' Trainer takes them; reading one draws a random number, as augmentation would."""
+    """Training windows as transformers' Trainer takes them; reading one draws random numbers, as augmentation does."""
 
     def __init__(self) -> None:
         self.rows = windows(64, 9, 5)

@@ -29,7 +29,7 @@ class Module(LightningModule):  # type: ignore[misc]
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         loss, count = make_task(self.model).loss(batch)
-        self.losses.append(float(loss / count))
+        self.losses.append(float(loss.detach()) / count)
         return loss / count
 
     def configure_optimizers(self) -> Any:

@@ -68,13 +68,15 @@ def test_what_a_model_draws_and_moves_is_put_back_after_an_error_too() -> None:
     layout = ParameterLayout(list(model.named_parameters()))
     parameters = layout.read()
     states = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
-    with pytest.raises(RuntimeError, match="in the middle"), unmoved(model, layout, parameters):
-        layout.write(torch.zeros_like(parameters))
-        torch.rand(3)
-        random.random()
-        np.random.rand()
-        assert not model.training
-        raise RuntimeError("in the middle")
+
+    def draw_and_move() -> None:
+        with unmoved(model, layout, parameters):
+            layout.write(torch.zeros_like(parameters))
+            assert not model.training
+            raise RuntimeError(f"in the middle {torch.rand(3)} {random.random()} {np.random.rand()}")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        draw_and_move()
     assert torch.equal(layout.read(), parameters)
     assert same(states, (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()))
     assert model.training
@@ -213,7 +215,7 @@ def test_a_resumed_run_keeps_its_own_record_only(tmp_path: Path) -> None:
     loop(Recorder(make_task(), every=2, folder=tmp_path, budget=None), make_model(), 6)
     other = make_task()
     other.evaluation = [windows(4, 9, 99)]
-    with pytest.raises(InputError, match="expected the record of the run that is resumed .* got one of another"):
+    with pytest.raises(InputError, match=r"expected the record of the run that is resumed .* got one of another"):
         Recorder(other, every=2, folder=tmp_path).begin(make_model(), 4)
     recorder = Recorder(make_task(), every=2, folder=tmp_path, budget=None)
     loop(recorder, make_model(), 8, first=4)
@@ -296,5 +298,5 @@ def test_a_model_in_memory_has_a_task_from_a_text(tmp_path: Path) -> None:
     assert training.provenance.checkpoint_name == "run"
     np.save(tmp_path / "ids.npy", np.arange(400) % 17)
     assert language_task(model, tmp_path / "ids.npy", seq_len=5, batch_size=2).evaluation[0].shape == (2, 6)
-    with pytest.raises(InputError, match="expected a language model of transformers.*got Linear"):
+    with pytest.raises(InputError, match=r"expected a language model of transformers.*got Linear"):
         language_task(nn.Linear(2, 1), text)
