@@ -48,11 +48,7 @@ def make_view(runs: Sequence[Run]) -> PageView:
         raise ValueError("expected at least one run for a page, got none")
     ordered = _order(runs)
     labelled = list(zip(make_labels(ordered), ordered, strict=True))
-    present = {
-        kind: found
-        for kind in KINDS
-        if (found := [(label, run.results[kind]) for label, run in labelled if kind in run.results])
-    }
+    present = _by_kind(labelled)
     parts = {kind: section_of(kind).part(found) for kind, found in present.items()}
     return PageView(
         title=_title(labelled, present),
@@ -77,6 +73,22 @@ def make_view(runs: Sequence[Run]) -> PageView:
             if result.provenance.command  # a measurement from Python may have none
         ),
     )
+
+
+def list_tables(runs: Sequence[Run]) -> list[Table]:
+    """Return all tables of a page of these runs, but for provenance, in its order."""
+    ordered = _order(runs)
+    present = _by_kind(list(zip(make_labels(ordered), ordered, strict=True)))
+    return [table for kind, found in present.items() for table in section_of(kind).tables(found)]
+
+
+def _by_kind(labelled: Labelled) -> dict[str, list[tuple[str, Record]]]:
+    """Return (run's label, result) by kind, in the order of the kinds."""
+    return {
+        kind: found
+        for kind in KINDS
+        if (found := [(label, run.results[kind]) for label, run in labelled if kind in run.results])
+    }
 
 
 def _order(runs: Sequence[Run]) -> list[Run]:
