@@ -21,6 +21,7 @@ from lite_probe.commands.options import (
 from lite_probe.commands.replay import ReplayMeasuring
 from lite_probe.commands.run_directory import made, run_directory
 from lite_probe.commands.steps import StepsMeasuring
+from lite_probe.commands.tables import asked_format, write_tables
 from lite_probe.commands.task import OPENING, Opened, TaskOptions
 from lite_probe.commands.wording import plural
 from lite_probe.errors import InputError, ThresholdError
@@ -90,6 +91,7 @@ def command(
     the tolerated step move with training, who ends lowest where, and where nobody does. What was measured on other
     data, another segment or by another measure is refused.
     """
+    form = asked_format(given)
     runs = [_is_run(Path(one)) for one in checkpoints]
     measured = [one for one, is_run in zip(checkpoints, runs, strict=True) if not is_run]
     asked = None
@@ -106,10 +108,10 @@ def command(
             folders.append(asked.measured(one))
     if given["dry_run"]:
         terminal.line(f"{plural(len(folders), 'run')} would be read, {plural(len(planned), 'checkpoint')} measured")
-        if given["as_json"]:
+        if form == "json":
             print_stdout(json.dumps({"runs": [str(one) for one in folders], "checkpoints": planned}))
         return
-    _compare(terminal, folders, Path(given["out"] or _OUT), fail_if, as_json=given["as_json"])
+    _compare(terminal, folders, given, fail_if)
 
 
 def _is_run(path: Path) -> bool:
@@ -235,8 +237,8 @@ class _Asked:
         return [one.name for one in entrants_of(self.request.asked).values() if one.is_ours] if self.has_steps else []
 
 
-def _compare(terminal: Terminal, folders: Sequence[Path], out: Path, fail_if: Sequence[str], *, as_json: bool) -> None:
-    """Compare run directories, show it and write it; fail where a threshold is missed.
+def _compare(terminal: Terminal, folders: Sequence[Path], given: Mapping[str, Any], fail_if: Sequence[str]) -> None:
+    """Compare run directories, write and show it; fail where a threshold is missed.
 
     Raises:
         UsageError: A threshold on what there is not.
@@ -244,12 +246,12 @@ def _compare(terminal: Terminal, folders: Sequence[Path], out: Path, fail_if: Se
         ThresholdError: One that is missed.
     """
     from lite_probe.reports.page import write_report
-    from lite_probe.reports.sections.comparison import comparison_object, summarize_comparison
+    from lite_probe.reports.sections.comparison import comparison_object, comparison_tables, summarize_comparison
     from lite_probe.results.comparison import compare
     from lite_probe.results.store import write_atomically
     from lite_probe.results.thresholds import decide_thresholds, parse_threshold
 
-    comparison = compare(folders)
+    comparison, form, out = compare(folders), asked_format(given), Path(given["out"] or _OUT)
     thresholds = [parse_threshold(text, comparison.optimizers, comparison.labels) for text in fail_if]
     outcomes = decide_thresholds(thresholds, comparison)
     printed = comparison_object(comparison, outcomes)
@@ -259,7 +261,10 @@ def _compare(terminal: Terminal, folders: Sequence[Path], out: Path, fail_if: Se
         write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
         write_report(folders, page)
     terminal.show(summarize_comparison(comparison, outcomes))
-    print_stdout(json.dumps(printed) if as_json else f"{page}\n{path}")
+    if form in (None, "json"):
+        print_stdout(json.dumps(printed) if form else f"{page}\n{path}")
+    else:
+        write_tables(comparison_tables(comparison), str(form), given["only_table"])
     _require_kept(outcomes)
 
 

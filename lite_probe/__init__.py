@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lite_probe import bilevel as bilevel
+    from lite_probe import callbacks as callbacks
     from lite_probe import optim as optim
     from lite_probe.checkpoints import open_checkpoint as open_checkpoint
     from lite_probe.measurements.replay import replay as replay
@@ -69,6 +70,7 @@ __all__ = [
     "Task",
     "__version__",
     "bilevel",
+    "callbacks",
     "compare",
     "load",
     "make_task",
@@ -85,7 +87,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
-    if name in ("bilevel", "optim"):
+    if name in ("bilevel", "callbacks", "optim"):
         return import_module(f"lite_probe.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'lite_probe' has no attribute {name!r}")

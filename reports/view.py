@@ -8,11 +8,11 @@ from typing import Any
 from lite_probe.errors import InputError
 from lite_probe.reports.numbers import MISSING, count_of, format_bytes, format_count, format_duration
 from lite_probe.reports.runs import Run
-from lite_probe.reports.sections.comparison import comparison_part
+from lite_probe.reports.sections.comparison import comparison_part, comparison_tables
 from lite_probe.reports.sections.section import Part, Record, section_of, shown_as
 from lite_probe.reports.table import Cell, Column, Table, make_table, text_cell
 from lite_probe.reports.verdict import join_names
-from lite_probe.results.comparison import compare_results
+from lite_probe.results.comparison import COMPARED, Comparison, compare_results
 from lite_probe.results.kinds import KINDS
 from lite_probe.results.provenance import Provenance
 
@@ -51,14 +51,10 @@ def make_view(runs: Sequence[Run]) -> PageView:
         raise ValueError("expected at least one run for a page, got none")
     ordered = _order(runs)
     labelled = list(zip(make_labels(ordered), ordered, strict=True))
-    present = {
-        kind: found
-        for kind in KINDS
-        if (found := [(label, run.results[kind]) for label, run in labelled if kind in run.results])
-    }
+    present = _by_kind(labelled)
     parts = {kind: section_of(kind).part(found) for kind, found in present.items()}
-    compared, why_not = _compared(labelled)
-    parts = compared | parts
+    comparison, why_not = _compared(labelled)
+    parts = parts if comparison is None else {"comparison": comparison_part(comparison), **parts}
     return PageView(
         title=_title(labelled, present),
         subtitle=_subtitle(ordered),
@@ -84,14 +80,34 @@ def make_view(runs: Sequence[Run]) -> PageView:
     )
 
 
-def _compared(labelled: Labelled) -> tuple[dict[str, Part], tuple[tuple[str, str, str], ...]]:
-    """Compare several runs; return their part of the page, first, else a note that says why there is none."""
-    if len(labelled) < 2:
-        return {}, ()
+def list_tables(runs: Sequence[Run]) -> list[Table]:
+    """Return all tables of a page of these runs, but for provenance, in its order."""
+    ordered = _order(runs)
+    labelled = list(zip(make_labels(ordered), ordered, strict=True))
+    comparison, _ = _compared(labelled)
+    first = [] if comparison is None else comparison_tables(comparison)
+    of_kinds = [table for kind, found in _by_kind(labelled).items() for table in section_of(kind).tables(found)]
+    return [*first, *of_kinds]
+
+
+def _compared(labelled: Labelled) -> tuple[Comparison | None, tuple[tuple[str, str, str], ...]]:
+    """Compare several runs; return a note that says why, where they cannot be."""
+    known = [(label, run.results) for label, run in labelled if run.results.keys() & set(COMPARED)]
+    if len(known) < 2:
+        return None, ()
     try:
-        return {"comparison": comparison_part(compare_results([(label, run.results) for label, run in labelled]))}, ()
+        return compare_results(known), ()
     except InputError as error:
-        return {}, ((f"The runs are not compared: {error.message}.", "not-compared", ""),)
+        return None, ((f"The runs are not compared: {error.message}.", "not-compared", ""),)
+
+
+def _by_kind(labelled: Labelled) -> dict[str, list[tuple[str, Record]]]:
+    """Return (run's label, result) by kind, in the order of the kinds."""
+    return {
+        kind: found
+        for kind in KINDS
+        if (found := [(label, run.results[kind]) for label, run in labelled if kind in run.results])
+    }
 
 
 def _order(runs: Sequence[Run]) -> list[Run]:

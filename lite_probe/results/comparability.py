@@ -13,6 +13,7 @@ from lite_probe.results.replay import Recipe, Replay
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.steps import Steps
 from lite_probe.results.subspace import SubspaceMeasurement
+from lite_probe.results.training import Training
 
 _DIGITS = 12  # of a digest, shown
 Conditions = dict[str, object]
@@ -33,7 +34,9 @@ def require_comparable(labelled: Sequence[tuple[str, Mapping[str, Any]]]) -> tup
     for label, results in labelled:
         if not results:
             raise InputError(f"expected something to compare of {label}, got no result of a kind that is compared")
-        owners.setdefault(next(iter(results.values())).provenance.checkpoint_fingerprint, []).append(label)
+        at_checkpoint = [one for kind, one in results.items() if kind != "training"]  # two runs may begin at one
+        if at_checkpoint:
+            owners.setdefault(at_checkpoint[0].provenance.checkpoint_fingerprint, []).append(label)
         for kind, result in results.items():
             for name, value in conditions_of(kind, result).items():
                 found.setdefault(f"{name} of the {kind}", {})[label] = value
@@ -76,6 +79,10 @@ def _of_subspace(subspace: SubspaceMeasurement) -> Conditions:
     return {"dimension": subspace.size}
 
 
+def _of_training(training: Training) -> Conditions:
+    return {"eigenpairs": training.top}
+
+
 def _of_steps(steps: Steps) -> Conditions:
     digest = steps.provenance.details.get("batches of the steps", "")
     return {
@@ -103,6 +110,7 @@ _OWN: Mapping[str, Any] = {
     "subspace": _of_subspace,
     "steps": _of_steps,
     "replay": _of_replay,
+    "training": _of_training,
 }
 
 

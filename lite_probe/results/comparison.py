@@ -7,7 +7,7 @@ together over all checkpoints, after Holm's correction; each has its own 95% int
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.results.steps import CriticalSteps, OptimizerSteps, Steps
 from lite_probe.results.store import load
 from lite_probe.results.subspace import SubspaceMeasurement, root_mean_square_condition
+from lite_probe.results.training import Training, TrainingPoint
 
 Results = Mapping[str, Any]  # by kind
 Samples = Mapping[int, float]  # by seed, or by batch
@@ -137,11 +138,20 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """A training run that was measured along its way."""
+
+    label: str
+    values: Mapping[str, tuple[tuple[int, Estimate], ...]]  # by quantity, (step, value within its bounds), ascending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Optimizers by checkpoints, in the order of training where steps are known."""
 
     checkpoints: tuple[Checkpoint, ...]
-    differences: tuple[Difference, ...] = field(default=())
+    trajectories: tuple[Trajectory, ...] = ()
+    differences: tuple[Difference, ...] = ()
     notes: tuple[Note, ...] = ()
 
     @property
@@ -286,11 +296,12 @@ def compare_results(labelled: Sequence[tuple[str, Results]]) -> Comparison:
     """
     known = [(label, {kind: one for kind, one in results.items() if kind in COMPARED}) for label, results in labelled]
     notes = require_comparable(known)
-    checkpoints = [_checkpoint(label, results) for label, results in known]
+    trajectories = tuple(_trajectory(label, results["training"]) for label, results in known if "training" in results)
+    checkpoints = [_checkpoint(label, results) for label, results in known if {*results} - {"training"}]
     steps = [one.step for one in checkpoints if one.step is not None]
     if len(set(steps)) == len(checkpoints):
         checkpoints = [checkpoints[place] for place in np.argsort(steps, kind="stable").tolist()]
-    comparison = Comparison(checkpoints=tuple(checkpoints), notes=notes)
+    comparison = Comparison(checkpoints=tuple(checkpoints), trajectories=trajectories, notes=notes)
     asked = {
         LOSSES: [("loss_change", *pair) for pair in _pairs(comparison, "loss_change", combinations)],
         PROGRESS: [
@@ -304,7 +315,7 @@ def compare_results(labelled: Sequence[tuple[str, Results]]) -> Comparison:
         LANDSCAPE_MOVED: [one for name in ("lambda_1", "trace", "anisotropy") for one in _moved(comparison, name)],
     }
     differences = [one for question, pairs in asked.items() for one in _decide(comparison, question, pairs)]
-    return Comparison(checkpoints=comparison.checkpoints, differences=tuple(differences), notes=notes)
+    return replace(comparison, differences=tuple(differences))
 
 
 # Questions
@@ -418,7 +429,7 @@ def _checkpoint(label: str, results: Results) -> Checkpoint:
         label=label,
         step=origin.checkpoint_step,
         fingerprint=origin.checkpoint_fingerprint,
-        kinds=tuple(results),
+        kinds=tuple(kind for kind in results if kind != "training"),
         landscape=_landscape(spectrum, results.get("subspace")),
         block_lambda_1={
             block: found
@@ -449,8 +460,7 @@ def _lambda_1(spectrum: OperatorSpectrum) -> Estimate | None:
     """Return the largest eigenvalue within its residual, which bounds it."""
     if not len(spectrum.eigenvalues):
         return None
-    value, residual = float(spectrum.eigenvalues[0]), float(spectrum.residual_norms[0])
-    return Estimate(value=value, stderr=0.0, low=value - residual, high=value + residual, num_samples=0)
+    return _within(float(spectrum.eigenvalues[0]), float(spectrum.residual_norms[0]))
 
 
 def _anisotropy(spectrum: OperatorSpectrum) -> Estimate | None:
@@ -539,4 +549,35 @@ def _of_steps(steps: OptimizerSteps, critical: CriticalSteps) -> tuple[dict[str,
     return {"edge_ratio": ratio, "critical_lr": rate}, samples, width
 
 
-COMPARED = ("spectrum", "subspace", "steps", "replay")  # kinds of measurement
+def _trajectory(label: str, training: Training) -> Trajectory:
+    """Return what a training run's points say; those that have no such value are left out."""
+    measured: dict[str, Callable[[TrainingPoint], Estimate | None]] = {
+        "loss": lambda point: Estimate.certain(point.loss),
+        "lambda_1": lambda point: _within(point.eigenvalues[0], point.residual_norms[0]) if point.eigenvalues else None,
+        "gradient_share": lambda point: (
+            None if point.gradient_share is None else Estimate.certain(point.gradient_share)
+        ),
+        "edge_ratio": lambda point: _bracketed(point, 1.0, is_inverse=True),
+        "critical_lr": lambda point: _bracketed(point, point.learning_rate),
+    }
+    values = {
+        quantity: tuple((point.step, value) for point in training.points if (value := read(point)) is not None)
+        for quantity, read in measured.items()
+    }
+    return Trajectory(label=label, values={quantity: points for quantity, points in values.items() if points})
+
+
+def _within(value: float, bound: float) -> Estimate:
+    return Estimate(value=value, stderr=0.0, low=value - bound, high=value + bound, num_samples=0)
+
+
+def _bracketed(point: TrainingPoint, unit: float | None, *, is_inverse: bool = False) -> Estimate | None:
+    """Return a point's critical multiple in a unit, or over 1, within its bracket; None where none was found."""
+    bounds = point.critical_bounds
+    if bounds is None or unit is None:
+        return None
+    low, high = (1.0 / bounds[1], 1.0 / bounds[0]) if is_inverse else (unit * bounds[0], unit * bounds[1])
+    return Estimate(value=float(np.sqrt(low * high)), stderr=0.0, low=low, high=high, num_samples=0)
+
+
+COMPARED = ("spectrum", "subspace", "steps", "replay", "training")  # kinds of measurement

@@ -132,6 +132,16 @@ def comparison_object(comparison: Comparison, outcomes: Sequence[Outcome] = ()) 
             }
             for one in comparison.checkpoints
         ],
+        "training": [
+            {
+                "name": one.label,
+                **{
+                    name: [{"step": step, **(estimate_object(value) or {})} for step, value in points]
+                    for name, points in one.values.items()
+                },
+            }
+            for one in comparison.trajectories
+        ],
         "differences": [
             {
                 "question": one.question,
@@ -205,6 +215,11 @@ def comparison_part(comparison: Comparison) -> Part:
         links=[("comparison", COMPARISON.heading)],
         figures=by_name([*drawings.values(), *ratios]),
     )
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """Return the tables of its part of a page, in its order."""
+    return [one for one in (outcome_table(comparison), landscape_table(comparison)) if one is not None]
 
 
 def outcome_table(comparison: Comparison) -> Table | None:

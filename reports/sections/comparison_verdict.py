@@ -23,6 +23,7 @@ from lite_probe.results.comparison import (
     Quantity,
     Side,
     Standing,
+    Trajectory,
 )
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.thresholds import Outcome
@@ -44,6 +45,7 @@ def judge_comparison(comparison: Comparison) -> Verdict:
         for one in comparison.differences
         for claim in [claim_of(one)]
     ]
+    points += [Point(tone="plain", text=_of_trajectory(one)) for one in comparison.trajectories]
     return Verdict(lead=_lead(comparison), points=(*points, *_corrected(comparison)))
 
 
@@ -166,7 +168,21 @@ def _lead(comparison: Comparison) -> str:
     told = [*_of_standings(comparison, standings)] if standings else []
     if not told or len(comparison.checkpoints) > 1:
         told += _of_landscape(comparison)
+    if not told and comparison.trajectories:
+        return f"{count_of(len(comparison.trajectories), 'training run')} on the same batches."
     return one_space(" ".join(told)) or _NOTHING
+
+
+def _of_trajectory(one: Trajectory) -> str:
+    """Say how λ₁ moved along a training run, and how close its steps came to the critical one."""
+    said = []
+    if found := one.values.get("lambda_1"):
+        ends = [f"{format_number(value.value, 3)} at step {step:,}" for step, value in (found[0], found[-1])]
+        said.append(f"λ₁ from {ends[0]} to {ends[1]}")
+    if found := one.values.get("edge_ratio"):
+        step, most = max(found, key=lambda point: point[1].value)
+        said.append(f"steps of at most {format_number(most.value, 2)} of the critical one, at step {step:,}")
+    return one_space(f"Along {one.label}: {'; '.join(said) or 'nothing but the loss was measured'}.")
 
 
 def _of_standings(comparison: Comparison, standings: Sequence[Standing]) -> list[str]:

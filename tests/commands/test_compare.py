@@ -198,3 +198,13 @@ def test_tables_fit_the_terminal(monkeypatch: pytest.MonkeyPatch, width: int) ->
     lines = [without_styles(line) for line in screen.getvalue().splitlines()]
     assert max(map(len, lines)) <= width
     assert not any("…" in line for line in lines)
+
+
+def test_prints_its_tables(saved: Path, tmp_path: Path) -> None:
+    asked = ("compare", saved / "early", saved / "late", "--out", tmp_path)
+    result = run(*asked, "--format", "csv", "--table", "comparison")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert "checkpoint,optimizer,lr,loss change (nats)," in "\n".join(lines[:2])
+    assert len([line for line in lines if line.startswith(("early,", "late,"))]) == 8
+    assert run(*asked, "--format", "md", "--table", "x").exit_code == 2

@@ -11,10 +11,11 @@ from lite_probe.reports.runs import Run
 from lite_probe.reports.sections.comparison import comparison_object, comparison_part, summarize_comparison
 from lite_probe.reports.sections.comparison_verdict import judge_comparison
 from lite_probe.reports.sections.section import Grid, Line, describe
-from lite_probe.reports.view import make_view
+from lite_probe.reports.view import list_tables, make_view
 from lite_probe.results.comparison import Comparison, compare_results
 from lite_probe.results.thresholds import decide_thresholds, parse_threshold
 from tests.reports.compared import make_comparison, make_results
+from tests.reports.training_results import make_training
 
 HOSTILE = "<img src=x onerror=alert(1)>|{{7*7}}"
 
@@ -224,3 +225,19 @@ def test_names_that_are_markup_are_text():
     assert "<img" not in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
     assert "49|" not in text
+
+
+def test_training_runs_are_told_and_printed():
+    found = compare_results([(name, {"training": make_training()}) for name in ("a", "b")])
+    verdict = judge_comparison(found)
+    assert verdict.lead == "2 training runs on the same batches."
+    assert verdict.points[0].text == (
+        "Along a: λ₁ from 10.0 at step 0 to 210 at step 200; steps of at most 0.51 of the critical one, at step 0."
+    )
+    printed = comparison_object(found)["training"]
+    assert printed[0]["lambda_1"][1] == {"step": 100, "value": 110.0, "stderr": 0.0, "low": 109.95, "high": 110.05}
+
+
+def test_a_page_lists_the_comparison_first_among_its_tables():
+    runs = [Run(**make_results(name, step)) for name, step in (("early", 100), ("late", 200))]
+    assert [table.name for table in list_tables(runs)][:2] == ["comparison", "comparison-landscape"]

@@ -21,8 +21,9 @@ from lite_probe.results.comparison import (
     compare_results,
 )
 from tests.reports.compared import make_comparison, make_results, make_steps_of, replay_of
-from tests.reports.fixtures import make_replay, make_spectrum
+from tests.reports.fixtures import make_provenance, make_replay, make_spectrum
 from tests.reports.steps_results import make_critical, make_optimizer, make_steps
+from tests.reports.training_results import make_point, make_training
 
 
 def at(name: str, label: str) -> Side:
@@ -285,3 +286,32 @@ def test_a_critical_step_that_was_not_found_is_left_out():
     found = compare_results([("early", {"steps": make_steps(name="early", step=100)}), ("late", {"steps": late})])
     assert "edge_ratio" not in found.at("late").entries["muon"].values
     assert found.of_question(STEPS_MOVED) == ()
+
+
+def test_training_runs_are_trajectories():
+    runs = [
+        (name, {"training": make_training(make_point(0, **changes), make_point(100))})
+        for name, changes in (("a", {}), ("b", {"eigenvalues": (), "residual_norms": (), "critical_low": 0.0}))
+    ]
+    found = compare_results(runs)
+    assert found.checkpoints == ()
+    first, second = found.trajectories
+    assert [(step, value.value, value.low, value.high) for step, value in first.values["lambda_1"]] == [
+        (0, 10.0, 9.95, 10.05),
+        (100, 110.0, 109.95, 110.05),
+    ]
+    (_, ratio), _ = first.values["edge_ratio"]
+    assert (ratio.low, ratio.high) == (pytest.approx(1 / 2.0), pytest.approx(1 / 1.9))
+    assert ratio.value == pytest.approx(math.sqrt(1 / 3.8))
+    (_, rate), _ = first.values["critical_lr"]
+    assert rate.value == pytest.approx(0.01 * math.sqrt(3.8))
+    assert [step for step, _ in second.values["lambda_1"]] == [step for step, _ in second.values["edge_ratio"]] == [100]
+    other = make_training(provenance=make_provenance(data_name="x.bin"))
+    with pytest.raises(InputError, match=r"data of the training: val\.bin at a, x\.bin at c"):
+        compare_results([runs[0], ("c", {"training": other})])
+
+
+def test_a_training_run_stands_beside_checkpoints():
+    found = compare_results([("early", {**make_results(), "training": make_training(num_parameters=10_724_352)})])
+    assert found.at("early").kinds == ("spectrum", "subspace", "steps", "replay")
+    assert [one.label for one in found.trajectories] == ["early"]
