@@ -152,6 +152,7 @@ def _report(error: Exception | Terminated, terminal: Terminal) -> int:
         "subspace runs/gpt/ckpt.pt --data val.bin",
         "steps runs/gpt/ckpt.pt --data val.bin --optimizers muon,soap",
         "replay runs/gpt/ckpt.pt --data val.bin --optimizers muon,muon-lite",
+        "compare runs/early.pt runs/late.pt --data val.bin --optimizers muon,muon-lite",
     ),
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -25,6 +25,7 @@ from lite_probe.commands.options import (
 from lite_probe.commands.reuse import find_unchanged, note_asked, stamp_of
 from lite_probe.commands.run_directory import likely_folders, measuring_into, run_directory
 from lite_probe.commands.scratch import leave, tell_disk, working_directory
+from lite_probe.commands.tables import FORMATS, asked_format, print_tables
 from lite_probe.commands.task import OPENING, Opened, TaskOptions, open_task, size_of, tell_task
 from lite_probe.errors import InputError
 from lite_probe.measurements.requests import OnProgress, option
@@ -48,6 +49,10 @@ class RunOptions:
     fresh: bool = option(False, "Measure again what is already there.")
     dry_run: bool = option(False, "Say what would be measured and what that costs, and stop.")
     as_json: bool = option(False, "Print one JSON object on stdout.", flag="--json")
+    as_format: str | None = option(
+        None, "Print the object, or the tables of the page, on stdout.", flag="--format", among=FORMATS
+    )
+    only_table: str | None = option(None, "Print the table of this name alone.", flag="--table", metavar="NAME")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,12 @@ class Measuring:
         """Return a result with what is asked for beside the measurement."""
         return result
 
+    def show(self, result: Any) -> None:
+        """Write what came of it to the terminal."""
+        from lite_probe.reports.sections.section import summarize
+
+        self.terminal.show(summarize(self.kind, result))
+
     @classmethod
     def require_success(cls, result: Any) -> None:
         """Fail where a result, which is saved, says that it failed; it is None where it was only planned."""
@@ -148,6 +159,7 @@ class Measuring:
     @classmethod
     def main(cls, terminal: Terminal, given: dict[str, Any]) -> None:
         """Measure one checkpoint, and show the result."""
+        form = asked_format(given)
         shown = cls.unchanged(terminal, given)
         if shown is None:
             one = cls.asked_for(terminal, dict(given))
@@ -156,7 +168,7 @@ class Measuring:
             shown = one.go(opened, folder)
             if shown.result is not None:
                 note_asked(folder, cls.kind, cls.stamp(given, folder), shown.result.fingerprint)
-        print_shown([shown], as_json=given["as_json"])
+        print_shown(cls.kind, [shown], form, given["only_table"])
         cls.require_success(shown.result)
 
     @classmethod
@@ -203,7 +215,7 @@ class Measuring:
 
     def go(self, opened: Opened, folder: Path) -> "Shown":
         """Measure into a run directory and show the result, or say what would be measured."""
-        from lite_probe.reports.sections.section import describe, summarize
+        from lite_probe.reports.sections.section import describe
 
         with nullcontext() if self.how.dry_run else measuring_into(self.terminal, folder, opened.task.info):
             tell_task(self.terminal, opened.task, opened.task.batches(self._plans.split(self.request)))
@@ -214,7 +226,7 @@ class Measuring:
                 self._start_from(opened, missing.measured(opened, folder))
             result = self.measured(opened, folder)
             paths = self._write_page(opened, folder)
-        self.terminal.show(summarize(self.kind, result))
+        self.show(result)
         return Shown(describe(self.kind, result), paths, result)
 
     # -- the steps -----------------------------------------------------------------------------------------------
@@ -383,11 +395,16 @@ class Measuring:
         return plans
 
 
-def print_shown(shown: Sequence[Shown], *, as_json: bool) -> None:
-    """Write to stdout what came of one checkpoint, or of several."""
-    if as_json:
+def print_shown(kind: str, shown: Sequence[Shown], form: str | None, only_table: str | None) -> None:
+    """Write to stdout what came of one checkpoint, or of several, in a format of `asked_format`."""
+    results = [one.result for one in shown if one.result is not None]
+    if form == "json":
         objects = [one.printed for one in shown]
         print_stdout(json.dumps(objects if len(objects) > 1 else objects[0]))
+    elif form is not None and results:
+        from lite_probe.reports.runs import Run
+
+        print_tables([Run(**{kind: result}) for result in results], form, only_table)
     elif paths := [str(path) for one in shown for path in one.paths]:
         print_stdout("\n".join(paths))
 

@@ -18,12 +18,12 @@ from lite_probe.measurements.requests import Option, options_of
 from lite_probe.results.kinds import KINDS
 
 CONFIG_NAME = "lite-probe.toml"
-COMMANDS = ("inspect", "spectrum", "subspace", "steps", "replay", "tune", "report", "demo")
+COMMANDS = ("inspect", "spectrum", "subspace", "steps", "replay", "tune", "compare", "report", "demo")
 
 # Not for a file: what runs code, what says where to write, and how one call behaves.
 _NOT_CONFIGURABLE = {
     *("trust_pickle", "task_file", "blocks_file", "out", "scratch"),
-    *("config_file", "fresh", "as_json", "dry_run", "quiet", "verbose"),
+    *("config_file", "fresh", "as_json", "as_format", "only_table", "dry_run", "quiet", "verbose"),
 }
 _MOST_CONFIG_BYTES = 2**20
 _PATH_OPTIONS = {"data_path", "relative_path", "tokenizer", "model_config"}
@@ -213,7 +213,7 @@ def _kind(value: object) -> str:
 
 def command_names() -> list[str]:
     """Return all commands, in the order of a user's way through them; kinds that were added come last."""
-    return [*COMMANDS, *(name for name, kind in KINDS.items() if kind.word not in COMMANDS)]
+    return [*COMMANDS, *(name for name, kind in KINDS.items() if kind.has_command and kind.word not in COMMANDS)]
 
 
 def find_command(name: str) -> click.Command | None:

@@ -23,7 +23,7 @@ _MOST_BYTES = 2**20
 _MOST_FILES = 10_000
 _FILES = ("checkpoint", "model_config", "blocks_file", "data_path", "relative_path", "tokenizer")
 # What changes nothing of a result; and `verify`, which the result itself tells.
-_APART = {"out", "scratch", "fresh", "dry_run", "as_json", "memory", "verify"}
+_APART = {"out", "scratch", "fresh", "dry_run", "as_json", "as_format", "only_table", "memory", "verify"}
 
 
 def stamp_of(given: Mapping[str, Any], folder: Path, needs: Sequence[str]) -> str | None:

@@ -21,7 +21,10 @@ class SpectrumMeasuring(Measuring):
     """
 
     kind = "spectrum"
-    examples = ("spectrum runs/gpt/ckpt.pt --data val.bin --per-block",)
+    examples = (
+        "spectrum runs/gpt/ckpt.pt --data val.bin --per-block",
+        "spectrum runs/gpt/ckpt.pt --data val.bin --per-block --format latex --table blocks",
+    )
     own_options = (click.option("--verify", is_flag=True, help="Ask PyHessian for a second opinion."),)
 
     def vet(self) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lite_probe.commands.console import Terminal
 from lite_probe.commands.measuring import Measuring, print_shown
 from lite_probe.commands.run_directory import run_directory
+from lite_probe.commands.tables import asked_format
 from lite_probe.commands.task import OPENING, TaskOptions
 from lite_probe.errors import InputError, UsageError
 
@@ -36,6 +37,7 @@ class SubspaceMeasuring(Measuring):
         if len(checkpoints) == 1:
             super().main(terminal, {**given, "checkpoint": checkpoints[0]})
             return
+        form = asked_format(given)
         each = [cls.asked_for(terminal, {**given, "checkpoint": checkpoint}) for checkpoint in checkpoints]
         with terminal.waiting(OPENING):
             require_comparable([one.asked for one in each])
@@ -48,7 +50,7 @@ class SubspaceMeasuring(Measuring):
             shown.append(one.go(opened, folder))
             if one.request.spectrum is not None:  # there is none yet where it is only planned
                 earlier.append((opened.task.info.name, one.request.spectrum))
-        print_shown(shown, as_json=given["as_json"])
+        print_shown(cls.kind, shown, form, given["only_table"])
 
 
 def require_comparable(asked: Sequence[TaskOptions]) -> None:

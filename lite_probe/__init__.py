@@ -13,6 +13,8 @@
     steps = lp.measure_steps(task, optimizers=["muon"], lr={"muon": 0.0078})
     steps.profile("muon"), steps.implied_ratio("ffn"), steps.critical("muon")
     tuning = lp.tune(task, optimizer="muon-lite", lr=0.0078, nodes=8, topology="ring")
+    comparison = lp.compare(["probe/early", "probe/late"])
+    comparison.standings, comparison.differences
     lp.optim.make_optimizer("muon-lite", model.named_parameters(), lr=tuning.lr, **tuning.settings)
 
 A name is imported when it is first used, so that `import lite_probe` alone loads neither torch nor transformers.
@@ -34,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lite_probe import bilevel as bilevel
+    from lite_probe import callbacks as callbacks
     from lite_probe import optim as optim
     from lite_probe.checkpoints import open_checkpoint as open_checkpoint
     from lite_probe.measurements.replay import replay as replay
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from lite_probe.measurements.steps import measure_steps as measure_steps
     from lite_probe.measurements.subspace import measure_subspace as measure_subspace
     from lite_probe.measurements.tune import tune as tune
+    from lite_probe.results.comparison import compare as compare
     from lite_probe.results.store import load as load
     from lite_probe.results.store import save as save
     from lite_probe.task import Task as Task
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     from lite_probe.version import __version__ as __version__
 
 _HOME = {
+    "compare": "lite_probe.results.comparison",
     "open_checkpoint": "lite_probe.checkpoints",
     "make_task": "lite_probe.task.build",
     "load": "lite_probe.results.store",
@@ -65,6 +70,8 @@ __all__ = [
     "Task",
     "__version__",
     "bilevel",
+    "callbacks",
+    "compare",
     "load",
     "make_task",
     "measure_spectrum",
@@ -80,7 +87,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
-    if name in ("bilevel", "optim"):
+    if name in ("bilevel", "callbacks", "optim"):
         return import_module(f"lite_probe.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'lite_probe' has no attribute {name!r}")

@@ -57,6 +57,12 @@ class ReplayError(LiteProbeError):
     exit_code = 5
 
 
+class ThresholdError(LiteProbeError):
+    """What was measured misses a threshold that it was to keep."""
+
+    exit_code = 5
+
+
 class OutputError(LiteProbeError):
     """A result cannot be written: no space, no permission, a file where a folder should be."""
 

@@ -1,13 +1,13 @@
 """The first screen of a page: who made progress where, how sure that is, on what, and what would make it surer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lite_probe.reports.drawing import Drawing
 from lite_probe.reports.numbers import count_of, format_count
 from lite_probe.reports.runs import Run
 from lite_probe.reports.sections import replay_overview
-from lite_probe.reports.sections.section import Part, section_of
+from lite_probe.reports.sections.section import Part, shown_as
 from lite_probe.reports.sections.tiles import Tiles, make_tiles
 from lite_probe.reports.table import Table
 from lite_probe.results.provenance import Provenance
@@ -65,6 +65,7 @@ def make_overview(labelled: Labelled, parts: Mapping[str, Part]) -> Overview:
             settling=_missing(runs),
         )
     is_alone = len(labelled) == 1
+    compared = parts.get("comparison")
     answers = tuple(
         Answer(
             heading="" if len(replays) == 1 else label,
@@ -75,21 +76,36 @@ def make_overview(labelled: Labelled, parts: Mapping[str, Part]) -> Overview:
     )
     label, replay = replays[-1]
     pictures = (replay_overview.draw_gaps("gap", replay), replay_overview.draw_parts("parts", replay))
+    if compared is not None:
+        answers = (Answer(heading="", lead=" ".join(text for _, text in compared.leads)),)
+        figures = compared.view["figures"]
+        pictures = tuple(_small(figures[name], title) for name, title in _COMPARED.items())
     return Overview(
         on=_on(runs, replay),
         warnings=tuple(dict.fromkeys(text for _, one in replays for text in replay_overview.warn(one))),
         answers=answers,
         outcome=replay_overview.outcome_table(replays),
         pictures=tuple(one for one in pictures if one is not None),
-        of_last="" if is_alone else label,
+        of_last="" if is_alone or compared is not None else label,
         tiles=tiles,
         settling=(*replay_overview.settle(replay), *_missing(runs)),
     )
 
 
+_COMPARED = {"loss_change": "Loss change by checkpoint", "flat": "Flat progress by checkpoint"}
+
+
+def _small(drawing: Drawing | None, title: str) -> Drawing | None:
+    """Return a figure of a comparison for the first screen, where it is a second time."""
+    if drawing is None:
+        return None
+    layout = drawing.figure["layout"] | {"height": replay_overview.HEIGHT}
+    return replace(drawing, name=f"first-{drawing.name}", title=title, figure={**drawing.figure, "layout": layout})
+
+
 def _own_answers(parts: Mapping[str, Part]) -> tuple[Answer, ...]:
     """Return the answers of all parts, each under its name where there are several."""
-    leads = [(section_of(kind).heading, label, text) for kind, part in parts.items() for label, text in part.leads]
+    leads = [(shown_as(kind).heading, label, text) for kind, part in parts.items() for label, text in part.leads]
     return tuple(
         Answer(heading="" if len(leads) == 1 else f"{heading}, {label}" if label else heading, lead=text)
         for heading, label, text in leads

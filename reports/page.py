@@ -13,7 +13,7 @@ import plotly.offline
 from markupsafe import Markup
 
 from lite_probe.reports.runs import Run, load_run
-from lite_probe.reports.sections.section import TEMPLATES, section_of
+from lite_probe.reports.sections.section import TEMPLATES, shown_as
 from lite_probe.reports.view import make_view
 from lite_probe.results.store import write_atomically
 
@@ -36,9 +36,9 @@ def render_page(runs: Sequence[Run]) -> str:
     sections = [
         (
             kind,
-            section_of(kind).heading,
+            shown_as(kind).heading,
             part,
-            Markup(environment.from_string(section_of(kind).template.read_text()).render(part=part.view)),
+            Markup(environment.from_string(shown_as(kind).template.read_text()).render(part=part.view)),
         )
         for kind, part in view.parts.items()
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lite_probe.reports.numbers import count_of
 from lite_probe.results.claim import Claim
 from lite_probe.results.provenance import Provenance
+from lite_probe.results.replay import base_name as base_name
 
 TONES = {"holds": "good", "fails": "caution"}  # of a claim's status; others are plain
 
@@ -80,17 +81,6 @@ def one_space(text: str) -> str:
 def join_names(names: Sequence[str]) -> str:
     """Join names in a sentence: `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def base_name(name: str) -> str:
-    """Return the optimizer that a LITE variant is a variant of, SAMuon among them; another's name is its own.
-
-    Variants may have a label, as in muon-lite@mild.
-    """
-    plain = name.partition("@")[0]
-    if plain == "samuon":
-        return "muon"
-    return plain.removesuffix("-lite") if plain.endswith("-lite") else name
 
 
 def batch_words(provenance: Provenance) -> str:

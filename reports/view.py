@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from lite_probe.errors import InputError
 from lite_probe.reports.numbers import MISSING, format_bytes, format_duration
 from lite_probe.reports.overview import Overview, make_overview
 from lite_probe.reports.runs import Run
+from lite_probe.reports.sections.comparison import comparison_part, comparison_tables
 from lite_probe.reports.sections.section import Part, Record, section_of
 from lite_probe.reports.table import Cell, Column, Table, make_table, text_cell
 from lite_probe.reports.verdict import join_names
+from lite_probe.results.comparison import COMPARED, Comparison, compare_results
 from lite_probe.results.kinds import KINDS
 
 Labelled = Sequence[tuple[str, Run]]
@@ -48,18 +51,16 @@ def make_view(runs: Sequence[Run]) -> PageView:
         raise ValueError("expected at least one run for a page, got none")
     ordered = _order(runs)
     labelled = list(zip(make_labels(ordered), ordered, strict=True))
-    present = {
-        kind: found
-        for kind in KINDS
-        if (found := [(label, run.results[kind]) for label, run in labelled if kind in run.results])
-    }
+    present = _by_kind(labelled)
     parts = {kind: section_of(kind).part(found) for kind, found in present.items()}
+    comparison, why_not = _compared(labelled)
+    parts = parts if comparison is None else {"comparison": comparison_part(comparison), **parts}
     return PageView(
         title=_title(labelled, present),
         subject=_subject(labelled),
         overview=make_overview(labelled, parts),
         parts=parts,
-        notes=_notes(labelled),
+        notes=(*_notes(labelled), *why_not),
         provenance=_provenance(labelled),
         commands=tuple(
             (
@@ -71,6 +72,36 @@ def make_view(runs: Sequence[Run]) -> PageView:
             if result.provenance.command  # a measurement from Python may have none
         ),
     )
+
+
+def list_tables(runs: Sequence[Run]) -> list[Table]:
+    """Return all tables of a page of these runs, but for provenance, in its order."""
+    ordered = _order(runs)
+    labelled = list(zip(make_labels(ordered), ordered, strict=True))
+    comparison, _ = _compared(labelled)
+    first = [] if comparison is None else comparison_tables(comparison)
+    of_kinds = [table for kind, found in _by_kind(labelled).items() for table in section_of(kind).tables(found)]
+    return [*first, *of_kinds]
+
+
+def _compared(labelled: Labelled) -> tuple[Comparison | None, tuple[tuple[str, str, str], ...]]:
+    """Compare several runs; return a note that says why, where they cannot be."""
+    known = [(label, run.results) for label, run in labelled if run.results.keys() & set(COMPARED)]
+    if len(known) < 2:
+        return None, ()
+    try:
+        return compare_results(known), ()
+    except InputError as error:
+        return None, ((f"The runs are not compared: {error.message}.", "not-compared", ""),)
+
+
+def _by_kind(labelled: Labelled) -> dict[str, list[tuple[str, Record]]]:
+    """Return (run's label, result) by kind, in the order of the kinds."""
+    return {
+        kind: found
+        for kind in KINDS
+        if (found := [(label, run.results[kind]) for label, run in labelled if kind in run.results])
+    }
 
 
 def _order(runs: Sequence[Run]) -> list[Run]:

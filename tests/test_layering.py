@@ -34,6 +34,7 @@ RANK = {
     "steps": 10,
     "bilevel": 10,
     "measurements": 11,
+    "callbacks": 11,
     "reports": 12,
     "commands": 13,
     "__main__": 14,

@@ -17,7 +17,8 @@ class Kind:
     Attributes:
         name: For example "spectrum".
         record: "module:name" of the frozen dataclass that holds what was measured.
-        request: Of the dataclass of what can be asked, a `lite_probe.measurements.requests.Request`.
+        request: Of the dataclass of what can be asked, a `lite_probe.measurements.requests.Request`; empty, as is the
+            plan, where no command measures it.
         plan: Of the class that plans and runs it, a `lite_probe.measurements.base.Plan`.
         section: Of an instance of `lite_probe.reports.sections.section.Section`.
         command: Of its click command; empty where it has nothing of its own.
@@ -25,8 +26,8 @@ class Kind:
 
     name: str
     record: str
-    request: str
-    plan: str
+    request: str = ""
+    plan: str = ""
     section: str
     command: str = ""
 
@@ -34,6 +35,11 @@ class Kind:
     def word(self) -> str:
         """What its command is called: as the kind, where it has no module of its own."""
         return self.command.partition(":")[0].rpartition(".")[2] or self.name
+
+    @property
+    def has_command(self) -> bool:
+        """Whether a command measures it."""
+        return bool(self.request)
 
     def load(self, part: str) -> Any:
         """Import a part: "record", "request", "plan", "section" or "command"."""
@@ -71,3 +77,11 @@ for _name, _word, _record in (
             command=f"lite_probe.commands.{_word}:command",
         )
     )
+
+register_kind(
+    Kind(
+        name="training",
+        record="lite_probe.results.training:Training",
+        section="lite_probe.reports.sections.training:SECTION",
+    )
+)

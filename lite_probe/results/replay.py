@@ -317,6 +317,15 @@ class Replay:
     provenance: Provenance
 
     @property
+    def rounding(self) -> float:
+        """The least difference of two losses that is more than rounding, nats: ε·|L(θ₀)|.
+
+        ε is float64's where the model is in it, else float32's: lower precisions have their losses computed in that.
+        """
+        kind = np.float64 if self.provenance.precision == "float64" else np.float32
+        return float(np.finfo(kind).eps) * abs(self.start_loss)
+
+    @property
     def optimizers(self) -> tuple[str, ...]:
         """Names in the order asked for."""
         return tuple(self.recipes)
@@ -494,6 +503,17 @@ class Replay:
         first = {run.seed: run for run in self.runs_of(optimizer, ablation)}
         second = {run.seed: run for run in self.runs_of(other, other_ablation)}
         return [value(first[seed]) - value(second[seed]) for seed in sorted(first.keys() & second.keys())]
+
+
+def base_name(name: str) -> str:
+    """Return the optimizer that a LITE variant is a variant of, SAMuon among them; another's name is its own.
+
+    Variants may have a label, as in muon-lite@mild.
+    """
+    plain = name.partition("@")[0]
+    if plain == "samuon":
+        return "muon"
+    return plain.removesuffix("-lite") if plain.endswith("-lite") else name
 
 
 def _modelled_change(step: int, runs: list[ReplayRun]) -> ModelledChange:

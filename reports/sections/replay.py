@@ -108,6 +108,11 @@ class ReplaySection(Section):
             },
         }
 
+    def tables(self, labelled: Sequence[tuple[str, Replay]]) -> Sequence[Table]:
+        """Return the page's tables, those of one run after those of another."""
+        found = [_tables(number, label, one) for number, (label, one) in enumerate(labelled, 1)]
+        return [table for tables in found for table in tables.values() if table is not None]
+
     def part(self, labelled: Sequence[tuple[str, Replay]]) -> Part:
         """Draw and list everything, a section per run."""
         views = [_view(number, label, one) for number, (label, one) in enumerate(labelled, 1)]
@@ -122,6 +127,11 @@ class ReplaySection(Section):
 SECTION = ReplaySection()
 
 
+def _tables(number: int, label: str, replay: Replay) -> dict[str, Table | None]:
+    """Return what the template gets of tables of one replay."""
+    return {name: list_replay(name, replay, number, label) for name in _LISTINGS}
+
+
 def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
     """Return what the template gets of one replay, whose tables and figures are named by its number."""
     counts = [(replay.steps, "step"), (replay.num_seeds, "seed"), (len(replay.eigenvalues), "sharp direction")]
@@ -131,7 +141,7 @@ def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
         "number": number,
         "subtitle": f"{steps} · {seeds} · {replay.rule} rule · {directions} · losses of {batches}",
         "verdict": judge_replay(replay),
-        "tables": {name: list_replay(name, replay, number, label) for name in _LISTINGS},
+        "tables": _tables(number, label, replay),
         "figures": {
             "loss": draw_loss(f"loss-{number}", replay),
             "progress": draw_progress(f"progress-{number}", replay),

@@ -29,7 +29,7 @@ from lite_probe.results.replay import Replay
 
 _FEW_SEEDS = 5  # below which only large differences can be told
 _FEW_TOKENS = 16_384  # of the evaluation set, below which another one may well say otherwise
-_HEIGHT = 240
+HEIGHT = 240
 _MANY_SEEDS = 60  # that nobody runs
 
 
@@ -276,7 +276,7 @@ def draw_gaps(name: str, replay: Replay) -> Drawing | None:
         if optimizer != best:
             sentences.append(f"{optimizer} ends {format_number(float(mean[-1]), 3)} nats above it.")
     figure.layout = layout(
-        _HEIGHT,
+        HEIGHT,
         xaxis=axis("step", rangemode="tozero"),
         yaxis=axis(f"loss minus {best}’s (nats)"),
         shapes=[reference_line(y=0)],
@@ -312,7 +312,7 @@ def draw_parts(name: str, replay: Replay) -> Drawing | None:
         flat, sharp = (format_uncertain(one.value, half) for one, half in zip(pair, halves, strict=True))
         sentences.append(f"{optimizer}: {flat} nats flat, {sharp} nats sharp.")
     figure.layout = layout(
-        _HEIGHT,
+        HEIGHT,
         xaxis=axis("directions", type="category", ticks=""),
         yaxis=axis("progress (nats)"),
         barmode="group",

@@ -72,12 +72,8 @@ def judge_replay(replay: Replay) -> Verdict:
 
 
 def rounding(replay: Replay) -> float:
-    """Return the least difference of two losses that is more than rounding, nats: ε·|L(θ₀)|.
-
-    ε is float64's where the model is in it, else float32's: lower precisions have their losses computed in that.
-    """
-    kind = np.float64 if replay.provenance.precision == "float64" else np.float32
-    return float(np.finfo(kind).eps) * abs(replay.start_loss)
+    """Return the least difference of two losses that is more than rounding, nats."""
+    return replay.rounding
 
 
 def is_rounding(replay: Replay, estimate: Estimate) -> bool:

@@ -6,13 +6,16 @@ A kind's section is named in `lite_probe.results.kinds` and loaded when somethin
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lite_probe.reports.verdict import Verdict
 from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.kinds import KINDS
 from lite_probe.results.provenance import Note, Provenance
+
+if TYPE_CHECKING:
+    from lite_probe.reports.table import Table
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 
@@ -122,6 +125,10 @@ class Section(Protocol):
         """Return what programs get of a verdict's claims."""
         return [asdict(claim) for claim in claims]
 
+    def tables(self, labelled: Sequence[tuple[str, Any]]) -> "Sequence[Table]":
+        """Return the page's tables of results, in its order; arguments as of `part`."""
+        return ()
+
     def part(self, labelled: Sequence[tuple[str, Any]]) -> Part:
         """Decide what a page says of results; (run's label, result) in the order of the page."""
 
@@ -130,6 +137,22 @@ def section_of(kind: str) -> Section:
     """Load how a kind is shown."""
     section: Section = KINDS[kind].load("section")
     return section
+
+
+@dataclass(frozen=True, slots=True)
+class Across:
+    """A part of a page that is of several runs together, and of no one kind."""
+
+    heading: str
+    template: Path
+
+
+def shown_as(kind: str) -> Section | Across:
+    """Return heading and template of a part of a page."""
+    return COMPARISON if kind == "comparison" else section_of(kind)
+
+
+COMPARISON = Across("Comparison", TEMPLATES / "comparison.html.j2")
 
 
 def summarize(kind: str, result: Record) -> list[Block]:

@@ -103,9 +103,12 @@ class SpectrumSection(Section):
             "verification": None if opinion is None else _verification_object(opinion),
         }
 
+    def tables(self, labelled: Labelled) -> Sequence[Table]:
+        """Return the page's tables."""
+        return [table for table in _tables(labelled).values() if table is not None]
+
     def part(self, labelled: Labelled) -> Part:
         """Draw and list everything, spectra beside one another."""
-        is_alone = len(labelled) == 1
         wholes = [(label, one.whole) for label, one in labelled]
         scale = asinh_scale([whole for _, whole in wholes])
         drawings = {
@@ -115,17 +118,8 @@ class SpectrumSection(Section):
             "lower": draw_end("lower-end", wholes, is_lower=True),
             "blocks": draw_blocks([(label, dict(one.blocks)) for label, one in labelled]),
         }
-        tolerances = " or ".join(sorted({format_number(whole.tolerance, 1) for _, whole in wholes}))
-        caption = f"Eigenpairs at both ends; converged means a residual of at most {tolerances}·|λ|."
-        pairs = [(label, ("", whole)) for label, whole in wholes]
-        tables = {
-            "key_numbers": key_table(labelled),
-            "pairs": pair_table("eigenpairs", caption, pairs, is_alone=is_alone),
-            "block_table": block_table(labelled, is_alone=is_alone),
-            "verification": verification_table(labelled, is_alone=is_alone),
-        }
         verdict = judge(labelled)
-        view = {**drawings, **tables, "asinh_scale": format_number(scale, 1), "points": verdict.points}
+        view = {**drawings, **_tables(labelled), "asinh_scale": format_number(scale, 1), "points": verdict.points}
         return Part(
             view=view,
             leads=[("", verdict.lead)],
@@ -135,6 +129,20 @@ class SpectrumSection(Section):
 
 
 SECTION = SpectrumSection()
+
+
+def _tables(labelled: Labelled) -> dict[str, Table | None]:
+    """Return what the template gets of tables."""
+    is_alone = len(labelled) == 1
+    tolerances = " or ".join(sorted({format_number(one.whole.tolerance, 1) for _, one in labelled}))
+    caption = f"Eigenpairs at both ends; converged means a residual of at most {tolerances}·|λ|."
+    pairs = [(label, ("", one.whole)) for label, one in labelled]
+    return {
+        "key_numbers": key_table(labelled),
+        "pairs": pair_table("eigenpairs", caption, pairs, is_alone=is_alone),
+        "block_table": block_table(labelled, is_alone=is_alone),
+        "verification": verification_table(labelled, is_alone=is_alone),
+    }
 
 
 # Key numbers

@@ -152,28 +152,34 @@ class StepsSection(Section):
             "replay_command": replay_command(result) or None,
         }
 
+    def tables(self, labelled: Labelled) -> Sequence[Table]:
+        """Return the page's tables."""
+        return [table for table in _tables(labelled).values() if table is not None]
+
     def part(self, labelled: Labelled) -> Part:
         """Draw and list everything, runs below one another."""
         is_alone = len(labelled) == 1
         runs = [_view(number, "" if is_alone else label, one) for number, (label, one) in enumerate(labelled, 1)]
-        view = {
-            "runs": runs,
-            "tables": {
-                "critical": critical_table(labelled, is_alone=is_alone),
-                "groups": group_table(labelled, is_alone=is_alone),
-                "blocks": block_table(labelled, is_alone=is_alone),
-                "lines": line_table(labelled, is_alone=is_alone),
-                "bands": band_table(labelled, is_alone=is_alone),
-            },
-        }
         return Part(
-            view=view,
+            view={"runs": runs, "tables": _tables(labelled)},
             leads=[(run["label"], run["lead"]) for run in runs],
             figures=by_name([one for run in runs for one in (*run["profiles"], run["critical"])]),
         )
 
 
 SECTION = StepsSection()
+
+
+def _tables(labelled: Labelled) -> dict[str, Table | None]:
+    """Return what the template gets of tables."""
+    makers = {
+        "critical": critical_table,
+        "groups": group_table,
+        "blocks": block_table,
+        "bands": band_table,
+        "lines": line_table,
+    }
+    return {name: make(labelled, is_alone=len(labelled) == 1) for name, make in makers.items()}
 
 
 def _view(number: int, label: str, steps: Steps) -> dict[str, Any]:

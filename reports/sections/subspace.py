@@ -114,34 +114,39 @@ class SubspaceSection(Section):
             "hvps_by_part": dict(result.hvps_by_part),
         }
 
+    def tables(self, labelled: Labelled) -> Sequence[Table]:
+        """Return the page's tables."""
+        return [table for table in _tables(labelled).values() if table is not None]
+
     def part(self, labelled: Labelled) -> Part:
         """Draw and list everything, runs below one another."""
         is_alone = len(labelled) == 1
         named = [("" if is_alone else label, found) for label, found in labelled]
         verdicts = [(label, judge_subspace(found)) for label, found in named]
         calibrations, contrasts = draw_calibrations(named), draw_contrasts(named)
-        spectra = [(label, (name, one)) for label, found in labelled for name, one, _ in _metrics(found)]
-        view = {
-            "verdicts": verdicts,
-            "energy": energy_table(labelled, is_alone=is_alone),
-            "overlaps": overlap_table(labelled, is_alone=is_alone),
-            "calibrations": calibrations,
-            "contrasts": contrasts,
-            "contrast_table": contrast_table(labelled, is_alone=is_alone),
-            "band_table": band_table(labelled, is_alone=is_alone),
-            "metrics": metric_table(labelled, is_alone=is_alone),
-            "metric_pairs": pair_table(
-                "metric-pairs", "Eigenpairs in each metric.", spectra, kinds="metric", is_alone=is_alone
-            ),
-        }
         return Part(
-            view=view,
+            view={"verdicts": verdicts, "calibrations": calibrations, "contrasts": contrasts, **_tables(labelled)},
             leads=[(label, verdict.lead) for label, verdict in verdicts],
             figures=by_name([*calibrations, *contrasts]),
         )
 
 
 SECTION = SubspaceSection()
+
+
+def _tables(labelled: Labelled) -> dict[str, Table | None]:
+    """Return what the template gets of tables."""
+    is_alone = len(labelled) == 1
+    spectra = [(label, (name, one)) for label, found in labelled for name, one, _ in _metrics(found)]
+    caption = "Eigenpairs in each metric."
+    return {
+        "energy": energy_table(labelled, is_alone=is_alone),
+        "overlaps": overlap_table(labelled, is_alone=is_alone),
+        "contrast_table": contrast_table(labelled, is_alone=is_alone),
+        "metrics": metric_table(labelled, is_alone=is_alone),
+        "band_table": band_table(labelled, is_alone=is_alone),
+        "metric_pairs": pair_table("metric-pairs", caption, spectra, kinds="metric", is_alone=is_alone),
+    }
 
 
 def answers(found: SubspaceMeasurement) -> dict[tuple[str, str], str]:

@@ -110,19 +110,28 @@ class TuningSection(Section):
             "replay_command": replay_command(result),
         }
 
+    def tables(self, labelled: Labelled) -> Sequence[Table]:
+        """Return the page's tables."""
+        return [table for table in _tables(labelled).values() if table is not None]
+
     def part(self, labelled: Labelled) -> Part:
         """Draw and list everything, runs below one another."""
         is_alone = len(labelled) == 1
         runs = [_view(number, "" if is_alone else label, one) for number, (label, one) in enumerate(labelled, 1)]
-        makers = {"blocks": block_table, "candidates": candidate_table, "methods": method_table, "groups": group_table}
         return Part(
-            view={"runs": runs, "tables": {name: make(labelled, is_alone=is_alone) for name, make in makers.items()}},
+            view={"runs": runs, "tables": _tables(labelled)},
             leads=[(run["label"], run["verdict"].lead) for run in runs],
             figures=by_name([one for run in runs for one in run["figures"].values()]),
         )
 
 
 SECTION = TuningSection()
+
+
+def _tables(labelled: Labelled) -> dict[str, Table | None]:
+    """Return what the template gets of tables."""
+    makers = {"blocks": block_table, "candidates": candidate_table, "methods": method_table, "groups": group_table}
+    return {name: make(labelled, is_alone=len(labelled) == 1) for name, make in makers.items()}
 
 
 def _view(number: int, label: str, tuning: Tuning) -> dict[str, Any]:

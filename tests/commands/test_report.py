@@ -78,3 +78,43 @@ def test_bad_input(
     assert found.exit_code == code, found.stderr
     assert re.search(said, found.stderr), found.stderr
     assert not list(tmp_path.rglob("*.html"))
+
+
+def test_its_tables_go_to_stdout(runs: list[Path]) -> None:
+    def told(*arguments: str) -> str:
+        found = CliRunner().invoke(cli, ["report", *map(str, runs), *arguments])
+        assert found.exit_code == 0, found.stderr
+        return found.stdout
+
+    markdown = told("--format", "md")
+    assert markdown.startswith("**± is the residual of an eigenvalue, else half of the 95% interval over probes.**\n\n")
+    assert "| λ₁ (loss/param²) |" in markdown
+    assert r"\begin{tabular}{lrr}" in told("--format", "latex")
+    everything = told("--format", "csv")
+    assert [line for line in everything.splitlines() if line.startswith("# ")] == [
+        "# key-numbers",
+        "# eigenpairs",
+        "# blocks",
+    ]
+    alone = told("--format", "csv", "--table", "blocks")
+    assert alone.startswith("checkpoint,block,")
+    assert alone in everything
+    assert json.loads(told("--format", "json")) == {"report": str(runs[0] / "report.html")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--table", "blocks"), "expected --format csv, md or latex with --table blocks, got none"),
+        (("--json", "--format", "md"), "expected one format, got --json and --format md"),
+        (
+            ("--format", "md", "--table", "x"),
+            "expected a table of key-numbers, eigenpairs, blocks, got 'x'",
+        ),
+        (("--format", "html"), "expected one of json, csv, md, latex, got html"),
+    ],
+)
+def test_formats_that_make_no_sense_are_refused(runs: list[Path], arguments: tuple[str, ...], said: str) -> None:
+    found = CliRunner().invoke(cli, ["report", str(runs[0]), *arguments])
+    assert found.exit_code == 2
+    assert said in " ".join(found.stderr.split())

@@ -1,6 +1,8 @@
 """The command from end to end on a tiny checkpoint: files, stdout, reuse, options that reach the measurement."""
 
+import csv
 import inspect
+import io
 import json
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from lite_probe.commands.main import cli
 from lite_probe.commands.spectrum import command
+from lite_probe.results.store import load
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +54,31 @@ def test_stdout_is_the_paths_written(measured: tuple[Path, Result]) -> None:
     assert paths == [str(out / "report.html"), str(out / "spectrum.json")]
     assert all(Path(path).is_file() for path in paths)
     assert {path.name for path in out.iterdir()} >= {"checkpoint.json", "spectrum.safetensors"}
+
+
+def test_stdout_is_its_tables_in_the_format_asked_for(
+    measured: tuple[Path, Result], tiny_llama: Path, text: Path
+) -> None:
+    out, _ = measured
+
+    def told(*how: str) -> str:
+        found = spectrum(tiny_llama, text, out, "--per-block", *how)
+        assert found.exit_code == 0, found.stderr
+        assert "already measured" in found.stderr
+        return found.stdout
+
+    saved = load(out, "spectrum")
+    rows = list(csv.DictReader(io.StringIO(told("--format", "csv", "--table", "eigenpairs"))))
+    assert [float(row["λ (loss/param²)"]) for row in rows[:3]] == saved.eigenvalues.tolist()
+    assert [float(row["residual (loss/param²)"]) for row in rows[:3]] == saved.residual_norms.tolist()
+    assert "| λ₁ (loss/param²) |" in told("--format", "md")
+    assert r"\label{tab:eigenpairs}" in told("--format", "latex")
+    assert told("--format", "json") == told("--json")
+    planned = spectrum(tiny_llama, text, out, "--dry-run", "--format", "md")
+    assert (planned.exit_code, planned.stdout) == (0, "")
+    refused = spectrum(tiny_llama, text, out, "--json", "--format", "csv")
+    assert refused.exit_code == 2
+    assert "expected one format, got --json and --format csv" in refused.stderr
 
 
 def test_the_eye_sees_header_plan_figures_and_blocks(measured: tuple[Path, Result]) -> None:

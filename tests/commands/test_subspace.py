@@ -1,5 +1,7 @@
 """The command from end to end on tiny checkpoints: files, stdout, reuse, refusals, and several checkpoints at once."""
 
+import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -158,6 +160,19 @@ def test_several_checkpoints_have_a_folder_each_in_out(both: tuple[Path, Result]
     assert found.exit_code == 0, found.stderr
     assert sorted(path.name for path in out.iterdir()) == ["other", "tiny"]
     assert all((out / name / "subspace.json").is_file() for name in ("other", "tiny"))
+
+
+def test_several_checkpoints_share_a_table(
+    both: tuple[Path, Result], tiny_llama: Path, other_llama: Path, text: Path
+) -> None:
+    asked = ("subspace", tiny_llama, other_llama, "--data", text, "--out", both[0], *BATCH, *SUBSPACE)
+    found = run(*asked, "--format", "csv", "--table", "gradient-energy")
+    assert found.exit_code == 0, found.stderr
+    rows = list(csv.DictReader(io.StringIO(found.stdout)))
+    assert [row["checkpoint"] for row in rows] == ["tiny", "other"]
+    assert [float(row["gradient's share"]) for row in rows] == [
+        one["gradient_share"] for one in json.loads(both[1].stdout)
+    ]
 
 
 def test_the_later_checkpoint_is_compared_with_the_earlier(both: tuple[Path, Result]) -> None:

@@ -123,7 +123,6 @@ def make_provenance(**changes: object) -> Provenance:
         "peak_memory_bytes": 2_254_857_830,
         "checkpoint_name": "gpt-5000",
         "checkpoint_format": "nanogpt",
-        "checkpoint_fingerprint": "6f1d2c7a90be4453a1f0",
         "checkpoint_step": 5000,
         "architecture": "nanoGPT · 6 layers · hidden 384",
         "data_name": "val.bin",
@@ -135,7 +134,10 @@ def make_provenance(**changes: object) -> Provenance:
         "num_tokens": 4096,
         "details": {"attention": "eager"},
     }
-    return Provenance(**(values | changes))  # type: ignore[arg-type]
+    values |= changes
+    # As weights differ, so do their fingerprints.
+    content = f"6f1d2c7a90be{values['checkpoint_name']}-{values['checkpoint_step']}"
+    return Provenance(**({"checkpoint_fingerprint": content} | values))  # type: ignore[arg-type]
 
 
 def make_verification(whole: OperatorSpectrum, *, agrees: bool = True) -> Verification:

@@ -302,7 +302,10 @@ def test_errors_have_columns_of_their_own_in_the_csv():
 
 def test_figures_name_colours_of_the_page_only(spectrum, early):
     figures = page_of(spectrum, early).figures
-    assert set(figures) == {"density", "density-linear", "upper-end", "lower-end", "blocks"}
+    own = {"density", "density-linear", "upper-end", "lower-end", "blocks"}
+    assert set(figures) == own | {
+        f"comparison-{name}" for name in ("lambda-1", "trace", "anisotropy", "block-lambda-1")
+    }
 
     def colours(value, key=""):
         if isinstance(value, dict):
@@ -316,7 +319,8 @@ def test_figures_name_colours_of_the_page_only(spectrum, early):
 
     found = set(colours(figures))
     assert found - {"rgba(0,0,0,0)"} == {
-        *(f"var(--{name})" for name in ("text", "surface", "line", "muted", "grid", "series-1", "series-2"))
+        *(f"var(--{name})" for name in ("text", "surface", "line", "muted", "grid")),
+        *(f"var(--series-{place})" for place in range(1, 7)),
     }
 
 
