@@ -86,7 +86,7 @@ def make_overview(labelled: Labelled, parts: Mapping[str, Part]) -> Overview:
         answers=answers,
         outcome=replay_overview.outcome_table(replays),
         pictures=tuple(one for one in pictures if one is not None),
-        of_last="" if is_alone or compared is not None else label,
+        of_last="" if is_alone else label,
         tiles=tiles,
         settling=(*replay_overview.settle(replay), *_missing(runs)),
     )
