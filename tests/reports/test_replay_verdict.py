@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lite_probe.reports.sections.replay import SECTION, list_replay
-from lite_probe.reports.sections.replay_figures import draw_rates
+from lite_probe.reports.sections.replay_rate_figures import draw_rates
 from lite_probe.reports.sections.replay_verdict import judge_replay, mean_oscillation, told_horizon
 from lite_probe.reports.sections.section import Grid
 from lite_probe.reports.table import Cell, estimate_cell
