@@ -135,6 +135,7 @@ def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
     counts = [(replay.steps, "step"), (replay.num_seeds, "seed"), (len(replay.eigenvalues), "sharp direction")]
     steps, seeds, directions = (count_of(number, noun) for number, noun in counts)
     batches = "the evaluation batches" if replay.on_same_batches() is None else "held-out batches"
+    over_time = _view_over_time(number, replay)
     return {
         "number": number,
         "subtitle": f"{steps} · {seeds} · {replay.rule} rule · {directions} · losses of {batches}",
@@ -147,9 +148,10 @@ def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
             "eigenvectors": draw_by_index(f"eigenvectors-{number}", replay, is_progress=True),
             "oscillation": draw_by_index(f"oscillation-{number}", replay, is_progress=False),
             "horizon": draw_horizon(f"horizon-{number}", replay),
+            "rates": over_time["rates"][0] if over_time["rates"] else None,
         },
         "bands": draw_bands(f"bands-{number}", replay),
-        "over_time": _view_over_time(number, replay),
+        "over_time": over_time,
     }
 
 

@@ -60,7 +60,7 @@ def draw_rates(name: str, replay: Replay) -> Drawing | None:
     if not any(len(curvature) for curvature, _ in shown):
         return None
     for optimizer in measured:
-        _add_fit(figure, replay, optimizer)
+        _add_fit(figure, replay, optimizer, legendgroup=optimizer)
     _finish(figure, shown)
     return Drawing.of(figure, name, " ".join(sentences), "all")
 
@@ -130,7 +130,7 @@ def rates_caption(replay: Replay) -> str:
     if not len(curved):
         return " ".join([*sentences, intervals, "What is not positive has no place here; the table has it."])
     sentences += [
-        "Thin markers are bands at their mean curvature κ. Dashed and solid lines are fitted through both.",
+        "Thin markers are bands at their mean curvature κ. Lines that run through both are fits.",
         intervals,
         f"The curvature of {len(curved) - int(curved.sum())} of {count_of(len(curved), 'band')} is not above zero "
         f"beyond its 95% interval over {count_of(bands.num_probes, 'probe')}: they have no place here.",
@@ -180,7 +180,7 @@ def _told_bands(replay: Replay, optimizer: str, rates: Means) -> str:
     return f"{text}, at curvatures from {low} to {high}"
 
 
-def _add_fit(figure: go.Figure, replay: Replay, optimizer: str) -> None:
+def _add_fit(figure: go.Figure, replay: Replay, optimizer: str, **look: Any) -> None:
     """Add the power law of the exponent, through the middle of the points that it was fitted to."""
     rates = _band_rates(replay).get(optimizer)
     measured = replay.effective_lrs(optimizer)
@@ -201,10 +201,10 @@ def _add_fit(figure: go.Figure, replay: Replay, optimizer: str) -> None:
         x=[float(f"{end:.6g}") for end in ends],
         y=[float(f"{value:.6g}") for value in np.exp(middle - exponent.value * np.log(ends))],
         name=f"{optimizer}, fit",
-        legendgroup=optimizer,
         showlegend=False,
         mode="lines",
         line=series_line(place, 1.4),
+        **look,
         opacity=0.8,
         hovertemplate=f"η ∝ λ^−a, a = {estimate_cell(exponent).text}<extra>%{{fullData.name}}</extra>",
         meta={"optimizer": optimizer},
@@ -234,7 +234,13 @@ def _finish(figure: go.Figure, shown: Sequence[tuple[FloatArray, FloatArray]]) -
             hoverinfo="skip",
         )
         label = {"text": f"slope {slope:g}".replace("-", "−") + f", {whose}", "showarrow": False}
-        spot = {"x": log10(ends[0]), "y": log10(values[0]), "xanchor": "left", "yanchor": "bottom", "xshift": 4}
+        spot = {
+            "x": log10(ends[0]),
+            "y": log10(values[0]),
+            "xanchor": "left",
+            "yanchor": "top" if slope else "bottom",
+            "xshift": 8,
+        }
         notes.append(label | spot | {"font": {"size": 11, "color": "var(--muted)"}})
     figure.layout = layout(
         420,

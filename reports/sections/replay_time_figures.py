@@ -141,27 +141,17 @@ def draw_stacks(name: str, replay: Replay) -> list[OfOptimizer]:
 def _draw_stack(name: str, optimizer: str, areas: Sequence[Area], title: str, span: list[float]) -> Drawing:
     figure, whole = go.Figure(), np.sum([area.reached for area in areas], axis=0)
     steps = list(range(len(whole)))
+    # Bars without gaps: unlike areas they stack what is above zero and what is below apart, and can be faint.
     for area in areas:
-        told = [f"{area.label}: {format_number(value, 3)}" for value in area.reached.tolist()]
-        meta = {"optimizer": optimizer} | ({"block": area.block} if area.block else {})
-        for part, group in zip(area.parts, ("lowered", "raised"), strict=True):
-            if group == "raised" and not part.any():
-                continue
-            figure.add_scatter(
-                x=steps,
-                y=rounded(part),
-                name=area.label,
-                legendgroup=area.label,
-                showlegend=group == "lowered",
-                stackgroup=group,
-                mode="lines",
-                line={"width": 0, "color": area.shade},
-                fillcolor=area.shade,
-                opacity=area.opacity,
-                customdata=told,
-                hovertemplate="after %{x} steps<br>%{customdata} nats<extra></extra>",
-                meta=meta,
-            )
+        figure.add_bar(
+            x=steps[1:],
+            y=rounded(area.reached[1:]),
+            name=area.label,
+            marker={"color": area.shade, "line": {"width": 0}},
+            opacity=area.opacity,
+            hovertemplate="after %{x} steps<br>%{fullData.name}: %{y:.3~g} nats<extra></extra>",
+            meta={"optimizer": optimizer} | ({"block": area.block} if area.block else {}),
+        )
     figure.add_scatter(
         x=steps,
         y=rounded(whole),
@@ -176,6 +166,8 @@ def _draw_stack(name: str, optimizer: str, areas: Sequence[Area], title: str, sp
         xaxis=axis("step"),
         yaxis=axis("progress so far (nats)", range=span),
         shapes=[reference_line(y=0) | {"layer": "above"}],
+        barmode="relative",
+        bargap=0,
         showlegend=True,
     )
     ends = ", ".join(f"{format_number(float(area.reached[-1]), 3)} {area.label}" for area in areas)
@@ -191,7 +183,6 @@ class Rows:
     """Neighbouring rows of a map: the sharp eigenvectors, or a block's bands."""
 
     name: str
-    block: str  # empty for eigenvectors
     labels: Sequence[str]
     values: FloatArray  # (rows, K) nats per step
 
@@ -202,11 +193,11 @@ def rows_of(replay: Replay, optimizer: str) -> list[Rows]:
     flat = [run.band_flat_allocations if _has_flat_bands(replay) else run.band_allocations for run in runs]
     sharp = -np.mean([run.sharp_allocations for run in runs], axis=0).T
     by_band = -np.mean(flat, axis=0).T
-    found = [Rows(name="sharp", block="", labels=name_eigenvectors(replay), values=sharp)]
+    found = [Rows(name="sharp", labels=name_eigenvectors(replay), values=sharp)]
     for block in order_blocks(bands.blocks):
         chosen = [at for at, one in enumerate(bands.blocks) if one == block]
         labels = [bands.labels[at] for at in chosen]
-        found.append(Rows(name=block, block=block, labels=labels, values=by_band[chosen]))
+        found.append(Rows(name=block, labels=labels, values=by_band[chosen]))
     return [rows for rows in found if len(rows.values)]
 
 
@@ -236,20 +227,18 @@ def draw_maps(name: str, replay: Replay) -> list[OfOptimizer]:
 
 def _draw_map(name: str, optimizer: str, groups: Sequence[Rows], limit: float) -> Drawing:
     figure, labels = go.Figure(), [label for rows in groups for label in rows.labels]
-    ticks, borders, start = [], [], 0
-    for rows in groups:
-        figure.add_heatmap(
-            x=list(range(1, rows.values.shape[1] + 1)),
-            y=list(rows.labels),
-            z=[[float(f"{value:.4g}") for value in row] for row in rows.values.tolist()],
-            coloraxis="coloraxis",
-            hovertemplate="%{y}<br>step %{x}<br>%{z:.3~g} nats<extra></extra>",
-            name=rows.name,
-            meta={"optimizer": optimizer} | ({"block": rows.block} if rows.block else {}),
-        )
-        ticks.append(rows.labels[(len(rows.labels) - 1) // 2])
-        start += len(rows.labels)
-        borders.append(start - 0.5)
+    values = np.concatenate([rows.values for rows in groups])
+    # One trace: plotly.js takes the rows of several on an axis of names for those of all names.
+    figure.add_heatmap(
+        x=list(range(1, values.shape[1] + 1)),
+        y=labels,
+        z=[[float(f"{value:.4g}") for value in row] for row in values.tolist()],
+        coloraxis="coloraxis",
+        hovertemplate="%{y}<br>step %{x}<br>%{z:.3~g} nats<extra></extra>",
+        meta={"optimizer": optimizer},
+    )
+    ticks = [rows.labels[(len(rows.labels) - 1) // 2] for rows in groups]
+    borders = np.cumsum([len(rows.labels) for rows in groups]) - 0.5
     rows_style = {"showgrid": False, "ticks": "", "type": "category", "categoryarray": labels}
     bar = {"thickness": 10, "outlinewidth": 0, "nticks": 5, "tickfont": {"size": 11, "color": "var(--muted)"}}
     title = {"text": "nats", "font": {"size": 11, "color": "var(--muted)"}}
@@ -265,7 +254,7 @@ def _draw_map(name: str, optimizer: str, groups: Sequence[Rows], limit: float) -
         ),
         shapes=[
             reference_line(y=border) | {"yref": "y", "layer": "above", "line": {"color": "var(--line)", "width": 1}}
-            for border in borders[:-1]
+            for border in borders[:-1].tolist()
         ],
         coloraxis={
             "cmin": -limit,
