@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from lite_probe.errors import NumericsError
 from lite_probe.operators.hessian import HessianOperator
 from lite_probe.seeds import derive_seed
 from lite_probe.subspaces import Bands, Subspace
@@ -57,7 +58,12 @@ class BandProbes:
         if kind == "tail":
             probe = self.bands.project(probe, self.tail.tolist())
         (rest,) = rest_of(probe.unsqueeze(0), self.pairs, self.hessian)
-        return np.asarray(self.bands.products(probe, rest).cpu().numpy())
+        found = np.asarray(self.bands.products(probe, rest).cpu().numpy())
+        if not np.isfinite(found).all():
+            raise NumericsError(
+                "expected finite Hessian products at the start, got NaN or infinity", "pass --curvature-probes 0"
+            )
+        return found
 
     def curvatures(self, full: FloatArray, tail: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return κ_b and its standard error, (B,) and (B,), from (p, B) samples of either kind.

@@ -132,6 +132,16 @@ def test_curvatures_of_bands_are_those_of_the_matrix(replayed: tuple[Replay, Ban
     assert curved.any()
 
 
+def test_curvatures_are_those_of_the_evaluation_batches_beside_held_out_ones() -> None:
+    """As many samples held out as not would hide whose count it is: there are four beside two."""
+    task, _ = quadratic()
+    alone = replay(task, ["sgd"], spectrum=spectrum_of(task), **{**ASKED, "seeds": 1})
+    task.heldout = [torch.tensor([[-3.0 - one, 0.0] for one in range(4)], dtype=torch.float64)]
+    beside = replay(task, ["sgd"], spectrum=spectrum_of(task), **{**ASKED, "seeds": 1})
+    assert beside.on_same_batches() is not None
+    np.testing.assert_allclose(beside.bands.curvatures, alone.bands.curvatures, rtol=1e-9)
+
+
 def test_another_seed_has_other_probes() -> None:
     task, matrix = quadratic()
     layout, bands = bands_of(task)
@@ -202,6 +212,23 @@ def test_a_model_that_cannot_be_differentiated_twice_goes_without() -> None:
     assert found.bands.num_probes == 0
     (note,) = [note for note in found.notes if note.code == "no-curvature"]
     assert note.message.startswith("The curvature of bands was not measured, so that rates stand beside it for eigen")
+
+
+def test_products_that_are_not_finite_are_left_out() -> None:
+    """|z|^1.5 has a gradient at 0, and no second derivative."""
+    task = classifier()
+    spectrum, whole = spectrum_of(task), task.criterion
+
+    def more(outputs: Tensor, batch: Any) -> tuple[Tensor, int]:
+        loss, count = whole(outputs, batch)
+        return loss + ((0.0 * outputs).abs() ** 1.5).sum(), count
+
+    task.criterion = more
+    found = replay(task, ["muon"], spectrum=spectrum, **{**ASKED, "lr": 1e-3})
+    assert found.bands.num_probes == 0
+    (note,) = [note for note in found.notes if note.code == "no-curvature"]
+    assert note.message.endswith("expected finite Hessian products at the start, got NaN or infinity.")
+    assert found.runs[0].is_recorded
 
 
 def test_where_products_have_no_room_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
