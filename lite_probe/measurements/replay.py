@@ -6,16 +6,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, NumericsError
 from lite_probe.measurements.base import OnEvent, Outcome, Plan, spectrum_of
 from lite_probe.measurements.optimizers import inherited_by, put_back
-from lite_probe.measurements.replay_session import ABLATIONS, ReplaySession, ReplayStep, splits_of
+from lite_probe.measurements.replay_session import (
+    ABLATIONS,
+    ReplaySession,
+    ReplayStep,
+    curvature_note,
+    splits_of,
+)
 from lite_probe.measurements.requests import OnProgress, takes
 from lite_probe.measurements.requests.optimizers import Asked
 from lite_probe.measurements.requests.replay import ReplayRequest
 from lite_probe.operators.guards import preserve_state, require_precision
 from lite_probe.optim.interface import Replayable
 from lite_probe.replays import plan as planning
+from lite_probe.replays.curvature import KINDS
 from lite_probe.replays.entrants import Entrant, entrants_of
 from lite_probe.replays.ramp import ramp_steps
 from lite_probe.replays.recipes import require_settings
@@ -43,7 +50,8 @@ class ReplayPlan(Plan[Replay]):
 
     request: ReplayRequest
     num_gradients: int  # expected, all runs together
-    num_hvps: int  # that predict losses, all runs together
+    num_hvps: int  # that predict losses, all runs together, and that measure the bands' curvature
+    no_curvature: str  # why the latter cannot be made; empty where they can
     vector_memory: int | None  # bytes that the sharp subspace may take; None leaves it to what is free
     num_runs: int
     swept: tuple[str, ...]  # optimizers whose learning rate is swept
@@ -115,10 +123,10 @@ class ReplayPlan(Plan[Replay]):
         Raises:
             UsageError: Too little memory.
             NumericsError: A loss or gradient at θ₀ that is not finite; with a horizon, a model that cannot be
-                differentiated twice.
+                differentiated twice: without one, the curvature of bands is left out there, which a note says.
 
-        Cost: two evaluation gradients; three training gradients and steps of each optimizer; with a horizon, one graph
-            and two products of one batch.
+        Cost: two evaluation gradients; three training gradients and steps of each optimizer; with a horizon or
+            curvature probes, one graph and two products of one batch.
         """
         spectrum, bands = spectrum_of(request), str(request.bands)
         splits, entrants = splits_of(task, request), entrants_of(request.asked)
@@ -129,8 +137,14 @@ class ReplayPlan(Plan[Replay]):
                 for name, one in {**entrants, bands: entrants.get(bands, Entrant(bands))}.items()
             }
             costs, start, evaluated = planning.measure_costs(task, layout, splits.warm[0], makers, on_progress)
-            if request.horizon:
-                costs = planning.with_products(task, layout, start, costs)
+            no_curvature, with_products = "", costs
+            try:
+                if request.horizon or request.curvature_probes:
+                    with_products = planning.with_products(task, layout, start, costs)
+            except NumericsError as error:
+                if request.horizon:
+                    raise
+                no_curvature = error.message
         require_same_task(spectrum, task, loss=evaluated)
         sets = 2 if len(task.heldout) else 1
         taken = inherited_by(task, request)
@@ -147,8 +161,11 @@ class ReplayPlan(Plan[Replay]):
             "sets": sets,
             "ramp": ramp_steps(request.steps, request.ramp),
         }
-        needed = planning.expected_memory(costs, layout, bands=bands, sets=sets)
         allowed = memory_allowed(task.device, request.memory)
+        needed = planning.expected_memory(with_products, layout, bands=bands, sets=sets)
+        if needed > allowed and not request.horizon:
+            no_curvature = no_curvature or "a Hessian product does not fit into memory beside the rest"
+            needed = planning.expected_memory(costs, layout, bands=bands, sets=sets)
         require_memory(needed, allowed, "a step and the states of its optimizers", "lower --batch-size or --seq-len")
         # Unasked, the subspace takes a quarter of what is free; asked, what the rest leaves, and else it stays in its
         # file.
@@ -158,6 +175,7 @@ class ReplayPlan(Plan[Replay]):
         products = 0
         if request.horizon:
             products = planning.count_products(request.names, steps=request.steps, seeds=request.seeds)
+        probed = 0 if no_curvature else len(KINDS) * request.curvature_probes
         blocks = {part.block for parts in task.blocks.values() for part in parts} if task.blocks else {"other"}
         records = planning.records_bytes(
             runs=runs, steps=request.steps, sharp=basis.size, blocks=len(blocks), sets=sets, products=products
@@ -166,9 +184,10 @@ class ReplayPlan(Plan[Replay]):
             request=request,
             num_parameters=layout.size,
             num_gradients=planning.count_gradients(request.names, **common),
-            num_hvps=products,
+            num_hvps=products + probed,
+            no_curvature=no_curvature,
             seconds=planning.expected_seconds(costs, request.names, bands=bands, **common)
-            + products * costs.product_seconds,
+            + (products + probed) * with_products.product_seconds,
             memory_bytes=needed + basis.num_bytes,
             vector_memory=vectors,
             scratch_bytes=planning.scratch_bytes(costs, layout, records=records, runs=runs),
@@ -192,14 +211,17 @@ class ReplayPlan(Plan[Replay]):
         layout = ParameterLayout(list(task.model.named_parameters()))
         spectrum = spectrum_of(self.request)
         run.expected = self.num_gradients
+        request = replace(self.request, curvature_probes=0) if self.no_curvature else self.request
         subspace = Subspace.of_spectrum(spectrum, task, memory=self.vector_memory)
         with own_gradients(layout.parameters), put_back(layout) as start:
-            session = ReplaySession(task, layout, start, self.request, subspace, run, on_event)
+            session = ReplaySession(task, layout, start, request, subspace, run, on_event)
             session.run()
         notes = [*session.splits.notes, *split_notes(task), *session.notes]
         if self.request.bands == "adamw" and not can_take("soap", task):
             message = "Directions are ordered by the proxy of adamw: soap cannot take this model."
             notes.insert(0, Note(code="bands", message=message))
+        if self.no_curvature:
+            notes.append(curvature_note(self.no_curvature))
         segments = {f"segment of seed {index}": one.digest for index, one in enumerate(session.splits.segments)}
         return Outcome(
             fields={
@@ -212,7 +234,7 @@ class ReplayPlan(Plan[Replay]):
                 "eigenvalues": subspace.eigenvalues,
                 "eigenvalue_errors": subspace.residual_norms,
                 "num_parameters": layout.size,
-                "bands": session.bands.table,
+                "bands": session.band_table,
                 "recipes": session.recipes,
                 "sweeps": session.sweeps,
                 "theory": session.theory,
@@ -268,7 +290,8 @@ def replay(
         OutputError: If there is no room for the working files.
 
     Cost: per optimizer and seed K training gradients, K steps and 2K evaluation gradients (K under the trapezoid's
-        rule), twice as many with held-out batches; with `horizon` about log₂K Hessian products; the plan says.
+        rule), twice as many with held-out batches; with `horizon` about log₂K Hessian products; 2·`curvature_probes`
+        products at the start; the plan says.
     """
     if optimizers is not None:
         asked["optimizers"] = optimizers

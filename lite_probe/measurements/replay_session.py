@@ -1,18 +1,22 @@
 """The replay: the same segment under several optimizers, each watched direction by direction, resumable at any step."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from lite_probe.errors import NumericsError
 from lite_probe.measurements.optimizers import settle_rate
 from lite_probe.measurements.requests.replay import ReplayRequest
 from lite_probe.optim import LiteOptimizer
 from lite_probe.optim.interface import load_state
 from lite_probe.replays import plan as planning
 from lite_probe.replays.allocation import MOST_GRADIENTS, Point, evaluate
+from lite_probe.replays.curvature import KINDS, PRODUCT_GRADIENTS, BandProbes
 from lite_probe.replays.entrants import entrants_of
 from lite_probe.replays.horizon import QuadraticModel
 from lite_probe.replays.ramp import ramp_steps
@@ -67,10 +71,19 @@ class _FinishedRecipe:
     notes: tuple[Note, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedProduct:
+    """What a Hessian product said of every band, likewise."""
+
+    fingerprint: str
+    sample: NDArray[np.float64]  # (B,)
+
+
 _Kept = TypeVar("_Kept", _FinishedRun, _FinishedRecipe)
 
 register("replay-run", _FinishedRun, schema_version=1)
 register("replay-recipe", _FinishedRecipe, schema_version=1)
+register("replay-product", _FinishedProduct, schema_version=1)
 
 
 class ReplaySession:
@@ -108,6 +121,7 @@ class ReplaySession:
         self.start_point: Point
         self.count = 0
         self.bands: Bands
+        self.band_table: results.Bands
 
     def run(self) -> None:
         """Measure at θ₀, then replay every optimizer."""
@@ -115,14 +129,16 @@ class ReplaySession:
         split = measured_split(self.task)
         self.start_point = evaluate(self.task, self.layout, split)
         self.count = self.start_point.count
+        same = None if split == "evaluation" else evaluate(self.task, self.layout)
         self.bands = self._cut_bands()
+        self.band_table = self._with_curvatures((same or self.start_point).count)
         self.runner = Runner(
             self.task,
             self.layout,
             self.start,
             self.start_point,
             split=split,
-            same_point=None if split == "evaluation" else evaluate(self.task, self.layout),
+            same_point=same,
             model=QuadraticModel(self.task, self.layout, self.start, self.start_point, split)
             if request.horizon
             else None,
@@ -146,6 +162,40 @@ class ReplaySession:
         self._label = f"warming {name} for the bands"
         warm(self.task, [optimizer], self.splits.warm, on_batch=lambda index, gradient: self._on_gradients(1))
         return cut_bands(self.layout, optimizer.directions(), optimizer=name)
+
+    def _with_curvatures(self, count: int) -> results.Bands:
+        """Return the bands with their mean curvature on the eigenvectors' batches, where it can be measured."""
+        table, asked = self.bands.table, self.request.curvature_probes
+        probes = BandProbes(self.task, self.layout, self.bands, self.subspace, count=count, seed=self.request.seed)
+        numbers = {kind: asked if kind == "full" or len(probes.tail) else 0 for kind in KINDS}
+        self._expect(PRODUCT_GRADIENTS * sum(numbers.values()))
+        if not asked:
+            return table
+        samples = {kind: np.zeros((number, len(self.bands))) for kind, number in numbers.items()}
+        try:
+            for kind, rows in samples.items():
+                for index in range(len(rows)):
+                    rows[index] = self._product(f"curvature-{kind}-{index}", partial(probes.sample, kind, index))
+                    self._label = f"curvature of the bands · {kind} probe {index + 1}/{len(rows)}"
+                    self._on_gradients(PRODUCT_GRADIENTS)
+        except NumericsError as error:
+            self.notes.append(curvature_note(error.message))
+            return table
+        means, errors = probes.curvatures(samples["full"], samples["tail"])
+        return replace(table, curvatures=means, curvature_errors=errors, num_probes=asked)
+
+    def _product(self, part: str, sample: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Return what a product said; one that an earlier process made is not made again."""
+
+        def measure() -> _FinishedProduct:
+            return _FinishedProduct(fingerprint=self.state.fingerprint, sample=sample())
+
+        return self.state.stage(part, "replay-product", measure).sample
+
+    def _expect(self, gradients: int) -> None:
+        """Expect so many gradients beside those of the plan."""
+        self._planned += gradients
+        self.state.expected += gradients
 
     def _replay(self, name: str, watching: RecordingConfig) -> None:
         """Prepare one optimizer, choose its learning rate, and run its segments; what is finished is not made again."""
@@ -346,6 +396,12 @@ class ReplaySession:
 
     def _keep_tried(self, name: str, trials: Mapping[str, Trial]) -> None:
         self.state.write(_sweep_file(name), {lr: asdict(trial) for lr, trial in trials.items()})
+
+
+def curvature_note(reason: str) -> Note:
+    """Say that the bands' curvature was not measured, and why."""
+    message = f"The curvature of bands was not measured, so that rates stand beside it for eigenvectors only: {reason}."
+    return Note(code="no-curvature", message=message)
 
 
 def splits_of(task: Task, request: ReplayRequest) -> BatchSplits:

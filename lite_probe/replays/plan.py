@@ -12,6 +12,7 @@ from lite_probe.operators.gradient import LossAndGradient
 from lite_probe.optim.interface import Replayable
 from lite_probe.replays.allocation import Point, Rule, evaluate
 from lite_probe.replays.horizon import WITHOUT, logged_steps
+from lite_probe.replays.recorder import OF_BANDS
 from lite_probe.replays.runner import FIRST
 from lite_probe.replays.segments import measured_split
 from lite_probe.runtime.memory import peak_during
@@ -22,7 +23,7 @@ from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
 
 _SWEPT = 4  # learning rates that a sweep usually takes
-_VECTORS = 10  # of N entries beside model, its gradient and an optimizer's state: see `Runner` and `integrate_step`
+_VECTORS = 11  # of N entries beside model, its gradient and an optimizer's state: see `Runner` and what it calls
 _SAME_VECTORS = 2  # more, where allocations are made on two sets of batches: a gradient of each at both ends of a step
 _RECORDED = 8  # numbers of a step beside those of its directions and bands: see `ReplayRun`
 _SAME_RECORDED = 4  # more, on the batches that the eigenvectors were measured on
@@ -189,7 +190,8 @@ def records_bytes(*, runs: int, steps: int, sharp: int, blocks: int, sets: int, 
     Each Hessian product leaves a step and a loss.
     """
     same = (_SAME_RECORDED + sharp) * (sets - 1)
-    return runs * steps * 8 * (_RECORDED + 3 * sharp + 2 * blocks * (len(EDGES) - 1) + same) + 16 * products
+    bands = len(OF_BANDS) * blocks * (len(EDGES) - 1)
+    return runs * steps * 8 * (_RECORDED + 3 * sharp + bands + same) + 16 * products
 
 
 def scratch_bytes(costs: Costs, layout: ParameterLayout, *, records: int, runs: int) -> int:

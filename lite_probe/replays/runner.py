@@ -20,7 +20,7 @@ from lite_probe.optim.interface import Replayable, load_state, set_learning_rate
 from lite_probe.replays.allocation import ROUNDINGS, Point, Rule, StepChange, evaluate, integrate_step
 from lite_probe.replays.horizon import QuadraticModel, logged_steps
 from lite_probe.replays.ramp import rate_at
-from lite_probe.replays.recorder import Recorder
+from lite_probe.replays.recorder import OF_BANDS, Recorder
 from lite_probe.replays.segments import Segment
 from lite_probe.replays.sweep import Trial
 from lite_probe.results.replay import ReplayRun
@@ -416,8 +416,7 @@ _WIDE = (
     "sharp_allocations",
     "sharp_updates",
     "sharp_gradients",
-    "band_allocations",
-    "band_energies",
+    *OF_BANDS,
     "same_batch_sharp_allocations",
 )
 

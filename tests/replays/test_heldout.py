@@ -122,6 +122,7 @@ def test_they_are_in_fingerprint_and_provenance() -> None:
 def test_the_plan_counts_what_they_cost(rule: Any) -> None:
     task, made = classifier(), list[int]()
     asked = {"spectrum": spectrum_of(task), "lr": 1e-4, "rule": rule, "tolerance": 0.99, **ASKED}
+    asked["curvature_probes"] = 0
     plan = plan_replay(task, ["muon"], **asked)
     found = replay(task, ["muon"], **asked, on_progress=lambda done, *_: made.append(done))
     # Bands and optimizer are warmed; a step takes a gradient to train and those of the rule on either set of batches.
