@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lite_probe.reports.drawing import Drawing, by_name
-from lite_probe.reports.numbers import MISSING, count_of, format_uncertain, terse
+from lite_probe.reports.numbers import MISSING, count_of, terse
 from lite_probe.reports.sections.comparison_figures import (
     draw_blocks_moved,
     draw_landscape,
@@ -21,7 +21,7 @@ from lite_probe.reports.sections.section import (
     Remarks,
     estimate_object,
 )
-from lite_probe.reports.table import Cell, Column, Table, estimate_cell, half_width, make_table, number_cell, text_cell
+from lite_probe.reports.table import Cell, Column, Table, estimate_cell, make_table, number_cell, text_cell
 from lite_probe.results.comparison import LANDSCAPE, QUANTITIES, Checkpoint, Comparison, Entry
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.thresholds import Outcome
@@ -58,7 +58,7 @@ def _landscape_grid(comparison: Comparison) -> list[Block]:
     rows = [
         [
             one.label,
-            *(_brief(one.landscape.get(column.name)) for column in columns),
+            *(_written(one.landscape.get(column.name)) for column in columns),
             *([ahead.get(one.label, MISSING)] if ahead else []),
         ]
         for one in comparison.checkpoints
@@ -87,14 +87,12 @@ def _entry_text(one: Checkpoint, name: str, quantity: str) -> str:
         return MISSING
     if quantity not in entry.values:
         return "diverged" if entry.diverged and not entry.finished else MISSING
-    return _brief(entry.values[quantity])
+    return _written(entry.values[quantity])
 
 
-def _brief(estimate: Estimate | None) -> str:
-    """Write an estimate with one digit of its error."""
-    if estimate is None:
-        return MISSING
-    return terse(format_uncertain(estimate.value, half_width(estimate), 1))
+def _written(estimate: Estimate | None) -> str:
+    """Write an estimate with half of its interval in few characters."""
+    return terse(estimate_cell(estimate).text)
 
 
 def _explanations(comparison: Comparison) -> list[str]:
@@ -206,7 +204,8 @@ def comparison_part(comparison: Comparison) -> Part:
             "figures": drawings,
             "ratios": ratios,
             "tables": {"outcome": outcome_table(comparison), "landscape": landscape_table(comparison)},
-            "points": verdict.points,
+            "points": [point for point in verdict.points if not point.is_detail],
+            "details": [point for point in verdict.points if point.is_detail],
             "subtitle": f"{count_of(len(comparison.optimizers), 'optimizer')} at "
             f"{count_of(len(comparison.checkpoints), 'checkpoint')}",
         },
@@ -239,18 +238,18 @@ def outcome_table(comparison: Comparison) -> Table | None:
     columns = [
         Column("checkpoint", is_text=True),
         Column("optimizer", is_text=True),
-        Column("lr"),
-        *(Column(one.title, unit=one.unit, has_error=True) for one in quantities),
         Column("standing", is_text=True, hint="by paired differences of final losses, after the correction"),
+        *(Column(one.title, unit=one.unit, has_error=True) for one in quantities),
+        Column("lr"),
         Column("seeds", hint="that reached the end"),
     ]
     cells = [
         [
             text_cell(one.label),
             text_cell(name),
-            number_cell(entry.lr, 2),
-            *(estimate_cell(entry.values.get(quantity.name)) for quantity in quantities),
             standing(one.label, name),
+            *(estimate_cell(entry.values.get(quantity.name)) for quantity in quantities),
+            number_cell(entry.lr, 2),
             Cell(text=str(entry.finished), raw=entry.finished, tone="caution" if entry.diverged else ""),
         ]
         for one, name, entry in rows

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -10,7 +11,7 @@ from lite_probe.reports.drawing import (
     axis,
     error_bars,
     layout,
-    log_axis,
+    log_between,
     reference_line,
     series_line,
     series_marker,
@@ -22,6 +23,7 @@ from lite_probe.results.comparison import Comparison, Side
 from lite_probe.results.estimate import Estimate, Ratio
 
 Value = Estimate | Ratio
+_APART = 0.012  # of the whole axis, between series
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,16 +116,17 @@ def _draw(
         shown = {key: points for key, points in positive.items() if points}
     if not shown or len(comparison.checkpoints) < 2:
         return None
-    steps = {one.label: one.step for one in comparison.checkpoints}
-    has_steps = None not in steps.values() and len(set(steps.values())) == len(steps)
-    order, figure, sentences = list(steps), go.Figure(), []
+    places, horizontal = _horizontal(comparison)
+    reach = max(places.values()) - min(places.values())
+    figure, sentences = go.Figure(), []
     for place, (key, points) in enumerate(series.items()):
         if key not in shown:
             continue
         points = shown[key]
-        shift = 0.0 if has_steps else 0.04 * (place - (len(series) - 1) / 2)
+        # Beside one another, so that each bar is seen.
+        shift = _APART * reach * (place - (len(series) - 1) / 2)
         figure.add_scatter(
-            x=[steps[one.label] if has_steps else order.index(one.label) + shift for one in points],
+            x=[float(f"{places[one.label] + shift:.6g}") for one in points],
             y=[float(f"{one.value:.6g}") for one in points],
             customdata=[one.label for one in points],
             error_y=error_bars(
@@ -142,11 +145,22 @@ def _draw(
         ends = [format_number(one.value, 3) for one in (points[0], points[-1])]
         told = f"{ends[0]} at {points[0].label}, {ends[1]} at {points[-1].label}." if len(points) > 1 else f"{ends[0]}."
         sentences.append(f"{key}: {told}" if key else told)
-    horizontal = axis("step of training")
-    if not has_steps:
-        horizontal = axis("", tickvals=list(range(len(order))), ticktext=order, range=[-0.4, len(order) - 0.6])
-    vertical = (log_axis if is_log else axis)(axis_title)
+    vertical = axis(axis_title)
+    if is_log:
+        ends = [end for points in shown.values() for one in points for end in (one.low, one.value, one.high)]
+        positive_ends = [end for end in ends if end is not None and end > 0.0]
+        vertical = log_between(axis_title, min(positive_ends) / 1.3, max(positive_ends) * 1.3)
     lines = {} if line is None else {"shapes": [reference_line(y=line)]}
     figure.layout = layout(340, xaxis=horizontal, yaxis=vertical, **lines)
     heading = f"{title}: {axis_title}" if title else axis_title
     return Drawing.of(figure, f"comparison-{name}", " ".join([f"{heading} by checkpoint.", *sentences]), title)
+
+
+def _horizontal(comparison: Comparison) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return where each checkpoint stands, and the axis: its step, or its place where steps are not known or equal."""
+    steps = {one.label: float(one.step) for one in comparison.checkpoints if one.step is not None}
+    if len(set(steps.values())) == len(comparison.checkpoints):
+        return steps, axis("step of training")
+    order = comparison.labels
+    ticks = {"tickvals": list(range(len(order))), "ticktext": list(order), "range": [-0.4, len(order) - 0.6]}
+    return {label: float(place) for place, label in enumerate(order)}, axis("", **ticks)

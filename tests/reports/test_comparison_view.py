@@ -169,7 +169,9 @@ def test_there_is_a_picture_per_quantity_and_its_traces_say_whose_they_are(compa
     changes = figures["comparison-loss-change"]["data"]
     assert [trace["meta"] for trace in changes] == [{"optimizer": name} for name in comparison.optimizers]
     muon = [comparison.at(label).entries["muon"].values["loss_change"] for label in comparison.labels]
-    assert changes[0]["x"] == [100, 200]
+    # Series stand beside one another, 1.2% of the axis apart.
+    assert [trace["x"] for trace in changes] == [[98.2, 198.2], [99.4, 199.4], [100.6, 200.6], [101.8, 201.8]]
+    assert figures["comparison-lambda-1"]["data"][0]["x"] == [100, 200]
     assert changes[0]["y"] == pytest.approx([one.value for one in muon], rel=1e-5)
     assert changes[0]["error_y"]["array"] == pytest.approx([one.high - one.value for one in muon])
     assert changes[0]["error_y"]["arrayminus"] == pytest.approx([one.value - one.low for one in muon])
