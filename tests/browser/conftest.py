@@ -3,18 +3,7 @@
 import pytest
 from playwright.sync_api import sync_playwright
 
-from tests.browser.visit import CHROMIUM
-
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from tests.browser.visit import ARGUMENTS, CHROMIUM
 
 
 @pytest.fixture(scope="module")
