@@ -110,8 +110,7 @@ def test_every_option_is_described(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_page_with_an_example_and_all_its_options(name: str) -> None:
-    page = f"docs/{name}.md"
-    assert PAGES[page].startswith(f"# `lite-probe {name}")
+    (page,) = [page for page, text in PAGES.items() if re.match(rf"# `lite-probe {name}\b", text)]
     assert any(words[0] == name for text in blocks(page, "") for words in command_lines(text))
     described = section(page, "Options") + section("docs/options.md", "Every command")
     if name in MEASUREMENTS:
@@ -159,6 +158,19 @@ def test_every_example_is_named_and_every_named_one_is_there() -> None:
 
 def test_the_front_page_is_short() -> None:
     assert len(PAGES["README.md"].splitlines()) <= 170
+
+
+def test_the_figures_on_the_front_page_are_those_of_other_pages() -> None:
+    result = section("README.md", "A result")
+    figures = re.findall(r"[−\d.]+ ± [\d.]+|[\d.]+%", result)
+    assert len(figures) >= 13
+    for figure in figures:
+        assert figure.replace(" ± ", "±") in PAGES["docs/tune.md"], figure
+    (verdict,) = re.findall(r"^> .*(?:\n> .*)*", result, re.MULTILINE)
+    assert " ".join(verdict.removeprefix("> ").split("\n> ")) in PAGES["docs/tune.md"]
+    for figure in ("190 s", "544", "615", "1,274 s"):
+        assert figure in section("README.md", "How fast"), figure
+        assert figure in section("docs/speed.md", "Beside its peers"), figure
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:
