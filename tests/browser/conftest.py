@@ -3,7 +3,18 @@
 import pytest
 from playwright.sync_api import sync_playwright
 
-from tests.browser.visit import ARGUMENTS, CHROMIUM
+from tests.browser.visit import CHROMIUM
+
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from playwright.sync_api import Browser, sync_playwright
 
 from lite_probe.reports.page import write_report
-from tests.browser.visit import ARGUMENTS, CHROMIUM, Visit
+from tests.browser.visit import CHROMIUM, Visit
 
 WIDTH, HEIGHT = 1440, 900
 SCHEMES = ("light", "dark")
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Path]:
         if page.suffix != ".html":
             page = Path(folder) / "report.html"
             write_report(asked.runs, page)
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         return take(browser, page.resolve(), asked.out)
 
 
