@@ -19,8 +19,12 @@ from lite_probe.commands.options import COMMANDS, read_config
 from lite_probe.results.replay import Replay
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.steps import Steps
+from lite_probe.results.store import save
 from lite_probe.results.subspace import SubspaceMeasurement
 from lite_probe.results.tuning import Tuning
+from lite_probe.training import build_byte_llama
+from tests.commands.running import run
+from tests.reports.fixtures import make_spectrum
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -171,6 +175,32 @@ def test_the_figures_on_the_front_page_are_those_of_other_pages() -> None:
     for figure in ("190 s", "544", "615", "1,274 s"):
         assert figure in section("README.md", "How fast"), figure
         assert figure in section("docs/speed.md", "Beside its peers"), figure
+
+
+def quoted_output(page: str) -> list[str]:
+    """The lines that the first quoted command of a page prints."""
+    text = next(text for text in blocks(page, "") if text.startswith("$ "))
+    return re.sub(r"\A(?:.*\\\n)*.*\n", "", text).splitlines()
+
+
+def test_inspect_prints_what_its_page_quotes(tmp_path: Path) -> None:
+    """All of it that does not hang on training or on the processor."""
+    model = build_byte_llama(hidden=128, layers=4, heads=4, seq_len=128, seed=0)
+    model.save_pretrained(tmp_path / "step-00300")  # type: ignore[operator]
+    done = run("inspect", tmp_path / "step-00300")
+    trained = re.compile(
+        r" · step \S+|, fingerprint \w+|^optimizer state: .*|(?<=tokens, ).* on this CPU", re.MULTILINE
+    )
+    expected = trained.sub("", "\n".join(quoted_output("docs/inspect.md")))
+    assert trained.sub("", done.stderr).split() == expected.split()
+
+
+def test_report_prints_what_its_page_quotes(tmp_path: Path) -> None:
+    folders = [save(make_spectrum(step=step), tmp_path / f"step-{step}").parent for step in (60, 300)]
+    done = run("report", *folders, "--out", tmp_path / "both.html")
+    said, page = quoted_output("docs/report.md")
+    assert done.stderr.splitlines() == [said]
+    assert Path(done.stdout.strip()).name == Path(page).name
 
 
 def test_exit_codes_are_those_of_the_errors() -> None:
