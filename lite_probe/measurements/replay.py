@@ -43,8 +43,10 @@ class ReplayPlan(Plan[Replay]):
 
     request: ReplayRequest
     num_gradients: int  # expected, all runs together
-    num_hvps: int  # that predict losses, all runs together
+    num_hvps: int  # that predict losses, all runs together, and one per line of the landscape
     vector_memory: int | None  # bytes that the sharp subspace may take; None leaves it to what is free
+    keeps_states: bool  # whether every optimizer's state is kept for the landscape, which else warms it again
+    by_differences: bool  # whether the landscape's curvatures are differences of gradients
     num_runs: int
     swept: tuple[str, ...]  # optimizers whose learning rate is swept
     start_loss: float  # at θ₀, held out where there are batches for it
@@ -129,10 +131,18 @@ class ReplayPlan(Plan[Replay]):
                 for name, one in {**entrants, bands: entrants.get(bands, Entrant(bands))}.items()
             }
             costs, start, evaluated = planning.measure_costs(task, layout, splits.warm[0], makers, on_progress)
+            sets, by_differences = 2 if len(task.heldout) else 1, False
+            needs = partial(planning.expected_memory, layout=layout, bands=bands, sets=sets)
+            allowed = memory_allowed(task.device, request.memory)
             if request.horizon:
                 costs = planning.with_products(task, layout, start, costs)
+            elif request.landscape and spectrum.config.get("method") == "finite-differences":
+                costs, by_differences = planning.with_differences(costs), True
+            elif request.landscape:
+                costs, by_differences = planning.with_some_products(
+                    task, layout, start, costs, fits=lambda one: needs(one) <= allowed
+                )
         require_same_task(spectrum, task, loss=evaluated)
-        sets = 2 if len(task.heldout) else 1
         taken = inherited_by(task, request)
         swept = tuple(name for name, rate in request.rates.items() if rate == "sweep")
         ablated = len(ABLATIONS) if request.ablations else 0
@@ -147,13 +157,14 @@ class ReplayPlan(Plan[Replay]):
             "sets": sets,
             "ramp": ramp_steps(request.steps, request.ramp),
         }
-        needed = planning.expected_memory(costs, layout, bands=bands, sets=sets)
-        allowed = memory_allowed(task.device, request.memory)
+        needed = needs(costs)
         require_memory(needed, allowed, "a step and the states of its optimizers", "lower --batch-size or --seq-len")
         # Unasked, the subspace takes a quarter of what is free; asked, what the rest leaves, and else it stays in its
         # file.
         vectors = None if request.memory is None else allowed - needed
         basis = Subspace.of_spectrum(spectrum, task, memory=vectors)
+        kept = planning.kept_states_bytes(costs, request.names) if request.landscape else 0
+        keeps_states = request.landscape and needed + basis.num_bytes + kept <= allowed
         runs = len(request.names) * request.seeds * (1 + ablated)
         products = 0
         if request.horizon:
@@ -162,17 +173,30 @@ class ReplayPlan(Plan[Replay]):
         records = planning.records_bytes(
             runs=runs, steps=request.steps, sharp=basis.size, blocks=len(blocks), sets=sets, products=products
         )
+        around = planning.LandscapeCosts()
+        if request.landscape:
+            around = planning.landscape_costs(
+                costs,
+                request.names,
+                sharp=basis.size,
+                steps=request.steps,
+                rewarmed=dict.fromkeys(() if keeps_states else common["warmed"], len(splits.warm)),
+                by_differences=by_differences,
+            )
         return cls(
             request=request,
             num_parameters=layout.size,
-            num_gradients=planning.count_gradients(request.names, **common),
-            num_hvps=products,
+            num_gradients=planning.count_gradients(request.names, **common) + around.num_gradients,
+            num_hvps=products + around.num_hvps,
             seconds=planning.expected_seconds(costs, request.names, bands=bands, **common)
-            + products * costs.product_seconds,
-            memory_bytes=needed + basis.num_bytes,
+            + products * costs.product_seconds
+            + around.seconds,
+            memory_bytes=needed + basis.num_bytes + kept * keeps_states,
             vector_memory=vectors,
-            scratch_bytes=planning.scratch_bytes(costs, layout, records=records, runs=runs),
-            result_bytes=records,
+            keeps_states=keeps_states,
+            by_differences=by_differences,
+            scratch_bytes=planning.scratch_bytes(costs, layout, records=records, runs=runs) + around.result_bytes,
+            result_bytes=records + around.result_bytes,
             num_runs=runs,
             swept=swept,
             fingerprint=cls.key(task, request, spectrum.loss),
@@ -194,9 +218,22 @@ class ReplayPlan(Plan[Replay]):
         run.expected = self.num_gradients
         subspace = Subspace.of_spectrum(spectrum, task, memory=self.vector_memory)
         with own_gradients(layout.parameters), put_back(layout) as start:
-            session = ReplaySession(task, layout, start, self.request, subspace, run, on_event)
+            session = ReplaySession(
+                task,
+                layout,
+                start,
+                self.request,
+                subspace,
+                run,
+                on_event,
+                keeps_states=self.keeps_states,
+                by_differences=self.by_differences,
+            )
             session.run()
         notes = [*session.splits.notes, *split_notes(task), *session.notes]
+        if self.by_differences:
+            message = "Curvatures of the landscape are differences of gradients: Hessian products cannot be had here."
+            notes.append(Note(code="landscape-differences", message=message))
         if self.request.bands == "adamw" and not can_take("soap", task):
             message = "Directions are ordered by the proxy of adamw: soap cannot take this model."
             notes.insert(0, Note(code="bands", message=message))
@@ -217,6 +254,7 @@ class ReplayPlan(Plan[Replay]):
                 "sweeps": session.sweeps,
                 "theory": session.theory,
                 "runs": tuple(session.runs),
+                "landscape": session.landscape,
             },
             split=measured_split(task),
             count=session.count,

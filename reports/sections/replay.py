@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lite_probe.reports.drawing import by_name
+from lite_probe.reports.drawing import Drawing, by_name
 from lite_probe.reports.numbers import MISSING, count_of, format_uncertain, terse
+from lite_probe.reports.sections.landscape import landscape_object, landscape_view
 from lite_probe.reports.sections.replay_figures import (
     by_optimizer,
     draw_bands,
@@ -99,6 +100,7 @@ class ReplaySection(Section):
             **attributes(result, "steps", "ramp"),
             "seeds": result.num_seeds,
             **attributes(result, "rule", "start_loss"),
+            "landscape": landscape_object(result),
             "optimizers": {name: _optimizer_object(result, same, name) for name in result.optimizers},
             "differences": {
                 f"{name} - {other}": estimate_object(result.difference(name, other))
@@ -116,7 +118,9 @@ class ReplaySection(Section):
             view=[view | {"label": name} for name, view in zip(names, views, strict=True)],
             leads=[(name, view["verdict"].lead) for name, view in zip(names, views, strict=True)],
             links=[("replay-1", self.heading)],
-            figures=by_name([one for view in views for one in (*view["figures"].values(), *view["bands"])]),
+            figures=by_name(
+                [one for view in views for one in (*view["figures"].values(), *view["bands"], *_around(view))]
+            ),
         )
 
 
@@ -143,7 +147,14 @@ def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
             "rates": draw_rates(f"rates-{number}", replay),
         },
         "bands": draw_bands(f"bands-{number}", replay),
+        "landscape": landscape_view(number, label, replay),
     }
+
+
+def _around(view: dict[str, Any]) -> list[Drawing | None]:
+    """Return the figures of the landscape in a view."""
+    landscape = view["landscape"]
+    return [] if landscape is None else [*landscape["lines"], landscape["updates"], landscape["plane"]]
 
 
 # For the terminal

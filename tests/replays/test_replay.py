@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 STEPS, SEEDS, WARM = 4, 2, 3
 BATCHES = WARM + STEPS * (SEEDS + 1)
-SHORT: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM}
+SHORT: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM, "landscape": False}
 RATES = {"muon": 0.01, "muon-lite": 0.01, "soap": 0.01, "soap-lite": 0.01}
 
 

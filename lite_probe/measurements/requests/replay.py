@@ -26,6 +26,8 @@ class ReplayRequest(OptimizersRequest):
         ablations: Also run every optimizer with its updates projected on the sharp subspace, and on its complement.
         horizon: Also predict losses by the quadratic model at θ₀, after 1, 2, 4, … steps of every run by a Hessian
             product each: for how many steps θ₀'s curvature says something.
+        landscape: Also the loss around θ₀: along eigenvectors and each optimizer's own step, and on a plane with the
+            paths of the first seed.
         tolerance: Of a step's closure error, relative to a typical loss change of a step; Simpson's rule is refined
             until it is met.
     """
@@ -53,6 +55,7 @@ class ReplayRequest(OptimizersRequest):
     )
     ablations: bool = option(False, "Also with updates projected on the sharp subspace, and off it.")
     horizon: bool = option(False, "Also for how many steps the curvature at the start predicts the loss.")
+    landscape: bool = option(True, "Also the loss along lines from the start, and on a plane with every path.")
     tolerance: float = 2e-3
 
     def _check(self) -> None:
@@ -78,7 +81,9 @@ class ReplayRequest(OptimizersRequest):
             "lr": self.rates,
             "ramp": ramp_steps(self.steps, self.ramp),
             "hyperparameters": self.hyperparameters,
-            **({"horizon": True} if self.horizon else {}),  # results without it keep the key that they have
+            # Results without these keep the key that they have.
+            **({"horizon": True} if self.horizon else {}),
+            **({"landscape": True} if self.landscape else {}),
         }
 
     def train_batches(self, batches: int) -> int:
