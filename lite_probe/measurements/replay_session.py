@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 
 from lite_probe.errors import NumericsError
 from lite_probe.measurements.optimizers import settle_rate
+from lite_probe.measurements.replay_landscape import LandscapeSurvey
 from lite_probe.measurements.requests.replay import ReplayRequest
+from lite_probe.operators.base import SymmetricOperator
+from lite_probe.operators.finite_difference import FiniteDifferenceOperator
+from lite_probe.operators.hessian import HessianOperator
 from lite_probe.optim import LiteOptimizer
 from lite_probe.optim.interface import load_state
 from lite_probe.replays import plan as planning
@@ -27,6 +31,7 @@ from lite_probe.replays.segments import BatchSplits, deal_segments, measured_spl
 from lite_probe.replays.sweep import Trial, sweep_learning_rates
 from lite_probe.replays.theory import linear_theory
 from lite_probe.results import replay as results
+from lite_probe.results.landscape import Landscape
 from lite_probe.results.provenance import Note
 from lite_probe.results.store import register
 from lite_probe.runtime.resumable import ResumableRun
@@ -98,6 +103,9 @@ class ReplaySession:
         subspace: Subspace,
         run: ResumableRun,
         on_step: Callable[[ReplayStep], None] | None,
+        *,
+        keeps_states: bool,
+        by_differences: bool,
     ) -> None:
         self.task = task
         self.layout = layout
@@ -109,6 +117,9 @@ class ReplaySession:
         self.state = run
         self.subspace = subspace
         self.on_step = on_step
+        self.keeps_states = keeps_states
+        self.by_differences = by_differences
+        self.landscape: Landscape | None = None
         self.recipes: dict[str, results.Recipe] = {}
         self.sweeps: dict[str, results.Sweep] = {}
         self.theory: dict[str, results.LinearTheory] = {}
@@ -122,6 +133,7 @@ class ReplaySession:
         self.count = 0
         self.bands: Bands
         self.band_table: results.Bands
+        self._prepared: dict[str, Prepared] = {}
 
     def run(self) -> None:
         """Measure at θ₀, then replay every optimizer."""
@@ -154,6 +166,8 @@ class ReplaySession:
         for name in request.names:
             self._replay(name, watching)
         self.notes += self._closing_notes()
+        if request.landscape:
+            self.landscape = self._survey()
 
     def _cut_bands(self) -> Bands:
         """Order the directions by the proxy of an optimizer that has looked at θ₀."""
@@ -204,8 +218,12 @@ class ReplaySession:
         known = self._load("recipe", name, _FinishedRecipe)
         self._count_finished(name, known, finished.values())
         prepared: Prepared | None = None
+        self._phase = "warm"
         if known is None or None in finished.values():
+            self._tell(name, None)
             prepared = self._prepare(name)
+            if self.keeps_states:
+                self._prepared[name] = prepared
             known = known or self._choose(name, prepared)
         self.recipes[name] = known.recipe
         if known.sweep is not None:
@@ -216,14 +234,7 @@ class ReplaySession:
         for (seed, ablation), run in finished.items():
             self._phase, self._label = "replay", _title(name, ablation, seed)
             if run is None and prepared is not None:
-                request = RunRequest(
-                    optimizer=name,
-                    lr=known.recipe.lr,
-                    seed=seed,
-                    segment=self.splits.segments[seed],
-                    ramp=self.ramp,
-                    ablation=ablation,
-                )
+                request = self._request(name, seed, ablation)
                 run = self.runner.run(
                     prepared.optimizer,
                     prepared.state,
@@ -235,13 +246,51 @@ class ReplaySession:
             if run is not None:
                 self.runs.append(run)
 
+    def _request(self, name: str, seed: int, ablation: Ablation = "none") -> RunRequest:
+        """Return what is asked of a run, at the rate that was settled."""
+        return RunRequest(
+            optimizer=name,
+            lr=self.recipes[name].lr,
+            seed=seed,
+            segment=self.splits.segments[seed],
+            ramp=self.ramp,
+            ablation=ablation,
+        )
+
+    def _survey(self) -> Landscape:
+        """Look around θ₀, along lines and on a plane with the paths of the first seed."""
+        self._phase = "landscape"
+        point, split = self.start_point, self.runner.split
+        hessian: SymmetricOperator = FiniteDifferenceOperator(self.task, self.layout, split=split)
+        if not self.by_differences:
+            hessian = HessianOperator(self.task, self.layout, count=point.count, split=split)
+        self.layout.write(self.start)
+        survey = LandscapeSurvey(
+            self.runner,
+            self.subspace,
+            hessian,
+            self.runs,
+            asked={name: self._request(name, 0) for name in self.request.names},
+            prepared=lambda name: self._prepared.get(name) or self._prepare(name),
+            state=self.state,
+            say=self._say,
+            seed=self.request.seed,
+            by_differences=self.by_differences,
+        )
+        found = survey.survey()
+        self.notes += survey.notes
+        return found
+
+    def _say(self, label: str) -> None:
+        self._label = label
+        self.state.advance(0, label)
+
     @property
     def _ablations(self) -> tuple[Ablation, ...]:
         return ("none", *ABLATIONS) if self.request.ablations else ("none",)
 
     def _prepare(self, name: str) -> Prepared:
-        self._phase, self._label = "warm", f"warming {name}"
-        self._tell(name, None)
+        self._label = f"warming {name}"
         self.layout.write(self.start)  # the runs before have left the parameters where they ended
         prepared = prepare(
             self.task,

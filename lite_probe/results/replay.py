@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lite_probe.results.estimate import Estimate, t_reach
+from lite_probe.results.landscape import Landscape
 from lite_probe.results.provenance import Note, Provenance
 
 FloatArray = NDArray[np.float64]
@@ -332,6 +333,7 @@ class Replay:
     sweeps: Mapping[str, Sweep]  # by optimizer; only those that were swept
     theory: Mapping[str, LinearTheory]  # by optimizer
     runs: tuple[ReplayRun, ...]
+    landscape: Landscape | None = None  # the loss around θ₀, where it was asked for
     config: Mapping[str, object]
     fingerprint: str
     notes: tuple[Note, ...] = ()

@@ -9,6 +9,7 @@ import numpy as np
 
 from lite_probe.reports.drawing import Drawing, by_name
 from lite_probe.reports.numbers import MISSING, count_of, format_uncertain, terse
+from lite_probe.reports.sections.landscape import landscape_object, landscape_view
 from lite_probe.reports.sections.replay_figures import (
     by_optimizer,
     draw_bands,
@@ -100,6 +101,7 @@ class ReplaySection(Section):
             **attributes(result, "steps", "ramp"),
             "seeds": result.num_seeds,
             **attributes(result, "rule", "start_loss"),
+            "landscape": landscape_object(result),
             "optimizers": {name: _optimizer_object(result, same, name) for name in result.optimizers},
             "differences": {
                 f"{name} - {other}": estimate_object(result.difference(name, other))
@@ -121,13 +123,8 @@ class ReplaySection(Section):
         return Part(
             view=[view | {"label": name} for name, view in zip(names, views, strict=True)],
             leads=[(name, view["verdict"].lead) for name, view in zip(names, views, strict=True)],
-            figures=by_name(
-                [
-                    one
-                    for view in views
-                    for one in (*view["figures"].values(), *view["bands"], *view["over_time"]["drawings"])
-                ]
-            ),
+            links=[("landscape", "Landscape")] if any(view["landscape"] for view in views) else (),
+            figures=by_name([one for view in views for one in (*_drawings(view), *_around(view))]),
         )
 
 
@@ -161,6 +158,7 @@ def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
         },
         "bands": draw_bands(f"bands-{number}", replay),
         "over_time": over_time,
+        "landscape": landscape_view(number, label, replay),
     }
 
 
@@ -183,6 +181,12 @@ def _view_over_time(number: int, replay: Replay) -> dict[str, Any]:
         "isotropy": isotropy,
         "drawings": [*(one for own in (*stacks, *maps) for one in own.drawings), *rates, *isotropy],
     }
+
+
+def _around(view: dict[str, Any]) -> list[Drawing | None]:
+    """Return the figures of the landscape in a view."""
+    landscape = view["landscape"]
+    return [] if landscape is None else [*landscape["lines"], landscape["updates"], landscape["plane"]]
 
 
 # For the terminal

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 EIGENVALUES = [4.0, 2.0, 1.0, 0.3, 0.1, 0.02, -0.1]
 SLOPE = torch.linspace(-1.0, 2.0, 7, dtype=torch.float64)
 STEPS, SEEDS, WARM, LR = 6, 2, 4, 0.3
-ASKED: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM}
+ASKED: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM, "landscape": False}
 NOISE = 0.7
 
 

@@ -33,7 +33,14 @@ EIGENVALUES = [4.0, 2.0, 1.0, 0.3, 0.1, 0.02, -0.1]
 SLOPE = torch.linspace(-1.0, 2.0, 7, dtype=torch.float64)
 START = torch.linspace(1.0, -0.7, 7, dtype=torch.float64)
 STEPS, SEEDS, WARM, LR = 12, 2, 4, 0.1
-ASKED: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM, "ramp": 0, "curvature_probes": 0}
+ASKED: dict[str, Any] = {
+    "steps": STEPS,
+    "seeds": SEEDS,
+    "warm_batches": WARM,
+    "ramp": 0,
+    "curvature_probes": 0,
+    "landscape": False,
+}
 LOGGED = [1, 2, 4, 8, 12]
 
 

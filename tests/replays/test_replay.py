@@ -40,7 +40,13 @@ pytestmark = pytest.mark.slow
 STEPS, SEEDS, WARM = 4, 2, 3
 BATCHES = WARM + STEPS * (SEEDS + 1)
 PROBES = 2
-SHORT: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM, "curvature_probes": PROBES}
+SHORT: dict[str, Any] = {
+    "steps": STEPS,
+    "seeds": SEEDS,
+    "warm_batches": WARM,
+    "curvature_probes": PROBES,
+    "landscape": False,
+}
 RATES = {"muon": 0.01, "muon-lite": 0.01, "soap": 0.01, "soap-lite": 0.01}
 
 

@@ -23,6 +23,7 @@ from lite_probe.results.subspace import (
     SubspaceMeasurement,
     root_mean_square_condition,
 )
+from tests.reports.landscapes import make_landscape
 
 BLOCKS = {  # size, λ₁, width of the bulk
     "emb": (2_359_296, 21.4, 2e-4),
@@ -492,6 +493,7 @@ def make_replay(
     swept: bool = True,
     is_inside: bool = True,
     theory: bool = True,
+    landscape: bool = True,
     notes: tuple[Note, ...] = (
         Note(code="refined", message="3 of 240 steps missed the closure tolerance with 2 gradients and took more."),
     ),
@@ -553,6 +555,7 @@ def make_replay(
         if theory
         else {},
         runs=tuple(runs),
+        landscape=make_landscape(optimizers, runs, eigenvalues, start_loss) if landscape else None,
         config={"optimizers": optimizers, "steps": steps, "seeds": seeds, "rule": "simpson"},
         fingerprint=f"{name}-{step}-replay",
         notes=notes,

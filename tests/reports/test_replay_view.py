@@ -324,7 +324,7 @@ def test_ablations_stand_beside_the_whole(tables, found):
 
 def test_where_all_diverged_only_the_losses_are_left():
     names = ("muon", "soap")
-    replay = make_replay(optimizers=names, seeds=1, diverged=tuple((name, 0, 2) for name in names))
+    replay = make_replay(optimizers=names, seeds=1, diverged=tuple((name, 0, 2) for name in names), landscape=False)
     (view,) = SECTION.part([("gpt-5000", replay)]).view
     tables, drawn = tables_of(replay), drawn_of(replay)
     assert (drawn.progress, drawn.edge, drawn.eigenvectors, drawn.rates, drawn.oscillation) == (None,) * 5

@@ -28,6 +28,8 @@ class ReplayRequest(OptimizersRequest):
             product each: for how many steps θ₀'s curvature says something.
         curvature_probes: Gaussian probes of each of two kinds, full ones and those of the flat bands alone, by which
             the mean curvature of every band is measured at θ₀, a Hessian product each; 0 leaves it out.
+        landscape: Also the loss around θ₀: along eigenvectors and each optimizer's own step, and on a plane with the
+            paths of the first seed.
         tolerance: Of a step's closure error, relative to a typical loss change of a step; Simpson's rule is refined
             until it is met.
     """
@@ -58,6 +60,7 @@ class ReplayRequest(OptimizersRequest):
     curvature_probes: int = option(
         8, "Hessian products of each of two kinds that measure the bands' curvature at the start; 0 for none.", least=0
     )
+    landscape: bool = option(True, "Also the loss along lines from the start, and on a plane with every path.")
     tolerance: float = 2e-3
 
     def _check(self) -> None:
@@ -88,7 +91,9 @@ class ReplayRequest(OptimizersRequest):
             "lr": self.rates,
             "ramp": ramp_steps(self.steps, self.ramp),
             "hyperparameters": self.hyperparameters,
-            **({"horizon": True} if self.horizon else {}),  # results without it keep the key that they have
+            # Results without these keep the key that they have.
+            **({"horizon": True} if self.horizon else {}),
+            **({"landscape": True} if self.landscape else {}),
         }
 
     def train_batches(self, batches: int) -> int:
