@@ -1,5 +1,6 @@
 """Bands in a replay: their rates, their flat allocations and their curvature, against dense projectors."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lite_probe.errors import UsageError
-from lite_probe.measurements import replay as replay_module
 from lite_probe.measurements import replay_session
 from lite_probe.measurements.replay import replay
 from lite_probe.measurements.requests.replay import ReplayRequest
+from lite_probe.replays import plan as planning
 from lite_probe.replays.allocation import Point, StepChange
 from lite_probe.replays.curvature import PRODUCT_GRADIENTS, BandProbes
 from lite_probe.replays.recorder import Recorder
@@ -193,19 +194,19 @@ def test_one_probe_has_no_spread() -> None:
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient
 
 
 def test_a_model_that_cannot_be_differentiated_twice_goes_without() -> None:
     task = classifier()
     spectrum, predict = spectrum_of(task), task.predict
-    task.predict = lambda model, batch: _Once.apply(predict(model, batch))
+    task.predict = lambda model, batch: _Once.apply(predict(model, batch))  # type: ignore[no-untyped-call]
     plan = plan_replay(task, ["muon"], spectrum=spectrum, **{**ASKED, "lr": 1e-3})
     assert plan.num_hvps == 0
     found = plan.run(task)
@@ -235,12 +236,12 @@ def test_where_products_have_no_room_there_are_none(monkeypatch: pytest.MonkeyPa
     task = classifier()
     asked = {**ASKED, "spectrum": spectrum_of(task), "lr": 1e-3}
     whole = plan_replay(task, ["muon"], **asked)
-    costs = replay_module.planning.with_products
+    costs = planning.with_products
 
     def large(*args: Any) -> Any:
-        return replay_module.replace(costs(*args), peak_bytes=2**60)
+        return replace(costs(*args), peak_bytes=2**60)
 
-    monkeypatch.setattr(replay_module.planning, "with_products", large)
+    monkeypatch.setattr(planning, "with_products", large)
     plan = plan_replay(task, ["muon"], **asked)
     assert (whole.num_hvps, plan.num_hvps) == (16, 0)
     assert plan.no_curvature == "a Hessian product does not fit into memory beside the rest"

@@ -84,9 +84,9 @@ def test_what_raised_the_loss_is_below_zero_and_all_share_an_axis(found: Replay)
     runs = []
     for run in found.runs:
         flat = run.flat_allocations
-        sharp = np.zeros_like(run.sharp_allocations)
-        sharp[:, 0] = -0.25 * flat
-        runs.append(replace(run, sharp_allocations=sharp, allocations=0.75 * flat))
+        upward = np.zeros_like(run.sharp_allocations)
+        upward[:, 0] = -0.25 * flat
+        runs.append(replace(run, sharp_allocations=upward, allocations=0.75 * flat))
     stacks = draw_stacks("stack", replace(found, runs=tuple(runs)))
     ranges = {tuple(one.figure["layout"]["yaxis"]["range"]) for own in stacks for one in own.drawings}
     (span,) = ranges

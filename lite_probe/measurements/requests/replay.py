@@ -84,9 +84,8 @@ class ReplayRequest(OptimizersRequest):
         from lite_probe.replays.ramp import ramp_steps
 
         own = ("steps", "seeds", "state", "warm_batches", "bands", "rule", "tolerance", "ablations", "seed")
-        own += ("curvature_probes",)
         return {
-            **{name: getattr(self, name) for name in own},
+            **{name: getattr(self, name) for name in (*own, "curvature_probes")},
             "optimizers": list(self.names),
             "lr": self.rates,
             "ramp": ramp_steps(self.steps, self.ramp),
