@@ -14,6 +14,7 @@
     steps.profile("muon"), steps.implied_ratio("ffn"), steps.critical("muon")
     tuning = lp.tune(task, optimizer="muon-lite", lr=0.0078, nodes=8, topology="ring")
     lp.optim.make_optimizer("muon-lite", model.named_parameters(), lr=tuning.lr, **tuning.settings)
+    trainer = Trainer(..., callbacks=[lp.callbacks.ProbeCallback(task, every=100, folder="probe/run")])
 
 A name is imported when it is first used, so that `import lite_probe` alone loads neither torch nor transformers.
 
