@@ -1,5 +1,6 @@
 """The loss around the start of a replay as figures: lines with the quadratic model, and a plane with every path."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,6 @@ from lite_probe.results.landscape import FloatArray, Landscape, LossLine, LossPl
 
 _BY_NAME = "<extra>%{fullData.name}</extra>"
 _CHANGE = "loss change from the start (nats)"
-_TITLES = {"eigenvector": "Along {}", "flat": "Along a {}"}
 _ROOM = 0.06  # of an axis, beyond what it shows
 _DEPTHS = 4.0  # above the start's loss that updates are shown, in depths of the lowest
 _LEVELS = 5  # of the plane's contours, between the start's loss and the lowest
@@ -53,15 +53,14 @@ def _draw_line(name: str, line: LossLine) -> Drawing:
         marker=series_marker(0, 6),
         hovertemplate=f"s = %{{x:.3~g}}<br>%{{y:.4~g}} nats{_BY_NAME}",
     )
-    ends = () if line.holds_throughout else (-line.holds_to, line.holds_to)
     figure.layout = layout(
         340,
         xaxis=axis(f"s along {'a ' * (line.kind == 'flat')}{line.name} (parameter units)"),
         yaxis=axis(_CHANGE, range=_range(line.changes)),
-        shapes=[reference_line(y=0), *(reference_line(x=end) for end in ends)],
+        shapes=[reference_line(y=0), *(reference_line(x=end) for end in line.bounds)],
         showlegend=True,
     )
-    return Drawing.of(figure, name, _told(line), _TITLES[line.kind].format(line.name))
+    return Drawing.of(figure, name, _told(line), _capital(line.name))
 
 
 def draw_updates(name: str, landscape: Landscape, optimizers: Sequence[str]) -> Drawing | None:
@@ -108,6 +107,7 @@ def draw_plane(name: str, landscape: Landscape, optimizers: Sequence[str]) -> Dr
     changes = plane.losses - landscape.start_loss
     known = changes[~plane.is_missing]
     depth = max(-float(known.min()), 0.0) or 0.25 * float(known.max()) or 1.0
+    level = _level(depth / _LEVELS)
     figure = go.Figure()
     figure.add_contour(
         x=rounded(plane.x),
@@ -120,12 +120,12 @@ def draw_plane(name: str, landscape: Landscape, optimizers: Sequence[str]) -> Dr
         zmax=depth,
         colorscale=[[0.0, "var(--good-wash)"], [0.5, "var(--surface)"], [1.0, "var(--caution-wash)"]],
         contours={
-            "start": float(f"{-depth:.6g}"),
+            "start": -level * math.ceil(depth / level),
             "end": float(f"{_WALL * depth:.6g}"),
-            "size": float(f"{depth / _LEVELS:.6g}"),
+            "size": level,
             "coloring": "heatmap",
             "showlabels": True,
-            "labelformat": ".2~g",
+            "labelformat": f".{max(0, -math.floor(math.log10(level)))}f",  # a level at zero is off it by a rounding
             "labelfont": {"size": 10, "color": "var(--muted)"},
         },
         line={"color": "var(--line)", "width": 1},
@@ -161,7 +161,7 @@ def draw_plane(name: str, landscape: Landscape, optimizers: Sequence[str]) -> Dr
         y=[0.0],
         name="start",
         mode="markers",
-        marker={"color": "var(--text)", "size": 11, "symbol": "cross"},
+        marker={"size": 13, "symbol": "cross-thin", "line": {"color": "var(--text)", "width": 2}},
         hovertemplate="start<extra></extra>",
     )
     figure.layout = layout(
@@ -171,6 +171,12 @@ def draw_plane(name: str, landscape: Landscape, optimizers: Sequence[str]) -> Dr
         showlegend=True,
     )
     return Drawing.of(figure, name, " ".join(sentences))
+
+
+def _level(wanted: float) -> float:
+    """Return 1, 2 or 5 times a power of ten, the largest that is not above."""
+    power = math.floor(math.log10(wanted))
+    return float(f"{max(one for one in (1, 2, 5) if one * 10.0**power <= wanted or one == 1)}e{power}")
 
 
 def told_in_plane(plane: LossPlane) -> str:
@@ -196,9 +202,13 @@ def _told(line: LossLine) -> str:
     unit = "step" if line.kind == "update" else "parameter unit"
     cut = ", further out the loss is not finite" if line.is_cut else ""
     return (
-        f"{line.name[0].upper()}{line.name[1:]}: slope {format_number(line.slope, 3)} nats per {unit}, curvature "
+        f"{_capital(line.name)}: slope {format_number(line.slope, 3)} nats per {unit}, curvature "
         f"{format_number(line.curvature, 3)}; the quadratic model holds {told_reach(line)}{cut}."
     )
+
+
+def _capital(name: str) -> str:
+    return f"{name[0].upper()}{name[1:]}"
 
 
 def _range(values: FloatArray) -> list[float]:
