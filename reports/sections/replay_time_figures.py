@@ -27,7 +27,7 @@ from lite_probe.results.replay import FloatArray, Replay, ReplayRun
 _FLAT_EDGES = (0.0, 0.01, 0.1, 0.3, 0.6, 1.0)  # of a block's directions: bands that are stacked as one area
 _FADING = (0.9, 0.66, 0.46, 0.3, 0.17)  # of their colour, the sharpest first
 _SHARP, _FLAT = 1, 0  # places of the two colours, as in the figure of progress
-_SHOWN = 0.98  # share of a map's cells whose colour is not at either end
+_SHOWN = 0.95  # share of a map's cells whose colour is not at either end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +208,7 @@ def map_caption(replay: Replay) -> str:
         sums = "Rows of bands hold their part along sharp eigenvectors, too."
     return (
         "Progress per step, mean over seeds: blue lowered the loss, orange raised it. The scale is the same for all "
-        f"optimizers; one cell in fifty is beyond its ends. {sums}"
+        f"optimizers; one cell in twenty is beyond its ends. {sums}"
     )
 
 
