@@ -1,5 +1,6 @@
 """A replay's figures of directions against time and curvature: their values, what has no place, and what is said."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from lite_probe.reports.runs import Run
 from lite_probe.reports.sections.replay import list_replay
 from lite_probe.reports.sections.replay_rate_figures import draw_rates, draw_rates_of, rates_caption
 from lite_probe.reports.sections.replay_time_figures import draw_isotropy, draw_maps, draw_stacks, map_caption
+from lite_probe.reports.sections.section import describe
 from lite_probe.results.replay import FloatArray, Replay
 from tests.reports.fixtures import make_replay
 
@@ -245,6 +247,20 @@ def test_the_table_of_bands_has_curvatures_and_rates(found: Replay) -> None:
     before = list_replay("bands", earlier(found))
     assert before is not None
     assert not {"κ", "η"} & {column.title for column in before.columns}
+
+
+def test_programs_get_curvatures_and_rates_of_bands(found: Replay) -> None:
+    told = json.loads(json.dumps(describe("replay", found), allow_nan=False))
+    rates, exponent = found.band_effective_lrs("muon"), found.wide_exponent("muon")
+    assert rates is not None
+    assert exponent is not None
+    assert told["bands"]["curvatures"] == found.bands.curvatures.tolist()
+    assert told["bands"]["labels"][12] == "qk 1–10%"
+    assert told["optimizers"]["muon"]["band_effective_lrs"] == rates[0].tolist()
+    assert told["optimizers"]["muon"]["exponent_with_bands"]["value"] == exponent.value
+    before = describe("replay", earlier(found))
+    assert (before["bands"]["curvatures"], before["bands"]["probes"]) == (None, 0)
+    assert before["optimizers"]["muon"]["band_effective_lrs"] is None
 
 
 def test_the_page_has_them_and_says_how_to_read_them(found: Replay) -> None:
