@@ -129,11 +129,15 @@ def rates_caption(replay: Replay) -> str:
     intervals = "Bars are 95% intervals over seeds."
     if not len(curved):
         return " ".join([*sentences, intervals, "What is not positive has no place here; the table has it."])
+    below = int((bands.curvatures < -bands.curvature_halves).sum())
     sentences += [
         "Thin markers are bands at their mean curvature κ. Lines that run through both are fits.",
         intervals,
+        "Of one optimizer alone, stars are eigenvectors and other markers bands by block, with intervals over probes "
+        "across.",
         f"The curvature of {len(curved) - int(curved.sum())} of {count_of(len(curved), 'band')} is not above zero "
-        f"beyond its 95% interval over {count_of(bands.num_probes, 'probe')}: they have no place here.",
+        f"beyond its 95% interval over {count_of(bands.num_probes, 'probe')}, of {below} it is below: they have no "
+        "place here.",
     ]
     negative = {name: int((rates[0][curved] <= 0.0).sum()) for name, rates in _band_rates(replay).items()}
     if any(negative.values()):
