@@ -49,7 +49,7 @@ def traces(figure: dict[str, Any], **style: object) -> list[dict[str, Any]]:
 def test_refuses_an_empty_page():
     with pytest.raises(ValueError, match="expected at least one run for a page, got none"):
         make_view([])
-    kinds = "spectrum, subspace, steps, replay, tuning"
+    kinds = "spectrum, subspace, steps, replay, tuning, training"
     with pytest.raises(ValueError, match=f"expected a result in a run, of {kinds}, got none"):
         Run()
     with pytest.raises(ValueError, match=f"expected results of {kinds}, got sketch"):
