@@ -2,13 +2,14 @@
 # or constraints.txt. No virtual environment needs to be active.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+RUNS ?= probe/demo/step-00060 probe/demo/step-00300
 
 BIN := .venv/bin
 READY := .venv/.ready
 BENCHMARK_BIN := .venv-benchmark/bin
 BENCHMARK_READY := .venv-benchmark/.ready
 
-.PHONY: demo test test-fast lint benchmark clean
+.PHONY: demo test test-fast lint benchmark screenshots clean
 
 demo: $(READY)
 	$(BIN)/lite-probe demo
@@ -33,6 +34,10 @@ benchmark: $(BENCHMARK_READY)
 	$(BENCHMARK_BIN)/python tests/benchmarks/optimizers.py
 	$(BENCHMARK_BIN)/python tests/benchmarks/replay.py
 	$(BENCHMARK_BIN)/python tests/benchmarks/spectra.py
+
+# The pictures on the front page, of the page on RUNS; `make demo` makes the runs that they are of by default.
+screenshots: $(READY)
+	$(BIN)/python -m tests.browser.screenshots $(RUNS) --out docs/images
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

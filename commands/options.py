@@ -271,8 +271,11 @@ def _click_option(name: str, one: Option, field: Field[Any]) -> Callable[[Decora
     """Return one field as an option of a command."""
     default = one.written if one.parse is not None else field.default
     more: dict[str, Any] = {"default": default, "show_default": default is not None}
+    flag = one.flag or f"--{name.replace('_', '-')}"
     if default is False:
         more = {"is_flag": True}
+    elif default is True:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
     elif one.multiple:
         more = {"multiple": True}
     elif one.is_size:
@@ -285,7 +288,7 @@ def _click_option(name: str, one: Option, field: Field[Any]) -> Callable[[Decora
         more["type"] = Among(list(one.among))
     if one.metavar:
         more["metavar"] = one.metavar
-    return click.option(one.flag or f"--{name.replace('_', '-')}", name, help=one.help, **more)
+    return click.option(flag, name, help=one.help, **more)
 
 
 def taken_from(record: type, options: dict[str, Any]) -> dict[str, Any]:

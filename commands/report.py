@@ -22,7 +22,7 @@ from lite_probe.commands.wording import plural
 @options_from(RunOptions, "as_json", "as_format", "only_table")
 @console_options
 @click.pass_obj
-def command(terminal: Terminal, runs: tuple[str, ...], out: str | None, **how: Any) -> None:
+def command(terminal: Terminal, /, runs: tuple[str, ...], out: str | None, **how: Any) -> None:
     """Write one HTML page from the results saved in one or more run directories.
 
     The page is self-contained and works offline.

@@ -2,12 +2,13 @@
 
     python examples/compare_optimizers.py --optimizers adamw muon --steps 4 --hidden 32 --eval-batches 4 --seeds 2
 
-Without options it is a real comparison, 20 to 40 minutes of two cores; what came of it is in the README. A byte-level
-Llama of 918,656 parameters learns from 300 batches of 8 windows of 128 bytes of the Python documentation, with three
-seeds, each with weights and batches of its own that are the same for all optimizers. The learning rate goes up over a
-tenth of the steps, and down to a tenth along a cosine; weight decay is 0.1, gradients are clipped to a norm of 1. All
-else is as `make_optimizer` has it. For LITE that is nearly what the published runs had: β₂ = 1 after its ramp, χ = 2
-for hidden matrices, 4 for embedding and norms, 1 for the head, a tenth of the directions sharp; but β₁ = 0, not −0.25.
+Without options it is a real comparison, 20 to 40 minutes of two cores; what came of it is in docs/optimizers.md. A
+byte-level Llama of 918,656 parameters learns from 300 batches of 8 windows of 128 bytes of the Python documentation,
+with three seeds, each with weights and batches of its own that are the same for all optimizers. The learning rate goes
+up over a tenth of the steps, and down to a tenth along a cosine; weight decay is 0.1, gradients are clipped to a norm
+of 1. All else is as `make_optimizer` has it. For LITE that is nearly what the published runs had: β₂ = 1 after its
+ramp, χ = 2 for hidden matrices, 4 for embedding and norms, 1 for the head, a tenth of the directions sharp; but β₁ = 0,
+not −0.25.
 
 Learning rates are powers of two: a grid grows while the best of it, by the mean over seeds, is at an edge. The loss is
 that at the end, nats per byte, on 320 windows of text that was not trained on. Results are kept after every run, in

@@ -16,6 +16,7 @@
     comparison = lp.compare(["probe/early", "probe/late"])
     comparison.standings, comparison.differences
     lp.optim.make_optimizer("muon-lite", model.named_parameters(), lr=tuning.lr, **tuning.settings)
+    trainer = Trainer(..., callbacks=[lp.callbacks.ProbeCallback(task, every=100, folder="probe/run")])
 
 A name is imported when it is first used, so that `import lite_probe` alone loads neither torch nor transformers.
 

@@ -5,7 +5,7 @@ Markdown and LaTeX show what the page shows. Names come from files: whatever the
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lite_probe.reports.table import Column, Table
 
@@ -185,7 +185,7 @@ def _stretches(text: str) -> list[tuple[bool, str]]:
             stop = next((at for at in range(place, len(text)) if text[at] not in shifted), len(text))
             # Two scripts in a row need something between them.
             apart = "{}" if found and found[-1][0] and found[-1][1].endswith("}") else ""
-            one = (True, f"{apart}{sign}{{{''.join(shifted[raised] for raised in text[place:stop])}}}")
+            one = (True, f"{apart}{sign}{{{_shift(shifted, text[place:stop])}}}")
             place = stop
         elif character in _MATH:
             one, place = (True, _MATH[character]), place + 1
@@ -206,8 +206,13 @@ def _latex_cell(text: str) -> str:
         return escape_latex(text)
     # In mathematics a comma is followed by a gap, unless it is in braces.
     plain = str.maketrans({",": "{,}", "%": r"\%", "±": r"\pm ", "×": r"\times ", "−": "-", **_COMPARED})
-    raised = re.sub(f"[{''.join(_RAISED)}]+", lambda found: f"^{{{''.join(map(_RAISED.get, found[0]))}}}", line)
+    raised = re.sub(f"[{''.join(_RAISED)}]+", lambda found: f"^{{{_shift(_RAISED, found[0])}}}", line)
     return f"${raised.translate(plain)}$".replace("  ", " ")
+
+
+def _shift(shifted: Mapping[str, str], text: str) -> str:
+    """Return raised or lowered characters as they are on the line."""
+    return "".join(shifted[character] for character in text)
 
 
 def _titled(column: Column) -> str:

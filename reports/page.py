@@ -35,7 +35,12 @@ def render_page(runs: Sequence[Run], *, is_comparison: bool = False) -> str:
     """
     view, environment = make_view(runs, is_comparison=is_comparison), _environment()
     sections = [
-        (kind, part, Markup(environment.from_string(shown_as(kind).template.read_text()).render(part=part.view)))
+        (
+            kind,
+            shown_as(kind).heading,
+            part,
+            Markup(environment.from_string(shown_as(kind).template.read_text()).render(part=part.view)),
+        )
         for kind, part in view.parts.items()
     ]
     return environment.get_template("page.html.j2").render(view=view, sections=sections)

@@ -6,18 +6,17 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lite_probe.errors import InputError
-from lite_probe.reports.numbers import MISSING, count_of, format_bytes, format_count, format_duration
+from lite_probe.reports.numbers import MISSING, format_bytes, format_duration
+from lite_probe.reports.overview import Overview, make_overview
 from lite_probe.reports.runs import Run
 from lite_probe.reports.sections.comparison import comparison_part, comparison_tables
-from lite_probe.reports.sections.section import Part, Record, section_of, shown_as
+from lite_probe.reports.sections.section import Part, Record, section_of
 from lite_probe.reports.table import Cell, Column, Table, make_table, text_cell
 from lite_probe.reports.verdict import join_names
 from lite_probe.results.comparison import COMPARED, Comparison, compare_results
 from lite_probe.results.kinds import KINDS
-from lite_probe.results.provenance import Provenance
 
 Labelled = Sequence[tuple[str, Run]]
-Headed = tuple[str, Any]  # (heading, empty where there is one; what stands below it)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,17 +24,18 @@ class PageView:
     """Everything a page says."""
 
     title: str
-    subtitle: str
+    subject: str  # the checkpoints
+    overview: Overview  # the first screen
     parts: Mapping[str, Part]  # by kind
-    leads: tuple[tuple[str, str, Sequence[Any]], ...]  # (heading, empty where there is one; answer; points below it)
     notes: tuple[tuple[str, str, str], ...]  # (message, code, runs that carry it; empty where there is one)
-    provenance: tuple[Headed, ...]  # tables
+    provenance: tuple[Table, ...]  # what all results share, and what differs
     commands: tuple[tuple[str, str], ...]  # (which result, command that measures it again)
 
     @property
     def figures(self) -> dict[str, dict[str, Any]]:
         """Every figure by name, as plain JSON values for plotly.js."""
-        return {name: figure for part in self.parts.values() for name, figure in part.figures.items()}
+        first = {one.name: one.figure for one in self.overview.pictures}
+        return first | {name: figure for part in self.parts.values() for name, figure in part.figures.items()}
 
 
 def make_view(runs: Sequence[Run], *, is_comparison: bool = False) -> PageView:
@@ -56,20 +56,15 @@ def make_view(runs: Sequence[Run], *, is_comparison: bool = False) -> PageView:
     own = [kind for kind in present if kind == "training" or not is_comparison]
     parts = {kind: section_of(kind).part(present[kind]) for kind in own}
     comparison, why_not = _compared(labelled, least=1 if is_comparison else 2)
-    parts = parts if comparison is None else {"comparison": comparison_part(comparison), **parts}
+    if comparison is not None:
+        parts = {"comparison": comparison_part(comparison, is_alone=is_comparison), **parts}
     return PageView(
         title=_title(labelled, present),
-        subtitle=_subtitle(ordered),
+        subject=_subject(labelled),
+        overview=make_overview(labelled, parts),
         parts=parts,
-        leads=_leads(parts),
         notes=(*_notes(labelled), *why_not),
-        provenance=tuple(
-            (
-                section_of(kind).heading if len(present) > 1 else "",
-                _provenance(kind, "provenance" if len(present) == 1 else f"provenance-{kind}", found),
-            )
-            for kind, found in present.items()
-        ),
+        provenance=_provenance(labelled),
         commands=tuple(
             (
                 label if len(run.results) == 1 else f"{label}: {section_of(kind).heading.lower()}",
@@ -143,43 +138,13 @@ def make_labels(runs: Sequence[Run]) -> list[str]:
 def _title(labelled: Labelled, present: Mapping[str, Sequence[tuple[str, Record]]]) -> str:
     """Say what was measured of which checkpoints."""
     subject = join_names([section_of(kind).subject([one for _, one in found]) for kind, found in present.items()])
+    return f"{subject[0].upper()}{subject[1:]} of {_subject(labelled)}"
+
+
+def _subject(labelled: Labelled) -> str:
+    """Name the checkpoints, or count them."""
     labels = [label for label, _ in labelled]
-    of = join_names(labels) if len(labels) <= 3 else f"{len(labels)} checkpoints"
-    return f"{subject[0].upper()}{subject[1:]} of {of}"
-
-
-def _subtitle(runs: Sequence[Run]) -> str:
-    """Say in one line what was measured on what."""
-    origin = runs[0].provenance
-    parts = [origin.architecture] if len({run.provenance.architecture for run in runs}) == 1 else []
-    parts.append(f"{format_count(runs[0].num_parameters)} parameters")
-    if len(runs) == 1 and origin.checkpoint_step is not None:
-        parts.append(f"step {origin.checkpoint_step:,}")
-    parts += [_batches(origin), f"{origin.precision} on {origin.device}"]
-    return " · ".join(part for part in parts if part)
-
-
-def _batches(origin: Provenance) -> str:
-    """Say how many batches of what size; a task of the user's own may tell neither size nor source."""
-    text = count_of(origin.num_batches, "batch", "batches")
-    if origin.batch_size:
-        text += f" of {origin.batch_size}"
-        text += f" × {origin.seq_len} tokens" if origin.seq_len is not None else ""
-    return f"{text}{f' of {origin.data_name}' if origin.data_name else ''} ({origin.data_split})"
-
-
-def _leads(parts: Mapping[str, Part]) -> tuple[tuple[str, str, Sequence[Any]], ...]:
-    """Collect the answers of all parts, each under its name where there are several."""
-    is_alone = sum(len(part.leads) for part in parts.values()) == 1
-    return tuple(
-        (
-            "" if is_alone else f"{shown_as(kind).heading}, {label}" if label else shown_as(kind).heading,
-            text,
-            part.points if place == len(part.leads) else (),
-        )
-        for kind, part in parts.items()
-        for place, (label, text) in enumerate(part.leads, 1)
-    )
+    return join_names(labels) if len(labels) <= 3 else f"{len(labels)} checkpoints"
 
 
 def _notes(labelled: Labelled) -> tuple[tuple[str, str, str], ...]:
@@ -195,13 +160,40 @@ def _notes(labelled: Labelled) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-def _provenance(kind: str, name: str, results: Sequence[tuple[str, Record]]) -> Table:
-    """List everything that was run, one row per fact."""
-    facts = [_facts(kind, result) for _, result in results]
-    names = list(dict.fromkeys(key for one in facts for key in one))
-    columns = [Column(title=title, is_text=True) for title in ("what", *(label for label, _ in results))]
-    rows = [[text_cell(key), *(one.get(key, Cell(text=MISSING)) for one in facts)] for key in names]
-    return make_table(name, "Provenance: what exactly was run.", columns, rows)
+def _provenance(labelled: Labelled) -> tuple[Table, ...]:
+    """List what exactly was run, a row per fact: what all results have in common, and what differs, with its time."""
+    several = len(labelled) > 1
+    results = [
+        (f"{label}: {section_of(kind).heading}" if several else section_of(kind).heading, _facts(kind, result))
+        for label, run in labelled
+        for kind, result in run.results.items()
+    ]
+    names = list(dict.fromkeys(key for _, facts in results for key in facts))
+    missing = Cell(text=MISSING)
+    rows = [(name, [facts.get(name, missing) for _, facts in results]) for name in names]
+    shared = [(name, cells[0]) for name, cells in rows if len({cell.text for cell in cells}) == 1]
+    differing = [(name, cells) for name, cells in rows if len({cell.text for cell in cells}) > 1]
+    what = Column(title="what", is_text=True)
+    caption = "Provenance: what exactly was run." if len(results) == 1 else "Provenance: what all results share."
+    found = [
+        make_table(
+            "provenance",
+            caption,
+            [what, Column(title="value", is_text=True)],
+            [[text_cell(name), cell] for name, cell in shared],
+        )
+    ]
+    if differing:
+        columns = [what, *(Column(title=title, is_text=True) for title, _ in results)]
+        found.append(
+            make_table(
+                "provenance-differences",
+                "Provenance: what differs, with the time that each measurement took.",
+                columns,
+                [[text_cell(name), *cells] for name, cells in differing],
+            )
+        )
+    return tuple(found)
 
 
 def _facts(kind: str, result: Record) -> dict[str, Cell]:

@@ -57,9 +57,9 @@ class Recorder:
         every: Steps between two points.
         folder: Where `training.json` goes, written anew after every point.
         early: Measure at steps 1, 2, 4, 8, … below `every`, too.
-        budget: The share of the run's wall time that points may take. A step is skipped while those before it have
-            taken more, so that the first is always measured. The clock decides which steps are measured, never what is
-            measured there. None skips none.
+        budget: The share of the wall time since `begin` that points may take. A step is skipped while those before it
+            have taken more, so that the first is always measured. The clock decides which steps are measured, never
+            what is measured there. None skips none.
         top: Leading eigenpairs, k.
         tolerance: A pair has converged when ‖Hv − λv‖ ≤ tolerance·|λ|.
         max_products: Stop looking for pairs there.

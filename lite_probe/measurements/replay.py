@@ -6,16 +6,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, NumericsError
 from lite_probe.measurements.base import OnEvent, Outcome, Plan, spectrum_of
 from lite_probe.measurements.optimizers import inherited_by, put_back
-from lite_probe.measurements.replay_session import ABLATIONS, ReplaySession, ReplayStep, splits_of
+from lite_probe.measurements.replay_session import (
+    ABLATIONS,
+    ReplaySession,
+    ReplayStep,
+    curvature_note,
+    splits_of,
+)
 from lite_probe.measurements.requests import OnProgress, takes
 from lite_probe.measurements.requests.optimizers import Asked
 from lite_probe.measurements.requests.replay import ReplayRequest
 from lite_probe.operators.guards import preserve_state, require_precision
 from lite_probe.optim.interface import Replayable
 from lite_probe.replays import plan as planning
+from lite_probe.replays.allocation import Point
+from lite_probe.replays.curvature import KINDS
 from lite_probe.replays.entrants import Entrant, entrants_of
 from lite_probe.replays.ramp import ramp_steps
 from lite_probe.replays.recipes import require_settings
@@ -43,8 +51,11 @@ class ReplayPlan(Plan[Replay]):
 
     request: ReplayRequest
     num_gradients: int  # expected, all runs together
-    num_hvps: int  # that predict losses, all runs together
+    num_hvps: int  # that predict losses, measure the bands' curvature, and one per line of the landscape
+    no_curvature: str  # why the bands' curvature cannot be measured; empty where it can, or nobody asks
     vector_memory: int | None  # bytes that the sharp subspace may take; None leaves it to what is free
+    keeps_states: bool  # whether every optimizer's state is kept for the landscape, which else warms it again
+    by_differences: bool  # whether the landscape's curvatures are differences of gradients
     num_runs: int
     swept: tuple[str, ...]  # optimizers whose learning rate is swept
     start_loss: float  # at θ₀, held out where there are batches for it
@@ -115,10 +126,10 @@ class ReplayPlan(Plan[Replay]):
         Raises:
             UsageError: Too little memory.
             NumericsError: A loss or gradient at θ₀ that is not finite; with a horizon, a model that cannot be
-                differentiated twice.
+                differentiated twice: without one, the curvature of bands is left out there, which a note says.
 
-        Cost: two evaluation gradients; three training gradients and steps of each optimizer; with a horizon, one graph
-            and two products of one batch.
+        Cost: two evaluation gradients; three training gradients and steps of each optimizer; with a horizon or
+            curvature probes, one graph and two products of one batch.
         """
         spectrum, bands = spectrum_of(request), str(request.bands)
         splits, entrants = splits_of(task, request), entrants_of(request.asked)
@@ -129,10 +140,11 @@ class ReplayPlan(Plan[Replay]):
                 for name, one in {**entrants, bands: entrants.get(bands, Entrant(bands))}.items()
             }
             costs, start, evaluated = planning.measure_costs(task, layout, splits.warm[0], makers, on_progress)
-            if request.horizon:
-                costs = planning.with_products(task, layout, start, costs)
+            sets = 2 if len(task.heldout) else 1
+            needs = partial(planning.expected_memory, layout=layout, bands=bands, sets=sets)
+            allowed = memory_allowed(task.device, request.memory)
+            costs, no_products = _with_products(task, layout, start, costs, request, needs, allowed)
         require_same_task(spectrum, task, loss=evaluated)
-        sets = 2 if len(task.heldout) else 1
         taken = inherited_by(task, request)
         swept = tuple(name for name, rate in request.rates.items() if rate == "sweep")
         ablated = len(ABLATIONS) if request.ablations else 0
@@ -147,32 +159,49 @@ class ReplayPlan(Plan[Replay]):
             "sets": sets,
             "ramp": ramp_steps(request.steps, request.ramp),
         }
-        needed = planning.expected_memory(costs, layout, bands=bands, sets=sets)
-        allowed = memory_allowed(task.device, request.memory)
+        needed = needs(costs)
         require_memory(needed, allowed, "a step and the states of its optimizers", "lower --batch-size or --seq-len")
         # Unasked, the subspace takes a quarter of what is free; asked, what the rest leaves, and else it stays in its
         # file.
         vectors = None if request.memory is None else allowed - needed
         basis = Subspace.of_spectrum(spectrum, task, memory=vectors)
+        kept = planning.kept_states_bytes(costs, request.names) if request.landscape else 0
+        keeps_states = request.landscape and needed + basis.num_bytes + kept <= allowed
         runs = len(request.names) * request.seeds * (1 + ablated)
         products = 0
         if request.horizon:
             products = planning.count_products(request.names, steps=request.steps, seeds=request.seeds)
+        probed = 0 if no_products else len(KINDS) * request.curvature_probes
         blocks = {part.block for parts in task.blocks.values() for part in parts} if task.blocks else {"other"}
         records = planning.records_bytes(
             runs=runs, steps=request.steps, sharp=basis.size, blocks=len(blocks), sets=sets, products=products
         )
+        around, by_differences = planning.LandscapeCosts(), False
+        if request.landscape:
+            by_differences = bool(no_products) or spectrum.config.get("method") == "finite-differences"
+            around = planning.landscape_costs(
+                planning.with_differences(costs) if by_differences else costs,
+                request.names,
+                sharp=basis.size,
+                steps=request.steps,
+                rewarmed=dict.fromkeys(() if keeps_states else common["warmed"], len(splits.warm)),
+                by_differences=by_differences,
+            )
         return cls(
             request=request,
             num_parameters=layout.size,
-            num_gradients=planning.count_gradients(request.names, **common),
-            num_hvps=products,
+            num_gradients=planning.count_gradients(request.names, **common) + around.num_gradients,
+            num_hvps=products + probed + around.num_hvps,
+            no_curvature=no_products if request.curvature_probes else "",
             seconds=planning.expected_seconds(costs, request.names, bands=bands, **common)
-            + products * costs.product_seconds,
-            memory_bytes=needed + basis.num_bytes,
+            + (products + probed) * costs.product_seconds
+            + around.seconds,
+            memory_bytes=needed + basis.num_bytes + kept * keeps_states,
             vector_memory=vectors,
-            scratch_bytes=planning.scratch_bytes(costs, layout, records=records, runs=runs),
-            result_bytes=records,
+            keeps_states=keeps_states,
+            by_differences=by_differences,
+            scratch_bytes=planning.scratch_bytes(costs, layout, records=records, runs=runs) + around.result_bytes,
+            result_bytes=records + around.result_bytes,
             num_runs=runs,
             swept=swept,
             fingerprint=cls.key(task, request, spectrum.loss),
@@ -192,14 +221,30 @@ class ReplayPlan(Plan[Replay]):
         layout = ParameterLayout(list(task.model.named_parameters()))
         spectrum = spectrum_of(self.request)
         run.expected = self.num_gradients
+        request = replace(self.request, curvature_probes=0) if self.no_curvature else self.request
         subspace = Subspace.of_spectrum(spectrum, task, memory=self.vector_memory)
         with own_gradients(layout.parameters), put_back(layout) as start:
-            session = ReplaySession(task, layout, start, self.request, subspace, run, on_event)
+            session = ReplaySession(
+                task,
+                layout,
+                start,
+                request,
+                subspace,
+                run,
+                on_event,
+                keeps_states=self.keeps_states,
+                by_differences=self.by_differences,
+            )
             session.run()
         notes = [*session.splits.notes, *split_notes(task), *session.notes]
+        if self.by_differences:
+            message = "Curvatures of the landscape are differences of gradients: Hessian products cannot be had here."
+            notes.append(Note(code="landscape-differences", message=message))
         if self.request.bands == "adamw" and not can_take("soap", task):
             message = "Directions are ordered by the proxy of adamw: soap cannot take this model."
             notes.insert(0, Note(code="bands", message=message))
+        if self.no_curvature:
+            notes.append(curvature_note(self.no_curvature))
         segments = {f"segment of seed {index}": one.digest for index, one in enumerate(session.splits.segments)}
         return Outcome(
             fields={
@@ -212,11 +257,12 @@ class ReplayPlan(Plan[Replay]):
                 "eigenvalues": subspace.eigenvalues,
                 "eigenvalue_errors": subspace.residual_norms,
                 "num_parameters": layout.size,
-                "bands": session.bands.table,
+                "bands": session.band_table,
                 "recipes": session.recipes,
                 "sweeps": session.sweeps,
                 "theory": session.theory,
                 "runs": tuple(session.runs),
+                "landscape": session.landscape,
             },
             split=measured_split(task),
             count=session.count,
@@ -229,6 +275,38 @@ class ReplayPlan(Plan[Replay]):
                 **segments,
             },
         )
+
+
+def _with_products(
+    task: Task,
+    layout: ParameterLayout,
+    start: Point,
+    costs: planning.Costs,
+    request: ReplayRequest,
+    needs: Callable[[planning.Costs], int],
+    allowed: int,
+) -> tuple[planning.Costs, str]:
+    """Return costs with those of a Hessian product where some are wanted, or without and why there are none.
+
+    Only a horizon cannot do without: lines of the landscape take differences of gradients instead, and the bands'
+    curvature is left out.
+
+    Raises:
+        NumericsError: If a horizon is asked for, and the model cannot be differentiated twice.
+
+    Cost: one graph and two products of one batch, where some are wanted.
+    """
+    if not (request.horizon or request.curvature_probes or request.landscape):
+        return costs, ""
+    try:
+        found = planning.with_products(task, layout, start, costs)
+    except NumericsError as error:
+        if request.horizon:
+            raise
+        return costs, error.message
+    if request.horizon or needs(found) <= allowed:
+        return found, ""
+    return costs, "a Hessian product does not fit into memory beside the rest"
 
 
 @takes(ReplayRequest)
@@ -268,7 +346,8 @@ def replay(
         OutputError: If there is no room for the working files.
 
     Cost: per optimizer and seed K training gradients, K steps and 2K evaluation gradients (K under the trapezoid's
-        rule), twice as many with held-out batches; with `horizon` about log₂K Hessian products; the plan says.
+        rule), twice as many with held-out batches; with `horizon` about log₂K Hessian products; 2·`curvature_probes`
+        products at the start; the plan says.
     """
     if optimizers is not None:
         asked["optimizers"] = optimizers

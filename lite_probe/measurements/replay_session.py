@@ -1,18 +1,26 @@
 """The replay: the same segment under several optimizers, each watched direction by direction, resumable at any step."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from lite_probe.errors import NumericsError
 from lite_probe.measurements.optimizers import settle_rate
+from lite_probe.measurements.replay_landscape import LandscapeSurvey
 from lite_probe.measurements.requests.replay import ReplayRequest
+from lite_probe.operators.base import SymmetricOperator
+from lite_probe.operators.finite_difference import FiniteDifferenceOperator
+from lite_probe.operators.hessian import HessianOperator
 from lite_probe.optim import LiteOptimizer
 from lite_probe.optim.interface import load_state
 from lite_probe.replays import plan as planning
 from lite_probe.replays.allocation import MOST_GRADIENTS, Point, evaluate
+from lite_probe.replays.curvature import KINDS, PRODUCT_GRADIENTS, BandProbes
 from lite_probe.replays.entrants import entrants_of
 from lite_probe.replays.horizon import QuadraticModel
 from lite_probe.replays.ramp import ramp_steps
@@ -23,6 +31,7 @@ from lite_probe.replays.segments import BatchSplits, deal_segments, measured_spl
 from lite_probe.replays.sweep import Trial, sweep_learning_rates
 from lite_probe.replays.theory import linear_theory
 from lite_probe.results import replay as results
+from lite_probe.results.landscape import Landscape
 from lite_probe.results.provenance import Note
 from lite_probe.results.store import register
 from lite_probe.runtime.resumable import ResumableRun
@@ -67,10 +76,19 @@ class _FinishedRecipe:
     notes: tuple[Note, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FinishedProduct:
+    """What a Hessian product said of every band, likewise."""
+
+    fingerprint: str
+    sample: NDArray[np.float64]  # (B,)
+
+
 _Kept = TypeVar("_Kept", _FinishedRun, _FinishedRecipe)
 
 register("replay-run", _FinishedRun, schema_version=1)
 register("replay-recipe", _FinishedRecipe, schema_version=1)
+register("replay-product", _FinishedProduct, schema_version=1)
 
 
 class ReplaySession:
@@ -85,6 +103,9 @@ class ReplaySession:
         subspace: Subspace,
         run: ResumableRun,
         on_step: Callable[[ReplayStep], None] | None,
+        *,
+        keeps_states: bool,
+        by_differences: bool,
     ) -> None:
         self.task = task
         self.layout = layout
@@ -96,6 +117,9 @@ class ReplaySession:
         self.state = run
         self.subspace = subspace
         self.on_step = on_step
+        self.keeps_states = keeps_states
+        self.by_differences = by_differences
+        self.landscape: Landscape | None = None
         self.recipes: dict[str, results.Recipe] = {}
         self.sweeps: dict[str, results.Sweep] = {}
         self.theory: dict[str, results.LinearTheory] = {}
@@ -108,6 +132,8 @@ class ReplaySession:
         self.start_point: Point
         self.count = 0
         self.bands: Bands
+        self.band_table: results.Bands
+        self._prepared: dict[str, Prepared] = {}
 
     def run(self) -> None:
         """Measure at θ₀, then replay every optimizer."""
@@ -115,14 +141,16 @@ class ReplaySession:
         split = measured_split(self.task)
         self.start_point = evaluate(self.task, self.layout, split)
         self.count = self.start_point.count
+        same = None if split == "evaluation" else evaluate(self.task, self.layout)
         self.bands = self._cut_bands()
+        self.band_table = self._with_curvatures((same or self.start_point).count)
         self.runner = Runner(
             self.task,
             self.layout,
             self.start,
             self.start_point,
             split=split,
-            same_point=None if split == "evaluation" else evaluate(self.task, self.layout),
+            same_point=same,
             model=QuadraticModel(self.task, self.layout, self.start, self.start_point, split)
             if request.horizon
             else None,
@@ -138,6 +166,8 @@ class ReplaySession:
         for name in request.names:
             self._replay(name, watching)
         self.notes += self._closing_notes()
+        if request.landscape:
+            self.landscape = self._survey()
 
     def _cut_bands(self) -> Bands:
         """Order the directions by the proxy of an optimizer that has looked at θ₀."""
@@ -147,6 +177,40 @@ class ReplaySession:
         warm(self.task, [optimizer], self.splits.warm, on_batch=lambda index, gradient: self._on_gradients(1))
         return cut_bands(self.layout, optimizer.directions(), optimizer=name)
 
+    def _with_curvatures(self, count: int) -> results.Bands:
+        """Return the bands with their mean curvature on the eigenvectors' batches, where it can be measured."""
+        table, asked = self.bands.table, self.request.curvature_probes
+        probes = BandProbes(self.task, self.layout, self.bands, self.subspace, count=count, seed=self.request.seed)
+        numbers = {kind: asked if kind == "full" or len(probes.tail) else 0 for kind in KINDS}
+        self._expect(PRODUCT_GRADIENTS * sum(numbers.values()))
+        if not asked:
+            return table
+        samples = {kind: np.zeros((number, len(self.bands))) for kind, number in numbers.items()}
+        try:
+            for kind, rows in samples.items():
+                for index in range(len(rows)):
+                    rows[index] = self._product(f"curvature-{kind}-{index}", partial(probes.sample, kind, index))
+                    self._label = f"curvature of the bands · {kind} probe {index + 1}/{len(rows)}"
+                    self._on_gradients(PRODUCT_GRADIENTS)
+        except NumericsError as error:
+            self.notes.append(curvature_note(error.message))
+            return table
+        means, errors = probes.curvatures(samples["full"], samples["tail"])
+        return replace(table, curvatures=means, curvature_errors=errors, num_probes=asked)
+
+    def _product(self, part: str, sample: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Return what a product said; one that an earlier process made is not made again."""
+
+        def measure() -> _FinishedProduct:
+            return _FinishedProduct(fingerprint=self.state.fingerprint, sample=sample())
+
+        return self.state.stage(part, "replay-product", measure).sample
+
+    def _expect(self, gradients: int) -> None:
+        """Expect so many gradients beside those of the plan."""
+        self._planned += gradients
+        self.state.expected += gradients
+
     def _replay(self, name: str, watching: RecordingConfig) -> None:
         """Prepare one optimizer, choose its learning rate, and run its segments; what is finished is not made again."""
         keys = [(seed, ablation) for seed in range(self.request.seeds) for ablation in self._ablations]
@@ -154,8 +218,12 @@ class ReplaySession:
         known = self._load("recipe", name, _FinishedRecipe)
         self._count_finished(name, known, finished.values())
         prepared: Prepared | None = None
+        self._phase = "warm"
         if known is None or None in finished.values():
+            self._tell(name, None)
             prepared = self._prepare(name)
+            if self.keeps_states:
+                self._prepared[name] = prepared
             known = known or self._choose(name, prepared)
         self.recipes[name] = known.recipe
         if known.sweep is not None:
@@ -166,14 +234,7 @@ class ReplaySession:
         for (seed, ablation), run in finished.items():
             self._phase, self._label = "replay", _title(name, ablation, seed)
             if run is None and prepared is not None:
-                request = RunRequest(
-                    optimizer=name,
-                    lr=known.recipe.lr,
-                    seed=seed,
-                    segment=self.splits.segments[seed],
-                    ramp=self.ramp,
-                    ablation=ablation,
-                )
+                request = self._request(name, seed, ablation)
                 run = self.runner.run(
                     prepared.optimizer,
                     prepared.state,
@@ -185,13 +246,51 @@ class ReplaySession:
             if run is not None:
                 self.runs.append(run)
 
+    def _request(self, name: str, seed: int, ablation: Ablation = "none") -> RunRequest:
+        """Return what is asked of a run, at the rate that was settled."""
+        return RunRequest(
+            optimizer=name,
+            lr=self.recipes[name].lr,
+            seed=seed,
+            segment=self.splits.segments[seed],
+            ramp=self.ramp,
+            ablation=ablation,
+        )
+
+    def _survey(self) -> Landscape:
+        """Look around θ₀, along lines and on a plane with the paths of the first seed."""
+        self._phase = "landscape"
+        point, split = self.start_point, self.runner.split
+        hessian: SymmetricOperator = FiniteDifferenceOperator(self.task, self.layout, split=split)
+        if not self.by_differences:
+            hessian = HessianOperator(self.task, self.layout, count=point.count, split=split)
+        self.layout.write(self.start)
+        survey = LandscapeSurvey(
+            self.runner,
+            self.subspace,
+            hessian,
+            self.runs,
+            asked={name: self._request(name, 0) for name in self.request.names},
+            prepared=lambda name: self._prepared.get(name) or self._prepare(name),
+            state=self.state,
+            say=self._say,
+            seed=self.request.seed,
+            by_differences=self.by_differences,
+        )
+        found = survey.survey()
+        self.notes += survey.notes
+        return found
+
+    def _say(self, label: str) -> None:
+        self._label = label
+        self.state.advance(0, label)
+
     @property
     def _ablations(self) -> tuple[Ablation, ...]:
         return ("none", *ABLATIONS) if self.request.ablations else ("none",)
 
     def _prepare(self, name: str) -> Prepared:
-        self._phase, self._label = "warm", f"warming {name}"
-        self._tell(name, None)
+        self._label = f"warming {name}"
         self.layout.write(self.start)  # the runs before have left the parameters where they ended
         prepared = prepare(
             self.task,
@@ -346,6 +445,12 @@ class ReplaySession:
 
     def _keep_tried(self, name: str, trials: Mapping[str, Trial]) -> None:
         self.state.write(_sweep_file(name), {lr: asdict(trial) for lr, trial in trials.items()})
+
+
+def curvature_note(reason: str) -> Note:
+    """Say that the bands' curvature was not measured, and why."""
+    message = f"The curvature of bands was not measured, so that rates stand beside it for eigenvectors only: {reason}."
+    return Note(code="no-curvature", message=message)
 
 
 def splits_of(task: Task, request: ReplayRequest) -> BatchSplits:

@@ -41,7 +41,7 @@ from lite_probe.spectra.operator import OperatorMeasurement, OperatorRequest
 from lite_probe.spectra.state import SavedState
 from lite_probe.steps.norms import UnitBall, sharpness_in_norm, unit_ball
 from lite_probe.subspaces.bands import cut_bands
-from lite_probe.subspaces.calibration import Proxy, Samples, calibrate
+from lite_probe.subspaces.calibration import Proxy, Samples, calibrate, rest_of
 from lite_probe.subspaces.overlap import (
     expected_products,
     halves,
@@ -485,7 +485,7 @@ class _Session:
         for first in range(done, total, self.memory.vectors_per_pass):
             count = min(self.memory.vectors_per_pass, total - first)
             probes = torch.stack([self._random(first + offset) for offset in range(count)])
-            for probe, rest in zip(probes, _rest(probes, pairs, hessian), strict=True):
+            for probe, rest in zip(probes, rest_of(probes, pairs, hessian), strict=True):
                 for name, proxy in proxies.items():
                     samples[name].add(proxy, probe, rest)
             self._keep_samples(samples)
@@ -500,7 +500,7 @@ class _Session:
             count = min(self.memory.vectors_per_pass, total - first)
             drawn = [self._random("tail", name, first + offset) for offset in range(count)]
             probes = torch.stack([proxy.bands.project(vector, proxy.tail.tolist()) for vector in drawn])
-            for probe, rest in zip(probes, _rest(probes, pairs, hessian), strict=True):
+            for probe, rest in zip(probes, rest_of(probes, pairs, hessian), strict=True):
                 samples[name].add_tail(proxy, probe, rest)
             self._keep_samples(samples)
             self.state.advance(count, f"calibrating {name} · tail probe {first + count}/{total}")
@@ -731,14 +731,6 @@ class _Session:
         if self.state.done == before:
             self.state.done += products(found)
         return found
-
-
-def _rest(probes: torch.Tensor, pairs: Subspace, hessian: HessianOperator) -> list[torch.Tensor]:
-    """Return Rz = Hz − VΛVᵀz of some probes z, (p, N) → p of (N,). Cost: p products."""
-    images = hessian.matmat(probes.T).T.contiguous()
-    weights = pairs.coefficients(probes) * torch.from_numpy(pairs.eigenvalues).to(probes.device).unsqueeze(1)
-    columns = zip(images, weights.T, strict=True)
-    return [image.sub_(pairs.combine(own, image.dtype, image.device)) for image, own in columns]
 
 
 def _space_of(half: _FinishedHalf) -> Subspace:

@@ -140,6 +140,7 @@ def replay_request(request: TuneRequest, candidates: Mapping[str, Mapping[str, A
         steps=max(request.replay_steps, 1),
         seeds=request.seeds,
         rule="trapezoid",
+        landscape=False,  # which the page of a tuning does not show
         seed=request.seed,
         memory=request.memory,
     )

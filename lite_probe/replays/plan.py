@@ -12,6 +12,8 @@ from lite_probe.operators.gradient import LossAndGradient
 from lite_probe.optim.interface import Replayable
 from lite_probe.replays.allocation import Point, Rule, evaluate
 from lite_probe.replays.horizon import WITHOUT, logged_steps
+from lite_probe.replays.landscape import LINE_POINTS, PLANE_POINTS, SEARCHED, differences_gradients
+from lite_probe.replays.recorder import OF_BANDS
 from lite_probe.replays.runner import FIRST
 from lite_probe.replays.segments import measured_split
 from lite_probe.runtime.memory import peak_during
@@ -22,7 +24,7 @@ from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
 
 _SWEPT = 4  # learning rates that a sweep usually takes
-_VECTORS = 10  # of N entries beside model, its gradient and an optimizer's state: see `Runner` and `integrate_step`
+_VECTORS = 11  # of N entries beside model, its gradient and an optimizer's state: see `Runner` and what it calls
 _SAME_VECTORS = 2  # more, where allocations are made on two sets of batches: a gradient of each at both ends of a step
 _RECORDED = 8  # numbers of a step beside those of its directions and bands: see `ReplayRun`
 _SAME_RECORDED = 4  # more, on the batches that the eigenvectors were measured on
@@ -107,9 +109,70 @@ def with_products(task: Task, layout: ParameterLayout, start: Point, costs: Cost
     return replace(costs, peak_bytes=max(costs.peak_bytes, found.product_bytes), product_seconds=seconds)
 
 
+def with_differences(costs: Costs) -> Costs:
+    """Add what products by differences take: two evaluation gradients each."""
+    return replace(costs, product_seconds=2.0 * costs.evaluation_seconds)
+
+
 def count_products(optimizers: Sequence[str], *, steps: int, seeds: int) -> int:
     """Return the Hessian products that predict the losses of all runs."""
     return len(optimizers) * seeds * len(logged_steps(steps))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LandscapeCosts:
+    """What the loss around θ₀ is expected to take; nothing where nobody asks."""
+
+    num_losses: int = 0  # forward passes
+    num_gradients: int = (
+        0  # of training batches, each with a step; of evaluation batches where products are differences
+    )
+    num_hvps: int = 0
+    seconds: float = 0.0
+    result_bytes: int = 0
+
+
+def landscape_costs(
+    costs: Costs,
+    optimizers: Sequence[str],
+    *,
+    sharp: int,
+    steps: int,
+    rewarmed: Mapping[str, int],
+    by_differences: bool,
+) -> LandscapeCosts:
+    """Return what lines and plane are expected to take.
+
+    Args:
+        costs: With those of a product.
+        optimizers: All of them.
+        sharp: k, of the sharp subspace.
+        steps: K, that one run of each optimizer makes again, and that of the plane twice.
+        rewarmed: Batches that an optimizer is warmed on again, since its state was not kept.
+        by_differences: Whether products are differences of gradients.
+    """
+    lines = len(optimizers) + (3 if sharp > 1 else 2)
+    losses = lines * (LINE_POINTS + SEARCHED) + PLANE_POINTS**2
+    made = {name: 1 + steps + rewarmed.get(name, 0) for name in optimizers}
+    seconds = losses * costs.evaluation_seconds / 3 + lines * costs.product_seconds
+    seconds += sum(count * (costs.train_seconds + costs.step_seconds[name]) for name, count in made.items())
+    seconds += steps * (costs.train_seconds + max(costs.step_seconds[name] for name in optimizers))
+    return LandscapeCosts(
+        num_losses=losses,
+        num_gradients=sum(made.values()) + steps + (differences_gradients(lines) if by_differences else 0),
+        num_hvps=0 if by_differences else lines,
+        seconds=seconds,
+        result_bytes=8 * (2 * lines * LINE_POINTS + 2 * PLANE_POINTS**2 + 4 * len(optimizers) * (steps + 1)),
+    )
+
+
+def kept_states_bytes(costs: Costs, optimizers: Sequence[str]) -> int:
+    """Return the bytes of all optimizers' states, each there twice, beside those of the largest that are there anyway.
+
+    An optimizer whose state is kept need not be warmed again when its run is made again.
+    """
+    sizes = [costs.state_bytes[name] for name in optimizers]
+    return 2 * (sum(sizes) - max(sizes))
 
 
 def count_gradients(
@@ -189,7 +252,8 @@ def records_bytes(*, runs: int, steps: int, sharp: int, blocks: int, sets: int, 
     Each Hessian product leaves a step and a loss.
     """
     same = (_SAME_RECORDED + sharp) * (sets - 1)
-    return runs * steps * 8 * (_RECORDED + 3 * sharp + 2 * blocks * (len(EDGES) - 1) + same) + 16 * products
+    bands = len(OF_BANDS) * blocks * (len(EDGES) - 1)
+    return runs * steps * 8 * (_RECORDED + 3 * sharp + bands + same) + 16 * products
 
 
 def scratch_bytes(costs: Costs, layout: ParameterLayout, *, records: int, runs: int) -> int:

@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lite_probe.replays.allocation import StepChange
 from lite_probe.subspaces import Bands, Subspace
+
+# Arrays of `ReplayRun` with a column per band, as they are recorded.
+OF_BANDS = ("band_allocations", "band_energies", "band_flat_allocations", "band_slopes", "band_gradient_energies")
 
 
 class Recorder:
@@ -31,17 +35,21 @@ class Recorder:
             gradient: (N,) ∇L at its start.
             update: (N,) d.
 
-        Cost: three passes over the subspace, two rotations of N numbers and two passes over them.
+        Cost: four passes over the subspace, four rotations of N numbers and five passes over them.
         """
         vectors = [change.mean_gradient, update, gradient]
-        mean, moved, start = (self.subspace.coefficients(one.unsqueeze(0))[:, 0].cpu().numpy() for one in vectors)
-        bands = self.bands.products_of(vectors[:2], [(0, 1), (1, 1)]).cpu().numpy()
+        weights = [self.subspace.coefficients(one.unsqueeze(0))[:, 0] for one in vectors]
+        mean, moved, start = (one.cpu().numpy() for one in weights)
+        # The part of the gradient in the flat complement: its products with the update add up to the flat allocation.
+        flat = self.subspace.combine(weights[0], update.dtype, update.device)
+        torch.sub(change.mean_gradient, flat, out=flat)
+        pairs = [(0, 1), (1, 1), (3, 1), (2, 1), (2, 2)]
+        bands = self.bands.products_of([*vectors, flat], pairs).cpu().numpy()
         return {
             "sharp_allocations": mean * moved,
             "sharp_updates": moved,
             "sharp_gradients": start,
-            "band_allocations": bands[0],
-            "band_energies": bands[1],
+            **dict(zip(OF_BANDS, bands, strict=True)),
         }
 
     def allot(self, change: StepChange, moved: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -64,5 +72,5 @@ class Recorder:
             **dict.fromkeys(
                 ("sharp_allocations", "sharp_updates", "sharp_gradients", "same_batch_sharp_allocations"), sharp
             ),
-            **dict.fromkeys(("band_allocations", "band_energies"), bands),
+            **dict.fromkeys(OF_BANDS, bands),
         }

@@ -6,7 +6,7 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from lite_probe.optim.interface import Replayable, load_state, set_learning_rate
 from lite_probe.replays.allocation import ROUNDINGS, Point, Rule, StepChange, evaluate, integrate_step
 from lite_probe.replays.horizon import QuadraticModel, logged_steps
 from lite_probe.replays.ramp import rate_at
-from lite_probe.replays.recorder import Recorder
+from lite_probe.replays.recorder import OF_BANDS, Recorder
 from lite_probe.replays.segments import Segment
 from lite_probe.replays.sweep import Trial
 from lite_probe.results.replay import ReplayRun
@@ -135,6 +135,41 @@ class Runner:
             return Trial(evaluate_loss(self.task, self.split), rises)
         except NumericsError:
             return Trial(None, True)
+
+    def first_update(self, optimizer: Replayable, state: OptimizerState, request: RunRequest) -> Tensor | None:
+        """Return the update at θ₀ on the segment's first batch, at the full rate, (N,); None where it is none.
+
+        The parameters come back to θ₀.
+
+        Cost: a gradient and a step; two vectors of N.
+        """
+        self._begin(optimizer, state, request.lr)
+        try:
+            set_gradients(self.task, self.layout.parameters, request.segment.batches[0], "training batch 0")
+            optimizer.step()
+            update = self.layout.read().sub_(self.start)
+        except NumericsError:
+            return None
+        finally:
+            self.layout.write(self.start)
+        if self.on_gradients is not None:
+            self.on_gradients(1)
+        return update if 0.0 < norm(update) < math.inf else None
+
+    def follow(self, optimizer: Replayable, state: OptimizerState, request: RunRequest, steps: int) -> Iterator[Tensor]:
+        """Train again what a run has trained, without watching; yield θ_t − θ₀, (N,), after each of its steps.
+
+        On a CPU they are those of the run, bitwise.
+
+        Cost: a gradient and a step per batch; a vector of N.
+        """
+        self._begin(optimizer, state, request.lr)
+        for step, batch in enumerate(request.segment.batches[:steps]):
+            set_gradients(self.task, self.layout.parameters, batch, f"training batch {step}")
+            self._step(optimizer, request, step)
+            if self.on_gradients is not None:
+                self.on_gradients(1)
+            yield self.layout.read().sub_(self.start)
 
     def run(
         self,
@@ -416,8 +451,7 @@ _WIDE = (
     "sharp_allocations",
     "sharp_updates",
     "sharp_gradients",
-    "band_allocations",
-    "band_energies",
+    *OF_BANDS,
     "same_batch_sharp_allocations",
 )
 

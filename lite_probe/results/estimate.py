@@ -12,6 +12,29 @@ def t_reach(num_samples: int) -> float:
     return float(special.stdtrit(num_samples - 1, 0.975))
 
 
+def samples_to_tell(one: "Estimate", comparisons: int = 1, most: int = 200) -> int | None:
+    """Return how many samples would tell a mean from zero, were it and its spread to stay what they are.
+
+    The least n ≥ 2 at which |x̄|/(s/√n) is beyond Student's t at 5% over the comparisons made, as Bonferroni has it:
+    Holm's correction asks for no more. A rough guide: the mean is the one that was found, with its own error.
+
+    Args:
+        one: A mean of two samples or more.
+        comparisons: That are decided together.
+        most: Beyond which it is not looked for.
+
+    Returns:
+        None where more than that would be needed.
+    """
+    if one.num_samples < 2 or one.value == 0.0:
+        return None
+    spread = one.stderr * one.num_samples**0.5
+    for count in range(2, most + 1):
+        if abs(one.value) * count**0.5 > spread * special.stdtrit(count - 1, 1.0 - 0.025 / comparisons):
+            return count
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A mean over independent samples, plus what was known exactly.

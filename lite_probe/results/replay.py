@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lite_probe.results.estimate import Estimate
+from lite_probe.results.estimate import Estimate, t_reach
+from lite_probe.results.landscape import Landscape
 from lite_probe.results.provenance import Note, Provenance
 
 FloatArray = NDArray[np.float64]
@@ -33,6 +34,15 @@ class Bands:
     low: FloatArray  # (B,) edges as shares of the block's dimensions; 0 is the sharpest by the proxy
     high: FloatArray  # (B,)
     dimensions: NDArray[np.int64]  # (B,)
+    # tr(P_b H)/dim at θ₀, on the batches that the eigenvectors were measured on; empty where it was not measured.
+    curvatures: FloatArray = field(default_factory=lambda: np.zeros(0))  # (B,) loss/param²
+    curvature_errors: FloatArray = field(default_factory=lambda: np.zeros(0))  # (B,) standard errors over probes
+    num_probes: int = 0  # behind each
+
+    @property
+    def curvature_halves(self) -> FloatArray:
+        """(B,) half of the 95% interval of each mean curvature, by Student's t over probes."""
+        return np.asarray(self.curvature_errors * t_reach(self.num_probes)) if self.num_probes > 1 else np.zeros(0)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -126,6 +136,11 @@ class ReplayRun:
     band_allocations: FloatArray  # (K', B)
     band_energies: FloatArray  # (K', B) ‖P_b d‖²
     seconds: float
+    # What falls to the flat complement by band, ḡ_flat the mean gradient's part there, and what the effective learning
+    # rates of bands are made of; empty in results without them.
+    band_flat_allocations: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))  # (K', B) P_b d·ḡ_flat
+    band_slopes: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))  # (K', B) P_b d · P_b ∇L at the start
+    band_gradient_energies: FloatArray = field(default_factory=lambda: np.zeros((0, 0)))  # (K', B) ‖P_b ∇L‖² there
     # The same on the batches that the eigenvectors were measured on, where the evaluation set is another; else empty.
     same_batch_losses: FloatArray = field(default_factory=lambda: np.zeros(0))  # (K' + 1,)
     same_batch_allocations: FloatArray = field(default_factory=lambda: np.zeros(0))  # (K',)
@@ -183,6 +198,7 @@ class ReplayRun:
             gradients_used=self.same_batch_gradients_used,
             sharp_allocations=self.same_batch_sharp_allocations,
             band_allocations=self.band_allocations[:0],
+            band_flat_allocations=self.band_flat_allocations[:0],
             logged_steps=self.logged_steps[:0],
             predicted_losses=self.predicted_losses[:0],
         )
@@ -208,6 +224,12 @@ class ReplayRun:
         """(k,) η_i = −Σ_t c_i γ_i / Σ_t γ_i²; 0 where the gradient has no such component."""
         squares = (self.sharp_gradients**2).sum(axis=0)
         products = -(self.sharp_updates * self.sharp_gradients).sum(axis=0)
+        return np.asarray(np.divide(products, squares, out=np.zeros_like(squares), where=squares > 0))
+
+    @property
+    def band_effective_lrs(self) -> FloatArray:
+        """(B,) η_b = −Σ_t P_b d·P_b g / Σ_t‖P_b g‖²; 0 where the gradient has no part there."""
+        squares, products = self.band_gradient_energies.sum(axis=0), -self.band_slopes.sum(axis=0)
         return np.asarray(np.divide(products, squares, out=np.zeros_like(squares), where=squares > 0))
 
     @property
@@ -311,6 +333,7 @@ class Replay:
     sweeps: Mapping[str, Sweep]  # by optimizer; only those that were swept
     theory: Mapping[str, LinearTheory]  # by optimizer
     runs: tuple[ReplayRun, ...]
+    landscape: Landscape | None = None  # the loss around θ₀, where it was asked for
     config: Mapping[str, object]
     fingerprint: str
     notes: tuple[Note, ...] = ()
@@ -419,6 +442,30 @@ class Replay:
     def effective_lrs(self, optimizer: str) -> Means | None:
         """Return η_i along each eigenvector, mean over seeds, and its standard error: (k,) and (k,)."""
         return _means([run.effective_lrs for run in self._recorded(optimizer)])
+
+    def band_effective_lrs(self, optimizer: str) -> Means | None:
+        """Return η_b in each band, mean over seeds, and its standard error: (B,) and (B,); None where not recorded."""
+        runs = self._recorded(optimizer)
+        return _means([run.band_effective_lrs for run in runs]) if all(len(run.band_slopes) for run in runs) else None
+
+    @property
+    def curved_bands(self) -> NDArray[np.bool_]:
+        """(B,) whether a band's mean curvature is above zero beyond its 95% interval; none where not measured."""
+        bands = self.bands
+        return np.asarray(bands.curvatures > bands.curvature_halves) if bands.num_probes > 1 else np.zeros(0, bool)
+
+    def wide_exponent(self, optimizer: str) -> Estimate | None:
+        """Fit a of η ∝ κ^(−a) over eigenvectors and curved bands, per seed.
+
+        Otherwise as `exponent`; None also where bands have no curvatures or rates.
+        """
+        curved = self.curved_bands
+        runs = self._recorded(optimizer)
+        if not curved.any() or not all(len(run.band_slopes) for run in runs):
+            return None
+        curvatures = np.append(self.eigenvalues, self.bands.curvatures[curved])
+        fits = [_power(curvatures, np.append(run.effective_lrs, run.band_effective_lrs[curved])) for run in runs]
+        return _mean([-fit for fit in fits if fit is not None])
 
     def oscillation(self, optimizer: str) -> Means | None:
         """Return the oscillation along each eigenvector, mean over seeds, and its standard error."""

@@ -24,15 +24,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from lite_probe.operators.base import SymmetricOperator
 from lite_probe.optim import Directions
 from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.estimate import Estimate, Ratio
 from lite_probe.results.subspace import BlockCalibration
 from lite_probe.subspaces.bands import Bands
+from lite_probe.subspaces.subspace import Subspace
 from lite_probe.vectors.layout import ParameterLayout
 
 FloatArray = NDArray[np.float64]
@@ -47,6 +50,19 @@ class Exact:
     bands: FloatArray  # (B,) Σ λ_i v_iᵀP_b v_i
     sharp: FloatArray  # (blocks,) Σ λ_i v_iᵀ(I − Q)v_i
     flat: FloatArray  # (blocks,) Σ λ_i v_iᵀQ v_i
+
+
+def tail_of(bands: Bands) -> NDArray[np.intp]:
+    """Return the bands, over all blocks, that have probes of their own."""
+    return np.flatnonzero(bands.table.low >= _TAIL_FROM)
+
+
+def rest_of(probes: Tensor, pairs: Subspace, hessian: SymmetricOperator) -> list[Tensor]:
+    """Return Rz = Hz − VΛVᵀz of some probes z, (p, N) → p of (N,). Cost: p products."""
+    images = hessian.matmat(probes.T).T.contiguous()
+    weights = pairs.coefficients(probes) * torch.from_numpy(pairs.eigenvalues).to(probes.device).unsqueeze(1)
+    columns = zip(images, weights.T, strict=True)
+    return [image.sub_(pairs.combine(own, image.dtype, image.device)) for image, own in columns]
 
 
 class Proxy:
@@ -68,7 +84,7 @@ class Proxy:
         present = {one.piece.block for one in directions}
         self.blocks = [name for name in BLOCK_NAMES if name in present]
         self._block = {name: place for place, name in enumerate(self.blocks)}
-        self.tail = np.flatnonzero(bands.table.low >= _TAIL_FROM)  # bands, over all blocks
+        self.tail = tail_of(bands)
         self.distinguishes = np.zeros(len(self.blocks), dtype=bool)
         self.flat_dimensions = np.zeros(len(self.blocks))
         self.dimensions = np.zeros(len(self.blocks))
@@ -156,6 +172,24 @@ def calibrate(proxy: Proxy, samples: Samples, exact: Exact) -> Mapping[str, Bloc
             **_sides(proxy, samples, exact, place),
         )
     return found
+
+
+def band_curvatures(
+    bands: Bands, exact: FloatArray, full: FloatArray, tail: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return the mean curvature of every band and its standard error, (B,) and (B,), loss/param².
+
+    Args:
+        bands: Of all blocks.
+        exact: (B,) what the deflated pairs contribute, Σ λ_i v_iᵀP_b v_i.
+        full: (p, B) samples (P_b z)ᵀRz of at least two full probes.
+        tail: (p, B) likewise of probes that have parts in the tail's bands alone; no rows where it has no bands.
+    """
+    in_tail = np.isin(np.arange(len(bands)), tail_of(bands)) & bool(len(tail))
+    kinds = [(~in_tail, full[:, ~in_tail]), (in_tail, tail[:, in_tail])] if in_tail.any() else [(~in_tail, full)]
+    means = _per_band(kinds, lambda own: own.mean(axis=0))
+    errors = _per_band(kinds, lambda own: own.std(axis=0, ddof=1) / np.sqrt(len(own)))
+    return (means + exact) / bands.table.dimensions, errors / bands.table.dimensions
 
 
 # Which of some bands, (b,) bool, and the samples of those, (n, ·).

@@ -14,7 +14,6 @@ from lite_probe.reports.sections.comparison_figures import (
 )
 from lite_probe.reports.sections.comparison_verdict import claim_of, judge_comparison, outcome_claim, outcome_sentence
 from lite_probe.reports.sections.section import (
-    COMPARISON,
     Block,
     Grid,
     Line,
@@ -190,8 +189,13 @@ def _entry_object(entry: Entry) -> dict[str, Any]:
 # For a page
 
 
-def comparison_part(comparison: Comparison) -> Part:
-    """Draw and list everything: pictures against the step of training, one table."""
+def comparison_part(comparison: Comparison, *, is_alone: bool = False) -> Part:
+    """Draw and list everything: pictures against the step of training, one table.
+
+    Args:
+        comparison: To be shown.
+        is_alone: Whether the page has nothing else, so that nothing of it is folded.
+    """
     verdict = judge_comparison(comparison)
     drawings: dict[str, Drawing | None] = {
         "lambda_1": draw_landscape(comparison, "lambda_1", "λ₁ (loss/param²)"),
@@ -210,6 +214,7 @@ def comparison_part(comparison: Comparison) -> Part:
         view={
             "figures": drawings,
             "ratios": ratios,
+            "is_open": is_alone,
             "tables": {"outcome": outcome_table(comparison), "landscape": landscape_table(comparison)},
             "points": [point for point in verdict.points if not point.is_detail],
             "details": [point for point in verdict.points if point.is_detail],
@@ -217,7 +222,6 @@ def comparison_part(comparison: Comparison) -> Part:
             f"{count_of(len(comparison.checkpoints), 'checkpoint')}",
         },
         leads=[("", verdict.lead)],
-        links=[("comparison", COMPARISON.heading)],
         figures=by_name([*drawings.values(), *ratios]),
     )
 

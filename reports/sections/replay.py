@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lite_probe.reports.drawing import by_name
+from lite_probe.reports.drawing import Drawing, by_name
 from lite_probe.reports.numbers import MISSING, count_of, format_uncertain, terse
+from lite_probe.reports.sections.landscape import landscape_object, landscape_view
 from lite_probe.reports.sections.replay_figures import (
     by_optimizer,
     draw_bands,
@@ -17,8 +18,9 @@ from lite_probe.reports.sections.replay_figures import (
     draw_horizon,
     draw_loss,
     draw_progress,
-    draw_rates,
 )
+from lite_probe.reports.sections.replay_rate_figures import draw_rates, draw_rates_of, rates_caption
+from lite_probe.reports.sections.replay_time_figures import draw_isotropy, draw_maps, draw_stacks, map_caption
 from lite_probe.reports.sections.replay_verdict import (
     EDGE,
     LR_SOURCES,
@@ -99,6 +101,7 @@ class ReplaySection(Section):
             **attributes(result, "steps", "ramp"),
             "seeds": result.num_seeds,
             **attributes(result, "rule", "start_loss"),
+            "landscape": landscape_object(result),
             "optimizers": {name: _optimizer_object(result, same, name) for name in result.optimizers},
             "differences": {
                 f"{name} - {other}": estimate_object(result.difference(name, other))
@@ -120,8 +123,8 @@ class ReplaySection(Section):
         return Part(
             view=[view | {"label": name} for name, view in zip(names, views, strict=True)],
             leads=[(name, view["verdict"].lead) for name, view in zip(names, views, strict=True)],
-            links=[("replay-1", self.heading)],
-            figures=by_name([one for view in views for one in (*view["figures"].values(), *view["bands"])]),
+            links=[("landscape", "Landscape")] if any(view["landscape"] for view in views) else (),
+            figures=by_name([one for view in views for one in (*_drawings(view), *_around(view))]),
         )
 
 
@@ -138,6 +141,7 @@ def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
     counts = [(replay.steps, "step"), (replay.num_seeds, "seed"), (len(replay.eigenvalues), "sharp direction")]
     steps, seeds, directions = (count_of(number, noun) for number, noun in counts)
     batches = "the evaluation batches" if replay.on_same_batches() is None else "held-out batches"
+    over_time = _view_over_time(number, replay)
     return {
         "number": number,
         "subtitle": f"{steps} · {seeds} · {replay.rule} rule · {directions} · losses of {batches}",
@@ -150,10 +154,39 @@ def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
             "eigenvectors": draw_by_index(f"eigenvectors-{number}", replay, is_progress=True),
             "oscillation": draw_by_index(f"oscillation-{number}", replay, is_progress=False),
             "horizon": draw_horizon(f"horizon-{number}", replay),
-            "rates": draw_rates(f"rates-{number}", replay),
+            "rates": over_time["rates"][0] if over_time["rates"] else None,
         },
         "bands": draw_bands(f"bands-{number}", replay),
+        "over_time": over_time,
+        "landscape": landscape_view(number, label, replay),
     }
+
+
+def _drawings(view: dict[str, Any]) -> list[Drawing | None]:
+    return [*view["figures"].values(), *view["bands"], *view["over_time"]["drawings"]]
+
+
+def _view_over_time(number: int, replay: Replay) -> dict[str, Any]:
+    """Return what the template gets of directions against time and curvature."""
+    all_rates = draw_rates(f"rates-{number}", replay)
+    stacks, maps = draw_stacks(f"stack-{number}", replay), draw_maps(f"map-{number}", replay)
+    rates = [] if all_rates is None else [all_rates, *draw_rates_of(f"rates-{number}", replay)]
+    isotropy = draw_isotropy(f"isotropy-{number}", replay)
+    return {
+        "stacks": stacks,
+        "maps": maps,
+        "map_caption": map_caption(replay),
+        "rates": rates,
+        "rates_caption": rates_caption(replay),
+        "isotropy": isotropy,
+        "drawings": [*(one for own in (*stacks, *maps) for one in own.drawings), *rates, *isotropy],
+    }
+
+
+def _around(view: dict[str, Any]) -> list[Drawing | None]:
+    """Return the figures of the landscape in a view."""
+    landscape = view["landscape"]
+    return [] if landscape is None else [*landscape["lines"], landscape["updates"], landscape["plane"]]
 
 
 # For the terminal
@@ -397,6 +430,13 @@ def _eigenvectors(replay: Replay) -> Listing:
 def _bands(replay: Replay) -> Listing:
     """List, per optimizer and band, progress and the update's energy."""
     bands, progress = replay.bands, by_optimizer(replay, replay.band_progress)
+    rates = by_optimizer(replay, replay.band_effective_lrs)
+
+    def curvature(row: tuple[Any, ...]) -> Cell:
+        half = float(bands.curvature_halves[row[1]])
+        value = float(bands.curvatures[row[1]])
+        return Cell(text=format_uncertain(value, half), raw=value, error=half)
+
     even = "‖P d‖² per dimension over the mean; 1 everywhere is isotropic"
     columns: Columns = [
         (_OPTIMIZER, lambda row: text_cell(row[0])),
@@ -406,6 +446,11 @@ def _bands(replay: Replay) -> Listing:
         _entries("progress", progress, "nats"),
         _entries("energy", by_optimizer(replay, replay.band_isotropy), hint=even),
     ]
+    if bands.num_probes > 1:
+        mean = "tr(P H)/dim at the start; its error is half of the 95% interval over probes"
+        columns.append((Column("κ", unit=CURVATURE, hint=mean, has_error=True), curvature))
+    if len(rates) == len(progress):
+        columns.append(_entries("η", rates, hint="effective learning rate −ΣP d·P g/Σ‖P g‖²"))
     each = (bands.blocks, bands.low.tolist(), bands.high.tolist(), bands.dimensions.tolist())
     rows = [(name, place, *band) for name in progress for place, band in enumerate(zip(*each, strict=True))]
     return f"By band of {bands.optimizer}'s proxy at the start, the sharpest first. {_HALF}", columns, rows

@@ -21,7 +21,7 @@ from lite_probe.reports.drawing import (
     series_marker,
 )
 from lite_probe.reports.numbers import count_of, format_number, format_uncertain
-from lite_probe.reports.sections.replay_verdict import EDGE, of_seeds, told_horizon
+from lite_probe.reports.sections.replay_verdict import EDGE, told_horizon
 from lite_probe.reports.table import estimate_cell, half_width
 from lite_probe.results.blocks import order_blocks
 from lite_probe.results.estimate import t_reach
@@ -197,7 +197,7 @@ def draw_horizon(name: str, replay: Replay) -> Drawing | None:
     return Drawing.of(figure, name, " ".join([start, *sentences]))
 
 
-def _add_points(
+def add_points(
     figure: go.Figure,
     series: tuple[str, int],
     x: FloatArray,
@@ -228,7 +228,7 @@ def _add_points(
     return shown
 
 
-def _eigenvectors(replay: Replay) -> list[str]:
+def name_eigenvectors(replay: Replay) -> list[str]:
     """Name every sharp direction by its index and curvature."""
     return [f"i = {at}, λ = {format_number(value, 3)}" for at, value in enumerate(replay.eigenvalues.tolist(), 1)]
 
@@ -239,7 +239,7 @@ def draw_by_index(name: str, replay: Replay, *, is_progress: bool) -> Drawing | 
     count = len(replay.eigenvalues)
     if not (measured and count):
         return None
-    figure, x, labels = go.Figure(), np.arange(1.0, count + 1), _eigenvectors(replay)
+    figure, x, labels = go.Figure(), np.arange(1.0, count + 1), name_eigenvectors(replay)
     sentences = ["Oscillation along each sharp eigenvector, 0 straight and 1 back where it began."]
     look: dict[str, Any] = {"low": 0.0, "high": 1.0}
     vertical = axis("oscillation", range=[-0.03, 1.03])
@@ -247,7 +247,7 @@ def draw_by_index(name: str, replay: Replay, *, is_progress: bool) -> Drawing | 
         sentences, vertical, look = ["Progress along each sharp eigenvector."], axis(_PROGRESS), {"unit": " nats"}
     for optimizer, one in measured.items():
         series = (optimizer, replay.optimizers.index(optimizer))
-        total = sum(_add_points(figure, series, x, labels, one, range(count), **look))
+        total = sum(add_points(figure, series, x, labels, one, range(count), **look))
         text = f"{format_number(total, 3)} nats over all of them" if is_progress else ""
         sentences.append(f"{optimizer}: {text or f'{format_number(total / count, 2)} on average'}.")
     figure.layout = layout(
@@ -255,39 +255,6 @@ def draw_by_index(name: str, replay: Replay, *, is_progress: bool) -> Drawing | 
         xaxis=axis("eigenvector i, the sharpest first", dtick=max(1, count // 10), range=[0.5, count + 0.5]),
         yaxis=vertical,
         shapes=[reference_line(y=0)],
-        showlegend=True,
-    )
-    return Drawing.of(figure, name, " ".join(sentences))
-
-
-def draw_rates(name: str, replay: Replay) -> Drawing | None:
-    """Draw effective learning rate against curvature where both are positive; open markers are the linear theory's."""
-    figure, x, labels = go.Figure(), replay.eigenvalues, _eigenvectors(replay)
-    measured = by_optimizer(replay, replay.effective_lrs)
-    sentences = ["Effective learning rate against curvature along sharp eigenvectors."]
-    ends: list[float] = []
-    for optimizer, one in measured.items():
-        place, at = replay.optimizers.index(optimizer), np.flatnonzero((x > 0) & (one[0] > 0)).tolist()
-        series, marker = (optimizer, place), series_marker(place, 8)
-        # An interval that reaches zero is cut where a logarithmic axis still has a place for it.
-        ends += _add_points(figure, series, x, labels, one, at, low=0.1 * one[0], mode="markers", marker=marker)
-        exponent = replay.exponent(optimizer)
-        told = f"{estimate_cell(exponent).text}{of_seeds(exponent, len(replay.runs_of(optimizer)))}"
-        sentences.append(f"{optimizer}: {len(at)} of {len(x)} positive, exponent {told}.")
-    for optimizer in (name for name in measured if name in replay.theory):
-        theory, place = replay.theory[optimizer], replay.optimizers.index(optimizer)
-        lrs, marker = theory.effective_lrs, series_marker(place, 8)
-        at = np.flatnonzero((x > 0) & (lrs > 0) & (np.abs(theory.rates) <= 1.0)).tolist()
-        marker |= {"symbol": f"{marker['symbol']}-open", "line": {"width": 1.3, "color": marker["color"]}}
-        series = (f"{optimizer}, theory", place)
-        ends += _add_points(figure, series, x, labels, (lrs, None), at, mode="markers", marker=marker)
-    if not ends:
-        return None
-    shown = x[x > 0]
-    figure.layout = layout(
-        400,
-        xaxis=log_between("curvature λ (loss/param²)", 0.85 * float(shown.min()), 1.18 * float(shown.max())),
-        yaxis=log_between("effective learning rate η", 0.6 * min(ends), 1.7 * max(ends)),
         showlegend=True,
     )
     return Drawing.of(figure, name, " ".join(sentences))
@@ -304,7 +271,7 @@ def draw_bands(name: str, replay: Replay) -> list[Drawing]:
         figure, sentences = go.Figure(), [f"Progress in {block} by band of {bands.optimizer}'s proxy."]
         for optimizer, one in measured.items():
             series, x = (optimizer, replay.optimizers.index(optimizer)), 50.0 * (bands.low + bands.high)
-            values = _add_points(figure, series, x, bands.labels, one, places[block], unit=" nats")
+            values = add_points(figure, series, x, bands.labels, one, places[block], unit=" nats")
             sentences.append(f"{optimizer}: {format_number(sum(values), 3)} nats in all.")
         figure.layout = layout(
             360,

@@ -65,7 +65,7 @@ def judge_replay(replay: Replay) -> Verdict:
     points += [*_manner(replay, names), *_theory(replay), *_ablations(replay, names)]
     points += _on_same_batches(replay, [claim for point in points for claim in point.claims])
     points += [*_corrected(replay), _learning_rates(replay), _closure(replay, names)]
-    return Verdict(lead=f"{_lead(replay, names)}{_lead_on_same_batches(replay, names)}", points=tuple(points))
+    return Verdict(lead=f"{lead_of(replay, names)}{_lead_on_same_batches(replay, names)}", points=tuple(points))
 
 
 # What may be told
@@ -371,7 +371,7 @@ def _on_same_batches(replay: Replay, claims: Sequence[Claim]) -> list[Point]:
 # The lead
 
 
-def _lead(replay: Replay, names: Sequence[str]) -> str:
+def lead_of(replay: Replay, names: Sequence[str]) -> str:
     """Say who ends lowest: an optimizer that every other is told from, or that there is none."""
     if not names:
         return "Every run diverged: there is nothing to compare."

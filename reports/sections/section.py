@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lite_probe.reports.verdict import Point, Verdict
+from lite_probe.reports.verdict import Verdict
 from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.kinds import KINDS
@@ -91,8 +91,7 @@ class Part:
 
     view: Any  # what its template calls `part`
     leads: Sequence[tuple[str, str]]  # (run, empty where there is one; answer)
-    points: Sequence[Point] = ()  # to be shown below the leads; a template may have its own place for them
-    links: Sequence[tuple[str, str]] = ()  # (identifier of a heading, its name in the list of sections)
+    links: Sequence[tuple[str, str]] = ()  # (anchor within it, its name in the contents), beside its own
     figures: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # by name, for plotly.js
 
 

@@ -118,19 +118,12 @@ class SpectrumSection(Section):
             "lower": draw_end("lower-end", wholes, is_lower=True),
             "blocks": draw_blocks([(label, dict(one.blocks)) for label, one in labelled]),
         }
-        links = [
-            ("density", "density", "Density"),
-            ("pairs", "ends", "Both ends"),
-            ("blocks", "blocks", "Blocks"),
-            ("verification", "verification", "Second opinion"),
-        ]
-        view = {**drawings, **_tables(labelled), "asinh_scale": format_number(scale, 1)}
         verdict = judge(labelled)
+        view = {**drawings, **_tables(labelled), "asinh_scale": format_number(scale, 1), "points": verdict.points}
         return Part(
             view=view,
             leads=[("", verdict.lead)],
-            points=verdict.points,
-            links=[("numbers", "Key numbers"), *((at, title) for name, at, title in links if view[name] is not None)],
+            links=[("blocks", "Blocks")] if drawings["blocks"] is not None else (),
             figures=by_name(drawings.values()),
         )
 

@@ -154,7 +154,10 @@ def _describe_mass(spectrum: OperatorSpectrum) -> str:
     if share > 1:
         return f"{sentence}; {subject} alone exceed{'s' if count == 1 else ''} the {trace}: negative ones cancel."
     verb = "carries" if count == 1 else "carry"
-    part = format_measured_share(share, *(share * estimate.value / bound for bound in (estimate.high, estimate.low)))
+    least, most = (share * estimate.value / bound for bound in (estimate.high, estimate.low))
+    part = format_measured_share(share, least, most)
+    if most > 1.0:  # a share of more than the whole bounds nothing
+        part = f"at least {format_share(least)} (95%)"
     return f"{sentence}; {subject} {verb} {part} of the {trace}."
 
 

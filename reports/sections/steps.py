@@ -32,11 +32,14 @@ from lite_probe.reports.sections.steps_verdict import (
     critical_words,
     curvature_edge,
     interval_of,
+    judge_edges,
     judge_groups,
     judge_ratios,
     judge_steps,
     part_of,
     rate_of,
+    tell_edge,
+    tell_tolerances,
     where_of,
 )
 from lite_probe.reports.table import (
@@ -48,7 +51,7 @@ from lite_probe.reports.table import (
     tabulate,
     text_cell,
 )
-from lite_probe.reports.verdict import Verdict
+from lite_probe.reports.verdict import Point, Verdict, one_space
 from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate, Ratio
 from lite_probe.results.steps import (
@@ -159,8 +162,7 @@ class StepsSection(Section):
         runs = [_view(number, "" if is_alone else label, one) for number, (label, one) in enumerate(labelled, 1)]
         return Part(
             view={"runs": runs, "tables": _tables(labelled)},
-            leads=[(run["label"], run["verdict"].lead) for run in runs],
-            links=[("steps", self.heading)],
+            leads=[(run["label"], run["lead"]) for run in runs],
             figures=by_name([one for run in runs for one in (*run["profiles"], run["critical"])]),
         )
 
@@ -182,11 +184,15 @@ def _tables(labelled: Labelled) -> dict[str, Table | None]:
 
 def _view(number: int, label: str, steps: Steps) -> dict[str, Any]:
     """Return what the template gets of one run."""
-    verdict = judge_steps(steps)
+    verdict, edges, groups = judge_steps(steps), judge_edges(steps), judge_groups(steps)
+    edge_texts = [text for name in steps.optimizers if (text := tell_edge(steps, name, edges))]
+    band_texts = [text for name in steps.optimizers if (text := tell_tolerances(steps, name, groups))]
+    tolerances = [Point(tone="plain", text=one_space(text)) for text in band_texts]
     return {
         "label": label,
-        "verdict": verdict,
-        "points": [point for point in verdict.points if not point.is_detail],
+        # The page tells of the whole step first, and of its bands where they are drawn.
+        "lead": one_space(" ".join(edge_texts or band_texts)),
+        "points": [*(tolerances if edge_texts else ()), *(one for one in verdict.points if not one.is_detail)],
         "details": [point for point in verdict.points if point.is_detail],
         "profiles": draw_profiles(number, steps),
         "critical": draw_critical(number, steps),

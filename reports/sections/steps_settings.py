@@ -18,7 +18,7 @@ _SHARED = (
 _OWN = (  # of `lite-probe steps` and `lite-probe tune`
     *("--optimizers", "--lr", "--set", "--step-batches", "--critical-batches", "--sweep-steps", "--relative"),
     *("--optimizer", "--nodes", "--topology", "--method", "--upper", "--lower", "--iterations", "--node-batches"),
-    *("--shards", "--replay-steps", "--seeds"),
+    *("--shards", "--replay-steps", "--seeds", "--format", "--table"),
 )
 _PLACEHOLDERS = ["CKPT", "--data", "DATA"]
 

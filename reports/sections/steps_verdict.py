@@ -216,16 +216,23 @@ def _decided(asked: Mapping[Group, Estimate] | Mapping[Pair, Estimate]) -> dict[
 
 def _lead(steps: Steps, name: str, edges: Mapping[Pair, Claim], groups: Mapping[Group, Claim]) -> str:
     """Say of one optimizer how far it is from the edge, and where it could step longer."""
+    return " ".join(text for text in (tell_edge(steps, name, edges), tell_tolerances(steps, name, groups)) if text)
+
+
+def tell_edge(steps: Steps, name: str, edges: Mapping[Pair, Claim]) -> str:
+    """Say of one optimizer how far its whole step is from the edge, held out; empty where nobody looked."""
     one = steps.optimizers[name]
     if (name, HELD_OUT) in edges:
-        sentences = [edges[name, HELD_OUT].sentence]
-    elif HELD_OUT in one.critical:
-        sentences = [f"{name} at {rate_of(one)}: {critical_words(one.critical[HELD_OUT])} {where_of(HELD_OUT)}."]
-    else:
-        sentences = []
-    if one.blocks:
-        sentences.append(_tolerances(name, one, groups))
-    return " ".join(sentences)
+        return edges[name, HELD_OUT].sentence
+    if HELD_OUT in one.critical:
+        return f"{name} at {rate_of(one)}: {critical_words(one.critical[HELD_OUT])} {where_of(HELD_OUT)}."
+    return ""
+
+
+def tell_tolerances(steps: Steps, name: str, groups: Mapping[Group, Claim]) -> str:
+    """Say of one optimizer along which directions it could step longer; empty where its bands were not measured."""
+    one = steps.optimizers[name]
+    return _tolerances(name, one, groups) if one.blocks else ""
 
 
 def _tolerances(name: str, one: OptimizerSteps, groups: Mapping[Group, Claim]) -> str:

@@ -127,7 +127,6 @@ class SubspaceSection(Section):
         return Part(
             view={"verdicts": verdicts, "calibrations": calibrations, "contrasts": contrasts, **_tables(labelled)},
             leads=[(label, verdict.lead) for label, verdict in verdicts],
-            links=[("subspace", self.heading)],
             figures=by_name([*calibrations, *contrasts]),
         )
 

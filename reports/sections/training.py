@@ -61,7 +61,6 @@ class TrainingSection(Section):
         return Part(
             view={"verdicts": verdicts, "figures": figures, "tables": self.tables(labelled)},
             leads=[(label, verdict.lead) for label, verdict in verdicts],
-            links=[("training", self.heading)],
             figures=by_name(figures.values()),
         )
 

@@ -74,7 +74,7 @@ def _beyond(training: Training) -> Point | None:
     if not raised:
         return None
     text = (
-        f"The updates of {len(raised)} of {count_of(len(training.points), 'point')} raised the loss on these batches: "
+        f"The updates at {len(raised)} of {count_of(len(training.points), 'point')} raised the loss on these batches: "
         f"at step {_named(raised)}."
     )
     return Point(tone="caution", text=text)

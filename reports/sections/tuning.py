@@ -121,7 +121,6 @@ class TuningSection(Section):
         return Part(
             view={"runs": runs, "tables": _tables(labelled)},
             leads=[(run["label"], run["verdict"].lead) for run in runs],
-            links=[("tuning", self.heading)],
             figures=by_name([one for run in runs for one in run["figures"].values()]),
         )
 

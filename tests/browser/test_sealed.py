@@ -12,6 +12,7 @@ from lite_probe.reports.runs import Run
 from lite_probe.results.provenance import Note
 from tests.browser.visit import NEEDS_CHROMIUM, Visit
 from tests.reports.fixtures import make_replay, make_spectrum, make_subspace
+from tests.reports.landscapes import make_landscape
 
 pytestmark = [*NEEDS_CHROMIUM, pytest.mark.slow]
 
@@ -49,6 +50,8 @@ def hostile_report(tmp_path_factory) -> Path:
     replay = make_replay(name=LINK, ablations=True, diverged=(("soap", 1, 7),), **strange)
     bands = replace(replay.bands, optimizer=LINK, blocks=tuple(blocks.get(name, name) for name in replay.bands.blocks))
     recipes = {name: replace(one, state=LINK, lr_source=LINK) for name, one in replay.recipes.items()}
+    runs = tuple(replace(run, optimizer=optimizers[run.optimizer]) for run in replay.runs)
+    names = [optimizers[name] for name in replay.optimizers]
     first = Run(
         spectrum=replace(spectrum, blocks=rename(dict(spectrum.blocks), blocks), operator=LINK),
         subspace=replace(subspace, calibrations=calibrations),
@@ -59,7 +62,8 @@ def hostile_report(tmp_path_factory) -> Path:
             recipes=rename(recipes, optimizers),
             sweeps=rename(dict(replay.sweeps), optimizers),
             theory=rename(dict(replay.theory), optimizers),
-            runs=tuple(replace(run, optimizer=optimizers[run.optimizer]) for run in replay.runs),
+            runs=runs,
+            landscape=make_landscape(names, runs, replay.eigenvalues, replay.start_loss),
         ),
     )
     path = tmp_path_factory.mktemp("hostile") / "report.html"

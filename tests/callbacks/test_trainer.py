@@ -14,6 +14,7 @@ from lite_probe.callbacks import ProbeCallback
 from lite_probe.results.training import Training
 from tests.callbacks.runs import Windows, make_model, make_task, same
 
+pytestmark = pytest.mark.slow
 STEPS = 50
 
 

@@ -22,7 +22,7 @@ from tests.replays.conftest import spectrum_of, with_training
 
 pytestmark = pytest.mark.slow
 
-_ASKED: dict[str, Any] = {"steps": 6, "seeds": 2, "warm_batches": 4}
+_ASKED: dict[str, Any] = {"steps": 6, "seeds": 2, "warm_batches": 4, "landscape": False}
 Named = list[tuple[str, nn.Parameter]]
 
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 EIGENVALUES = [4.0, 2.0, 1.0, 0.3, 0.1, 0.02, -0.1]
 SLOPE = torch.linspace(-1.0, 2.0, 7, dtype=torch.float64)
 STEPS, SEEDS, WARM, LR = 6, 2, 4, 0.3
-ASKED: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM}
+ASKED: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM, "landscape": False}
 NOISE = 0.7
 
 
@@ -122,6 +122,7 @@ def test_they_are_in_fingerprint_and_provenance() -> None:
 def test_the_plan_counts_what_they_cost(rule: Any) -> None:
     task, made = classifier(), list[int]()
     asked = {"spectrum": spectrum_of(task), "lr": 1e-4, "rule": rule, "tolerance": 0.99, **ASKED}
+    asked["curvature_probes"] = 0
     plan = plan_replay(task, ["muon"], **asked)
     found = replay(task, ["muon"], **asked, on_progress=lambda done, *_: made.append(done))
     # Bands and optimizer are warmed; a step takes a gradient to train and those of the rule on either set of batches.

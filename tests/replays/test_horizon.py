@@ -33,7 +33,14 @@ EIGENVALUES = [4.0, 2.0, 1.0, 0.3, 0.1, 0.02, -0.1]
 SLOPE = torch.linspace(-1.0, 2.0, 7, dtype=torch.float64)
 START = torch.linspace(1.0, -0.7, 7, dtype=torch.float64)
 STEPS, SEEDS, WARM, LR = 12, 2, 4, 0.1
-ASKED: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM, "ramp": 0}
+ASKED: dict[str, Any] = {
+    "steps": STEPS,
+    "seeds": SEEDS,
+    "warm_batches": WARM,
+    "ramp": 0,
+    "curvature_probes": 0,
+    "landscape": False,
+}
 LOGGED = [1, 2, 4, 8, 12]
 
 
@@ -256,15 +263,15 @@ def test_the_plan_counts_the_products() -> None:
 
 
 def test_what_does_not_ask_for_it_keeps_its_key() -> None:
-    """The configuration is what it was before there was a horizon, word by word."""
+    """The configuration does not know of a horizon where there is none."""
     task = classifier()
     asked = {"spectrum": spectrum_of(task), "lr": 0.01, **ASKED}
     plain, plan = (plan_replay(task, ["muon"], horizon=one, **asked) for one in (False, True))
     assert plain.fingerprint != plan.fingerprint
     assert plain.fingerprint == plan_replay(task, ["muon"], **asked).fingerprint
     assert sorted(ReplayRequest().config) == [
-        *("ablations", "bands", "hyperparameters", "lr", "optimizers", "ramp", "rule", "seed", "seeds", "state"),
-        *("steps", "tolerance", "warm_batches"),
+        *("ablations", "bands", "curvature_probes", "hyperparameters", "lr", "optimizers", "ramp", "rule", "seed"),
+        *("seeds", "state", "steps", "tolerance", "warm_batches"),
     ]
     assert ReplayRequest(horizon=True).config == {**ReplayRequest().config, "horizon": True}
 

@@ -22,6 +22,7 @@ from lite_probe.measurements.base import discard_state
 from lite_probe.measurements.replay import replay
 from lite_probe.measurements.replay_session import ReplayStep
 from lite_probe.replays import runner
+from lite_probe.replays.curvature import PRODUCT_GRADIENTS
 from lite_probe.replays.recorder import Recorder
 from lite_probe.results.replay import Replay, ReplayRun
 from lite_probe.results.spectrum import Spectrum
@@ -38,7 +39,14 @@ pytestmark = pytest.mark.slow
 
 STEPS, SEEDS, WARM = 4, 2, 3
 BATCHES = WARM + STEPS * (SEEDS + 1)
-SHORT: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM}
+PROBES = 2
+SHORT: dict[str, Any] = {
+    "steps": STEPS,
+    "seeds": SEEDS,
+    "warm_batches": WARM,
+    "curvature_probes": PROBES,
+    "landscape": False,
+}
 RATES = {"muon": 0.01, "muon-lite": 0.01, "soap": 0.01, "soap-lite": 0.01}
 
 
@@ -64,7 +72,8 @@ def numbers(found: Replay) -> Iterator[tuple[str, Any]]:
         yield f"sweep {name}", (sweep.lrs.tobytes(), sweep.losses.tobytes(), sweep.chosen)
     for name, theory in found.theory.items():
         yield f"theory {name}", (theory.effective_lrs.tobytes(), theory.rates.tobytes())
-    yield "bands", (found.bands.labels, found.bands.dimensions.tobytes())
+    bands = found.bands
+    yield "bands", (bands.labels, bands.dimensions.tobytes(), bands.curvatures.tobytes())
 
 
 def test_all_see_the_same_batches_and_the_numbers_repeat(task: Task, spectrum: Spectrum) -> None:
@@ -552,11 +561,14 @@ def test_the_plan_counts_what_is_made(
     asked |= {**SHORT, **changed}
     plan = plan_replay(task, ["muon", "soap"], **asked)
     found = plan.run(task, on_progress=lambda done, *_: made.append(done))
-    assert made[-1] == plan.num_gradients == gradients
+    assert plan.num_gradients == gradients
+    assert made[-1] == gradients + PRODUCT_GRADIENTS * 2 * PROBES
     assert plan.num_runs == len(found.runs) == runs
     assert plan.fingerprint == found.fingerprint
     assert plan.start_loss == found.start_loss
-    assert f"{runs} runs of 4 steps, 2 seeds: ~{gradients} gradients" in plan.summary()
+    assert (
+        f"{runs} runs of 4 steps, 2 seeds: ~{gradients} gradients and {2 * PROBES} Hessian products" in plan.summary()
+    )
 
 
 def test_progress_expects_steps_to_be_refined_as_those_before_them(task: Task, spectrum: Spectrum) -> None:

@@ -23,6 +23,7 @@ from lite_probe.results.subspace import (
     SubspaceMeasurement,
     root_mean_square_condition,
 )
+from tests.reports.landscapes import make_landscape
 
 BLOCKS = {  # size, λ₁, width of the bulk
     "emb": (2_359_296, 21.4, 2e-4),
@@ -363,12 +364,20 @@ MANNERS = {
 def make_bands() -> Bands:
     blocks = [block for block in BLOCKS for _ in EDGES[1:]]
     sizes = [np.diff(np.floor(EDGES * BLOCKS[block][0] + 0.5)) for block in BLOCKS]
+    fall = np.linspace(0.0, 1.0, len(EDGES) - 1) ** 0.6
+    ends = [CURVATURES[block][:2] for block in BLOCKS]
+    curvatures = np.concatenate(
+        [high * (abs(low) / high) ** fall * np.where(fall == 1.0, np.sign(low), 1.0) for high, low in ends]
+    )
     return Bands(
         optimizer="soap",
         blocks=tuple(blocks),
         low=np.tile(EDGES[:-1], len(BLOCKS)),
         high=np.tile(EDGES[1:], len(BLOCKS)),
         dimensions=np.concatenate(sizes).astype(np.int64),
+        curvatures=curvatures,
+        curvature_errors=0.1 * np.abs(curvatures),
+        num_probes=8,
     )
 
 
@@ -411,6 +420,7 @@ def make_run(
         / bands.dimensions.sum()
         * shares ** ((0.3 if "lite" in optimizer else 0.6) + 0.02 * rng.random())
     )
+    band_rates = lr * np.abs(bands.curvatures) ** -power * (1.0 + 0.05 * rng.standard_normal(len(place)))
     recorded = {
         "update_norms": np.full(count, 0.9),
         "allocations": allocations,
@@ -423,6 +433,9 @@ def make_run(
         "sharp_gradients": gradients,
         "band_allocations": allocations[:, None] * weights,
         "band_energies": 0.81 * np.ones((count, 1)) * spread / spread.sum(),
+        "band_flat_allocations": flats[:, None] * weights,
+        "band_slopes": -band_rates * 1e-4 * np.ones((count, 1)),
+        "band_gradient_energies": 1e-4 * np.ones((count, len(place))),
     }
     if ablation != "none":
         recorded = {key: value[:0] if value.ndim == 1 else np.zeros((0, 0)) for key, value in recorded.items()}
@@ -480,6 +493,7 @@ def make_replay(
     swept: bool = True,
     is_inside: bool = True,
     theory: bool = True,
+    landscape: bool = True,
     notes: tuple[Note, ...] = (
         Note(code="refined", message="3 of 240 steps missed the closure tolerance with 2 gradients and took more."),
     ),
@@ -541,6 +555,7 @@ def make_replay(
         if theory
         else {},
         runs=tuple(runs),
+        landscape=make_landscape(optimizers, runs, eigenvalues, start_loss) if landscape else None,
         config={"optimizers": optimizers, "steps": steps, "seeds": seeds, "rule": "simpson"},
         fingerprint=f"{name}-{step}-replay",
         notes=notes,

@@ -18,6 +18,7 @@ from lite_probe.reports.runs import Run
 from lite_probe.results.provenance import Note
 from lite_probe.results.store import save
 from tests.reports.fixtures import make_replay, make_spectrum, make_subspace
+from tests.reports.landscapes import make_landscape
 from tests.reports.steps_results import BLOCKS, make_optimizer, make_steps
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&amp;"
@@ -162,6 +163,7 @@ def test_hostile_names_of_every_part_are_text():
     bands = replace(replay.bands, blocks=tuple(HOSTILE if name == "qk" else name for name in replay.bands.blocks))
     recipes = {HOSTILE if name == "muon" else name: recipe for name, recipe in replay.recipes.items()}
     runs = tuple(replace(run, optimizer=HOSTILE) if run.optimizer == "muon" else run for run in replay.runs)
+    landscape = make_landscape(tuple(recipes), runs, replay.eigenvalues, replay.start_loss)
     bare = {HOSTILE: BLOCKS["emb"], "qk": (replace(BLOCKS["qk"][0], name=HOSTILE), *BLOCKS["qk"][1:])}
     steps = make_steps(
         name=HOSTILE, notes=notes, command=HOSTILE, optimizers={HOSTILE: make_optimizer("muon", blocks=bare)}
@@ -169,7 +171,14 @@ def test_hostile_names_of_every_part_are_text():
     run = Run(
         steps=steps,
         subspace=replace(subspace, calibrations={HOSTILE: renamed}),
-        replay=replace(replay, bands=bands, recipes=recipes, sweeps={HOSTILE: replay.sweeps["muon"]}, runs=runs),
+        replay=replace(
+            replay,
+            bands=bands,
+            recipes=recipes,
+            sweeps={HOSTILE: replay.sweeps["muon"]},
+            runs=runs,
+            landscape=landscape,
+        ),
     )
     page = Page(render_page([run, Run(subspace=make_subspace(name="other"))]))
     assert len(page.scripts) == 3
@@ -189,8 +198,8 @@ def test_figures_are_json_that_scripts_can_hold(page):
 
 def test_csv_links_hold_the_whole_table(page):
     links = {a["download"]: a["href"] for tag, a in page.tags if tag == "a" and "download" in a}
-    own = {"key-numbers.csv", "eigenpairs.csv", "blocks.csv", "verification.csv", "provenance.csv"}
-    assert set(links) == {*own, "comparison-landscape.csv"}
+    own = {"key-numbers.csv", "eigenpairs.csv", "blocks.csv", "verification.csv"}
+    assert set(links) == {*own, "provenance.csv", "provenance-differences.csv", "comparison-landscape.csv"}
     head, _, body = links["eigenpairs.csv"].partition(",")
     assert head == "data:text/csv;charset=utf-8"
     assert len(unquote(body).splitlines()) == 1 + 2 * 15
@@ -214,15 +223,16 @@ def test_is_accessible(which, request):
         if "aria-controls" in attributes:
             assert attributes["aria-controls"] in identifiers
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("caption") == tags.count("table") == (6 if which == "page" else 27)
+    assert tags.count("caption") == tags.count("table") == (6 if which == "page" else 31)
     assert next(a for tag, a in page.tags if tag == "html")["lang"] == "en"
 
 
-def test_says_the_verdict_first_and_the_command_last(page):
+def test_answers_first_and_gives_the_command_last(page):
     text = " ".join(page.text.split())
     order = [
-        "Verdict",
+        "gpt-500 and gpt-5000",
         "From gpt-500 to gpt-5000",
+        "How to read this",
         "How to interpret the density",
         "To measure it again",
         "--per-block",
@@ -233,16 +243,17 @@ def test_says_the_verdict_first_and_the_command_last(page):
 
 def test_every_part_has_a_section_with_its_findings(whole_page):
     identifiers = {a["id"] for _, a in whole_page.tags if "id" in a}
-    assert {"numbers", "subspace", "steps", "replay-1", "replay-2", "provenance"} <= identifiers
+    anchors = {"overview", "spectrum", "blocks", "subspace", "steps", "replay", "replay-1", "replay-2", "provenance"}
+    assert anchors <= identifiers
     text = " ".join(whole_page.text.split())
     parts = [
         *(
-            "Sharp and flat, gpt-500",
-            "Tolerated steps, gpt-500",
-            "Replay, gpt-5000",
+            "gpt-5000 After 5 steps",
+            "Sharp and flat gpt-500",
+            "Tolerated steps gpt-500",
             "How to interpret tolerated steps",
         ),
-        *("Replay from gpt-500", "How to interpret the replay"),
+        *("Replay gpt-500", "How to interpret the replay"),
     ]
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
@@ -256,7 +267,7 @@ def test_every_part_has_a_section_with_its_findings(whole_page):
 
 def test_csv_names_differ(whole_page):
     names = [a["download"] for tag, a in whole_page.tags if tag == "a" and "download" in a]
-    assert len(set(names)) == len(names) == 27
+    assert len(set(names)) == len(names) == 30
     assert {"overlaps.csv", "contrast.csv", "calibration.csv", "metrics.csv", "gradient-energy.csv"} <= set(names)
     assert {f"steps-{name}.csv" for name in ("critical", "groups", "blocks", "bands", "lines")} <= set(names)
     assert {"replay-1-bands.csv", "replay-2.csv", "replay-2-ablations.csv", "replay-2-sweeps.csv"} <= set(names)
@@ -266,8 +277,8 @@ def test_csv_names_differ(whole_page):
 def test_sections_without_numbers_are_left_out():
     page = Page(render_page([Run(spectrum=make_spectrum(blocks=False, verified=None, notes=()))]))
     identifiers = {a["id"] for _, a in page.tags if "id" in a}
-    assert {"numbers", "density", "ends", "provenance"} <= identifiers
-    assert not {"blocks", "verification", "notes", "subspace", "steps", "replay-1"} & identifiers
+    assert {"spectrum", "plot-density", "plot-upper-end", "provenance"} <= identifiers
+    assert not {"blocks", "notes", "subspace", "steps", "replay", "replay-1"} & identifiers
 
 
 def test_renders_from_files_alone(spectra, rendered, tmp_path):

@@ -70,10 +70,9 @@ class NoiseSection(Section):
     def part(self, labelled: Sequence[tuple[str, Noise]]) -> Part:
         verdicts = [(label, self.verdict(one)) for label, one in labelled]
         return Part(
-            view=[(label, one.share) for label, one in labelled],
+            view={"shares": [(label, one.share) for label, one in labelled], "points": verdicts[-1][1].points},
             leads=[("" if len(labelled) == 1 else label, verdict.lead) for label, verdict in verdicts],
-            points=verdicts[-1][1].points,
-            links=[("noise", self.heading)],
+            links=[("loudest", "Loudest")],
             figures={"noise": {"data": [], "layout": {}}},
         )
 
@@ -86,9 +85,9 @@ def noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Noise]:
     """Register the kind for one test; its template is a file of the test's own."""
     template = tmp_path / "noise.html.j2"
     template.write_text(
-        '{% from "macros.html.j2" import figure %}<section><h2 id="noise">Noise</h2>\n'
-        "{% for label, share in part %}<p>{{ label }} has {{ share }}.</p>{% endfor %}\n"
-        '{{ figure("noise", "Noise.", "x") }}</section>\n'
+        '{% from "macros.html.j2" import figure, points %}<h3 id="loudest">Loudest</h3>\n'
+        "{% for label, share in part.shares %}<p>{{ label }} has {{ share }}.</p>{% endfor %}\n"
+        '{{ points(part.points) }}{{ figure("noise", "Noise.", "x") }}\n'
     )
     monkeypatch.setattr(NoiseSection, "template", template)
     part = f"{HERE}:{{}}".format
@@ -111,10 +110,12 @@ def noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Noise]:
 def test_a_page_has_a_part_of_it_beside_a_spectrum(noise: Noise) -> None:
     page = render_page([Run(spectrum=make_spectrum(), noise=noise)])
     assert "<title>Hessian spectrum and noise of gpt-5000</title>" in page
-    assert '<li><a href="#noise">Noise</a></li>' in page
-    assert f'<h3>Noise</h3>\n<p class="lead">{SENTENCE}</p>' in page
+    assert '<li><a href="#noise">Noise</a></li>\n<li><a href="#loudest">Loudest</a></li>' in page
+    assert f'<h2 class="of">Noise</h2>\n<p class="lead">{SENTENCE}</p>' in page
+    assert f'<h2 id="noise-heading">Noise</h2>\n<p class="lead">{SENTENCE}</p>' in page
     assert "It is &lt;b&gt;loud&lt;/b&gt;." in page
-    assert page.index('<h2 id="numbers">') < page.index('<h2 id="noise">Noise</h2>\n<p>gpt-5000 has 0.5.</p>')
+    assert page.index('<section id="spectrum"') < page.index('<section id="noise"')
+    assert '<h3 id="loudest">Loudest</h3>\n<p>gpt-5000 has 0.5.</p>' in page
     assert '"noise":{"data":[],"layout":{}}' in page
     assert "Batches were few. <code>quiet</code>" in page
     # What comes from a file is text in a template of anyone's.
@@ -129,8 +130,8 @@ def test_it_is_saved_and_shown_from_its_run_directory(noise: Noise, tmp_path: Pa
     assert load(head) == noise
     save(make_spectrum(), tmp_path / "run")
     page = write_report([tmp_path / "run"], tmp_path / "report.html").read_text()
-    assert '<h2 id="noise">' in page
-    assert '<h2 id="numbers">' in page
+    assert '<section id="noise"' in page
+    assert '<section id="spectrum"' in page
 
 
 def test_the_terminal_and_programs_get_the_same_sentences(noise: Noise) -> None:

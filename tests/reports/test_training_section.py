@@ -57,7 +57,7 @@ def test_steps_that_raise_the_loss_and_values_that_did_not_converge_are_named() 
     )
     training = make_training(*points)
     texts = [point.text for point in judge_training(training).points]
-    assert texts[0] == "The updates of 2 of 6 points raised the loss on these batches: at step 1, 2."
+    assert texts[0] == "The updates at 2 of 6 points raised the loss on these batches: at step 1, 2."
     assert texts[2].startswith("λ₁ has not converged at step 4: it is a lower bound there")
     (table,) = SECTION.tables([("run", training)])
     shown = {row[0].text: [cell.text for cell in row] for row in table.rows}

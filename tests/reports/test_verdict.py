@@ -40,6 +40,14 @@ def test_leads_with_loss_sharpest_direction_and_rank(spectrum):
     assert f"{whole.trace.low:,.0f} to {whole.trace.high:,.0f})" in text
 
 
+def test_a_share_of_a_trace_that_may_be_tiny_is_a_bound(spectrum):
+    total = float(spectrum.whole.eigenvalues.sum())
+    wide = Estimate(value=2.0 * total, stderr=0.2 * total, low=0.1 * total, high=4.0 * total, num_samples=2)
+    assert "the 10 largest eigenvalues carry at least 25.0% (95%) of the trace" in lead(
+        with_whole(spectrum, trace=wide)
+    )
+
+
 def test_a_sharpest_direction_that_has_not_converged_is_a_lower_bound(spectrum):
     unconverged = make_spectrum(unconverged=10)
     assert "λ₁ of the Hessian has not converged: its Ritz value 38 ± 2 loss/param² is a lower bound" in lead(

@@ -75,8 +75,7 @@ def test_labels_differ(spectrum):
 def test_a_page_names_its_parts(spectrum):
     whole = make_view([Run(spectrum=spectrum, subspace=make_subspace(), replay=make_replay(steps=3))])
     assert whole.title == "Hessian spectrum, sharp and flat directions and replay of gpt-5000"
-    assert [heading for heading, _, _ in whole.leads] == ["Spectrum", "Sharp and flat", "Replay"]
-    assert [heading for heading, _ in whole.provenance] == ["Spectrum", "Sharp and flat", "Replay"]
+    assert [column.title for column in whole.provenance[1].columns] == ["what", "Spectrum", "Sharp and flat", "Replay"]
     assert [label for label, _ in whole.commands] == [
         "gpt-5000: spectrum",
         "gpt-5000: sharp and flat",
@@ -85,9 +84,9 @@ def test_a_page_names_its_parts(spectrum):
     assert {code for _, code, _ in whole.notes} == {"unused-parameters", "metric-bounded", "refined"}
     alone = make_view([Run(replay=make_replay(steps=3))])
     assert alone.title == "Replay of gpt-5000"
-    assert [heading for heading, _, _ in alone.leads] == [""]
+    assert alone.subject == "gpt-5000"
     assert list(alone.parts) == ["replay"]
-    assert "10.73 million parameters" in alone.subtitle
+    assert "10.73 million parameters" in alone.overview.on
 
 
 @pytest.mark.slow
@@ -107,18 +106,22 @@ def test_several_runs_have_a_row_or_a_section_each(spectrum):
         ("gpt-500", 1),
         ("gpt-5000", 2),
     ]
-    assert [heading for heading, _, _ in view.leads][-2:] == ["Replay, gpt-500", "Replay, gpt-5000"]
-    assert [column.title for column in view.provenance[0][1].columns] == ["what", "gpt-500"]
+    assert [label for label, _ in view.parts["replay"].leads] == ["gpt-500", "gpt-5000"]
+    assert [column.title for column in view.provenance[1].columns][:2] == ["what", "gpt-500: Spectrum"]
     figures = view.figures
     assert {"calibration-1-1", "calibration-2-3", "contrast-2", "loss-1", "loss-2", "bands-2-6"} <= set(figures)
 
 
-def test_subtitle_names_what_was_measured(spectrum):
-    assert page_of(spectrum).subtitle == (
-        "nanoGPT · 6 layers · hidden 384 · 10.72 million parameters · step 5,000 · "
-        "4 batches of 4 × 256 tokens of val.bin (evaluation) · float32 on cpu"
+def test_the_first_line_names_what_was_measured(spectrum):
+    assert page_of(spectrum).overview.on == (
+        "nanoGPT · 6 layers · hidden 384",
+        "10.72 million parameters",
+        "step 5,000",
+        "losses of 4 batches of 4 × 256 tokens of val.bin (evaluation)",
+        "float32 on cpu",
     )
-    assert "batches of 4 of val.bin" in page_of(make_spectrum(seq_len=None)).subtitle
+    assert "batches of 4 of val.bin" in " ".join(page_of(make_spectrum(seq_len=None)).overview.on)
+    assert "1 batch of 4" in " ".join(page_of(make_spectrum(num_batches=1)).overview.on)
 
 
 def test_key_numbers_keep_every_digit_in_the_csv(spectrum, early):
@@ -243,7 +246,8 @@ def test_parts_that_were_not_measured_are_absent():
     assert (view.density, view.upper, view.lower, view.pairs) == (None, None, None, None)
     assert (view.blocks, view.block_table, view.verification, page.notes) == (None, None, None, ())
     assert page.figures == {}
-    assert [title for _, title in page.parts["spectrum"].links] == ["Key numbers"]
+    assert page.parts["spectrum"].links == ()
+    assert page_of(make_spectrum()).parts["spectrum"].links == [("blocks", "Blocks")]
 
 
 def test_verification_marks_what_differs():
@@ -263,7 +267,7 @@ def test_every_note_is_shown_once_with_its_carriers(spectrum, early):
 
 
 def test_provenance_holds_every_field(spectrum):
-    rows = {row[0].text: row[1].text for row in page_of(spectrum).provenance[0][1].rows}
+    rows = {row[0].text: row[1].text for row in page_of(spectrum).provenance[0].rows}
     origin = spectrum.provenance
     shown = {name.replace("-", " ") for name in rows}
     for name in origin.__slots__:
@@ -281,9 +285,9 @@ def test_provenance_holds_every_field(spectrum):
 def test_csv_fields_that_a_spreadsheet_would_run_are_quoted():
     text = write_csv(["name", "=x"], [["=cmd|' /C calc'!A0", -1.5], ["@a", None], ["-b,c", True]])
     assert text == "name,'=x\n'=cmd|' /C calc'!A0,-1.5\n'@a,\n\"'-b,c\",yes\n"
-    # A checkpoint's name is a column of the provenance.
-    named = make_view([Run(spectrum=make_spectrum(name="=1+1", step=None))])
-    assert named.provenance[0][1].csv.startswith("what,'=1+1\n")
+    # A checkpoint's name heads a column of the provenance.
+    named = make_view([Run(spectrum=make_spectrum(name="=1+1", step=None)), Run(spectrum=make_spectrum())])
+    assert named.provenance[1].csv.startswith("what,'=1+1: Spectrum,")
 
 
 def test_errors_have_columns_of_their_own_in_the_csv():
@@ -360,4 +364,3 @@ def test_a_residual_below_the_last_digit_is_left_out_of_the_block_table(spectrum
 def test_a_measurement_from_python_shows_no_empty_command(spectrum):
     assert [command for _, command in page_of(spectrum).commands] == [spectrum.provenance.command]
     assert page_of(make_spectrum(command="")).commands == ()
-    assert "1 batch of 4" in page_of(make_spectrum(num_batches=1)).subtitle

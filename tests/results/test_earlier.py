@@ -31,6 +31,10 @@ def test_every_kind_is_read(kind: str) -> None:
         assert found.ramp == 0
         assert found.parts == ("whole",)
         assert found.on_same_batches() is None
+        assert (found.bands.num_probes, len(found.bands.curvatures), len(found.curved_bands)) == (0, 0, 0)
+        for name in found.optimizers:
+            assert found.band_effective_lrs(name) is None
+            assert found.wide_exponent(name) is None
         assert not any(len(sweep.rises) or sweep.first_rises(sweep.chosen) for sweep in found.sweeps.values())
 
 

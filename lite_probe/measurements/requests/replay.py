@@ -26,6 +26,10 @@ class ReplayRequest(OptimizersRequest):
         ablations: Also run every optimizer with its updates projected on the sharp subspace, and on its complement.
         horizon: Also predict losses by the quadratic model at θ₀, after 1, 2, 4, … steps of every run by a Hessian
             product each: for how many steps θ₀'s curvature says something.
+        curvature_probes: Gaussian probes of each of two kinds, full ones and those of the flat bands alone, by which
+            the mean curvature of every band is measured at θ₀, a Hessian product each; 0 leaves it out.
+        landscape: Also the loss around θ₀: along eigenvectors and each optimizer's own step, and on a plane with the
+            paths of the first seed.
         tolerance: Of a step's closure error, relative to a typical loss change of a step; Simpson's rule is refined
             until it is met.
     """
@@ -53,6 +57,10 @@ class ReplayRequest(OptimizersRequest):
     )
     ablations: bool = option(False, "Also with updates projected on the sharp subspace, and off it.")
     horizon: bool = option(False, "Also for how many steps the curvature at the start predicts the loss.")
+    curvature_probes: int = option(
+        8, "Hessian products of each of two kinds that measure the bands' curvature at the start; 0 for none.", least=0
+    )
+    landscape: bool = option(True, "Also the loss along lines from the start, and on a plane with every path.")
     tolerance: float = 2e-3
 
     def _check(self) -> None:
@@ -62,6 +70,10 @@ class ReplayRequest(OptimizersRequest):
         if self.bands is not None and self.bands not in band_optimizers():
             raise UsageError(f"expected the bands of {', '.join(band_optimizers())}, got {self.bands!r}")
         ramp_steps(self.steps, self.ramp)
+        if self.curvature_probes == 1:
+            raise UsageError(
+                "expected curvature probes of at least 2, whose spread is their error, got 1", "or 0 for none"
+            )
         if not 0.0 < self.tolerance < 1.0:
             raise UsageError(f"expected a tolerance between 0 and 1, got {self.tolerance}")
         OptimizersRequest._check(self)
@@ -73,12 +85,14 @@ class ReplayRequest(OptimizersRequest):
 
         own = ("steps", "seeds", "state", "warm_batches", "bands", "rule", "tolerance", "ablations", "seed")
         return {
-            **{name: getattr(self, name) for name in own},
+            **{name: getattr(self, name) for name in (*own, "curvature_probes")},
             "optimizers": list(self.names),
             "lr": self.rates,
             "ramp": ramp_steps(self.steps, self.ramp),
             "hyperparameters": self.hyperparameters,
-            **({"horizon": True} if self.horizon else {}),  # results without it keep the key that they have
+            # Results without these keep the key that they have.
+            **({"horizon": True} if self.horizon else {}),
+            **({"landscape": True} if self.landscape else {}),
         }
 
     def train_batches(self, batches: int) -> int:
