@@ -259,7 +259,7 @@ def _compare(terminal: Terminal, folders: Sequence[Path], given: Mapping[str, An
     page, path = out / "compare.html", out / "comparison.json"
     with made(out):
         write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
-        write_report(folders, page)
+        write_report(folders, page, is_comparison=True)
     terminal.show(summarize_comparison(comparison, outcomes))
     if form in (None, "json"):
         print_stdout(json.dumps(printed) if form else f"{page}\n{path}")

@@ -18,13 +18,14 @@ from lite_probe.reports.view import make_view
 from lite_probe.results.store import write_atomically
 
 
-def render_page(runs: Sequence[Run]) -> str:
+def render_page(runs: Sequence[Run], *, is_comparison: bool = False) -> str:
     """Render the results of one run, or of several side by side, as a self-contained page.
 
     The page depends on the results alone: rendered twice it is the same to the byte.
 
     Args:
         runs: At least one.
+        is_comparison: Leave what is of one checkpoint alone to the page of that.
 
     Returns:
         HTML with everything inline; about 5 MB, nearly all of it plotly.js.
@@ -32,7 +33,7 @@ def render_page(runs: Sequence[Run]) -> str:
     Raises:
         ValueError: If no run came.
     """
-    view, environment = make_view(runs), _environment()
+    view, environment = make_view(runs, is_comparison=is_comparison), _environment()
     sections = [
         (
             kind,
@@ -45,12 +46,13 @@ def render_page(runs: Sequence[Run]) -> str:
     return environment.get_template("page.html.j2").render(view=view, sections=sections)
 
 
-def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
+def write_report(runs: Sequence[str | Path], out: str | Path, *, is_comparison: bool = False) -> Path:
     """Render everything saved in run directories into one page.
 
     Args:
         runs: Run directories, or results in them, which name their directory.
         out: The HTML file to write.
+        is_comparison: Leave what is of one checkpoint alone to the page of that.
 
     Returns:
         Its path.
@@ -59,7 +61,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
         InputError: If a run has no result, or one that was damaged.
         OutputError: If the page cannot be written.
     """
-    text = render_page([load_run(run) for run in runs])
+    text = render_page([load_run(run) for run in runs], is_comparison=is_comparison)
     write_atomically(out, lambda file: file.write(text.encode(errors="backslashreplace")))
     return Path(out)
 

@@ -38,11 +38,12 @@ class PageView:
         return first | {name: figure for part in self.parts.values() for name, figure in part.figures.items()}
 
 
-def make_view(runs: Sequence[Run]) -> PageView:
+def make_view(runs: Sequence[Run], *, is_comparison: bool = False) -> PageView:
     """Decide what a page of these runs says.
 
     Args:
         runs: At least one; shown by step where each has one, else in the order given.
+        is_comparison: Leave what is of one checkpoint alone to the page of that.
 
     Raises:
         ValueError: If none came.
@@ -52,9 +53,11 @@ def make_view(runs: Sequence[Run]) -> PageView:
     ordered = _order(runs)
     labelled = list(zip(make_labels(ordered), ordered, strict=True))
     present = _by_kind(labelled)
-    parts = {kind: section_of(kind).part(found) for kind, found in present.items()}
-    comparison, why_not = _compared(labelled)
-    parts = parts if comparison is None else {"comparison": comparison_part(comparison), **parts}
+    own = [kind for kind in present if kind == "training" or not is_comparison]
+    parts = {kind: section_of(kind).part(present[kind]) for kind in own}
+    comparison, why_not = _compared(labelled, least=1 if is_comparison else 2)
+    if comparison is not None:
+        parts = {"comparison": comparison_part(comparison, is_alone=is_comparison), **parts}
     return PageView(
         title=_title(labelled, present),
         subject=_subject(labelled),
@@ -84,10 +87,10 @@ def list_tables(runs: Sequence[Run]) -> list[Table]:
     return [*first, *of_kinds]
 
 
-def _compared(labelled: Labelled) -> tuple[Comparison | None, tuple[tuple[str, str, str], ...]]:
-    """Compare several runs; return a note that says why, where they cannot be."""
+def _compared(labelled: Labelled, least: int = 2) -> tuple[Comparison | None, tuple[tuple[str, str, str], ...]]:
+    """Compare runs, where there are so many; return a note that says why, where they cannot be."""
     known = [(label, run.results) for label, run in labelled if run.results.keys() & set(COMPARED)]
-    if len(known) < 2:
+    if len(known) < least:
         return None, ()
     try:
         return compare_results(known), ()

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lite_probe.reports.drawing import Drawing, by_name
-from lite_probe.reports.numbers import MISSING, count_of, terse
+from lite_probe.reports.numbers import MISSING, count_of, format_uncertain, terse
 from lite_probe.reports.sections.comparison_figures import (
     draw_blocks_moved,
     draw_landscape,
@@ -21,7 +21,7 @@ from lite_probe.reports.sections.section import (
     Remarks,
     estimate_object,
 )
-from lite_probe.reports.table import Cell, Column, Table, estimate_cell, make_table, number_cell, text_cell
+from lite_probe.reports.table import Cell, Column, Table, estimate_cell, half_width, make_table, number_cell, text_cell
 from lite_probe.results.comparison import LANDSCAPE, QUANTITIES, Checkpoint, Comparison, Entry
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.thresholds import Outcome
@@ -29,6 +29,7 @@ from lite_probe.results.thresholds import Outcome
 FORMAT = "lite-probe comparison"
 SCHEMA_VERSION = 1
 _BESIDE = 4  # optimizers that fit side by side into 80 columns
+_WIDEST = 14  # letters of a number of which as many do
 _SHOWN = ("loss_change", "flat_progress", "sharp_progress", "edge_ratio")  # in a terminal
 
 
@@ -76,23 +77,28 @@ def _quantity_grids(comparison: Comparison, quantity: str) -> list[Block]:
     blocks: list[Block] = []
     for start in range(0, len(names), _BESIDE):
         beside = names[start : start + _BESIDE]
-        rows = [[one.label, *(_entry_text(one, name, quantity) for name in beside)] for one in comparison.checkpoints]
+        rows = [[_entry_text(one, name, quantity, 2) for name in beside] for one in comparison.checkpoints]
+        if max(len(text) for row in rows for text in row) > _WIDEST:
+            rows = [[_entry_text(one, name, quantity, 1) for name in beside] for one in comparison.checkpoints]
+        rows = [[label, *row] for label, row in zip(comparison.labels, rows, strict=True)]
         blocks += [Grid([QUANTITIES[quantity].title, *beside], rows), Line()]
     return blocks
 
 
-def _entry_text(one: Checkpoint, name: str, quantity: str) -> str:
+def _entry_text(one: Checkpoint, name: str, quantity: str, digits: int) -> str:
     entry = one.entries.get(name)
     if entry is None:
         return MISSING
     if quantity not in entry.values:
         return "diverged" if entry.diverged and not entry.finished else MISSING
-    return _written(entry.values[quantity])
+    return _written(entry.values[quantity], digits)
 
 
-def _written(estimate: Estimate | None) -> str:
-    """Write an estimate with half of its interval in few characters."""
-    return terse(estimate_cell(estimate).text)
+def _written(estimate: Estimate | None, digits: int = 2) -> str:
+    """Write an estimate in few characters, with so many digits of half of its interval."""
+    if estimate is None:
+        return MISSING
+    return terse(format_uncertain(estimate.value, half_width(estimate), digits))
 
 
 def _explanations(comparison: Comparison) -> list[str]:
@@ -183,8 +189,13 @@ def _entry_object(entry: Entry) -> dict[str, Any]:
 # For a page
 
 
-def comparison_part(comparison: Comparison) -> Part:
-    """Draw and list everything: pictures against the step of training, one table."""
+def comparison_part(comparison: Comparison, *, is_alone: bool = False) -> Part:
+    """Draw and list everything: pictures against the step of training, one table.
+
+    Args:
+        comparison: To be shown.
+        is_alone: Whether the page has nothing else, so that nothing of it is folded.
+    """
     verdict = judge_comparison(comparison)
     drawings: dict[str, Drawing | None] = {
         "lambda_1": draw_landscape(comparison, "lambda_1", "λ₁ (loss/param²)"),
@@ -203,6 +214,7 @@ def comparison_part(comparison: Comparison) -> Part:
         view={
             "figures": drawings,
             "ratios": ratios,
+            "is_open": is_alone,
             "tables": {"outcome": outcome_table(comparison), "landscape": landscape_table(comparison)},
             "points": [point for point in verdict.points if not point.is_detail],
             "details": [point for point in verdict.points if point.is_detail],

@@ -147,9 +147,9 @@ def _draw(
         sentences.append(f"{key}: {told}" if key else told)
     vertical = axis(axis_title)
     if is_log:
-        ends = [end for points in shown.values() for one in points for end in (one.low, one.value, one.high)]
-        positive_ends = [end for end in ends if end is not None and end > 0.0]
-        vertical = log_between(axis_title, min(positive_ends) / 1.3, max(positive_ends) * 1.3)
+        marks = [mark for points in shown.values() for one in points for mark in (one.low, one.value, one.high)]
+        positive_marks = [mark for mark in marks if mark is not None and mark > 0.0]
+        vertical = log_between(axis_title, min(positive_marks) / 1.3, max(positive_marks) * 1.3)
     lines = {} if line is None else {"shapes": [reference_line(y=line)]}
     figure.layout = layout(340, xaxis=horizontal, yaxis=vertical, **lines)
     heading = f"{title}: {axis_title}" if title else axis_title
@@ -160,7 +160,7 @@ def _horizontal(comparison: Comparison) -> tuple[dict[str, float], dict[str, Any
     """Return where each checkpoint stands, and the axis: its step, or its place where steps are not known or equal."""
     steps = {one.label: float(one.step) for one in comparison.checkpoints if one.step is not None}
     if len(set(steps.values())) == len(comparison.checkpoints):
-        return steps, axis("step of training")
+        return steps, axis("step of training", tickformat=",d")
     order = comparison.labels
     ticks = {"tickvals": list(range(len(order))), "ticktext": list(order), "range": [-0.4, len(order) - 0.6]}
     return {label: float(place) for place, label in enumerate(order)}, axis("", **ticks)

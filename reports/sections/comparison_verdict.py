@@ -30,17 +30,20 @@ from lite_probe.results.thresholds import Outcome
 
 _NOTHING = "Nothing here was measured at two checkpoints under two optimizers, or has moved."
 _DETAILS = (LOSSES, LOSSES_MOVED)  # questions whose claims a terminal leaves to who asks for more
+_FEW = 3  # checkpoints at each of which progress is told
 _MOVED = (LANDSCAPE_MOVED, STEPS_MOVED, LOSSES_MOVED, PROGRESS_MOVED)
 
 
 def judge_comparison(comparison: Comparison) -> Verdict:
     """Say who ends lowest at which checkpoint, and what moves with training."""
+    # Along a long trajectory what moved from its first to its last checkpoint is told, and pictures have the rest.
+    details = (*_DETAILS, *((PROGRESS,) if len(comparison.checkpoints) > _FEW else ()))
     points = [
         Point(
             tone=TONES.get(claim.status, "plain") if one.question in (LOSSES, PROGRESS) else "plain",
             text=claim.sentence,
             claims=(claim,),
-            is_detail=one.question in _DETAILS or not one.sign,
+            is_detail=one.question in details or not one.sign,
         )
         for one in comparison.differences
         for claim in [claim_of(one)]

@@ -205,6 +205,6 @@ def test_prints_its_tables(saved: Path, tmp_path: Path) -> None:
     result = run(*asked, "--format", "csv", "--table", "comparison")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert "checkpoint,optimizer,lr,loss change (nats)," in "\n".join(lines[:2])
+    assert "checkpoint,optimizer,standing,loss change (nats)," in "\n".join(lines[:2])
     assert len([line for line in lines if line.startswith(("early,", "late,"))]) == 8
     assert run(*asked, "--format", "md", "--table", "x").exit_code == 2

@@ -243,3 +243,28 @@ def test_training_runs_are_told_and_printed():
 def test_a_page_lists_the_comparison_first_among_its_tables():
     runs = [Run(**make_results(name, step)) for name, step in (("early", 100), ("late", 200))]
     assert [table.name for table in list_tables(runs)][:2] == ["comparison", "comparison-landscape"]
+
+
+def test_the_page_of_a_comparison_has_nothing_of_one_checkpoint_alone():
+    runs = [Run(**make_results(name, step)) for name, step in (("early", 100), ("late", 200))]
+    view = make_view(runs, is_comparison=True)
+    assert list(view.parts) == ["comparison"]
+    assert len(view.provenance) == 4
+    assert list(make_view(runs[:1], is_comparison=True).parts) == ["comparison"]
+    assert "Outcome by optimizer" not in render_page(runs, is_comparison=True)
+
+
+def test_numbers_that_take_much_room_have_one_digit_of_their_error():
+    found = compare_results([(f"c{place}", make_results(f"c{place}", place, seeds=6)) for place in range(2)])
+    (grid,) = [
+        one for one in summarize_comparison(found) if isinstance(one, Grid) and one.header[0] == "sharp progress"
+    ]
+    assert grid.rows[0][1:] == ["(4.3±0.1)e-4", "(3.83±0.09)e-4", "(3.4±0.1)e-4", "(3.19±0.08)e-4"]
+
+
+def test_a_long_trajectory_is_told_by_its_ends():
+    found = compare_results([(f"c{place}", make_results(f"c{place}", 1000 * place)) for place in range(4)])
+    points = judge_comparison(found).points
+    assert all(point.is_detail for point in points if "more progress than" in point.text)
+    two = judge_comparison(make_comparison()).points
+    assert any(not point.is_detail for point in two if "more progress than" in point.text)
