@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lite_probe.reports.drawing import by_name
+from lite_probe.reports.drawing import by_checkpoint
 from lite_probe.reports.numbers import MISSING, count_of, format_uncertain, terse
 from lite_probe.reports.sections.replay_figures import (
     by_optimizer,
@@ -116,7 +116,9 @@ class ReplaySection(Section):
             view=[view | {"label": name} for name, view in zip(names, views, strict=True)],
             leads=[(name, view["verdict"].lead) for name, view in zip(names, views, strict=True)],
             links=[("replay-1", self.heading)],
-            figures=by_name([one for view in views for one in (*view["figures"].values(), *view["bands"])]),
+            figures=by_checkpoint(
+                [label for label, _ in labelled], ((*view["figures"].values(), *view["bands"]) for view in views)
+            ),
         )
 
 
