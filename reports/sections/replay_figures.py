@@ -50,7 +50,7 @@ def draw_loss(name: str, replay: Replay) -> Drawing:
     The axis belongs to the runs that reached the end, where there are any, so that others do not flatten them.
     """
     figure, ends, sentences = go.Figure(), [], []
-    label = "after %{x} steps<br>L = %{y:.5~g} nats"
+    label = "step %{x}<br>L = %{y:.5~g} nats"
     for place, optimizer in enumerate(replay.optimizers):
         runs, shade = replay.runs_of(optimizer), colour(place)
         sentences.append(f"{optimizer}: every run diverged.")
@@ -191,7 +191,7 @@ def draw_horizon(name: str, replay: Replay) -> Drawing | None:
             mode="lines+markers",
             line=series_line(place, 1.5),
             marker=series_marker(place, 7),
-            hovertemplate=f"after %{{x}} steps<br>%{{y:.2~p}} of ΔL missed{_BY_NAME}",
+            hovertemplate=f"step %{{x}}<br>%{{y:.2~p}} of ΔL missed{_BY_NAME}",
         )
     if not steps:
         return None

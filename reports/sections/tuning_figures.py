@@ -273,7 +273,7 @@ def draw_gaps(name: str, tuning: Tuning) -> Drawing | None:
             meta=meta,
             mode="lines",
             line=series_line(place, 3 if optimizer.endswith("@tuned") else 1.6),
-            hovertemplate=f"after %{{x}} steps<br>%{{y:.3~g}} nats{reach}{_BY_NAME}",
+            hovertemplate=f"step %{{x}}<br>%{{y:.3~g}} nats{reach}{_BY_NAME}",
         )
         sentences.append(
             f"{label}: {format_number(mean[-1], 3)} nats ({format_number(low[-1], 3)} to {format_number(high[-1], 3)})."

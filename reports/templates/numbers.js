@@ -80,5 +80,5 @@ const numbers = (() => {
     const { head, rows } = of(spec);
     return [head, ...rows].map((row) => `${row.map(field).join(",")}\n`).join("");
   };
-  return { bandOf, isNamed, table, csv };
+  return { plain, bandOf, isNamed, table, csv };
 })();

@@ -6,13 +6,9 @@
   const filters = [...document.querySelectorAll(".filters button[data-key]")];
   const drawn = new Map(); // the width that each plot was drawn at
   const SHEET = 640; // px, fits on A4 and letter
-  const config = {
-    displaylogo: false,
-    // Named one by one: what plotly.js offers by itself may be an upload of the data, and changes.
-    modeBarButtons: [["zoom2d", "pan2d"], ["resetScale2d"]],
-    plotlyServerURL: "",
-  };
-  const { off, linear, isEmpty, logAxis } = picture;
+  // What plotly.js offers by itself may be an upload of the data; the page has buttons of its own.
+  const config = { displayModeBar: false, plotlyServerURL: "" };
+  const { off, linear, zoomed, isEmpty, logAxis } = picture;
   const specOf = (plot) => specs[plot.dataset.figure];
   const part = (plot, selector) => plot.closest("figure").querySelector(selector);
 
@@ -28,6 +24,7 @@
     part(plot, ".thinned").textContent = stride > 1 ? ` One point in ${stride} is drawn; table and CSV have all.` : "";
     part(plot, "[data-do=scale]").hidden = !logAxis(spec);
     part(plot, "[data-do=scale]").setAttribute("aria-pressed", String(linear.has(spec)));
+    part(plot, "[data-do=zoom]").setAttribute("aria-pressed", String(zoomed.has(spec)));
     part(plot, ".numbers").dispatchEvent(new Event("toggle"));
     const width = isPrinted ? SHEET : plot.closest("details:not([open])") ? 0 : plot.clientWidth;
     if (!width || !window.Plotly) return null;
@@ -35,7 +32,6 @@
     drawn.set(plot, width);
     const { data, layout } = picture.of(spec, width);
     return Plotly.react(plot, data, layout, config).then(() => {
-      for (const button of plot.querySelectorAll(".modebar-btn")) button.tabIndex = -1;
       if (isNew) plot.on("plotly_click", ({ points }) => choose(specOf(plot), points[0]));
     });
   };
@@ -94,6 +90,10 @@
     const options = { format, filename: plot.dataset.figure, ...size };
     return Plotly.downloadImage({ data, layout: { ...layout, paper_bgcolor: "#fff" }, config }, options);
   };
+  const toggle = (figures) => (plot) => {
+    if (!figures.delete(specOf(plot))) figures.add(specOf(plot));
+    draw(plot);
+  };
   const tools = {
     csv: (plot) => {
       const href = URL.createObjectURL(new Blob([numbers.csv(specOf(plot))], { type: "text/csv" }));
@@ -101,10 +101,8 @@
     },
     svg: (plot) => save(plot, "svg"),
     png: (plot) => save(plot, "png"),
-    scale: (plot) => {
-      if (!linear.delete(specOf(plot))) linear.add(specOf(plot));
-      draw(plot);
-    },
+    scale: toggle(linear),
+    zoom: toggle(zoomed),
   };
   // The arrows go from point to point, as a pointer would.
   const step = (plot, by) => {

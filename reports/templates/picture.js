@@ -3,6 +3,7 @@ const picture = (() => {
   "use strict";
   const off = { optimizer: new Set(), block: new Set(), checkpoint: new Set() }; // what the filters leave out
   const linear = new Set(); // figures whose logarithmic axis was made linear
+  const zoomed = new Set(); // figures in which dragging selects what to zoom to
   const MOST = 600; // points of a series that are drawn; its table has them all
 
   // Figures name the page's colours; their values depend on the theme.
@@ -20,7 +21,8 @@ const picture = (() => {
 
   const isOff = (meta = {}) => Object.keys(meta).some((key) => off[key].has(meta[key]));
   const isEmpty = ({ data }) => {
-    const owned = data.filter(({ meta }) => meta && Object.values(meta).some((of) => !Array.isArray(of)));
+    const hasPoints = ({ x, z }) => z || x?.some((value) => value !== null);
+    const owned = data.filter((trace) => trace.meta && hasPoints(trace));
     return owned.length > 0 && owned.every(({ meta }) => isOff(meta));
   };
   const keep = (value, count, has) => {
@@ -54,9 +56,31 @@ const picture = (() => {
     const [low, high] = layout[name]?.range ?? [0, Infinity];
     return high - low <= 6 ? name : null; // on a linear axis more powers of ten are one point
   };
+  // In a narrow figure names of rows are cut, and a title that is wider than its axis is broken between words.
+  const cut = (text, most) => {
+    const raw = numbers.plain(text);
+    const escaped = { "&": "&amp;", "<": "&lt;", ">": "&gt;" };
+    return raw.length <= most ? text : `${raw.slice(0, most - 1).replace(/[&<>]/g, (one) => escaped[one])}…`;
+  };
+  const fitted = ({ xaxis, yaxis, height }, width) => {
+    const rows = numbers.isNamed(yaxis) ? yaxis.ticktext.map((text) => cut(text, Math.floor(width / 16))) : null;
+    const left = 45 + 7 * Math.max(4, ...(rows ?? []).map((text) => text.length));
+    const most = Math.max(12, (width - left) / 6.4);
+    const lines = [""];
+    for (const word of (xaxis?.title?.text ?? "").split(" ")) {
+      if (lines.at(-1) && lines.at(-1).length + word.length >= most) lines.push(word);
+      else lines.push(`${lines.pop()} ${word}`.trim());
+    }
+    const title = { ...xaxis?.title, text: lines.join("<br>") };
+    const more = 18 * (lines.length - 1) + (width < 480 ? 36 : 0); // px, for a legend of more lines
+    return { xaxis: { ...xaxis, title }, yaxis: rows ? { ...yaxis, ticktext: rows } : yaxis, height: height + more };
+  };
   const of = (spec, width) => {
     // plotly.js keeps what was hidden in the legend, or zoomed, for as long as the revision is the same.
-    const layout = { ...spec.layout, width, uirevision: `${spec.summary} ${linear.has(spec)}` };
+    const uirevision = `${spec.summary} ${linear.has(spec)} ${zoomed.has(spec)}`;
+    const dragmode = zoomed.has(spec) ? "zoom" : false;
+    const layout = { ...spec.layout, width, uirevision, dragmode, ...fitted(spec.layout, width) };
+    layout.showlegend ??= spec.data.filter(({ showlegend }) => showlegend !== false).length > 1;
     if (linear.has(spec)) {
       const { tickvals, ticktext, ...axis } = layout[logAxis(spec)];
       layout[logAxis(spec)] = { ...axis, type: "linear", range: [0, 10 ** axis.range[1]] };
@@ -65,5 +89,5 @@ const picture = (() => {
     return resolve({ data, layout }, getComputedStyle(document.documentElement));
   };
   const strideOf = ({ data }) => Math.max(...data.map(stride));
-  return { of, off, linear, isEmpty, logAxis, strideOf };
+  return { of, off, linear, zoomed, isEmpty, logAxis, strideOf };
 })();
