@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from lite_probe.reports.bundle import Place, hash_source, load_from, put_beside
 from lite_probe.reports.drawing import choices_of
@@ -84,6 +84,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["script_json"] = script_json
     environment.filters["csv_link"] = csv_link
+    environment.filters["breakable"] = breakable
     return environment
 
 
@@ -119,6 +120,11 @@ def script_json(value: object) -> Markup:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
+
+
+def breakable(text: str) -> Markup:
+    """Let a number that is too wide for a sheet of paper be broken before its error and its power of ten."""
+    return Markup(str(escape(text)).replace("\u00a0±", "<wbr>\u00a0±").replace("\u00a0×", "<wbr>\u00a0×"))
 
 
 def csv_link(text: str) -> str:

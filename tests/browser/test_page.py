@@ -288,12 +288,13 @@ def test_is_printed_in_light_at_the_width_of_the_sheet(browser: Browser, report:
             "[...document.querySelectorAll('.plot')].every(one => !one.clientWidth ||"
             " one.querySelector('.main-svg').clientWidth == one.clientWidth)"
         )
-        page.set_viewport_size({"width": 688, "height": 1000})  # A4 less margins of 14 mm
+        page.set_viewport_size({"width": 718, "height": 1000})  # A4 less margins of 10 mm
         page.emulate_media(media="print", color_scheme="light")
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
         visit.until("document.querySelector('#plot-density .main-svg').clientWidth == 640")
+        assert all(box["right"] <= 718 for box in visit.boxes("table, pre, p, li"))
         boxes = visit.boxes("figure")
-        assert all(box["right"] <= 688 for box in boxes)
+        assert all(box["right"] <= 718 for box in boxes)
         assert all(box["bottom"] - box["top"] < 1000 for box in boxes)
         assert all(
             first["bottom"] <= second["top"] + 1 or first["right"] <= second["left"] + 1

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs_version
 
 from lite_probe.errors import InputError, OutputError
 from lite_probe.reports.bundle import BUNDLE, CDN, FILE_NAME, VERSION
-from lite_probe.reports.page import csv_link, render_page, script_json, write_report
+from lite_probe.reports.page import breakable, csv_link, render_page, script_json, write_report
 from lite_probe.reports.runs import Run
 from lite_probe.results.provenance import Note
 from lite_probe.results.store import save
@@ -199,6 +199,11 @@ def test_csv_links_hold_the_whole_table(page):
     assert head == "data:text/csv;charset=utf-8"
     assert len(unquote(body).splitlines()) == 1 + 2 * 15
     assert csv_link("a,b\n#%é") == "data:text/csv;charset=utf-8,a%2Cb%0A%23%25%C3%A9"
+
+
+def test_numbers_may_be_broken_before_their_errors():
+    assert breakable("(8.8\u00a0±\u00a00.1)\u00a0×\u00a010⁻⁴") == ("(8.8<wbr>\u00a0±\u00a00.1)<wbr>\u00a0×\u00a010⁻⁴")
+    assert breakable("<b>\u00a0±") == "&lt;b&gt;<wbr>\u00a0±"
 
 
 @pytest.mark.parametrize("which", ["page", "whole_page"])
