@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from lite_probe.reports.drawing import (
     Drawing,
+    Figure,
     axis,
     colour,
     layout,
@@ -42,7 +42,7 @@ def draw_lines(name: str, landscape: Landscape) -> list[Drawing]:
 
 
 def _draw_line(name: str, line: LossLine) -> Drawing:
-    figure = go.Figure()
+    figure = Figure()
     _add_model(figure, line, "quadratic model", "var(--muted)", showlegend=True)
     figure.add_scatter(
         x=rounded(line.distances),
@@ -70,7 +70,7 @@ def draw_updates(name: str, landscape: Landscape, optimizers: Sequence[str]) -> 
     """
     if not landscape.updates:
         return None
-    figure, sentences = go.Figure(), ["Loss along each optimizer's own step from the start, in such steps."]
+    figure, sentences = Figure(), ["Loss along each optimizer's own step from the start, in such steps."]
     for line in landscape.updates:
         place, of = optimizers.index(line.optimizer), {"meta": {"optimizer": line.optimizer}}
         of["legendgroup"] = line.optimizer
@@ -108,7 +108,7 @@ def draw_plane(name: str, landscape: Landscape, optimizers: Sequence[str]) -> Dr
     known = changes[~plane.is_missing]
     depth = max(-float(known.min()), 0.0) or 0.25 * float(known.max()) or 1.0
     level = _level(depth / _LEVELS)
-    figure = go.Figure()
+    figure = Figure()
     figure.add_contour(
         x=rounded(plane.x),
         y=rounded(plane.y),
@@ -184,7 +184,7 @@ def told_in_plane(plane: LossPlane) -> str:
     return ", ".join(f"{path.optimizer} {format_share(path.in_plane)}" for path in plane.paths)
 
 
-def _add_model(figure: go.Figure, line: LossLine, name: str, shade: str, **settings: Any) -> None:
+def _add_model(figure: Figure, line: LossLine, name: str, shade: str, **settings: Any) -> None:
     ways = np.linspace(line.distances[0], line.distances[-1], 61)
     figure.add_scatter(
         x=rounded(ways),

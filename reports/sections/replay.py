@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lite_probe.reports.drawing import Drawing, by_name
+from lite_probe.reports.drawing import Drawing, by_checkpoint
 from lite_probe.reports.numbers import MISSING, count_of, format_uncertain, terse
 from lite_probe.reports.sections.landscape import landscape_object, landscape_view
 from lite_probe.reports.sections.replay_figures import (
@@ -125,7 +125,9 @@ class ReplaySection(Section):
             view=[view | {"label": name} for name, view in zip(names, views, strict=True)],
             leads=[(name, view["verdict"].lead) for name, view in zip(names, views, strict=True)],
             links=[("landscape", "Landscape")] if any(view["landscape"] for view in views) else (),
-            figures=by_name([one for view in views for one in (*_drawings(view), *_around(view))]),
+            figures=by_checkpoint(
+                [label for label, _ in labelled], ((*_drawings(view), *_around(view)) for view in views)
+            ),
         )
 
 

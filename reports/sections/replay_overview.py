@@ -4,9 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import plotly.graph_objects as go
 
-from lite_probe.reports.drawing import Drawing, axis, colour, error_bars, layout, reference_line, rounded, series_line
+from lite_probe.reports.drawing import (
+    Drawing,
+    Figure,
+    axis,
+    colour,
+    error_bars,
+    layout,
+    reference_line,
+    rounded,
+    series_line,
+)
 from lite_probe.reports.numbers import MISSING, count_of, format_interval, format_number, format_uncertain
 from lite_probe.reports.sections.replay_verdict import (
     EDGE,
@@ -240,7 +249,7 @@ def draw_gaps(name: str, replay: Replay) -> Drawing | None:
         return None
     best = min(changes, key=lambda one: changes[one])
     reference = {run.seed: run.losses for run in replay.runs_of(best)}
-    figure, sentences = go.Figure(), [f"Loss minus that of {best}, by step."]
+    figure, sentences = Figure(), [f"Loss minus that of {best}, by step."]
     means, ends = [np.zeros(1)], [np.zeros(1)]
     for place, optimizer in enumerate(replay.optimizers):
         gaps = [run.losses - reference[run.seed] for run in replay.runs_of(optimizer) if run.seed in reference]
@@ -302,7 +311,7 @@ def draw_parts(name: str, replay: Replay) -> Drawing | None:
     }
     if not found:
         return None
-    figure, sentences = go.Figure(), ["Progress along flat and along sharp directions."]
+    figure, sentences = Figure(), ["Progress along flat and along sharp directions."]
     for optimizer, pair in found.items():
         place = replay.optimizers.index(optimizer)
         halves = [half_width(one) or 0.0 for one in pair]

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from lite_probe.reports.drawing import (
     Drawing,
+    Figure,
     axis,
     band_axis,
     colour,
@@ -140,7 +140,7 @@ def draw_stacks(name: str, replay: Replay) -> list[OfOptimizer]:
 
 
 def _draw_stack(name: str, optimizer: str, areas: Sequence[Area], title: str, span: list[float]) -> Drawing:
-    figure, whole = go.Figure(), np.sum([area.reached for area in areas], axis=0)
+    figure, whole = Figure(), np.sum([area.reached for area in areas], axis=0)
     steps = list(range(len(whole)))
     # Bars without gaps: unlike areas they stack what is above zero and what is below apart, and can be faint.
     for area in areas:
@@ -227,7 +227,7 @@ def draw_maps(name: str, replay: Replay) -> list[OfOptimizer]:
 
 
 def _draw_map(name: str, optimizer: str, groups: Sequence[Rows], limit: float) -> Drawing:
-    figure, labels = go.Figure(), [label for rows in groups for label in rows.labels]
+    figure, labels = Figure(), [label for rows in groups for label in rows.labels]
     values = np.concatenate([rows.values for rows in groups])
     # One trace: plotly.js takes the rows of several on an axis of names for those of all names.
     figure.add_heatmap(
@@ -280,15 +280,14 @@ def draw_isotropy(name: str, replay: Replay) -> list[Drawing]:
     bands, found = replay.bands, []
     measured = by_optimizer(replay, replay.band_isotropy)
     for number, block in enumerate(order_blocks(bands.blocks) if measured else (), 1):
-        figure, ends = go.Figure(), [1.0]
+        figure, ends = Figure(), [1.0]
         sentences = [f"Energy of the updates per dimension in {block} by band, over the mean of all dimensions."]
         for optimizer, one in measured.items():
             place = replay.optimizers.index(optimizer)
             at = [band for band, own in enumerate(bands.blocks) if own == block and one[0][band] > 0]
             style: dict[str, Any] = {"marker": series_marker(place, 7), "low": 0.1 * one[0]}
-            series, x = (optimizer, place), 50.0 * (bands.low + bands.high)
-            meta = {"optimizer": optimizer, "block": block}
-            values = add_points(figure, series, x, bands.labels, one, at, meta=meta, **style)
+            series, x = (optimizer, optimizer, place), 50.0 * (bands.low + bands.high)
+            values = add_points(figure, series, x, bands.labels, one, at, block=block, **style)
             ends += values
             if values:
                 first, last = (format_number(value, 2) for value in (values[0], values[-1]))
