@@ -139,4 +139,4 @@ def breakable(text: str) -> Markup:
 
 def csv_link(text: str) -> str:
     """Return a link that holds a CSV file; it works without a network and without scripts."""
-    return "data:text/csv;charset=utf-8," + quote(text, errors="backslashreplace")
+    return "data:text/csv;charset=utf-8," + quote(text, safe="/,;:@=+$!*()'", errors="backslashreplace")

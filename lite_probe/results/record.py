@@ -10,6 +10,7 @@ import sys
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -54,7 +55,7 @@ def encode_record(record: Any) -> tuple[dict[str, Any], dict[str, Array]]:
 
 def _encode_fields(record: Any, path: str, arrays: dict[str, Array]) -> dict[str, Any]:
     """Encode a dataclass field by field."""
-    hints = get_type_hints(type(record))
+    hints = _hints_of(type(record))
     encoded = {}
     for field in fields(record):
         value, place = getattr(record, field.name), f"{path}{field.name}"
@@ -132,11 +133,17 @@ def _decode_fields(record: type, encoded: Any, path: str, arrays: ArraySource | 
         raise ValueError(f"no {', '.join(missing)} in {place}")
     if unknown := sorted(encoded.keys() - set(stored.values())):
         raise ValueError(f"unknown fields {', '.join(unknown)} in {place}")
-    hints = get_type_hints(record)
+    hints = _hints_of(record)
     found = sorted(name for name in known if stored[name] in encoded)
     return record(
         **{name: _decode(hints[name], encoded[stored[name]], f"{path}{stored[name]}", arrays, used) for name in found}
     )
+
+
+@cache
+def _hints_of(record: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields; once, since a replay is a record of many."""
+    return get_type_hints(record)
 
 
 def formerly(*names: str) -> dict[str, tuple[str, ...]]:

@@ -189,7 +189,7 @@ class OptimizerSteps:
         """The blocks, in their usual order."""
         return tuple(dict.fromkeys(self.bands.blocks)) if self.bands is not None else ()
 
-    @property
+    @cached_property
     def rows(self) -> tuple[StepRow, ...]:
         """Every band of every block."""
         bands = self.bands
@@ -199,8 +199,14 @@ class OptimizerSteps:
 
     def group(self, block: str, part: str) -> StepRow | None:
         """Return the bands of a block's part, of `PARTS` or `JOINT_PARTS`, as one; None where it has none."""
-        places = self._places(block, part)
-        return self._row(block, places, part) if places else None
+        if (block, part) not in self._groups:
+            places = self._places(block, part)
+            self._groups[block, part] = self._row(block, places, part) if places else None
+        return self._groups[block, part]
+
+    @cached_property
+    def _groups(self) -> dict[tuple[str, str], StepRow | None]:
+        return {}  # each is asked for by every sentence, table and figure of it
 
     @property
     def whole(self) -> Estimate | None:

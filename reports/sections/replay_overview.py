@@ -228,10 +228,10 @@ def _fell_cell(replay: Replay, name: str) -> Cell:
     flat, sharp = replay.flat_progress(name), replay.sharp_progress(name)
     if flat is None or sharp is None:
         return Cell(text=MISSING)
-    text, hint = f"flat {format_number(-flat.value, 2)}, sharp {format_number(-sharp.value, 2)}", ""
+    text, later = f"flat {format_number(-flat.value, 2)}", [f"sharp {format_number(-sharp.value, 2)}"]
     if "after" in replay.parts and (after := replay.loss_change(name, part="after")) is not None:
-        hint = f"after the ramp {format_number(after.value, 2)}"
-    return Cell(text=text, raw=f"{text}, {hint}" if hint else text, hint=hint)
+        later.append(f"after the ramp {format_number(after.value, 2)}")
+    return Cell(text=text, raw=", ".join([text, *later]), hint="\n".join(later))
 
 
 def _edge_cell(replay: Replay, name: str) -> Cell:
@@ -299,7 +299,7 @@ def draw_gaps(name: str, replay: Replay) -> Drawing | None:
         shapes=[reference_line(y=0)],
         showlegend=True,
     )
-    return Drawing.of(figure, name, " ".join(sentences), f"Gap to {best}, which ends lowest on average")
+    return Drawing.of(figure, name, " ".join(sentences), f"Gap to {best}, lowest on average")
 
 
 def draw_parts(name: str, replay: Replay) -> Drawing | None:
