@@ -54,6 +54,7 @@ def test_simpson_closes_to_a_millionth_and_the_trapezoid_to_a_hundredth(name: st
             spectrum=spectrum_of(task),
             steps=20,
             seeds=1,
+            landscape=False,
             lr=lr,
             warm_batches=5,
             rule=rule,  # type: ignore[arg-type]

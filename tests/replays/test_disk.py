@@ -62,7 +62,7 @@ def test_the_plan_says_how_much_goes_to_disk(tmp_path: Path, monkeypatch: pytest
 def test_the_plan_grows_with_what_is_recorded() -> None:
     task = with_training("mlp", 400)
     spectrum = spectrum_of(task)
-    asked = {**_ASKED, "ablations": False}
+    asked = {**_ASKED, "ablations": False, "landscape": False}
     short, long = (plan_replay(task, _NAMES, spectrum=spectrum, **{**asked, "steps": steps}) for steps in (12, 120))
     assert long.result_bytes == 10 * short.result_bytes
 
