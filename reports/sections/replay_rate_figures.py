@@ -58,14 +58,14 @@ def draw_rates(name: str, replay: Replay) -> Drawing | None:
         add_points(figure, series, x, labels, (lrs, None), at.tolist(), marker=marker, **look)
         shown.append((x[at], lrs[at]))
     for optimizer, rates in _band_rates(replay).items():
-        place, at = replay.optimizers.index(optimizer), _placed(replay, rates)
+        place, placed = replay.optimizers.index(optimizer), _placed(replay, rates)
         marker = {"color": colour(place), "size": 6, "symbol": _OF_BANDS[place % 6]}
         marker["line"] = {"width": 1.2, "color": colour(place)}
         look = {"legendgroup": optimizer, "mode": "markers", "showlegend": False}
         series, bare = (f"{optimizer}, bands", optimizer, place), (rates[0], None)
         curvatures = replay.bands.curvatures
-        add_points(figure, series, curvatures, name_bands(replay), bare, at, marker=marker, **look)
-        shown.append((curvatures[at], rates[0][at]))
+        add_points(figure, series, curvatures, name_bands(replay), bare, placed, marker=marker, **look)
+        shown.append((curvatures[placed], rates[0][placed]))
         sentences.append(f"{_told_bands(replay, optimizer, rates)}.")
     if not any(len(curvature) for curvature, _ in shown):
         return None

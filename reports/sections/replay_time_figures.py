@@ -123,7 +123,7 @@ def draw_stacks(name: str, replay: Replay) -> list[OfOptimizer]:
     watched = [optimizer for optimizer in replay.optimizers if _recorded(replay, optimizer)]
     areas = {(one, title): stack(replay, one) for one in watched for title, stack in stacks.items()}
     parts = [[area.parts for area in own] for own in areas.values()]
-    high, low = (max((float(abs(sum(p[at] for p in own)).max()) for own in parts), default=0.0) for at in (0, 1))
+    high, low = (max((_most([p[at] for p in own]) for own in parts), default=0.0) for at in (0, 1))
     if high + low == 0.0:
         return []
     span = [round(-low - 0.04 * (high + low), 8), round(high + 0.04 * (high + low), 8)]
@@ -137,6 +137,11 @@ def draw_stacks(name: str, replay: Replay) -> list[OfOptimizer]:
         )
         for number, optimizer in enumerate(watched, 1)
     ]
+
+
+def _most(stacked: Sequence[FloatArray]) -> float:
+    """Return how far from zero a stack of one sign reaches."""
+    return float(np.abs(np.sum(stacked, axis=0)).max())
 
 
 def _draw_stack(name: str, optimizer: str, areas: Sequence[Area], title: str, span: list[float]) -> Drawing:

@@ -202,6 +202,7 @@ def test_every_option_reaches_the_replay(run_folder: Path, tiny_llama: Path, tex
         tiny_llama, text, run_folder, "--json", "--steps", 2, "--seeds", 1, "--optimizers", "sgd, muon-lite", "--lr",
         "sgd=0.1,muon-lite=0.004", "--state", "cold", "--warm-batches", 3, "--bands", "muon", "--rule", "trapezoid",
         "--ablations", "--horizon", "--landscape", "--set", "muon-lite.flat_lr_ratio=3", "--set", "muon-lite.beta2=0.5",
+        "--curvature-probes", 2,
     )  # fmt: skip
     assert found.exit_code == 0, found.stderr
     assert "replacing" in found.stderr
@@ -216,7 +217,8 @@ def test_every_option_reaches_the_replay(run_folder: Path, tiny_llama: Path, tex
     lines = told["landscape"]["lines"]
     assert [name for name in lines if name.startswith("update")] == ["update of sgd", "update of muon-lite"]
     assert set(told["landscape"]["plane"]["in_plane"]) == {"sgd", "muon-lite"}
-    assert f"gradients and {4 + len(lines)} Hessian products" in found.stderr
+    assert load(run_folder, "replay").bands.num_probes == told["bands"]["probes"] == 2
+    assert f"gradients and {4 + 4 + len(lines)} Hessian products" in found.stderr
     # One seed has no error, in the tables no more than in the object.
     assert told["optimizers"]["sgd"]["loss_change"]["stderr"] is None
     assert "±: half of the 95% interval over seeds" not in found.stderr

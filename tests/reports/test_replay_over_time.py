@@ -36,7 +36,8 @@ def earlier(replay: Replay) -> Replay:
     """The same without what bands were not recorded with before."""
     nothing = np.zeros((0, 0))
     names = ("band_flat_allocations", "band_slopes", "band_gradient_energies")
-    runs = [replace(run, **dict.fromkeys(names, nothing)) for run in replay.runs]
+    without: dict[str, Any] = dict.fromkeys(names, nothing)
+    runs = [replace(run, **without) for run in replay.runs]
     bare = np.zeros(0)
     bands = replace(replay.bands, curvatures=bare, curvature_errors=bare, num_probes=0)
     return replace(replay, runs=tuple(runs), bands=bands)
