@@ -2,6 +2,9 @@
 
 Colours are names of the page's CSS variables (`var(--series-1)`); the page's script puts in the values of the
 theme, so that one figure serves light, dark and print.
+
+A trace's `meta` names what it belongs to, by which the page filters: `{"optimizer": …, "block": …, "checkpoint": …}`,
+as many of them as apply. A list is of the trace's points one by one.
 """
 
 import html
@@ -11,13 +14,43 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from lite_probe.reports.numbers import format_number, power_label
+from lite_probe.results.blocks import order_blocks
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+FILTERS = ("optimizer", "block", "checkpoint")
+_UNESCAPED = ("hovertemplate", "meta")  # the page keeps meta from plotly.js
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+class Figure:
+    """Traces and a layout in plotly.js's own words, as plain values.
+
+    Plotly's Python classes would check every property each time that a page is made, and take most of its time: the
+    tests do that instead, on every figure.
+    """
+
+    def __init__(self) -> None:
+        self.data: list[dict[str, Any]] = []
+        self.layout: dict[str, Any] = {}
+
+    def add_scatter(self, **trace: Any) -> None:
+        """Add lines or markers."""
+        self.data.append({"type": "scatter", **trace})
+
+    def add_bar(self, **trace: Any) -> None:
+        """Add bars."""
+        self.data.append({"type": "bar", **trace})
+
+    def add_heatmap(self, **trace: Any) -> None:
+        """Add a field of cells."""
+        self.data.append({"type": "heatmap", **trace})
+
+    def add_contour(self, **trace: Any) -> None:
+        """Add lines of equal height."""
+        self.data.append({"type": "contour", **trace})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +63,45 @@ class Drawing:
     title: str = ""  # above it, or of its button
 
     @classmethod
-    def of(cls, figure: go.Figure, name: str, summary: str, title: str = "") -> "Drawing":
-        """Return a figure as plain JSON values."""
-        return cls(name=name, figure=plain(figure), summary=summary, title=title)
+    def of(
+        cls, figure: Figure, name: str, summary: str, title: str = "", columns: Sequence[tuple[str, str]] = ()
+    ) -> "Drawing":
+        """Return a figure as plain JSON values.
+
+        Args:
+            figure: Its numbers in full: they are those of its table and its CSV.
+            name: Of the figure.
+            summary: For those who cannot see it.
+            title: Above it, or of its button.
+            columns: (title, where in a trace) of its table, where that is not name, axes and errors: `name`, `x`, `y`,
+                `z`, `low` and `high` of the band around a line, `error_y.array`, `customdata`, or one of its places,
+                `customdata.1`. A row of which nothing is known from the third column on is left out.
+        """
+        numbers = [list(column) for column in columns or _columns(figure)]
+        described = plain(figure) | {"summary": summary, "columns": numbers}
+        return cls(name=name, figure=described, summary=summary, title=title)
+
+
+def _columns(figure: Figure) -> list[tuple[str, str]]:
+    """Return the columns of a figure's table: names, axes, and errors or the ends of a band where it has some."""
+    x, y = (figure.layout.get(f"{one}axis", {}).get("title", {}).get("text") or one for one in "xy")
+    found, described = [("series", "name"), (x, "x"), (y, "y")], figure.data
+    bars = [trace["colorbar"] for trace in described if "colorbar" in trace]
+    if any("z" in trace for trace in described):
+        found.append((next((bar["title"]["text"] for bar in bars if "title" in bar), "z"), "z"))
+    for title, key in ((x, "error_x"), (y, "error_y")):
+        for words, side in (("error", "array"), ("error below", "arrayminus")):
+            if any(trace.get(key, {}).get(side) is not None for trace in described):
+                found.append((_with_words(title, words), f"{key}.{side}"))
+    if any(trace.get("fill") == "toself" for trace in described):
+        found += [(_with_words(y, end), end) for end in ("low", "high")]
+    return found
+
+
+def _with_words(title: str, words: str) -> str:
+    """Put words behind a title, before its unit."""
+    name, bracket, unit = title.partition(" (")
+    return f"{name}, {words}{bracket}{unit}"
 
 
 def by_name(drawings: Iterable[Drawing | None]) -> dict[str, dict[str, Any]]:
@@ -40,23 +109,41 @@ def by_name(drawings: Iterable[Drawing | None]) -> dict[str, dict[str, Any]]:
     return {one.name: one.figure for one in drawings if one is not None}
 
 
-def plain(figure: go.Figure) -> dict[str, Any]:
-    """Return a figure's traces and layout, without Plotly's own theme, every name as text.
+def by_checkpoint(labels: Sequence[str], drawings: Iterable[Iterable[Drawing | None]]) -> dict[str, dict[str, Any]]:
+    """Return the figures that there are, by name; the traces of every checkpoint's are marked as its own."""
+    figures = {}
+    for label, own in zip(labels, drawings, strict=True):
+        for name, figure in by_name(own).items():
+            traces = [one | {"meta": one.get("meta", {}) | {"checkpoint": label}} for one in figure["data"]]
+            figures[name] = figure | {"data": traces}
+    return figures
+
+
+def choices_of(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Return the optimizers, blocks and checkpoints that traces belong to, where there is something to choose."""
+    found: dict[str, dict[str, None]] = {key: {} for key in FILTERS}
+    for trace in (trace for figure in figures.values() for trace in figure["data"]):
+        for key, value in trace.get("meta", {}).items():
+            found[key] |= dict.fromkeys([value] if isinstance(value, str) else value)
+    found["block"] = dict.fromkeys(order_blocks(found["block"]))
+    return {key: tuple(names) for key, names in found.items() if len(names) > 1}
+
+
+def plain(figure: Figure) -> dict[str, Any]:
+    """Return a figure's traces and layout, every name as text.
 
     plotly.js takes `<a href=…>`, `<b>` or `&lt;` in any label for markup, and names come from files. Only templates of
     hover labels are markup: they say where a name goes, and hold none.
     """
-    described: dict[str, Any] = figure.to_plotly_json()
-    described["layout"].pop("template", None)
-    return {"data": _literal(described["data"]), "layout": _literal(described["layout"])}
+    return {"data": _literal(figure.data), "layout": _literal(figure.layout)}
 
 
 def _literal(value: Any) -> Any:
-    """Escape all text in a figure but its hover templates, so that plotly.js shows it as it is written."""
+    """Escape all text in a figure but its hover templates and meta, so that plotly.js shows it as it is written."""
     if isinstance(value, str):
         return html.escape(value, quote=False)
     if isinstance(value, Mapping):
-        return {key: item if key == "hovertemplate" else _literal(item) for key, item in value.items()}
+        return {key: item if key in _UNESCAPED else _literal(item) for key, item in value.items()}
     return [_literal(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -81,24 +168,24 @@ def error_bars(halves: Sequence[float], shade: str, below: Sequence[float] | Non
     return {"type": "data", "array": halves, **down, "color": shade, "thickness": 1.2, "width": 3}
 
 
-def layout(height: int, **axes: Any) -> go.Layout:
+def layout(height: int, **axes: Any) -> dict[str, Any]:
     """Return what all figures share."""
-    return go.Layout(
-        height=height,
-        margin={"l": 12, "r": 12, "t": 12, "b": 12},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": FONT, "size": 13, "color": "var(--text)"},
-        hoverlabel={
+    return {
+        "height": height,
+        "margin": {"l": 12, "r": 12, "t": 12, "b": 12},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": FONT, "size": 13, "color": "var(--text)"},
+        "hoverlabel": {
             "bgcolor": "var(--surface)",
             "bordercolor": "var(--line)",
             "font": {"family": FONT, "color": "var(--text)"},
         },
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
-        hovermode="closest",
-        dragmode=False,
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
+        "hovermode": "closest",
+        "dragmode": False,
         **axes,
-    )
+    }
 
 
 def axis(title: str, **settings: Any) -> dict[str, Any]:
@@ -199,6 +286,11 @@ def asinh_ticks(scale: float, largest: float) -> tuple[tuple[float, str], ...]:
 def rounded(values: np.ndarray) -> tuple[float, ...]:
     """Keep six digits."""
     return tuple(float(f"{value:.6g}") for value in values.tolist())
+
+
+def times(names: Sequence[str], count: int) -> list[str]:
+    """Return each name so many times: whose point is whose, where a name has several."""
+    return [name for name in names for _ in range(count)]
 
 
 def spans(starts: Iterable[tuple[Any, Any, Any, Any]]) -> dict[str, list[Any]]:

@@ -32,6 +32,7 @@ from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.subspaces import Subspace
 from lite_probe.vectors.reductions import dot, norm
 
+_MISSED = 0.1  # of a run's loss change: where allocations miss by more, they do not say who made progress
 _SAME = 1e-3  # of the longest way from θ₀: by less, a run that is made again has gone the same way
 
 
@@ -244,9 +245,14 @@ class LandscapeSurvey:
 
     @property
     def _furthest(self) -> ReplayRun | None:
-        """The run with the most flat progress, of those that reached the end if there are some."""
-        whole = [run for run in self._runs.values() if run.diverged_at is None] or list(self._runs.values())
-        return min(whole, key=lambda run: float(run.flat_allocations.sum()), default=None)
+        """The run with the most flat progress, of those that reached the end and whose allocations account for theirs.
+
+        Where there is none of these, of those that reached the end; and else of all.
+        """
+        whole = [run for run in self._runs.values() if run.diverged_at is None]
+        told = [run for run in whole if run.closure_error <= _MISSED * abs(run.loss_change)]
+        runs = told or whole or list(self._runs.values())
+        return min(runs, key=lambda run: float(run.flat_allocations.sum()), default=None)
 
     @cached_property
     def _flat(self) -> Tensor | None:

@@ -31,7 +31,7 @@ _MOST_SCALINGS = 6  # by two, from where a line would end by the model to where 
 _FAR = 10.0  # times the loss change that matters: a line goes no further, even if the model holds
 _STEPS_AHEAD = 2.0  # that a line along an update covers at least
 _BEHIND = 0.25  # of its length, that such a line goes back
-_BROKEN = 0.5  # of the larger change, true or modelled: the model has ceased to hold where it misses by more
+_BROKEN = 0.5  # of the change: the model has ceased to hold where it misses by more
 _MARGIN = 0.2  # of the paths' extent, around them on the plane
 
 
@@ -156,11 +156,13 @@ def survey_line(loss: LossAround, direction: Direction, hessian: SymmetricOperat
         return known[distance]
 
     def is_broken(distance: float) -> bool:
-        found, modelled = at(distance), slope * distance + 0.5 * curvature * distance * distance
+        """Whether the model misses by half of the change, or of both its terms, which may cancel."""
+        found, away = at(distance), abs(distance)
         if found is None:
             return True
-        change = found - loss.point.loss
-        return abs(modelled - change) > max(_BROKEN * max(abs(change), abs(modelled)), loss.noise)
+        change, modelled = found - loss.point.loss, slope * distance + 0.5 * curvature * distance * distance
+        size = abs(slope) * away + 0.5 * abs(curvature) * away * away
+        return abs(modelled - change) > max(_BROKEN * max(abs(change), size), loss.noise)
 
     def is_off(distance: float, change: float) -> bool:
         """Whether the loss is so far from the start's."""

@@ -69,6 +69,12 @@ class LossLine:
         return all(is_whole for _, is_whole in self._reaches)
 
     @property
+    def bounds(self) -> tuple[float, ...]:
+        """Between which distances the model holds so far; a side on which it holds to the end has none."""
+        ends = [(side, *self._reach(side)) for side in (-1.0, 1.0)]
+        return tuple(side * reach for side, reach, is_whole in ends if not is_whole)
+
+    @property
     def _reaches(self) -> Sequence[tuple[float, bool]]:
         return [self._reach(side) for side in ((1.0,) if self.kind == "update" else (1.0, -1.0))]
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import plotly.graph_objects as go
-
 from lite_probe.reports.drawing import (
     Drawing,
+    Figure,
     axis,
     error_bars,
     layout,
@@ -118,7 +117,7 @@ def _draw(
         return None
     places, horizontal = _horizontal(comparison)
     reach = max(places.values()) - min(places.values())
-    figure, sentences = go.Figure(), []
+    figure, sentences = Figure(), []
     for place, (key, points) in enumerate(series.items()):
         if key not in shown:
             continue

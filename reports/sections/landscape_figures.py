@@ -1,13 +1,14 @@
 """The loss around the start of a replay as figures: lines with the quadratic model, and a plane with every path."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from lite_probe.reports.drawing import (
     Drawing,
+    Figure,
     axis,
     colour,
     layout,
@@ -21,7 +22,6 @@ from lite_probe.results.landscape import FloatArray, Landscape, LossLine, LossPl
 
 _BY_NAME = "<extra>%{fullData.name}</extra>"
 _CHANGE = "loss change from the start (nats)"
-_TITLES = {"eigenvector": "Along {}", "flat": "Along a {}"}
 _ROOM = 0.06  # of an axis, beyond what it shows
 _DEPTHS = 4.0  # above the start's loss that updates are shown, in depths of the lowest
 _LEVELS = 5  # of the plane's contours, between the start's loss and the lowest
@@ -42,7 +42,7 @@ def draw_lines(name: str, landscape: Landscape) -> list[Drawing]:
 
 
 def _draw_line(name: str, line: LossLine) -> Drawing:
-    figure = go.Figure()
+    figure = Figure()
     _add_model(figure, line, "quadratic model", "var(--muted)", showlegend=True)
     figure.add_scatter(
         x=rounded(line.distances),
@@ -53,15 +53,14 @@ def _draw_line(name: str, line: LossLine) -> Drawing:
         marker=series_marker(0, 6),
         hovertemplate=f"s = %{{x:.3~g}}<br>%{{y:.4~g}} nats{_BY_NAME}",
     )
-    ends = () if line.holds_throughout else (-line.holds_to, line.holds_to)
     figure.layout = layout(
         340,
         xaxis=axis(f"s along {'a ' * (line.kind == 'flat')}{line.name} (parameter units)"),
         yaxis=axis(_CHANGE, range=_range(line.changes)),
-        shapes=[reference_line(y=0), *(reference_line(x=end) for end in ends)],
+        shapes=[reference_line(y=0), *(reference_line(x=end) for end in line.bounds)],
         showlegend=True,
     )
-    return Drawing.of(figure, name, _told(line), _TITLES[line.kind].format(line.name))
+    return Drawing.of(figure, name, _told(line), _capital(line.name))
 
 
 def draw_updates(name: str, landscape: Landscape, optimizers: Sequence[str]) -> Drawing | None:
@@ -71,7 +70,7 @@ def draw_updates(name: str, landscape: Landscape, optimizers: Sequence[str]) -> 
     """
     if not landscape.updates:
         return None
-    figure, sentences = go.Figure(), ["Loss along each optimizer's own step from the start, in such steps."]
+    figure, sentences = Figure(), ["Loss along each optimizer's own step from the start, in such steps."]
     for line in landscape.updates:
         place, of = optimizers.index(line.optimizer), {"meta": {"optimizer": line.optimizer}}
         of["legendgroup"] = line.optimizer
@@ -108,7 +107,8 @@ def draw_plane(name: str, landscape: Landscape, optimizers: Sequence[str]) -> Dr
     changes = plane.losses - landscape.start_loss
     known = changes[~plane.is_missing]
     depth = max(-float(known.min()), 0.0) or 0.25 * float(known.max()) or 1.0
-    figure = go.Figure()
+    level = _level(depth / _LEVELS)
+    figure = Figure()
     figure.add_contour(
         x=rounded(plane.x),
         y=rounded(plane.y),
@@ -120,12 +120,12 @@ def draw_plane(name: str, landscape: Landscape, optimizers: Sequence[str]) -> Dr
         zmax=depth,
         colorscale=[[0.0, "var(--good-wash)"], [0.5, "var(--surface)"], [1.0, "var(--caution-wash)"]],
         contours={
-            "start": float(f"{-depth:.6g}"),
+            "start": -level * math.ceil(depth / level),
             "end": float(f"{_WALL * depth:.6g}"),
-            "size": float(f"{depth / _LEVELS:.6g}"),
+            "size": level,
             "coloring": "heatmap",
             "showlabels": True,
-            "labelformat": ".2~g",
+            "labelformat": f".{max(0, -math.floor(math.log10(level)))}f",  # a level at zero is off it by a rounding
             "labelfont": {"size": 10, "color": "var(--muted)"},
         },
         line={"color": "var(--line)", "width": 1},
@@ -161,7 +161,7 @@ def draw_plane(name: str, landscape: Landscape, optimizers: Sequence[str]) -> Dr
         y=[0.0],
         name="start",
         mode="markers",
-        marker={"color": "var(--text)", "size": 11, "symbol": "cross"},
+        marker={"size": 13, "symbol": "cross-thin", "line": {"color": "var(--text)", "width": 2}},
         hovertemplate="start<extra></extra>",
     )
     figure.layout = layout(
@@ -173,12 +173,18 @@ def draw_plane(name: str, landscape: Landscape, optimizers: Sequence[str]) -> Dr
     return Drawing.of(figure, name, " ".join(sentences))
 
 
+def _level(wanted: float) -> float:
+    """Return 1, 2 or 5 times a power of ten, the largest that is not above."""
+    power = math.floor(math.log10(wanted))
+    return float(f"{max(one for one in (1, 2, 5) if one * 10.0**power <= wanted or one == 1)}e{power}")
+
+
 def told_in_plane(plane: LossPlane) -> str:
     """Say how much of each path lies in the plane: `muon 34%, soap 12%`."""
     return ", ".join(f"{path.optimizer} {format_share(path.in_plane)}" for path in plane.paths)
 
 
-def _add_model(figure: go.Figure, line: LossLine, name: str, shade: str, **settings: Any) -> None:
+def _add_model(figure: Figure, line: LossLine, name: str, shade: str, **settings: Any) -> None:
     ways = np.linspace(line.distances[0], line.distances[-1], 61)
     figure.add_scatter(
         x=rounded(ways),
@@ -196,9 +202,13 @@ def _told(line: LossLine) -> str:
     unit = "step" if line.kind == "update" else "parameter unit"
     cut = ", further out the loss is not finite" if line.is_cut else ""
     return (
-        f"{line.name[0].upper()}{line.name[1:]}: slope {format_number(line.slope, 3)} nats per {unit}, curvature "
+        f"{_capital(line.name)}: slope {format_number(line.slope, 3)} nats per {unit}, curvature "
         f"{format_number(line.curvature, 3)}; the quadratic model holds {told_reach(line)}{cut}."
     )
+
+
+def _capital(name: str) -> str:
+    return f"{name[0].upper()}{name[1:]}"
 
 
 def _range(values: FloatArray) -> list[float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lite_probe.reports.drawing import Drawing, by_name
+from lite_probe.reports.drawing import Drawing, by_checkpoint
 from lite_probe.reports.numbers import MISSING, count_of, format_uncertain, terse
 from lite_probe.reports.sections.landscape import landscape_object, landscape_view
 from lite_probe.reports.sections.replay_figures import (
@@ -101,6 +101,7 @@ class ReplaySection(Section):
             **attributes(result, "steps", "ramp"),
             "seeds": result.num_seeds,
             **attributes(result, "rule", "start_loss"),
+            "bands": _bands_object(result),
             "landscape": landscape_object(result),
             "optimizers": {name: _optimizer_object(result, same, name) for name in result.optimizers},
             "differences": {
@@ -124,7 +125,9 @@ class ReplaySection(Section):
             view=[view | {"label": name} for name, view in zip(names, views, strict=True)],
             leads=[(name, view["verdict"].lead) for name, view in zip(names, views, strict=True)],
             links=[("landscape", "Landscape")] if any(view["landscape"] for view in views) else (),
-            figures=by_name([one for view in views for one in (*_drawings(view), *_around(view))]),
+            figures=by_checkpoint(
+                [label for label, _ in labelled], ((*_drawings(view), *_around(view)) for view in views)
+            ),
         )
 
 
@@ -572,10 +575,22 @@ def _horizon_object(replay: Replay, name: str) -> dict[str, Any] | None:
     }
 
 
+def _bands_object(replay: Replay) -> dict[str, Any]:
+    """Return the bands with their mean curvature; null where it was not measured."""
+    bands, known = replay.bands, replay.bands.num_probes > 1
+    return {
+        "labels": list(bands.labels),
+        "dimensions": bands.dimensions.tolist(),
+        "curvatures": bands.curvatures.tolist() if known else None,
+        "curvature_errors": bands.curvature_errors.tolist() if known else None,
+        "probes": bands.num_probes,
+    }
+
+
 def _optimizer_object(replay: Replay, same: Replay | None, name: str) -> dict[str, Any]:
     recipe, sweep = replay.recipes[name], replay.sweeps.get(name)
     oscillation, rates = replay.oscillation(name), replay.effective_lrs(name)
-    edge = replay.directional_edge_curve(name)
+    edge, of_bands = replay.directional_edge_curve(name), replay.band_effective_lrs(name)
     return {
         **attributes(recipe, "lr", "lr_source"),
         "hyperparameters": dict(recipe.hyperparameters),
@@ -595,8 +610,10 @@ def _optimizer_object(replay: Replay, same: Replay | None, name: str) -> dict[st
         "directional_edge_curve": None if edge is None else [None if np.isnan(one) else one for one in edge.tolist()],
         "horizon": _horizon_object(replay, name),
         "exponent": estimate_object(replay.exponent(name)),
+        "exponent_with_bands": estimate_object(replay.wide_exponent(name)),
         "oscillation": None if oscillation is None else oscillation[0].tolist(),
         "effective_lrs": None if rates is None else rates[0].tolist(),
+        "band_effective_lrs": None if of_bands is None else of_bands[0].tolist(),
         "seconds_per_step": seconds_per_step(replay, name),
         "diverged": [{"seed": run.seed, "step": run.diverged_at} for run in replay.diverged(name)],
         "sweep": None

@@ -4,10 +4,10 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from lite_probe.reports.drawing import (
     Drawing,
+    Figure,
     axis,
     band_axis,
     colour,
@@ -29,6 +29,8 @@ from lite_probe.results.replay import HORIZON_SHARE, FloatArray, Means, Replay
 
 _LEVEL = 56  # letters that fit below a narrow figure
 _PROGRESS = "progress (nats)"
+_ERROR = "half of the 95% interval (nats)"
+RANGE = "<br>%{customdata[0]:.5~g} to %{customdata[1]:.5~g} over seeds"  # the page reads both off the band
 _BY_NAME = "<extra>%{fullData.name}</extra>"
 
 
@@ -47,8 +49,8 @@ def draw_loss(name: str, replay: Replay) -> Drawing:
 
     The axis belongs to the runs that reached the end, where there are any, so that others do not flatten them.
     """
-    figure, ends, sentences = go.Figure(), [], []
-    label = f"after %{{x}} steps<br>L = %{{y:.5~g}} nats{_BY_NAME}"
+    figure, ends, sentences = Figure(), [], []
+    label = "step %{x}<br>L = %{y:.5~g} nats"
     for place, optimizer in enumerate(replay.optimizers):
         runs, shade = replay.runs_of(optimizer), colour(place)
         sentences.append(f"{optimizer}: every run diverged.")
@@ -56,24 +58,27 @@ def draw_loss(name: str, replay: Replay) -> Drawing:
             losses = np.stack([run.losses for run in runs])
             ends += [float(losses.min()), float(losses.max())]
             steps = list(range(losses.shape[1]))
-            mean, low, high = (rounded(of(losses, axis=0)) for of in (np.mean, np.min, np.max))
+            mean, low, high = (of(losses, axis=0).tolist() for of in (np.mean, np.min, np.max))
             sentences[-1] = f"{optimizer}: from {format_number(mean[0])} to {format_number(mean[-1])}."
             outline = {"fill": "toself", "fillcolor": shade, "opacity": 0.18, "line": {"width": 0, "color": shade}}
             hidden = {"showlegend": False, "hoverinfo": "skip", "legendgroup": optimizer, "mode": "lines"}
-            figure.add_scatter(x=steps + steps[::-1], y=high + low[::-1], **outline, **hidden)
+            meta = {"optimizer": optimizer}
+            figure.add_scatter(x=steps + steps[::-1], y=high + low[::-1], meta=meta, **outline, **hidden)
             named = {"name": optimizer, "legendgroup": optimizer, "mode": "lines", "line": series_line(place, 2)}
-            figure.add_scatter(x=steps, y=mean, hovertemplate=label, **named)
+            reach = RANGE if len(runs) > 1 else ""
+            figure.add_scatter(x=steps, y=mean, meta=meta, hovertemplate=f"{label}{reach}{_BY_NAME}", **named)
         for number, run in enumerate(replay.diverged(optimizer)):
             figure.add_scatter(
                 x=list(range(len(run.losses))),
-                y=rounded(run.losses),
+                y=run.losses.tolist(),
                 mode="lines+markers",
                 name=f"{optimizer}, diverged",
+                meta={"optimizer": optimizer},
                 legendgroup=f"{optimizer}, diverged",
                 showlegend=number == 0,
                 line={"color": shade, "width": 1, "dash": "dot"},
                 marker={"color": shade, "size": [0] * (len(run.losses) - 1) + [9], "symbol": "x"},
-                hovertemplate=label,
+                hovertemplate=f"{label}, seed {run.seed}{_BY_NAME}",
             )
     room = 0.06 * (max(ends) - min(ends)) or 0.01 if ends else 0.0
     limits = {"range": [min(ends) - room, max(ends) + room]} if ends else {}
@@ -91,7 +96,7 @@ def draw_progress(name: str, replay: Replay) -> Drawing | None:
     }
     if not found:
         return None
-    figure = go.Figure()
+    figure = Figure()
     for place, part in enumerate(("flat", "sharp")):
         estimates = [pair[place] for pair in found.values()]
         figure.add_bar(
@@ -99,8 +104,10 @@ def draw_progress(name: str, replay: Replay) -> Drawing | None:
             y=[one.value for one in estimates],
             name=f"{part} directions",
             marker={"color": colour(place), "opacity": 0.85},
+            meta={"optimizer": list(found)},
+            customdata=[(estimate_cell(one).text, half_width(one)) for one in estimates],
             error_y=error_bars([half_width(one) or 0.0 for one in estimates], "var(--text)"),
-            hovertemplate=f"%{{x}}<br>%{{y:.4~g}} nats{_BY_NAME}",
+            hovertemplate=f"%{{x}}<br>%{{customdata[0]}} nats{_BY_NAME}",
         )
     bars = {"barmode": "group", "bargap": 0.35, "shapes": [reference_line(y=0)]}
     figure.layout = layout(
@@ -110,7 +117,9 @@ def draw_progress(name: str, replay: Replay) -> Drawing | None:
         f"{optimizer}: {estimate_cell(flat).text} nats flat, {estimate_cell(sharp).text} nats sharp."
         for optimizer, (flat, sharp) in found.items()
     ]
-    return Drawing.of(figure, name, " ".join(["Progress along flat and sharp directions.", *sentences]))
+    columns = [("part", "name"), ("optimizer", "x"), (_PROGRESS, "y"), (_ERROR, "customdata.1")]
+    summary = " ".join(["Progress along flat and sharp directions.", *sentences])
+    return Drawing.of(figure, name, summary, columns=columns)
 
 
 def _tilt(names: Collection[str]) -> int:
@@ -123,7 +132,7 @@ def draw_edge(name: str, replay: Replay) -> Drawing | None:
 
     The axis belongs to nine steps in ten, so that one that hardly descends does not flatten the rest.
     """
-    figure, found, sentences = go.Figure(), [], []
+    figure, found, sentences = Figure(), [], []
     for place, optimizer in enumerate(replay.optimizers):
         ratios = replay.directional_edge_curve(optimizer)
         if ratios is None:
@@ -132,8 +141,9 @@ def draw_edge(name: str, replay: Replay) -> Drawing | None:
         found.append(ratios[is_known])
         figure.add_scatter(
             x=list(range(1, len(ratios) + 1)),
-            y=[float(f"{one:.6g}") if known else None for one, known in zip(ratios, is_known, strict=True)],
+            y=[float(one) if known else None for one, known in zip(ratios, is_known, strict=True)],
             name=optimizer,
+            meta={"optimizer": optimizer},
             mode="lines+markers",
             line=series_line(place, 1.5),
             marker=series_marker(place, 5),
@@ -163,7 +173,7 @@ def draw_horizon(name: str, replay: Replay) -> Drawing | None:
 
     A miss of nothing has no place on a logarithmic axis, nor one of a change that is no more than rounding.
     """
-    figure, sentences = go.Figure(), []
+    figure, sentences = Figure(), []
     steps: list[int] = []
     misses: list[float] = []
     for place, optimizer in enumerate(replay.optimizers):
@@ -175,12 +185,13 @@ def draw_horizon(name: str, replay: Replay) -> Drawing | None:
         misses += [miss for _, miss in shown]
         figure.add_scatter(
             x=[step for step, _ in shown],
-            y=[float(f"{miss:.6g}") for _, miss in shown],
+            y=[miss for _, miss in shown],
             name=optimizer,
+            meta={"optimizer": optimizer},
             mode="lines+markers",
             line=series_line(place, 1.5),
             marker=series_marker(place, 7),
-            hovertemplate=f"after %{{x}} steps<br>%{{y:.2~p}} of ΔL missed{_BY_NAME}",
+            hovertemplate=f"step %{{x}}<br>%{{y:.2~p}} of ΔL missed{_BY_NAME}",
         )
     if not steps:
         return None
@@ -198,34 +209,46 @@ def draw_horizon(name: str, replay: Replay) -> Drawing | None:
 
 
 def add_points(
-    figure: go.Figure,
-    series: tuple[str, int],
+    figure: Figure,
+    series: tuple[str, str, int],
     x: FloatArray,
     labels: Sequence[str],
     measured: Means,
     at: Sequence[int],
     *,
     unit: str = "",
+    block: str = "",
     low: float | FloatArray = -np.inf,
     high: float = np.inf,
     **style: Any,
 ) -> tuple[float, ...]:
-    """Add entries of a series, which has a name and a place, with 95% intervals cut to what it can be; return them."""
-    (name, place), values = series, measured[0]
+    """Add entries of a series with 95% intervals cut to what it can be; return them.
+
+    A series has a name, an optimizer and a place.
+    """
+    (name, optimizer, place), values = series, measured[0]
     halves = np.zeros(len(values)) if measured[1] is None else measured[1]
-    shown, places = rounded(values[at]), list(at)
+    shown, places = values[at].tolist(), list(at)
     above, below = (rounded(np.minimum(halves, room)[places]) for room in (high - values, values - low))
     look = {"mode": "lines+markers", "line": series_line(place, 1.2), "marker": series_marker(place, 7), **style}
     figure.add_scatter(
-        x=rounded(x[places]),
+        x=x[places].tolist(),
         y=shown,
         name=name,
-        customdata=[f"{labels[one]}: {format_uncertain(float(values[one]), float(halves[one]))}" for one in places],
+        meta={"optimizer": optimizer} | ({"block": block} if block else {}),
+        customdata=[
+            (
+                f"{labels[one]}: {format_uncertain(float(values[one]), float(halves[one]))}{unit}",
+                None if measured[1] is None else float(halves[one]),
+                labels[one],
+            )
+            for one in places
+        ],
         error_y=error_bars(above, colour(place), below),
-        hovertemplate=f"%{{customdata}}{unit}{_BY_NAME}",
+        hovertemplate=f"%{{customdata[0]}}{_BY_NAME}",
         **look,
     )
-    return shown
+    return tuple(shown)
 
 
 def name_eigenvectors(replay: Replay) -> list[str]:
@@ -239,14 +262,14 @@ def draw_by_index(name: str, replay: Replay, *, is_progress: bool) -> Drawing | 
     count = len(replay.eigenvalues)
     if not (measured and count):
         return None
-    figure, x, labels = go.Figure(), np.arange(1.0, count + 1), name_eigenvectors(replay)
+    figure, x, labels = Figure(), np.arange(1.0, count + 1), name_eigenvectors(replay)
     sentences = ["Oscillation along each sharp eigenvector, 0 straight and 1 back where it began."]
     look: dict[str, Any] = {"low": 0.0, "high": 1.0}
     vertical = axis("oscillation", range=[-0.03, 1.03])
     if is_progress:
         sentences, vertical, look = ["Progress along each sharp eigenvector."], axis(_PROGRESS), {"unit": " nats"}
     for optimizer, one in measured.items():
-        series = (optimizer, replay.optimizers.index(optimizer))
+        series = (optimizer, optimizer, replay.optimizers.index(optimizer))
         total = sum(add_points(figure, series, x, labels, one, range(count), **look))
         text = f"{format_number(total, 3)} nats over all of them" if is_progress else ""
         sentences.append(f"{optimizer}: {text or f'{format_number(total / count, 2)} on average'}.")
@@ -257,7 +280,9 @@ def draw_by_index(name: str, replay: Replay, *, is_progress: bool) -> Drawing | 
         shapes=[reference_line(y=0)],
         showlegend=True,
     )
-    return Drawing.of(figure, name, " ".join(sentences))
+    value, error = (_PROGRESS, _ERROR) if is_progress else ("oscillation", "half of the 95% interval")
+    columns = [("optimizer", "name"), ("eigenvector i", "x"), (value, "y"), (error, "customdata.1")]
+    return Drawing.of(figure, name, " ".join(sentences), columns=columns)
 
 
 def draw_bands(name: str, replay: Replay) -> list[Drawing]:
@@ -268,10 +293,11 @@ def draw_bands(name: str, replay: Replay) -> list[Drawing]:
     for at, block in enumerate(bands.blocks):
         places.setdefault(block, []).append(at)
     for number, block in enumerate(order_blocks(bands.blocks) if measured else (), 1):
-        figure, sentences = go.Figure(), [f"Progress in {block} by band of {bands.optimizer}'s proxy."]
+        figure, sentences = Figure(), [f"Progress in {block} by band of {bands.optimizer}'s proxy."]
         for optimizer, one in measured.items():
-            series, x = (optimizer, replay.optimizers.index(optimizer)), 50.0 * (bands.low + bands.high)
-            values = add_points(figure, series, x, bands.labels, one, places[block], unit=" nats")
+            series = (optimizer, optimizer, replay.optimizers.index(optimizer))
+            x, look = 50.0 * (bands.low + bands.high), {"unit": " nats", "block": block}
+            values = add_points(figure, series, x, bands.labels, one, places[block], **look)
             sentences.append(f"{optimizer}: {format_number(sum(values), 3)} nats in all.")
         figure.layout = layout(
             360,
@@ -280,5 +306,6 @@ def draw_bands(name: str, replay: Replay) -> list[Drawing]:
             shapes=[reference_line(y=0)],
             showlegend=True,
         )
-        found.append(Drawing.of(figure, f"{name}-{number}", " ".join(sentences), block))
+        columns = [("optimizer", "name"), ("band", "customdata.2"), (_PROGRESS, "y"), (_ERROR, "customdata.1")]
+        found.append(Drawing.of(figure, f"{name}-{number}", " ".join(sentences), block, columns))
     return found

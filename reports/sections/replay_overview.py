@@ -4,9 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import plotly.graph_objects as go
 
-from lite_probe.reports.drawing import Drawing, axis, colour, error_bars, layout, reference_line, rounded, series_line
+from lite_probe.reports.drawing import (
+    Drawing,
+    Figure,
+    axis,
+    colour,
+    error_bars,
+    layout,
+    reference_line,
+    rounded,
+    series_line,
+)
 from lite_probe.reports.numbers import MISSING, count_of, format_interval, format_number, format_uncertain
 from lite_probe.reports.sections.replay_verdict import (
     EDGE,
@@ -62,7 +71,7 @@ def _change(replay: Replay, name: str) -> str:
 def _where(replay: Replay, name: str, change: Claim) -> str:
     """Say along which directions, as far as the claims on either part allow."""
     if is_missed(replay, name):
-        return ", which its directions do not account for"
+        return " (which its directions do not account for)"
     share, parts = told_share(replay, name), judge_progress(replay)
     if share is not None and share.low > 0.5:
         return " mostly along flat directions"
@@ -74,7 +83,7 @@ def _where(replay: Replay, name: str, change: Claim) -> str:
     lowers = change.status == "holds"
     with_it, against = (down, up) if lowers else (up, down)
     if not with_it:
-        return ", along which directions is open"
+        return " (along which directions is open)"
     text = f" along {join_names(with_it)} directions"
     turned = "raises" if lowers else "lowers"
     return f"{text} but {turned} it along {join_names(against)} ones" if against else text
@@ -219,10 +228,10 @@ def _fell_cell(replay: Replay, name: str) -> Cell:
     flat, sharp = replay.flat_progress(name), replay.sharp_progress(name)
     if flat is None or sharp is None:
         return Cell(text=MISSING)
-    text, hint = f"flat {format_number(-flat.value, 2)}", f"sharp {format_number(-sharp.value, 2)}"
+    text, hint = f"flat {format_number(-flat.value, 2)}, sharp {format_number(-sharp.value, 2)}", ""
     if "after" in replay.parts and (after := replay.loss_change(name, part="after")) is not None:
-        hint += f", after the ramp {format_number(after.value, 2)}"
-    return Cell(text=text, raw=f"{text}, {hint}", hint=hint)
+        hint = f"after the ramp {format_number(after.value, 2)}"
+    return Cell(text=text, raw=f"{text}, {hint}" if hint else text, hint=hint)
 
 
 def _edge_cell(replay: Replay, name: str) -> Cell:
@@ -240,16 +249,19 @@ def draw_gaps(name: str, replay: Replay) -> Drawing | None:
         return None
     best = min(changes, key=lambda one: changes[one])
     reference = {run.seed: run.losses for run in replay.runs_of(best)}
-    figure, sentences = go.Figure(), [f"Loss minus that of {best}, by step."]
+    figure, sentences = Figure(), [f"Loss minus that of {best}, by step."]
+    means, ends = [np.zeros(1)], [np.zeros(1)]
     for place, optimizer in enumerate(replay.optimizers):
         gaps = [run.losses - reference[run.seed] for run in replay.runs_of(optimizer) if run.seed in reference]
         if not gaps:
             continue
         stacked = np.stack(gaps)
         steps, mean = list(range(stacked.shape[1])), stacked.mean(axis=0)
+        means.append(mean)
         meta, shade = {"optimizer": optimizer}, colour(place)
         if len(gaps) > 1 and optimizer != best:
             half = t_reach(len(gaps)) * stacked.std(axis=0, ddof=1) / np.sqrt(len(gaps))
+            ends += [mean + half, mean - half]
             figure.add_scatter(
                 x=steps + steps[::-1],
                 y=rounded(mean + half) + rounded(mean - half)[::-1],
@@ -275,10 +287,15 @@ def draw_gaps(name: str, replay: Replay) -> Drawing | None:
         )
         if optimizer != best:
             sentences.append(f"{optimizer} ends {format_number(float(mean[-1]), 3)} nats above it.")
+    # The axis belongs to the means and nine tenths of the bands: few seeds have steps at which a band is anything.
+    bands, lines = np.concatenate(ends), np.concatenate(means)
+    low, high = (float(np.quantile(bands, share)) for share in (0.05, 0.95))
+    low, high = min(low, float(lines.min())), max(high, float(lines.max()))
+    room = 0.06 * (high - low) or 0.01
     figure.layout = layout(
         HEIGHT,
         xaxis=axis("step", rangemode="tozero"),
-        yaxis=axis(f"loss minus {best}’s (nats)"),
+        yaxis=axis(f"loss minus {best}’s (nats)", range=[float(f"{low - room:.6g}"), float(f"{high + room:.6g}")]),
         shapes=[reference_line(y=0)],
         showlegend=True,
     )
@@ -294,7 +311,7 @@ def draw_parts(name: str, replay: Replay) -> Drawing | None:
     }
     if not found:
         return None
-    figure, sentences = go.Figure(), ["Progress along flat and along sharp directions."]
+    figure, sentences = Figure(), ["Progress along flat and along sharp directions."]
     for optimizer, pair in found.items():
         place = replay.optimizers.index(optimizer)
         halves = [half_width(one) or 0.0 for one in pair]

@@ -4,10 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from lite_probe.reports.drawing import SYMBOLS, Drawing, colour, layout, log10, log_between, series_line, series_marker
+from lite_probe.reports.drawing import (
+    SYMBOLS,
+    Drawing,
+    Figure,
+    colour,
+    layout,
+    log10,
+    log_between,
+    series_line,
+    series_marker,
+)
 from lite_probe.reports.numbers import count_of, format_number, format_uncertain
 from lite_probe.reports.sections.replay_figures import add_points, by_optimizer, name_eigenvectors
 from lite_probe.reports.sections.replay_verdict import of_seeds
@@ -27,15 +36,16 @@ def draw_rates(name: str, replay: Replay) -> Drawing | None:
     Filled markers are eigenvectors, thin ones bands whose curvature is above zero beyond its error, open ones what the
     linear theory has along eigenvectors. Lines are fits; two more have the slopes of gradient descent and of Newton.
     """
-    figure, x, labels = go.Figure(), replay.eigenvalues, name_eigenvectors(replay)
+    figure, x, labels = Figure(), replay.eigenvalues, name_eigenvectors(replay)
     measured = by_optimizer(replay, replay.effective_lrs)
     sentences = [f"Effective learning rate against curvature along sharp eigenvectors{_and_bands(replay)}."]
     shown: list[tuple[FloatArray, FloatArray]] = []
     for optimizer, one in measured.items():
         place, at = replay.optimizers.index(optimizer), np.flatnonzero((x > 0) & (one[0] > 0))
-        look: dict[str, Any] = {"meta": {"optimizer": optimizer}, "legendgroup": optimizer, "mode": "markers"}
+        look: dict[str, Any] = {"legendgroup": optimizer, "mode": "markers"}
         low, marker = _FLOOR * one[0], series_marker(place, 8)
-        add_points(figure, (optimizer, place), x, labels, one, at.tolist(), low=low, marker=marker, **look)
+        series = (optimizer, optimizer, place)
+        add_points(figure, series, x, labels, one, at.tolist(), low=low, marker=marker, **look)
         shown.append((x[at], one[0][at]))
         sentences.append(f"{optimizer}: {len(at)} of {len(x)} positive, {_told_exponents(replay, optimizer)}.")
     for optimizer in (name for name in measured if name in replay.theory):
@@ -43,16 +53,16 @@ def draw_rates(name: str, replay: Replay) -> Drawing | None:
         lrs, marker = theory.effective_lrs, series_marker(place, 8)
         at = np.flatnonzero((x > 0) & (lrs > 0) & (np.abs(theory.rates) <= 1.0))
         marker |= {"symbol": f"{marker['symbol']}-open", "line": {"width": 1.3, "color": marker["color"]}}
-        look = {"meta": {"optimizer": optimizer}, "legendgroup": optimizer, "mode": "markers", "showlegend": False}
-        series = (f"{optimizer}, theory", place)
+        look = {"legendgroup": optimizer, "mode": "markers", "showlegend": False}
+        series = (f"{optimizer}, theory", optimizer, place)
         add_points(figure, series, x, labels, (lrs, None), at.tolist(), marker=marker, **look)
         shown.append((x[at], lrs[at]))
     for optimizer, rates in _band_rates(replay).items():
         place, at = replay.optimizers.index(optimizer), _placed(replay, rates)
         marker = {"color": colour(place), "size": 6, "symbol": _OF_BANDS[place % 6]}
         marker["line"] = {"width": 1.2, "color": colour(place)}
-        look = {"meta": {"optimizer": optimizer}, "legendgroup": optimizer, "mode": "markers", "showlegend": False}
-        series, bare = (f"{optimizer}, bands", place), (rates[0], None)
+        look = {"legendgroup": optimizer, "mode": "markers", "showlegend": False}
+        series, bare = (f"{optimizer}, bands", optimizer, place), (rates[0], None)
         curvatures = replay.bands.curvatures
         add_points(figure, series, curvatures, name_bands(replay), bare, at, marker=marker, **look)
         shown.append((curvatures[at], rates[0][at]))
@@ -71,16 +81,17 @@ def draw_rates_of(name: str, replay: Replay) -> list[Drawing]:
     measured, blocks = by_optimizer(replay, replay.effective_lrs), order_blocks(replay.bands.blocks)
     curvatures, halves = replay.bands.curvatures, replay.bands.curvature_halves
     for number, (optimizer, rates) in enumerate(_band_rates(replay).items(), 1):
-        figure, one, placed = go.Figure(), measured[optimizer], _placed(replay, rates)
+        figure, one, placed = Figure(), measured[optimizer], _placed(replay, rates)
         at = np.flatnonzero((x > 0) & (one[0] > 0))
         shown = [(x[at], one[0][at]), (curvatures[placed], rates[0][placed])]
         if not placed:
             continue
-        look: dict[str, Any] = {"mode": "markers", "meta": {"optimizer": optimizer}}
+        look: dict[str, Any] = {"mode": "markers"}
         marker = {"color": "var(--text)", "size": 8, "symbol": "star"}
         low, labels = _FLOOR * one[0], name_eigenvectors(replay)
-        add_points(figure, ("eigenvectors", 0), x, labels, one, at.tolist(), low=low, marker=marker, **look)
-        figure.data[0].error_y.color = "var(--text)"
+        series = ("eigenvectors", optimizer, 0)
+        add_points(figure, series, x, labels, one, at.tolist(), low=low, marker=marker, **look)
+        figure.data[0]["error_y"]["color"] = "var(--text)"
         for place, block in enumerate(blocks):
             own = [band for band in placed if replay.bands.blocks[band] == block]
             if not own:
@@ -88,7 +99,7 @@ def draw_rates_of(name: str, replay: Replay) -> list[Drawing]:
             below = np.minimum(halves, (1.0 - _FLOOR) * curvatures)
             look = {
                 "mode": "markers",
-                "meta": {"optimizer": optimizer, "block": block},
+                "block": block,
                 "marker": {"color": colour(place), "size": 6, "symbol": SYMBOLS[place % 6]},
                 "opacity": 0.85,
                 "error_x": {
@@ -101,8 +112,9 @@ def draw_rates_of(name: str, replay: Replay) -> list[Drawing]:
                 },
             }
             low = _FLOOR * rates[0]
-            add_points(figure, (block, place), curvatures, name_bands(replay), rates, own, low=low, **look)
-            figure.data[-1].error_y.update(thickness=0.7, width=0)
+            series = (block, optimizer, place)
+            add_points(figure, series, curvatures, name_bands(replay), rates, own, low=low, **look)
+            figure.data[-1]["error_y"] |= {"thickness": 0.7, "width": 0}
         _add_fit(figure, replay, optimizer)
         _finish(figure, shown)
         text = f"Effective learning rate of {optimizer} against curvature, {_told_exponents(replay, optimizer)}."
@@ -129,11 +141,15 @@ def rates_caption(replay: Replay) -> str:
     intervals = "Bars are 95% intervals over seeds."
     if not len(curved):
         return " ".join([*sentences, intervals, "What is not positive has no place here; the table has it."])
+    below = int((bands.curvatures < -bands.curvature_halves).sum())
     sentences += [
         "Thin markers are bands at their mean curvature κ. Lines that run through both are fits.",
         intervals,
+        "Of one optimizer alone, stars are eigenvectors and other markers bands by block, with intervals over probes "
+        "across.",
         f"The curvature of {len(curved) - int(curved.sum())} of {count_of(len(curved), 'band')} is not above zero "
-        f"beyond its 95% interval over {count_of(bands.num_probes, 'probe')}: they have no place here.",
+        f"beyond its 95% interval over {count_of(bands.num_probes, 'probe')}, of {below} it is below: they have no "
+        "place here.",
     ]
     negative = {name: int((rates[0][curved] <= 0.0).sum()) for name, rates in _band_rates(replay).items()}
     if any(negative.values()):
@@ -180,7 +196,7 @@ def _told_bands(replay: Replay, optimizer: str, rates: Means) -> str:
     return f"{text}, at curvatures from {low} to {high}"
 
 
-def _add_fit(figure: go.Figure, replay: Replay, optimizer: str, **look: Any) -> None:
+def _add_fit(figure: Figure, replay: Replay, optimizer: str, **look: Any) -> None:
     """Add the power law of the exponent, through the middle of the points that it was fitted to."""
     rates = _band_rates(replay).get(optimizer)
     measured = replay.effective_lrs(optimizer)
@@ -211,7 +227,7 @@ def _add_fit(figure: go.Figure, replay: Replay, optimizer: str, **look: Any) -> 
     )
 
 
-def _finish(figure: go.Figure, shown: Sequence[tuple[FloatArray, FloatArray]]) -> None:
+def _finish(figure: Figure, shown: Sequence[tuple[FloatArray, FloatArray]]) -> None:
     """Lay out the figure around its points, with lines of the slopes to compare with through their middle."""
     x, y = (np.concatenate([pair[at] for pair in shown]) for at in (0, 1))
     wide = (0.7 * float(x.min()), 1.4 * float(x.max()))

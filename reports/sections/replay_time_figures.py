@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from lite_probe.reports.drawing import (
     Drawing,
+    Figure,
     axis,
     band_axis,
     colour,
@@ -27,7 +27,8 @@ from lite_probe.results.replay import FloatArray, Replay, ReplayRun
 _FLAT_EDGES = (0.0, 0.01, 0.1, 0.3, 0.6, 1.0)  # of a block's directions: bands that are stacked as one area
 _FADING = (0.9, 0.66, 0.46, 0.3, 0.17)  # of their colour, the sharpest first
 _SHARP, _FLAT = 1, 0  # places of the two colours, as in the figure of progress
-_SHOWN = 0.98  # share of a map's cells whose colour is not at either end
+_BLOCKS = (0, 2, 3, 4)  # places of colours that are told apart where they are faint, and from that of sharp
+_SHOWN = 0.95  # share of a map's cells whose colour is not at either end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +91,10 @@ def stack_by_block(replay: Replay, optimizer: str) -> list[Area]:
     """Return sharp directions and the flat rest of every block."""
     runs, blocks = _recorded(replay, optimizer), np.array(replay.bands.blocks)
     areas = [_sharp_area(runs)]
-    shades = [colour(place) for place in range(6) if place != _SHARP]
+    shades = [colour(place) for place in _BLOCKS]
     for number, block in enumerate(order_blocks(replay.bands.blocks)):
         reached = _reached([run.band_flat_allocations[:, blocks == block].sum(axis=1) for run in runs])
-        opacity = 0.75 if number < len(shades) else 0.35
+        opacity = 0.85 if number < len(shades) else 0.4
         shade = shades[number % len(shades)]
         areas.append(Area(label=f"flat {block}", block=block, reached=reached, shade=shade, opacity=opacity))
     return areas
@@ -139,7 +140,7 @@ def draw_stacks(name: str, replay: Replay) -> list[OfOptimizer]:
 
 
 def _draw_stack(name: str, optimizer: str, areas: Sequence[Area], title: str, span: list[float]) -> Drawing:
-    figure, whole = go.Figure(), np.sum([area.reached for area in areas], axis=0)
+    figure, whole = Figure(), np.sum([area.reached for area in areas], axis=0)
     steps = list(range(len(whole)))
     # Bars without gaps: unlike areas they stack what is above zero and what is below apart, and can be faint.
     for area in areas:
@@ -208,7 +209,7 @@ def map_caption(replay: Replay) -> str:
         sums = "Rows of bands hold their part along sharp eigenvectors, too."
     return (
         "Progress per step, mean over seeds: blue lowered the loss, orange raised it. The scale is the same for all "
-        f"optimizers; one cell in fifty is beyond its ends. {sums}"
+        f"optimizers; one cell in twenty is beyond its ends. {sums}"
     )
 
 
@@ -226,7 +227,7 @@ def draw_maps(name: str, replay: Replay) -> list[OfOptimizer]:
 
 
 def _draw_map(name: str, optimizer: str, groups: Sequence[Rows], limit: float) -> Drawing:
-    figure, labels = go.Figure(), [label for rows in groups for label in rows.labels]
+    figure, labels = Figure(), [label for rows in groups for label in rows.labels]
     values = np.concatenate([rows.values for rows in groups])
     # One trace: plotly.js takes the rows of several on an axis of names for those of all names.
     figure.add_heatmap(
@@ -279,22 +280,21 @@ def draw_isotropy(name: str, replay: Replay) -> list[Drawing]:
     bands, found = replay.bands, []
     measured = by_optimizer(replay, replay.band_isotropy)
     for number, block in enumerate(order_blocks(bands.blocks) if measured else (), 1):
-        figure, ends = go.Figure(), [1.0]
+        figure, ends = Figure(), [1.0]
         sentences = [f"Energy of the updates per dimension in {block} by band, over the mean of all dimensions."]
         for optimizer, one in measured.items():
             place = replay.optimizers.index(optimizer)
             at = [band for band, own in enumerate(bands.blocks) if own == block and one[0][band] > 0]
             style: dict[str, Any] = {"marker": series_marker(place, 7), "low": 0.1 * one[0]}
-            series, x = (optimizer, place), 50.0 * (bands.low + bands.high)
-            meta = {"optimizer": optimizer, "block": block}
-            values = add_points(figure, series, x, bands.labels, one, at, meta=meta, **style)
+            series, x = (optimizer, optimizer, place), 50.0 * (bands.low + bands.high)
+            values = add_points(figure, series, x, bands.labels, one, at, block=block, **style)
             ends += values
             if values:
                 first, last = (format_number(value, 2) for value in (values[0], values[-1]))
                 sentences.append(f"{optimizer}: {first} in the first, {last} in the last.")
         figure.layout = layout(
             360,
-            xaxis=band_axis("band of the block's directions, the sharpest by the proxy first (%)"),
+            xaxis=band_axis("band, the sharpest by the proxy first (%)"),
             yaxis=log_between("energy per dimension / mean", 0.6 * min(ends), 1.7 * max(ends)),
             shapes=[reference_line(y=1)],
             showlegend=True,

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from lite_probe.reports.drawing import (
     SYMBOLS,
     Drawing,
+    Figure,
     asinh_ticks,
     axis,
     colour,
@@ -20,6 +20,7 @@ from lite_probe.reports.drawing import (
     row_of,
     series_line,
     spans,
+    times,
 )
 from lite_probe.reports.numbers import count_of, format_number
 from lite_probe.reports.smoothing import SmoothedDensity, smooth_asinh, smooth_linear
@@ -50,7 +51,7 @@ def draw_density(name: str, wholes: Labelled, scale: float | None) -> Drawing | 
     peak = max(float(one.high.max()) for one in smoothed)
     least = min((float(one.atom_height.min()) for one in smoothed if len(one.atom_height)), default=peak * 1e-6)
     floor, ceiling = max(least / 4, peak * 1e-14), peak * 3
-    figure = go.Figure()
+    figure = Figure()
     for place, ((label, whole), one) in enumerate(zip(wholes, smoothed, strict=True)):
         _add_density(figure, label, one, whole.deflated_eigenvalues, place, floor, is_alone=len(wholes) == 1)
     ticks: dict[str, Any] = {}
@@ -65,11 +66,18 @@ def draw_density(name: str, wholes: Labelled, scale: float | None) -> Drawing | 
         yaxis=log_between("density φ(λ) (param²/loss)", floor, ceiling),
         shapes=[reference_line(x=0)],
     )
-    return Drawing.of(figure, name, _density_summary(wholes))
+    columns = [
+        ("series", "name"),
+        (f"curvature λ ({CURVATURE})", "customdata"),
+        ("density φ (param²/loss)", "y"),
+        ("least φ over probes (param²/loss)", "low"),
+        ("largest φ over probes (param²/loss)", "high"),
+    ]
+    return Drawing.of(figure, name, _density_summary(wholes), columns=columns)
 
 
 def _add_density(
-    figure: go.Figure,
+    figure: Figure,
     label: str,
     smoothed: SmoothedDensity,
     atoms: np.ndarray,
@@ -80,7 +88,7 @@ def _add_density(
 ) -> None:
     """Add a curve, its range over probes, and atoms as stems as high as a Gaussian of weight 1/N."""
     position, low, high = rounded(smoothed.position), _drawable(smoothed.low), _drawable(smoothed.high)
-    shared = {"legendgroup": label}
+    shared = {"legendgroup": label, "meta": {"checkpoint": label}}
     extra = f"<extra>{'' if is_alone else '%{fullData.name}'}</extra>"
     figure.add_scatter(
         **shared,
@@ -119,7 +127,7 @@ def _add_density(
         **shared,
         x=positions,
         y=heights,
-        customdata=rounded(atoms),
+        customdata=atoms.tolist(),
         mode="markers",
         name="converged eigenvalues" if is_alone else f"{label}: eigenvalues",
         marker={"color": colour(place), "size": 7, "symbol": SYMBOLS[place % 6]},
@@ -160,7 +168,7 @@ def draw_end(name: str, wholes: Labelled, *, is_lower: bool) -> Drawing | None:
     is_negated = all(bool((values < 0).all()) for _, (values, _, _) in ends)
     is_log = is_negated or all(bool((values > 0).all()) for _, (values, _, _) in ends)
     sign = "−" if is_negated else ""
-    figure = go.Figure()
+    figure = Figure()
     for place, (label, (values, residuals, converged)) in enumerate(ends):
         symbol, shade = SYMBOLS[place % 6], colour(place)
         states = ["converged" if done else "not converged" for done in converged]
@@ -172,6 +180,7 @@ def draw_end(name: str, wholes: Labelled, *, is_lower: bool) -> Drawing | None:
             error_y={"type": "data", "array": residuals.tolist(), "color": shade, "thickness": 1.5, "width": 4},
             mode="lines+markers",
             name=label,
+            meta={"checkpoint": label},
             line=series_line(place, 1),
             marker={
                 "color": shade,
@@ -199,7 +208,9 @@ def draw_end(name: str, wholes: Labelled, *, is_lower: bool) -> Drawing | None:
     ]
     scale = "Logarithmic axis, of sizes." if is_negated else "Logarithmic axis." if is_log else "Linear axis."
     summary = " ".join([f"{heading} against their index.", *sentences, scale])
-    return Drawing.of(figure, name, summary, heading)
+    columns = [("checkpoint", "name"), ("index i", "x"), (title, "y")]
+    columns += [(f"residual ({CURVATURE})", "error_y.array"), ("state", "customdata.0")]
+    return Drawing.of(figure, name, summary, heading, columns)
 
 
 # Blocks
@@ -219,7 +230,7 @@ def draw_blocks(blocks: Sequence[tuple[str, dict[str, OperatorSpectrum]]]) -> Dr
     names = order_blocks(name for _, found in blocks for name in found)
     if not names:
         return None
-    figure, sentences = go.Figure(), []
+    figure, sentences = Figure(), []
     shown: list[float] = []
     used: dict[str, None] = {}
     for place, (label, found) in enumerate(blocks):
@@ -245,10 +256,11 @@ def draw_blocks(blocks: Sequence[tuple[str, dict[str, OperatorSpectrum]]]) -> Dr
     least, most = (0.6 * min(shown), 1.7 * max(shown)) if shown else (0.1, 10.0)
     figure.layout = layout(
         110 + len(names) * max(34, 22 * len(blocks)),
-        xaxis=log_between("curvature (loss/param²)", least, most),
+        xaxis=log_between(f"curvature ({CURVATURE})", least, most),
         yaxis=name_axis(names),
     )
-    return Drawing.of(figure, "blocks", " ".join(["Curvature of each block.", *sentences]))
+    columns = [("checkpoint", "name"), ("block", "y"), ("quantity", "customdata.1"), (f"value ({CURVATURE})", "x")]
+    return Drawing.of(figure, "blocks", " ".join(["Curvature of each block.", *sentences]), columns=columns)
 
 
 def _marks(block: OperatorSpectrum | None) -> Marks:
@@ -266,14 +278,18 @@ def _marks(block: OperatorSpectrum | None) -> Marks:
     return {what: (name, value if value and value > 0 else None) for what, (name, value) in values.items()}
 
 
-def _add_blocks(figure: go.Figure, label: str, names: list[str], marks: list[Marks], place: int, count: int) -> None:
+def _add_blocks(figure: Figure, label: str, names: list[str], marks: list[Marks], place: int, count: int) -> None:
     """Add one checkpoint's blocks; the line from median to λ₁ is the longer, the more anisotropic a block is."""
     rows = row_of(names, place, count, 0.5)
-    ends = [(one["median"][1], row, one["λ₁"][1], row) for one, row in zip(marks, rows, strict=True)]
+    ends = {
+        block: (one["median"][1], row, one["λ₁"][1], row) for block, one, row in zip(names, marks, rows, strict=True)
+    }
+    ends = {block: end for block, end in ends.items() if None not in end}
     figure.add_scatter(
-        **spans(end for end in ends if None not in end),
+        **spans(ends.values()),
         mode="lines",
         name=label,
+        meta={"block": times(list(ends), 3), "checkpoint": label},
         line=series_line(place, 2),
         opacity=0.5,
         showlegend=count > 1,
@@ -288,9 +304,10 @@ def _add_blocks(figure: go.Figure, label: str, names: list[str], marks: list[Mar
         figure.add_scatter(
             x=values,
             y=rows,
-            customdata=texts,
+            customdata=list(zip(texts, kinds, strict=True)),
             mode="markers",
             name=label,
+            meta={"block": names, "checkpoint": label},
             showlegend=False,
             marker={
                 "color": colour(place),
@@ -299,5 +316,5 @@ def _add_blocks(figure: go.Figure, label: str, names: list[str], marks: list[Mar
                 "line": {"width": 2, "color": colour(place)},
                 "opacity": 1,
             },
-            hovertemplate="%{customdata} loss/param²<extra>%{fullData.name}</extra>",
+            hovertemplate="%{customdata[0]} loss/param²<extra>%{fullData.name}</extra>",
         )

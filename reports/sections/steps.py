@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lite_probe.reports.drawing import by_name
+from lite_probe.reports.drawing import by_checkpoint
 from lite_probe.reports.numbers import MISSING, format_number, format_uncertain, terse
 from lite_probe.reports.sections.section import (
     TEMPLATES,
@@ -163,7 +163,9 @@ class StepsSection(Section):
         return Part(
             view={"runs": runs, "tables": _tables(labelled)},
             leads=[(run["label"], run["lead"]) for run in runs],
-            figures=by_name([one for run in runs for one in (*run["profiles"], run["critical"])]),
+            figures=by_checkpoint(
+                [label for label, _ in labelled], ((*run["profiles"], run["critical"]) for run in runs)
+            ),
         )
 
 

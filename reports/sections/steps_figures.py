@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
 from lite_probe.reports.drawing import (
     DASHES,
     SYMBOLS,
     Drawing,
+    Figure,
     axis,
     colour,
     error_bars,
@@ -20,6 +19,7 @@ from lite_probe.reports.drawing import (
     series_line,
     series_marker,
     spans,
+    times,
 )
 from lite_probe.reports.numbers import format_number
 from lite_probe.reports.sections.steps_verdict import (
@@ -36,6 +36,7 @@ from lite_probe.results.steps import CriticalSteps, StepRow, Steps
 
 NO_EDGE = "no edge found"
 RAISES = "raises the loss"
+_BOUNDS = {"triangle-left": "one batch, at most", "triangle-right": "one batch, at least"}
 _LOOSE = 30.0  # times a value, beyond which the end of its interval does not stretch the axis
 _LEVEL = 6  # bands whose names fit below a narrow figure side by side
 _ORDER = ("rank 1", "ranks 2–4", "ranks 5–8", "to 0.1%", "to 1%", "1–10%", "10–40%", "40–100%", "unordered")
@@ -73,17 +74,20 @@ def _draw_profile(name: str, block: str, steps: Steps) -> Drawing:
     low = 0.5 * min([0.5, *(max(one.low, one.value / _LOOSE) for one in positive)])
     high = 1.5 * max([2.0, *(max(min(one.high, _LOOSE * one.value), 2.0 * one.value) for one in positive)])
     bottom, top = low, 1.6 * high  # where what has no place on the axis stands
-    figure, sentences, marks = go.Figure(), [], set()
+    figure, sentences, marks = Figure(), [], set()
     for place, (optimizer, own) in enumerate(rows.items()):
         at = [bands.index(row.name) + 0.5 * ((place + 0.5) / len(rows) - 0.5) for row in own]
-        shared = {"name": optimizer, "legendgroup": optimizer}
+        shared = {"name": optimizer, "legendgroup": optimizer, "meta": {"optimizer": optimizer, "block": block}}
         texts = [f"{row.name}: {interval_text(row.optimum)}" for row in own]
+        told = [
+            text if row.optimum is None else f"{text} × the step taken" for row, text in zip(own, texts, strict=True)
+        ]
         drawn = [row.optimum if row.optimum is not None and row.optimum.value > 0.0 else None for row in own]
         figure.add_scatter(
             **shared,
             x=at,
             y=[None if one is None else _rounded(one.value) for one in drawn],
-            customdata=texts,
+            customdata=[(text, _state(row), *_ends(row.optimum)) for row, text in zip(own, told, strict=True)],
             error_y=error_bars(
                 [0.0 if one is None else _rounded(min(one.high, 2.0 * top) - one.value) for one in drawn],
                 colour(place),
@@ -92,7 +96,7 @@ def _draw_profile(name: str, block: str, steps: Steps) -> Drawing:
             mode="lines+markers",
             line=series_line(place, 1.5),
             marker=series_marker(place, 8),
-            hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
+            hovertemplate="%{customdata[0]}<extra>%{fullData.name}</extra>",
         )
         edges = [(x, one) for x, one in zip(at, drawn, strict=True) if one is not None]
         if edges:
@@ -101,14 +105,17 @@ def _draw_profile(name: str, block: str, steps: Steps) -> Drawing:
                 figure,
                 shared,
                 place,
-                [(x, 2.0 * one.value, f"edge: {format_number(2.0 * one.value, 3)}") for x, one in edges],
+                [
+                    (x, 2.0 * one.value, f"edge: {format_number(2.0 * one.value, 3)} × the step taken")
+                    for x, one in edges
+                ],
                 "line-ew-open",
             )
         for symbol, height, what, is_of in (
             ("triangle-up-open", top, NO_EDGE, _has_no_edge),
             ("triangle-down", bottom, RAISES, _raises),
         ):
-            found = [(x, height, text) for x, row, text in zip(at, own, texts, strict=True) if is_of(row)]
+            found = [(x, height, text) for x, row, text in zip(at, own, told, strict=True) if is_of(row)]
             if found:
                 marks.add(what)
                 _add_marks(figure, shared, place, found, symbol)
@@ -139,7 +146,25 @@ def _draw_profile(name: str, block: str, steps: Steps) -> Drawing:
         shapes=[_step_taken(y=1.0)],
     )
     opening = f"{block}: own optimum of every band, in multiples of the step taken, with 95% intervals."
-    return Drawing.of(figure, name, " ".join([opening, *sentences]), block)
+    columns = [("optimizer", "name"), ("band", "x"), ("state", "customdata.1"), *_columns("own optimum", 2)]
+    return Drawing.of(figure, name, " ".join([opening, *sentences]), block, columns)
+
+
+def _columns(what: str, place: int) -> list[tuple[str, str]]:
+    """Return the columns of a multiple and its 95% interval, which are at a place of a trace's customdata."""
+    titles = (what, "lower end of the 95% interval", "upper end of the 95% interval")
+    return [(f"{title} (× the step taken)", f"customdata.{at}") for at, title in enumerate(titles, place)]
+
+
+def _ends(one: Estimate | None) -> tuple[float | None, float | None, float | None]:
+    """Return a value and its 95% interval; a single batch has none."""
+    if one is None:
+        return (None, None, None)
+    return (one.value, None, None) if one.num_samples == 1 else (one.value, one.low, one.high)
+
+
+def _state(row: StepRow) -> str:
+    return NO_EDGE if _has_no_edge(row) else RAISES if _raises(row) else "edge found"
 
 
 def _has_no_edge(row: StepRow) -> bool:
@@ -151,7 +176,7 @@ def _raises(row: StepRow) -> bool:
 
 
 def _add_marks(
-    figure: go.Figure, shared: dict[str, Any], place: int, found: Sequence[tuple[float, float, str]], symbol: str
+    figure: Figure, shared: dict[str, Any], place: int, found: Sequence[tuple[float, float, str]], symbol: str
 ) -> None:
     """Add marks without a line, (x, y, text)."""
     marker = {"color": colour(place), "size": 9, "symbol": symbol, "line": {"width": 2, "color": colour(place)}}
@@ -179,29 +204,36 @@ def draw_critical(number: int, steps: Steps) -> Drawing | None:
     if not kinds:
         return None
     has_curvature = any(one.whole is not None for one in steps.optimizers.values())
-    count, figure, ends = len(kinds) + has_curvature, go.Figure(), [1.0]
+    count, figure, ends = len(kinds) + has_curvature, Figure(), [1.0]
     sentences = {name: f"{name} at {rate_of(one)}:" for name, one in steps.optimizers.items()}
     for place, kind in enumerate(kinds):
         rows = row_of(names, place, count, 0.6)
         pairs = [(steps.optimizers[name].critical.get(kind), row) for name, row in zip(names, rows, strict=True)]
         found = [(critical_multiple(one), one, row) for one, row in pairs]
-        _add_series(figure, where_of(kind), place, [(mean, row) for mean, _, row in found], ends)
-        samples = [(x, row, symbol) for _, one, row in found if one is not None for x, symbol in _samples(one)]
-        ends += [x for x, _, _ in samples]
+        _add_series(figure, where_of(kind), place, names, [(mean, row) for mean, _, row in found], ends)
+        samples = [
+            (x, row, symbol, name)
+            for name, (_, one, row) in zip(names, found, strict=True)
+            if one is not None
+            for x, symbol in _samples(one)
+        ]
+        ends += [x for x, *_ in samples]
         figure.add_scatter(
             name=where_of(kind),
             legendgroup=where_of(kind),
-            x=[_rounded(x) for x, _, _ in samples],
-            y=[row for _, row, _ in samples],
+            meta={"optimizer": [name for *_, name in samples]},
+            x=[_rounded(x) for x, *_ in samples],
+            y=[row for _, row, *_ in samples],
+            customdata=[("", _BOUNDS.get(symbol, "one batch"), x, None, None) for x, _, symbol, _ in samples],
             mode="markers",
             showlegend=False,
             marker={
                 "color": colour(place),
                 "size": 5,
-                "symbol": [symbol for _, _, symbol in samples],
+                "symbol": [symbol for _, _, symbol, _ in samples],
                 "opacity": 0.55,
             },
-            hovertemplate="one batch: %{x:.3g}<extra>%{fullData.name}</extra>",
+            hovertemplate="%{customdata[1]}: %{x:.3g} × the step taken<extra>%{fullData.name}</extra>",
         )
         for name, (mean, one, _) in zip(names, found, strict=True):
             if one is not None:
@@ -210,7 +242,7 @@ def draw_critical(number: int, steps: Steps) -> Drawing | None:
     if has_curvature:
         rows = row_of(names, len(kinds), count, 0.6)
         edges = [curvature_edge(steps.optimizers[name]) for name in names]
-        _add_series(figure, "by curvature", len(kinds), list(zip(edges, rows, strict=True)), ends)
+        _add_series(figure, "by curvature", len(kinds), names, list(zip(edges, rows, strict=True)), ends)
         for name, edge in zip(names, edges, strict=True):
             sentences[name] += f" by curvature {interval_text(edge)};"
     figure.layout = layout(
@@ -221,30 +253,45 @@ def draw_critical(number: int, steps: Steps) -> Drawing | None:
     )
     told = " ".join(f"{sentence.rstrip(';')}." for sentence in sentences.values())
     summary = f"Critical step in multiples of the step taken, with 95% intervals. {told}"
-    return Drawing.of(figure, f"critical-{number}", summary)
+    columns = [("batches", "name"), ("optimizer", "y"), ("of", "customdata.1"), *_columns("critical step", 2)]
+    return Drawing.of(figure, f"critical-{number}", summary, columns=columns)
 
 
 def _add_series(
-    figure: go.Figure, name: str, place: int, found: Sequence[tuple[Estimate | None, float]], ends: list[float]
+    figure: Figure,
+    name: str,
+    place: int,
+    optimizers: Sequence[str],
+    found: Sequence[tuple[Estimate | None, float]],
+    ends: list[float],
 ) -> None:
-    """Add means with their intervals, (estimate, row), and what the axis has to hold of them."""
-    drawn = [(one, row) for one, row in found if one is not None and one.value > 0.0]
+    """Add means with their intervals, (estimate, row) of each optimizer, and what the axis has to hold of them."""
+    known = [(key, one, row) for key, (one, row) in zip(optimizers, found, strict=True) if one and one.value > 0.0]
+    owners, drawn = [key for key, _, _ in known], [(one, row) for _, one, row in known]
     bounds = [(max(one.low, one.value / _LOOSE), row, min(one.high, _LOOSE * one.value), row) for one, row in drawn]
     ends += [end for low, _, high, _ in bounds for end in (low, high)]
     line = {"color": colour(place), "width": 2, "dash": DASHES[place % 6]}
     figure.add_scatter(
-        name=name, legendgroup=name, **spans(bounds), mode="lines", line=line, showlegend=False, hoverinfo="skip"
+        name=name,
+        legendgroup=name,
+        meta={"optimizer": times(owners, 3)},
+        **spans(bounds),
+        mode="lines",
+        line=line,
+        showlegend=False,
+        hoverinfo="skip",
     )
     figure.add_scatter(
         name=name,
         legendgroup=name,
+        meta={"optimizer": owners},
         x=[_rounded(one.value) for one, _ in drawn],
         y=[row for _, row in drawn],
-        customdata=[interval_text(one) for one, _ in drawn],
+        customdata=[(f"{interval_text(one)} × the step taken", "all batches", *_ends(one)) for one, _ in drawn],
         mode="markers",
         showlegend=False,
         marker=series_marker(place, 10),
-        hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
+        hovertemplate="%{customdata[0]}<extra>%{fullData.name}</extra>",
     )
     # A legend of its own, which shows also where nothing was found.
     figure.add_scatter(

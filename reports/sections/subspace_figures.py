@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import plotly.graph_objects as go
 
 from lite_probe.reports.drawing import (
     SYMBOLS,
     Drawing,
+    Figure,
     asinh_ticks,
     axis,
     band_axis,
@@ -18,14 +18,14 @@ from lite_probe.reports.drawing import (
     log_between,
     name_axis,
     reference_line,
-    rounded,
     row_of,
     series_line,
     series_marker,
     spans,
+    times,
 )
 from lite_probe.reports.numbers import MISSING, format_number, format_uncertain
-from lite_probe.reports.table import band_label
+from lite_probe.reports.table import CURVATURE, band_label
 from lite_probe.results.blocks import order_blocks
 from lite_probe.results.estimate import Ratio, t_reach
 from lite_probe.results.subspace import BlockCalibration, SubspaceMeasurement
@@ -36,9 +36,7 @@ LOOSE = 20.0  # times the ratio, beyond which an interval's upper end bounds not
 def draw_calibrations(measured: Sequence[tuple[str, SubspaceMeasurement]]) -> list[Drawing]:
     """Draw a figure per run and proxy; the label of a run that is alone is empty."""
     return [
-        _draw_calibration(
-            f"calibration-{number}-{place}", f"{label}: {optimizer}".removeprefix(": "), found.blocks, one
-        )
+        _draw_calibration(f"calibration-{number}-{place}", label, optimizer, found.blocks, one)
         for number, (label, one) in enumerate(measured, 1)
         for place, (optimizer, found) in enumerate(one.calibrations.items(), 1)
         if found.blocks
@@ -46,29 +44,33 @@ def draw_calibrations(measured: Sequence[tuple[str, SubspaceMeasurement]]) -> li
 
 
 def _draw_calibration(
-    name: str, title: str, blocks: Mapping[str, BlockCalibration], measured: SubspaceMeasurement
+    name: str, label: str, optimizer: str, blocks: Mapping[str, BlockCalibration], measured: SubspaceMeasurement
 ) -> Drawing:
     """Draw mean curvature against band, a line per block, with 95% intervals.
 
     The axis is logarithmic, or asinh where some curvatures may not be positive.
     """
     names, reach = order_blocks(blocks), t_reach(measured.num_probes)
+    title, own = f"{label}: {optimizer}".removeprefix(": "), _of_checkpoint(label)
     values = np.concatenate([blocks[block].curvature for block in names])
     errors = reach * np.concatenate([blocks[block].curvature_stderr for block in names])
     scale = None if bool((values - errors > 0).all()) else _scale(values, errors)
-    figure, sentences, ends = go.Figure(), [], []
+    figure, sentences, ends = Figure(), [], []
     for place, block in enumerate(names):
         found = blocks[block]
         kappa, half = found.curvature, reach * found.curvature_stderr
         bounds = np.stack([kappa - half, kappa, kappa + half])
-        low, at, high = map(np.array, map(rounded, bounds if scale is None else np.arcsinh(bounds / scale)))
+        low, at, high = bounds if scale is None else np.arcsinh(bounds / scale)
         ends += [float(low.min()), float(high.max())]
         edges = list(zip(found.shares[:-1].tolist(), found.shares[1:].tolist(), strict=True))
         texts = [format_uncertain(*pair) for pair in zip(kappa.tolist(), half.tolist(), strict=True)]
         figure.add_scatter(
-            x=rounded(50.0 * (found.shares[:-1] + found.shares[1:])),
+            x=(50.0 * (found.shares[:-1] + found.shares[1:])).tolist(),
             y=at.tolist(),
-            customdata=list(zip([band_label(*edge) for edge in edges], texts, strict=True)),
+            meta={"optimizer": optimizer, "block": block} | own,
+            customdata=list(
+                zip([band_label(*edge) for edge in edges], texts, kappa.tolist(), half.tolist(), strict=True)
+            ),
             error_y=error_bars((high - at).tolist(), colour(place), (at - low).tolist()),
             mode="lines+markers",
             name=block,
@@ -78,7 +80,7 @@ def _draw_calibration(
         )
         first, last = (format_number(float(one), 2) for one in (kappa[0], kappa[-1]))
         sentences.append(f"{block}: from {first} in the sharpest band to {last} in the flattest.")
-    heading = "mean curvature κ (loss/param²)"
+    heading = f"mean curvature κ ({CURVATURE})"
     if scale is None:
         least, most = 0.7 * min(ends), 1.4 * max(ends)
         vertical = log_between(heading, least, most)
@@ -92,7 +94,9 @@ def _draw_calibration(
         shapes=[] if scale is None else [reference_line(y=0)],
     )
     summary = " ".join([f"Mean curvature of bands ordered by the proxy of {title}.", *sentences])
-    return Drawing.of(figure, name, summary, title)
+    columns = [("block", "name"), ("band", "customdata.0"), (heading, "customdata.2")]
+    columns += [(f"half of the 95% interval ({CURVATURE})", "customdata.3")]
+    return Drawing.of(figure, name, summary, title, columns)
 
 
 def _scale(values: np.ndarray, errors: np.ndarray) -> float:
@@ -118,15 +122,15 @@ def draw_contrasts(measured: Sequence[tuple[str, SubspaceMeasurement]]) -> list[
                 optimizer: [block.contrast if (block := calibration.blocks.get(name)) else None for name in names]
                 for optimizer, calibration in one.calibrations.items()
             }
-            found.append(_draw_contrast(f"contrast-{number}", label or "all", names, ratios))
+            found.append(_draw_contrast(f"contrast-{number}", label, names, ratios))
     return found
 
 
 def _draw_contrast(
-    name: str, title: str, blocks: Sequence[str], ratios: Mapping[str, Sequence[Ratio | None]]
+    name: str, label: str, blocks: Sequence[str], ratios: Mapping[str, Sequence[Ratio | None]]
 ) -> Drawing:
     """Draw κ_sharp/κ_flat per block with 95% intervals; one that is open upwards runs to the edge."""
-    figure, sentences = go.Figure(), []
+    figure, sentences = Figure(), []
     # What has no positive lower bound has no place on a logarithmic axis.
     shown = {
         optimizer: [one if one is not None and (one.low or 0.0) > 0.0 else None for one in found]
@@ -140,10 +144,12 @@ def _draw_contrast(
         rows = row_of(blocks, place, len(shown), 0.55)
         texts = [format_ratio(one) for one in ratios[optimizer]]
         is_open = [one is None or upper_end(one) is None for one in found]
-        shared = {"name": optimizer, "legendgroup": optimizer}
+        shared, meta = {"name": optimizer, "legendgroup": optimizer}, {"optimizer": optimizer} | _of_checkpoint(label)
         line = {"color": colour(place), "width": 2}
+        owners = [block for block, one in zip(blocks, found, strict=True) if one]
         figure.add_scatter(
             **shared,
+            meta=meta | {"block": times(owners, 3)},
             **spans((one.low, row, upper_end(one) or high, row) for one, row in zip(found, rows, strict=True) if one),
             mode="lines",
             line=line,
@@ -153,17 +159,27 @@ def _draw_contrast(
         symbols = ["triangle-right" if opened else SYMBOLS[place % 6] for opened in is_open]
         figure.add_scatter(
             **shared,
+            meta=meta | {"block": list(blocks)},
             x=[one and (one.low if opened else one.value) for one, opened in zip(found, is_open, strict=True)],
             y=rows,
-            customdata=[f"{block}: {text}" for block, text in zip(blocks, texts, strict=True)],
+            customdata=[
+                (f"{block}: {text}", *((one.value, one.low, one.high) if one else (None, None, None)))
+                for block, text, one in zip(blocks, texts, ratios[optimizer], strict=True)
+            ],
             mode="markers",
             showlegend=False,
             marker=series_marker(place, 9) | {"symbol": symbols},
-            hovertemplate="%{customdata}<extra>%{fullData.name}</extra>",
+            hovertemplate="%{customdata[0]}<extra>%{fullData.name}</extra>",
         )
         # The legend would show the first block's marker, which may be a bound's.
         figure.add_scatter(
-            **shared, x=[None], y=[None], mode="lines+markers", line=line, marker=series_marker(place, 9)
+            **shared,
+            meta=meta,
+            x=[None],
+            y=[None],
+            mode="lines+markers",
+            line=line,
+            marker=series_marker(place, 9),
         )
         pairs = ", ".join(f"{block} {text}" for block, text in zip(blocks, texts, strict=True))
         sentences.append(f"{optimizer}: {pairs}.")
@@ -174,7 +190,14 @@ def _draw_contrast(
         shapes=[reference_line(x=1)],
     )
     opening = "Curvature of what LITE calls sharp over that of what it calls flat."
-    return Drawing.of(figure, name, " ".join([opening, *sentences]), title)
+    columns = [("optimizer", "name"), ("block", "y"), ("κ sharp / κ flat", "customdata.1")]
+    columns += [("lower end of the 95% interval", "customdata.2"), ("upper end of the 95% interval", "customdata.3")]
+    return Drawing.of(figure, name, " ".join([opening, *sentences]), label or "all", columns)
+
+
+def _of_checkpoint(label: str) -> dict[str, str]:
+    """Return what marks a trace as of a checkpoint; one that is alone has no label."""
+    return {"checkpoint": label} if label else {}
 
 
 def upper_end(ratio: Ratio) -> float | None:

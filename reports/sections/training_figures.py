@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
 from lite_probe.reports.drawing import (
     SYMBOLS,
     Drawing,
+    Figure,
     axis,
     colour,
     error_bars,
@@ -26,7 +25,7 @@ _STEP = "step (updates completed)"
 
 def draw_sharpest(labelled: Labelled) -> Drawing | None:
     """Draw λ₁ with its residual; one that has not converged is hollow."""
-    figure, sentences, ends = go.Figure(), [], []
+    figure, sentences, ends = Figure(), [], []
     for place, (label, training) in enumerate(labelled):
         told = dict(zip(training.steps.tolist(), training.converged.tolist(), strict=True))
         found = [point for point in training.points if point.eigenvalues]
@@ -65,7 +64,7 @@ def draw_sharpest(labelled: Labelled) -> Drawing | None:
 
 def draw_rates(labelled: Labelled) -> Drawing | None:
     """Draw the learning rate used, a line, and the critical one of the same update, with its bracket."""
-    figure, sentences, ends = go.Figure(), [], []
+    figure, sentences, ends = Figure(), [], []
     for place, (label, training) in enumerate(labelled):
         before = f"{label}: " if label else ""
         used = [(point.step, rate) for point in training.points if (rate := point.learning_rate)]
@@ -107,7 +106,7 @@ def draw_rates(labelled: Labelled) -> Drawing | None:
 
 def draw_shares(labelled: Labelled) -> Drawing | None:
     """Draw the gradient's share along the leading eigenvectors; the dotted line is that of a random vector, k/N."""
-    figure, sentences, ends = go.Figure(), [], []
+    figure, sentences, ends = Figure(), [], []
     lines: list[dict[str, Any]] = []
     for place, (label, training) in enumerate(labelled):
         shares = [(point.step, share) for point in training.points if (share := point.gradient_share)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lite_probe.reports.drawing import by_name
+from lite_probe.reports.drawing import by_checkpoint
 from lite_probe.reports.numbers import MISSING, count_of, format_number, format_share
 from lite_probe.reports.sections.section import (
     TEMPLATES,
@@ -121,7 +121,7 @@ class TuningSection(Section):
         return Part(
             view={"runs": runs, "tables": _tables(labelled)},
             leads=[(run["label"], run["verdict"].lead) for run in runs],
-            figures=by_name([one for run in runs for one in run["figures"].values()]),
+            figures=by_checkpoint([label for label, _ in labelled], (run["figures"].values() for run in runs)),
         )
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from lite_probe.reports.drawing import (
     SYMBOLS,
     Drawing,
+    Figure,
     axis,
     colour,
     layout,
@@ -21,8 +21,10 @@ from lite_probe.reports.drawing import (
     series_line,
     series_marker,
     spans,
+    times,
 )
 from lite_probe.reports.numbers import format_number
+from lite_probe.reports.sections.replay_figures import RANGE
 from lite_probe.reports.sections.tuning_verdict import label_of, steps_to_pooled
 from lite_probe.results.blocks import order_blocks
 from lite_probe.results.replay import FloatArray
@@ -58,7 +60,7 @@ def draw_damping(name: str, tuning: Tuning) -> Drawing | None:
     low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1.0, 1.0)
     left = 0.4 * low
     blocks, parts = tuning.models.blocks, tuning.models.parts
-    figure, sentences = go.Figure(), []
+    figure, sentences = Figure(), []
     for place, block in enumerate(order_blocks(blocks)):
         at = [one for one, own in enumerate(blocks) if own == block]
         shown = [float(curvatures[one]) if curvatures[one] > 0.0 else left for one in at]
@@ -75,13 +77,22 @@ def draw_damping(name: str, tuning: Tuning) -> Drawing | None:
             figure.add_scatter(
                 name=block if is_tuned else f"{block}, pooled",
                 legendgroup=block,
+                meta={"block": block},
                 showlegend=is_tuned,
                 x=[_six(one) for one in shown],
                 y=rounded(np.clip(values[at], *_DAMPINGS)),
-                customdata=[f"{WORDS.get(parts[one], parts[one])}: {_damping_words(tuning, one, kind)}" for one in at],
+                customdata=[
+                    (
+                        f"{WORDS.get(parts[one], parts[one])}: {_damping_words(tuning, one, kind)}",
+                        WORDS.get(parts[one], parts[one]),
+                        float(curvatures[one]),
+                        float(values[one]),
+                    )
+                    for one in at
+                ],
                 mode="markers",
                 marker=marker,
-                hovertemplate=f"%{{customdata}}{_BY_NAME}",
+                hovertemplate=f"%{{customdata[0]}}{_BY_NAME}",
             )
         sentences += [
             f"{block} {WORDS.get(parts[one], parts[one])}: {_damping_words(tuning, one, 'tuned')}, pooled "
@@ -106,7 +117,10 @@ def draw_damping(name: str, tuning: Tuning) -> Drawing | None:
         showlegend=True,
     )
     opening = "Damping of every group of directions against its own curvature."
-    return Drawing.of(figure, name, " ".join([opening, *sentences]))
+    unit = "of that on the evaluation batches"
+    columns = [("block", "name"), ("directions", "customdata.1"), (f"own curvature ({unit})", "customdata.2")]
+    columns += [(f"damping eˣ ({unit})", "customdata.3")]
+    return Drawing.of(figure, name, " ".join([opening, *sentences]), columns=columns)
 
 
 def _damping_words(tuning: Tuning, at: int, kind: str) -> str:
@@ -126,7 +140,7 @@ def draw_ratios(name: str, tuning: Tuning) -> Drawing | None:
         ("pooled", {one.block: one.ratio for one in tuning.pooled.blocks}, {}),
         ("step profile alone", {block: profile[block] for block in blocks if block in profile}, {}),
     ]
-    figure, ends = go.Figure(), [1.0]
+    figure, ends = Figure(), [1.0]
     for place, (label, values, ranges) in enumerate(series):
         rows = dict(zip(blocks, row_of(blocks, place, len(series), 0.6), strict=True))
         drawn = [block for block in blocks if block in values]
@@ -134,6 +148,7 @@ def draw_ratios(name: str, tuning: Tuning) -> Drawing | None:
         figure.add_scatter(
             name=label,
             legendgroup=label,
+            meta={"block": times([block for block in drawn if block in ranges], 3)},
             **spans([(_six(ranges[b][0]), rows[b], _six(ranges[b][1]), rows[b]) for b in drawn if b in ranges]),
             mode="lines",
             line=series_line(place, 2),
@@ -145,10 +160,14 @@ def draw_ratios(name: str, tuning: Tuning) -> Drawing | None:
             legendgroup=label,
             x=[_six(values[block]) for block in drawn],
             y=[rows[block] for block in drawn],
-            customdata=[_ratio_words(block, values, ranges) for block in drawn],
+            meta={"block": drawn},
+            customdata=[
+                (_ratio_words(block, values, ranges), values[block], *ranges.get(block, (None, None)))
+                for block in drawn
+            ],
             mode="markers",
             marker=series_marker(place, 10),
-            hovertemplate=f"%{{customdata}}{_BY_NAME}",
+            hovertemplate=f"%{{customdata[0]}}{_BY_NAME}",
         )
     figure.layout = layout(
         110 + 60 * len(blocks),
@@ -161,7 +180,10 @@ def draw_ratios(name: str, tuning: Tuning) -> Drawing | None:
         f"{label}: {'; '.join(_ratio_words(block, values, ranges) for block in blocks if block in values) or 'none'}."
         for label, values, ranges in series
     ]
-    return Drawing.of(figure, name, " ".join(["χ by block, with its range over nodes.", *sentences]))
+    columns = [("series", "name"), ("block", "y"), ("χ", "customdata.1")]
+    columns += [("least χ over nodes", "customdata.2"), ("largest χ over nodes", "customdata.3")]
+    summary = " ".join(["χ by block, with its range over nodes.", *sentences])
+    return Drawing.of(figure, name, summary, columns=columns)
 
 
 def _ratio_words(block: str, values: dict[str, float], ranges: dict[str, tuple[float, float]]) -> str:
@@ -180,7 +202,7 @@ def profile_ratios(tuning: Tuning) -> dict[str, float]:
 def draw_convergence(name: str, tuning: Tuning, *, by_floats: bool) -> Drawing | None:
     """Draw how far every method is from the pooled solution, against gradients per node or floats sent."""
     unit = max(abs(tuning.pooled_loss), 1e-300)
-    figure, sentences = go.Figure(), []
+    figure, sentences = Figure(), []
     ends: list[float] = []
     spent: list[int] = []
     for place, method in enumerate(tuning.methods):
@@ -195,10 +217,12 @@ def draw_convergence(name: str, tuning: Tuning, *, by_floats: bool) -> Drawing |
         figure.add_scatter(
             name=f"{method.name}, chosen" if method.is_chosen else method.name,
             x=costs[shown].tolist(),
-            y=rounded(drawn),
+            y=drawn.tolist(),
+            customdata=gaps[shown].tolist(),
             mode="lines",
             line=series_line(place, 3.5 if method.is_chosen else 1.4),
-            hovertemplate=f"%{{x:.3~s}}<br>%{{y:.2~e}} of the pooled gain{_BY_NAME}",
+            hovertemplate=f"{'%{x:.3~s} floats' if by_floats else '%{x:,} gradients'}"
+            f"<br>%{{customdata:.2~e}} of the pooled gain{_BY_NAME}",
         )
         arrived = steps_to_pooled(tuning, method)
         when = "not within 1%" if arrived is None else f"within 1% from step {arrived:,} on"
@@ -216,7 +240,8 @@ def draw_convergence(name: str, tuning: Tuning, *, by_floats: bool) -> Drawing |
         showlegend=True,
     )
     opening = f"Distance of every method’s upper loss from the pooled solution’s, of that, against {what}."
-    return Drawing.of(figure, name, " ".join([opening, *sentences]))
+    columns = [("method", "name"), (what, "x"), ("|upper loss − pooled| / |pooled|", "customdata")]
+    return Drawing.of(figure, name, " ".join([opening, *sentences]), columns=columns)
 
 
 def draw_gaps(name: str, tuning: Tuning) -> Drawing | None:
@@ -225,28 +250,30 @@ def draw_gaps(name: str, tuning: Tuning) -> Drawing | None:
     if replay is None:
         return None
     bases = {run.seed: run for run in replay.runs_of(tuning.base)}
-    figure, sentences = go.Figure(), []
+    figure, sentences = Figure(), []
     for place, optimizer in enumerate(one for one in replay.optimizers if one != tuning.base):
         runs = [run for run in replay.runs_of(optimizer) if run.seed in bases]
         if not runs:
             continue
         gaps = np.stack([run.losses - bases[run.seed].losses for run in runs])
         steps = list(range(gaps.shape[1]))
-        mean, low, high = (rounded(of(gaps, axis=0)) for of in (np.mean, np.min, np.max))
+        mean, low, high = (of(gaps, axis=0).tolist() for of in (np.mean, np.min, np.max))
         shade, label = colour(place), label_of(tuning, optimizer)
         outline: dict[str, Any] = {"fill": "toself", "fillcolor": shade, "opacity": 0.14}
+        meta, reach = {"optimizer": optimizer}, RANGE if len(runs) > 1 else ""
         hidden = {"showlegend": False, "hoverinfo": "skip", "legendgroup": label, "mode": "lines"}
         figure.add_scatter(
-            x=steps + steps[::-1], y=high + low[::-1], line={"width": 0, "color": shade}, **outline, **hidden
+            x=steps + steps[::-1], y=high + low[::-1], line={"width": 0, "color": shade}, meta=meta, **outline, **hidden
         )
         figure.add_scatter(
             x=steps,
             y=mean,
             name=label,
             legendgroup=label,
+            meta=meta,
             mode="lines",
             line=series_line(place, 3 if optimizer.endswith("@tuned") else 1.6),
-            hovertemplate=f"after %{{x}} steps<br>%{{y:.3~g}} nats{_BY_NAME}",
+            hovertemplate=f"step %{{x}}<br>%{{y:.3~g}} nats{reach}{_BY_NAME}",
         )
         sentences.append(
             f"{label}: {format_number(mean[-1], 3)} nats ({format_number(low[-1], 3)} to {format_number(high[-1], 3)})."

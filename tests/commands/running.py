@@ -13,7 +13,19 @@ from lite_probe.commands.main import cli
 
 BATCH = ("--tokenizer", "bytes", "--seq-len", "16", "--batch-size", "4", "--batches", "1", "--threads", "1")
 SUBSPACE = ("--probes", "2", "--warm-batches", "4")
-REPLAY = ("--steps", "3", "--seeds", "2", "--warm-batches", "4", "--optimizers", "muon,muon-lite", "--lr", "0.01")
+REPLAY = (
+    "--steps",
+    "3",
+    "--seeds",
+    "2",
+    "--warm-batches",
+    "4",
+    "--optimizers",
+    "muon,muon-lite",
+    "--lr",
+    "0.01",
+    "--no-landscape",
+)
 
 
 def run(*arguments: object) -> Result:

@@ -175,6 +175,7 @@ def test_the_numbers_shown_are_those_saved(probed: Probed, tiny_llama: Path, tex
         assert told["optimizers"][name]["lr_source"] == "given"
         assert told["optimizers"][name]["state"] == "warm"
         assert told["optimizers"][name]["horizon"] is None
+    assert told["landscape"] is None  # --no-landscape
 
 
 def test_the_same_command_reuses_the_result(run_folder: Path, tiny_llama: Path, text: Path) -> None:
@@ -200,7 +201,7 @@ def test_every_option_reaches_the_replay(run_folder: Path, tiny_llama: Path, tex
     found = replay(
         tiny_llama, text, run_folder, "--json", "--steps", 2, "--seeds", 1, "--optimizers", "sgd, muon-lite", "--lr",
         "sgd=0.1,muon-lite=0.004", "--state", "cold", "--warm-batches", 3, "--bands", "muon", "--rule", "trapezoid",
-        "--ablations", "--horizon", "--set", "muon-lite.flat_lr_ratio=3", "--set", "muon-lite.beta2=0.5",
+        "--ablations", "--horizon", "--landscape", "--set", "muon-lite.flat_lr_ratio=3", "--set", "muon-lite.beta2=0.5",
     )  # fmt: skip
     assert found.exit_code == 0, found.stderr
     assert "replacing" in found.stderr
@@ -212,7 +213,10 @@ def test_every_option_reaches_the_replay(run_folder: Path, tiny_llama: Path, tex
     assert set(told["optimizers"]["sgd"]["ablations"]) == {"dominant", "bulk"}
     assert load(run_folder, "replay").bands.optimizer == "muon"
     assert [one["step"] for one in told["optimizers"]["sgd"]["horizon"]["steps"]] == [1, 2]
-    assert "gradients and 4 Hessian products" in found.stderr
+    lines = told["landscape"]["lines"]
+    assert [name for name in lines if name.startswith("update")] == ["update of sgd", "update of muon-lite"]
+    assert set(told["landscape"]["plane"]["in_plane"]) == {"sgd", "muon-lite"}
+    assert f"gradients and {4 + len(lines)} Hessian products" in found.stderr
     # One seed has no error, in the tables no more than in the object.
     assert told["optimizers"]["sgd"]["loss_change"]["stderr"] is None
     assert "±: half of the 95% interval over seeds" not in found.stderr

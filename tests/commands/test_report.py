@@ -38,6 +38,17 @@ def test_the_page_lies_in_the_first_run_by_default(runs: list[Path]) -> None:
     assert (runs[0] / "report.html").is_file()
 
 
+def test_plotly_js_beside_the_page(runs: list[Path], tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    found = CliRunner().invoke(cli, ["report", str(runs[0]), "--out", str(page), "--plotlyjs", "directory"])
+    assert found.exit_code == 0, found.stderr
+    (beside,) = tmp_path.glob("plotly-*.min.js")
+    assert f'<script src="{beside.name}">' in page.read_text(encoding="utf-8")
+    found = CliRunner().invoke(cli, ["report", str(runs[0]), "--plotlyjs", "nowhere"])
+    assert found.exit_code == 2
+    assert "expected one of inline, directory, cdn, got nowhere" in found.stderr
+
+
 def test_neither_torch_nor_transformers_is_imported(runs: list[Path]) -> None:
     script = (
         "import sys\n"

@@ -418,6 +418,8 @@ def test_how_far_a_model_holds_is_read_off_the_largest_change_so_far() -> None:
     assert cubic.holds_to == pytest.approx(1.08, abs=0.02)
     assert not cubic.holds_throughout
     assert line_of(lambda s: -s + s**2 + 0.02 * np.minimum(s, 0.0) ** 5).holds_to == pytest.approx(1.86, abs=0.05)
+    assert cubic.bounds == (cubic.holds_to,)  # behind there is none
+    assert exact.bounds == ()
     ahead = line_of(lambda s: -s + s**2 + 0.9 * np.minimum(s, 0.0) ** 4, kind="update", optimizer="muon")
     assert (ahead.holds_to, ahead.holds_throughout) == (2.0, True)
     assert line_of(lambda s: -s + s**2 + 1e-3, noise=1.0).holds_throughout

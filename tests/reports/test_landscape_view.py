@@ -50,7 +50,7 @@ def traces(drawing: Drawing) -> list[SimpleNamespace]:
 
 def test_a_figure_for_every_direction_with_the_quadratic_model(view: dict[str, Any], around: Landscape) -> None:
     assert [one.title for one in view["lines"]] == [
-        *("Along eigenvector 1 of 10", "Along eigenvector 6 of 10", "Along a random flat direction"),
+        *("Eigenvector 1 of 10", "Eigenvector 6 of 10", "Random flat direction"),
     ]
     assert [one.name for one in view["lines"]] == ["lines-1-1", "lines-1-2", "lines-1-3"]
     line, drawing = around.lines[0], view["lines"][0]
@@ -65,7 +65,8 @@ def test_a_figure_for_every_direction_with_the_quadratic_model(view: dict[str, A
     assert low < line.changes.min()
     assert max(model.y) > high
     _, before, after = drawing.figure["layout"]["shapes"]
-    assert (before["x0"], after["x0"]) == (-line.holds_to, line.holds_to)
+    assert (before["x0"], after["x0"]) == line.bounds
+    assert min(-before["x0"], after["x0"]) == line.holds_to
     assert "slope 0.0500 nats per parameter unit, curvature 38.2; the quadratic model holds to 0.0" in drawing.summary
 
 
@@ -104,7 +105,11 @@ def test_the_plane_has_contours_from_the_start_and_every_path(view: dict[str, An
     assert z[0][0] == pytest.approx(around.plane.losses[0, 0] - around.start_loss, rel=1e-4)
     depth = -min(one for row in z for one in row if one is not None)
     assert (contour.zmin, contour.zmax) == (pytest.approx(-depth), pytest.approx(depth))
+    # 0.0225 deep: levels at every 0.002, from below the lowest to three depths above the start.
+    assert depth == pytest.approx(0.0225, abs=1e-3)
+    assert (contour.contours["start"], contour.contours["size"]) == (pytest.approx(-0.024), 0.002)
     assert contour.contours["end"] == pytest.approx(3.0 * depth, rel=1e-4)
+    assert contour.contours["labelformat"] == ".3f"
     assert [trace.meta for trace in paths] == [{"optimizer": name} for name in NAMES]
     for trace, path in zip(paths, around.plane.paths, strict=True):
         assert trace.x == pytest.approx(path.x.tolist(), rel=1e-5)

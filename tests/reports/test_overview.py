@@ -69,7 +69,7 @@ def test_where_the_loss_fell_follows_the_claims(found):
         assert sentence == f"muon lowers the loss {where}, and steps past the edge."
     runs = [replace(run, closure_errors=run.closure_errors + 0.5 * run.loss_change / 12) for run in found.runs]
     missed = replace(found, runs=tuple(runs))
-    assert "which its directions do not account for" in replay_overview.tell(missed, "muon")
+    assert "lowers the loss (which its directions do not account for)" in replay_overview.tell(missed, "muon")
 
 
 def test_one_seed_claims_nothing():

@@ -11,9 +11,11 @@ from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import pytest
+from plotly.offline import get_plotlyjs_version
 
 from lite_probe.errors import InputError, OutputError
-from lite_probe.reports.page import csv_link, render_page, script_json, write_report
+from lite_probe.reports.bundle import BUNDLE, CDN, FILE_NAME, VERSION
+from lite_probe.reports.page import breakable, csv_link, render_page, script_json, write_report
 from lite_probe.reports.runs import Run
 from lite_probe.results.provenance import Note
 from lite_probe.results.store import save
@@ -114,13 +116,17 @@ def test_asks_for_nothing_from_outside(which, request):
         assert href is None or href.startswith(("#", "data:text/csv")), href
 
 
+def policy_of(page: Page) -> dict[str, str]:
+    (policy,) = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    return dict(part.split(" ", 1) for part in policy.split("; "))
+
+
 @pytest.mark.parametrize("which", ["page", "whole_page"])
 def test_its_policy_allows_its_own_scripts_and_nothing_from_outside(which, request):
     page = request.getfixturevalue(which)
-    (policy,) = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
-    found = dict(part.split(" ", 1) for part in policy.split("; "))
+    found = policy_of(page)
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in page.scripts]
-    # Between the two programs are the figures, which are no script.
+    # Between the two programs are the figures, which are no program.
     assert found.pop("script-src") == f"'sha256-{digests[0]}' 'sha256-{digests[2]}'"
     assert found.pop("style-src") == "'unsafe-inline'"
     assert found.pop("img-src") == "data: blob:"
@@ -133,7 +139,7 @@ def test_its_policy_allows_its_own_scripts_and_nothing_from_outside(which, reque
 @pytest.mark.parametrize("which", ["page", "whole_page"])
 def test_holds_plotly_once(which, request):
     page = request.getfixturevalue(which)
-    assert sum("plotly.js v" in script[:1000] for script in page.scripts) == 1
+    assert [script.count(f"plotly.js (cartesian - minified) v{VERSION}") for script in page.scripts] == [1, 0, 0]
     assert len(page.scripts) == 3
 
 
@@ -206,6 +212,11 @@ def test_csv_links_hold_the_whole_table(page):
     assert csv_link("a,b\n#%é") == "data:text/csv;charset=utf-8,a%2Cb%0A%23%25%C3%A9"
 
 
+def test_numbers_may_be_broken_before_their_errors():
+    assert breakable("(8.8\u00a0±\u00a00.1)\u00a0×\u00a010⁻⁴") == ("(8.8<wbr>\u00a0±\u00a00.1)<wbr>\u00a0×\u00a010⁻⁴")
+    assert breakable("<b>\u00a0±") == "&lt;b&gt;<wbr>\u00a0±"
+
+
 @pytest.mark.parametrize("which", ["page", "whole_page"])
 def test_is_accessible(which, request):
     page = request.getfixturevalue(which)
@@ -261,7 +272,7 @@ def test_every_part_has_a_section_with_its_findings(whole_page):
     assert "lite-probe subspace runs/gpt/ckpt.pt" in text
     assert "lite-probe replay runs/gpt/ckpt.pt --data val.bin --optimizers muon,muon-lite,soap,soap-lite" in text
     plots = [a["data-figure"] for _, a in whole_page.tags if a.get("class") == "plot"]
-    buttons = [a["data-figure"] for tag, a in whole_page.tags if tag == "button"]
+    buttons = [a["data-figure"] for tag, a in whole_page.tags if tag == "button" and "data-figure" in a]
     assert set(plots) | set(buttons) == set(json.loads(whole_page.scripts[1]))
 
 
@@ -310,6 +321,49 @@ def test_refuses_what_it_cannot_read_or_write(spectra, tmp_path):
     (run / "replay.json").unlink()
     with pytest.raises(OutputError, match="expected a file's name, got the folder"):
         write_report([run], tmp_path)
+
+
+def test_plotly_lies_beside_the_page_or_comes_from_the_network_where_that_was_asked(runs, spectra, tmp_path):
+    text = render_page(runs, "cdn")
+    page = Page(text)
+    (script,) = [attributes for tag, attributes in page.tags if tag == "script" and "src" in attributes]
+    digest = base64.b64encode(hashlib.sha384(BUNDLE.read_bytes()).digest()).decode()
+    assert script == {"src": CDN, "integrity": f"sha384-{digest}", "crossorigin": "anonymous"}
+    assert policy_of(page)["script-src"].split()[0] == CDN
+    assert "its figures need plotly.js from cdn.jsdelivr.net" in page.text
+    assert len(text) < 600_000
+
+    run = save(spectra[0], tmp_path / "run").parent
+    out = write_report([run], tmp_path / "pages" / "report.html", "directory")
+    page = Page(out.read_text())
+    assert [attributes["src"] for tag, attributes in page.tags if "src" in attributes] == [FILE_NAME]
+    assert policy_of(page)["script-src"].split()[0] == "'self'"
+    beside = out.parent / FILE_NAME
+    assert beside.read_bytes() == BUNDLE.read_bytes()
+    written = beside.stat().st_mtime_ns
+    write_report([run], out, "directory")
+    assert beside.stat().st_mtime_ns == written
+    beside.write_text("damaged")
+    write_report([run], out, "directory")
+    assert beside.read_bytes() == BUNDLE.read_bytes()
+
+
+def test_the_bundle_is_the_published_one():
+    """The digest is that of plotly-cartesian.min.js in plotly.js-cartesian-dist-min 4.1.1 on npm."""
+    digest = hashlib.sha256(BUNDLE.read_bytes()).hexdigest()
+    assert digest == "79542150855a52c567260e3137095dbe2b744e6d702a5cabe67da246942fba7a"
+    origin = (BUNDLE.parent / "README.md").read_text()
+    assert digest in origin
+    assert f"version {VERSION}" in origin
+    # Figures are made by plotly for Python, which knows the attributes of the plotly.js that it brings.
+    assert get_plotlyjs_version() == VERSION
+
+
+@pytest.mark.parametrize("which", ["page", "whole_page"])
+def test_fits_in_a_mail(which, request):
+    assert (
+        len(request.getfixturevalue({"page": "rendered", "whole_page": "whole_rendered"}[which]).encode()) < 2_500_000
+    )
 
 
 @pytest.mark.slow

@@ -190,7 +190,8 @@ def test_bands_without_an_edge_are_marked_and_so_are_those_that_raise_the_loss(s
     assert max(value for value in own["y"] if value) < marks["y"][0] < top
     raising = traces(out, "muon")[-1]
     assert raising["marker"]["symbol"] == "triangle-down"
-    assert raising["customdata"] == [f"40–100%: {interval_text(steps.optimizers['muon'].rows[-1].optimum)}"]
+    told = interval_text(steps.optimizers["muon"].rows[-1].optimum)
+    assert raising["customdata"] == [f"40–100%: {told} × the step taken"]
     assert len(traces(qk, "no edge found")) == len(traces(out, "raises the loss")) == 1
     assert not traces(out, "no edge found")
 

@@ -78,8 +78,8 @@ def test_calibration_is_drawn_on_asinh_where_signs_are_open(view):
     emb = figure["data"][0]
     assert emb["name"] == "emb"
     assert emb["y"][-1] < 0 < emb["y"][0]
-    assert [band for band, _ in emb["customdata"][:2]] == ["0–1%", "1–10%"]
-    assert emb["x"][:3] == [0.5, 5.5, 15.0]
+    assert [band for band, *_ in emb["customdata"][:2]] == ["0–1%", "1–10%"]
+    assert emb["x"][:3] == pytest.approx([0.5, 5.5, 15.0])
     for curve in figure["data"]:
         assert min(*curve["error_y"]["array"], *curve["error_y"]["arrayminus"]) > 0.0
 
@@ -112,7 +112,7 @@ def test_contrasts_without_an_upper_end_are_bounds(view, subspace):
     edge = 10.0 ** figure["layout"]["xaxis"]["range"][1]
     assert lines["x"][:2] == pytest.approx([ratio.low, edge], rel=1e-3)
     assert markers["x"][0] == ratio.low
-    assert markers["customdata"][0].startswith("emb: ≥ ")
+    assert markers["customdata"][0][0].startswith("emb: ≥ ")
     assert markers["marker"]["symbol"][:2] == ["triangle-right", "diamond"]
     assert None not in markers["x"]
     assert view_of(make_subspace(optimizers=())).contrasts == []
@@ -133,7 +133,7 @@ def test_a_ratio_that_has_no_place_on_the_axis_is_left_out(subspace):
     figure = view_of(changed).contrasts[0].figure
     lines, markers = figure["data"][:2]
     assert (lines["x"], markers["x"]) == ([], [None])
-    assert markers["customdata"] == ["qk: −0.30 (−0.50 to −0.10)"]
+    assert markers["customdata"] == [["qk: −0.30 (−0.50 to −0.10)", -0.3, -0.5, -0.1]]
     assert figure["layout"]["xaxis"]["range"] == [-0.2218, 0.301]
 
 
