@@ -84,7 +84,7 @@ def make_overview(labelled: Labelled, parts: Mapping[str, Part]) -> Overview:
         on=_on(runs, replay),
         warnings=tuple(dict.fromkeys(text for _, one in replays for text in replay_overview.warn(one))),
         answers=answers,
-        outcome=replay_overview.outcome_table(replays),
+        outcome=None if compared is not None and len(replays) > _FEW else replay_overview.outcome_table(replays),
         pictures=tuple(one for one in pictures if one is not None),
         of_last="" if is_alone else label,
         tiles=tiles,
@@ -92,6 +92,7 @@ def make_overview(labelled: Labelled, parts: Mapping[str, Part]) -> Overview:
     )
 
 
+_FEW = 3  # checkpoints whose outcomes the first screen has; of more the comparison below has them
 _COMPARED = {"loss_change": "Loss change by checkpoint", "flat": "Flat progress by checkpoint"}
 
 

@@ -42,7 +42,7 @@ RESULTS = {  # by the names that pages give to variables
     "tuning": Tuning,
 }
 DOTTED = re.compile(rf"(lp|{'|'.join(RESULTS)})(\.\w+)+")
-MEASUREMENTS = {"spectrum", "subspace", "steps", "replay", "tune"}
+MEASUREMENTS = {"spectrum", "subspace", "steps", "replay", "tune", "compare"}
 
 
 def command(name: str) -> click.Command:

@@ -199,7 +199,7 @@ def test_a_page_of_several_runs_begins_with_the_comparison():
     assert next(iter(view.parts)) == "comparison"
     text = render_page(runs)
     assert "muon-lite ends lowest at both checkpoints" in text
-    assert text.index('id="comparison"') < text.index('aria-labelledby="numbers"')
+    assert text.index('id="comparison"') < text.index('id="replay"')
     assert "How to read this." in text
     assert "comparison" not in make_view(runs[:1]).parts
 
@@ -221,7 +221,7 @@ def test_names_that_are_markup_are_text():
         replay = found["replay"]
         recipes = {HOSTILE if key == "muon" else key: one for key, one in replay.recipes.items()}
         runs = tuple(replace(run, optimizer=HOSTILE) if run.optimizer == "muon" else run for run in replay.runs)
-        found["replay"] = replace(replay, recipes=recipes, runs=runs, sweeps={}, theory={})
+        found["replay"] = replace(replay, recipes=recipes, runs=runs, sweeps={}, theory={}, landscape=None)
         results.append(Run(**found))
     text = render_page(results)
     assert "<img" not in text
@@ -249,9 +249,9 @@ def test_the_page_of_a_comparison_has_nothing_of_one_checkpoint_alone():
     runs = [Run(**make_results(name, step)) for name, step in (("early", 100), ("late", 200))]
     view = make_view(runs, is_comparison=True)
     assert list(view.parts) == ["comparison"]
-    assert len(view.provenance) == 4
+    assert view.provenance[0].name == "provenance"
     assert list(make_view(runs[:1], is_comparison=True).parts) == ["comparison"]
-    assert "Outcome by optimizer" not in render_page(runs, is_comparison=True)
+    assert 'id="replay-1"' not in render_page(runs, is_comparison=True)
 
 
 def test_numbers_that_take_much_room_have_one_digit_of_their_error():
@@ -268,3 +268,9 @@ def test_a_long_trajectory_is_told_by_its_ends():
     assert all(point.is_detail for point in points if "more progress than" in point.text)
     two = judge_comparison(make_comparison()).points
     assert any(not point.is_detail for point in two if "more progress than" in point.text)
+
+
+def test_the_first_screen_leaves_a_long_table_to_the_comparison():
+    runs = [Run(**make_results(f"c{place}", place)) for place in range(4)]
+    assert make_view(runs[:3], is_comparison=True).overview.outcome is not None
+    assert make_view(runs, is_comparison=True).overview.outcome is None
