@@ -43,7 +43,7 @@ def train(tmp_path: Path, *callbacks: Any, steps: int = STEPS, resume: str | Non
     """Train the tiny model on the CPU; always the same way, two batches a step."""
     seed_everything(4, verbose=False)
     module = Module()
-    loader = DataLoader(windows(64, 9, 5), batch_size=4, shuffle=True)
+    loader = DataLoader(list(windows(64, 9, 5)), batch_size=4, shuffle=True)
     trainer = Trainer(
         default_root_dir=tmp_path,
         accelerator="cpu",
