@@ -19,7 +19,7 @@ from lite_probe.errors import InputError, UsageError
 from lite_probe.results.training import Training
 from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
-from tests.callbacks.runs import Clock, make_model, make_task, same, windows
+from tests.callbacks.runs import Clock, make_model, make_task, random_states, same, windows
 
 
 def loop(recorder: Recorder, model: nn.Module, steps: int, *, first: int = 0, lr: float = 0.1) -> None:
@@ -54,12 +54,7 @@ def test_gradients_and_everything_else_are_left_alone(tmp_path: Path) -> None:
     def state() -> list[Any]:
         kept = [[one.clone(), one.grad.clone(), id(one.grad)] for one in model.parameters()]
         modes = [module.training for module in model.modules()]
-        randoms = [
-            torch.get_rng_state(),
-            list(random.getstate()[1]),
-            np.random.get_state(legacy=False)["state"]["key"].tolist(),
-        ]
-        return [kept, modes, randoms, [buffer.clone() for buffer in model.buffers()]]
+        return [kept, modes, random_states(), [buffer.clone() for buffer in model.buffers()]]
 
     before = state()
     recorder.after_update()
@@ -71,7 +66,7 @@ def test_what_a_model_draws_and_moves_is_put_back_after_an_error_too() -> None:
     model = make_model()
     layout = ParameterLayout(list(model.named_parameters()))
     parameters = layout.read()
-    states = (torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist())
+    states = random_states()
 
     def draw_and_move() -> None:
         with unmoved(model, layout, parameters):
@@ -82,9 +77,7 @@ def test_what_a_model_draws_and_moves_is_put_back_after_an_error_too() -> None:
     with pytest.raises(RuntimeError, match="in the middle"):
         draw_and_move()
     assert torch.equal(layout.read(), parameters)
-    assert same(
-        states, (torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist())
-    )
+    assert same(states, random_states())
     assert model.training
 
 

@@ -26,7 +26,7 @@ class States(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **others: Any) -> None:
         draws = (torch.rand(3), random.random(), float(np.random.rand()))
-        flags = (torch.is_grad_enabled(), torch.backends.mkldnn.matmul.fp32_precision)
+        flags = (torch.is_grad_enabled(), torch.get_float32_matmul_precision())
         buffers = [buffer.clone() for buffer in model.buffers()]
         grads = [parameter.grad is None for parameter in model.parameters()]
         self.seen.append([*draws, *flags, *buffers, *grads, *[module.training for module in model.modules()]])
