@@ -213,6 +213,25 @@ def test_numbers_of_planes_areas_bars_and_rows(used: Visit) -> None:
     assert csv_of(rows, yaxis=name_axis(["qk", "ffn"]))[1:] == [["λ₁", "3", "qk"], ["λ₁", "4", "ffn"]]
 
 
+def test_planes_are_drawn_and_saved_under_the_policy(used: Visit) -> None:
+    plane = {"x": [-1, 0, 1], "y": [-1, 1], "z": [[1.0, 2.0, 3.0], [2.0, 3.0, 5.0]]}
+    traces = [{"type": "heatmap", **plane}, {"type": "contour", "contours": {"coloring": "lines"}, **plane}]
+    picture = used.page.evaluate(
+        """async (data) => {
+            const place = document.body.appendChild(document.createElement("div"));
+            await Plotly.newPlot(place, data, { width: 300, height: 300 });
+            const found = [place.querySelectorAll(".heatmaplayer image").length,
+                           place.querySelectorAll(".contourlayer path").length,
+                           (await Plotly.toImage(place, { format: "png" })).slice(0, 22)];
+            place.remove();
+            return found; }""",
+        traces,
+    )
+    assert picture[0] == 1
+    assert picture[1] > 2
+    assert picture[2] == "data:image/png;base64,"
+
+
 def test_every_figure_has_its_numbers_in_a_table(used: Visit) -> None:
     page = used.page
     for details in page.locator("figure:visible details.numbers").all():
