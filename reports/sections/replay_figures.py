@@ -331,8 +331,8 @@ def draw_bands(name: str, replay: Replay) -> list[Drawing]:
         figure, sentences = go.Figure(), [f"Progress in {block} by band of {bands.optimizer}'s proxy."]
         for optimizer, one in measured.items():
             series = (optimizer, optimizer, replay.optimizers.index(optimizer))
-            x, at = 50.0 * (bands.low + bands.high), places[block]
-            values = _add_points(figure, series, x, bands.labels, one, at, unit=" nats", block=block)
+            x, own = 50.0 * (bands.low + bands.high), places[block]
+            values = _add_points(figure, series, x, bands.labels, one, own, unit=" nats", block=block)
             sentences.append(f"{optimizer}: {format_number(sum(values), 3)} nats in all.")
         figure.layout = layout(
             360,
