@@ -37,7 +37,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_room_and_one_top_level_name(installed: Path) -> None:
     package = installed / "lite_probe"
     assert (package / "py.typed").is_file()
-    assert list((package / "reports" / "templates").iterdir())
+    for name in ("templates/page.js", "plotlyjs/plotly-cartesian.min.js", "plotlyjs/LICENSE"):
+        assert (package / "reports" / name).is_file()
     for module in ("commands/main.py", "commands/spectrum.py", "reports/page.py", "spectra/__init__.py"):
         assert (package / module).is_file()
     tops = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}

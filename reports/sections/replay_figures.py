@@ -296,8 +296,8 @@ def draw_bands(name: str, replay: Replay) -> list[Drawing]:
         figure, sentences = Figure(), [f"Progress in {block} by band of {bands.optimizer}'s proxy."]
         for optimizer, one in measured.items():
             series = (optimizer, optimizer, replay.optimizers.index(optimizer))
-            x, look = 50.0 * (bands.low + bands.high), {"unit": " nats", "block": block}
-            values = add_points(figure, series, x, bands.labels, one, places[block], **look)
+            x, own = 50.0 * (bands.low + bands.high), places[block]
+            values = add_points(figure, series, x, bands.labels, one, own, unit=" nats", block=block)
             sentences.append(f"{optimizer}: {format_number(sum(values), 3)} nats in all.")
         figure.layout = layout(
             360,

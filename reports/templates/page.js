@@ -28,15 +28,17 @@
     part(plot, ".numbers").dispatchEvent(new Event("toggle"));
     const width = isPrinted ? SHEET : plot.closest("details:not([open])") ? 0 : plot.clientWidth;
     if (!width || !window.Plotly) return null;
-    const isNew = !drawn.has(plot);
+    const [isNew, { data, layout }] = [!drawn.has(plot), picture.of(spec, width)];
     drawn.set(plot, width);
-    const { data, layout } = picture.of(spec, width);
+    plot.style.minHeight = `${layout.height}px`;
     return Plotly.react(plot, data, layout, config).then(() => {
       if (isNew) plot.on("plotly_click", ({ points }) => choose(specOf(plot), points[0]));
     });
   };
   const drawAll = () => Promise.all(plots.map(draw));
-  const rest = () => new Promise((done) => setTimeout(done)); // the page stays alive while it is drawn
+  // One after the other, so that the page stays alive meanwhile.
+  const pause = () => new Promise((done) => setTimeout(done));
+  const drawInTurn = (some) => some.reduce((before, plot) => before.then(() => draw(plot)).then(pause), pause());
 
   const filter = () => {
     for (const one of filters) one.setAttribute("aria-pressed", String(!off[one.dataset.key].has(one.dataset.value)));
@@ -86,8 +88,8 @@
   const save = (plot, format) => {
     const { data, layout } = withTheme("light", () => picture.of(specOf(plot), plot.clientWidth));
     for (const [at, trace] of data.entries()) trace.visible = plot.data[at].visible ?? true;
-    const size = { width: layout.width, height: layout.height, scale: format === "png" ? 2 : 1 };
-    const options = { format, filename: plot.dataset.figure, ...size };
+    const { width, height } = layout;
+    const options = { format, filename: plot.dataset.figure, width, height, scale: format === "png" ? 2 : 1 };
     return Plotly.downloadImage({ data, layout: { ...layout, paper_bgcolor: "#fff" }, config }, options);
   };
   const toggle = (figures) => (plot) => {
@@ -117,6 +119,7 @@
     for (const { target } of entries) if (target.clientWidth && target.clientWidth !== drawn.get(target)) draw(target);
   }));
   for (const plot of plots) {
+    plot.style.minHeight = `${specOf(plot).layout.height}px`; // nothing moves when it is drawn
     if (!window.Plotly) plot.textContent = "The figure cannot be drawn: plotly.js could not be loaded.";
     for (const button of plot.closest("figure").querySelectorAll("[data-do]")) {
       button.addEventListener("click", () => tools[button.dataset.do](plot));
@@ -131,16 +134,15 @@
   }
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  addEventListener("beforeprint", () => {
-    Object.assign(root.dataset, { theme: "light", printing: "yes" });
+  const print = (isPrinting) => {
+    if (isPrinting) Object.assign(root.dataset, { theme: "light", printing: "yes" });
+    else for (const key of ["theme", "printing"]) delete root.dataset[key];
     drawAll();
-  });
-  addEventListener("afterprint", () => {
-    delete root.dataset.theme;
-    delete root.dataset.printing;
-    drawAll();
-  });
-  plots.reduce((before, plot) => before.then(() => draw(plot)).then(rest), Promise.resolve()).then(() => {
-    root.dataset.drawn = "yes";
-  });
+  };
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
+  drawInTurn(plots.filter((plot) => plot.getBoundingClientRect().top < innerHeight)).then(() => {
+    root.dataset.drawn = "seen";
+    return drawInTurn(plots.filter((plot) => !drawn.has(plot)));
+  }).then(() => { root.dataset.drawn = "all"; });
 })();

@@ -213,6 +213,25 @@ def test_numbers_of_planes_areas_bars_and_rows(used: Visit) -> None:
     assert csv_of(rows, yaxis=name_axis(["qk", "ffn"]))[1:] == [["λ₁", "3", "qk"], ["λ₁", "4", "ffn"]]
 
 
+def test_planes_are_drawn_and_saved_under_the_policy(used: Visit) -> None:
+    plane = {"x": [-1, 0, 1], "y": [-1, 1], "z": [[1.0, 2.0, 3.0], [2.0, 3.0, 5.0]]}
+    traces = [{"type": "heatmap", **plane}, {"type": "contour", "contours": {"coloring": "lines"}, **plane}]
+    picture = used.page.evaluate(
+        """async (data) => {
+            const place = document.body.appendChild(document.createElement("div"));
+            await Plotly.newPlot(place, data, { width: 300, height: 300 });
+            const found = [place.querySelectorAll(".heatmaplayer image").length,
+                           place.querySelectorAll(".contourlayer path").length,
+                           (await Plotly.toImage(place, { format: "png" })).slice(0, 22)];
+            place.remove();
+            return found; }""",
+        traces,
+    )
+    assert picture[0] == 1
+    assert picture[1] > 2
+    assert picture[2] == "data:image/png;base64,"
+
+
 def test_every_figure_has_its_numbers_in_a_table(used: Visit) -> None:
     page = used.page
     for details in page.locator("figure:visible details.numbers").all():
@@ -305,6 +324,24 @@ def test_is_printed_in_light_at_the_width_of_the_sheet(browser: Browser, report:
         assert visit.complaints == []
 
 
+def test_a_folded_figure_is_drawn_when_it_is_opened(browser: Browser, tmp_path: Path) -> None:
+    text = render_page([Run(spectrum=make_spectrum(blocks=False, verified=None))])
+    pair = re.compile(r'<div class="pair">(.*?)</figure>\s*</div>', re.DOTALL)
+    path = tmp_path / "report.html"
+    path.write_text(pair.sub(r"<details id='ends'><summary>Ends</summary>\g<0></details>", text, count=1))
+    with Visit(browser, path) as visit:
+        assert visit.plot("density").locator(".main-svg").count() > 0
+        assert visit.plot("upper-end").locator(".main-svg").count() == 0
+        visit.page.locator("#ends > summary").click()
+        visit.until("document.querySelectorAll('#plot-upper-end .main-svg').length > 0")
+        drawn = visit.page.evaluate("document.querySelector('#plot-upper-end .main-svg').clientWidth")
+        assert drawn == visit.page.evaluate("document.getElementById('plot-upper-end').clientWidth") > 300
+        assert visit.complaints == []
+    with Visit(browser, path) as visit:
+        visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert visit.plot("upper-end").locator(".main-svg").first.get_attribute("width") == "640"
+
+
 def test_works_with_plotly_beside_it_and_says_so_without(browser: Browser, tmp_path: Path) -> None:
     page = write_report([save(make_spectrum(), tmp_path / "run").parent], tmp_path / "report.html", "directory")
     with Visit(browser, page) as visit:
@@ -337,11 +374,10 @@ def test_a_figure_that_is_not_drawn_would_be_noticed(browser: Browser, report: P
     broken.write_text(report.read_text().replace("Plotly.react(plot", "Plotly.missing(plot"))
     context = browser.new_context(bypass_csp=True)  # the policy stops a script that was changed, see test_sealed.py
     page = context.new_page()
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(broken.as_uri())
-    assert any("Plotly.missing is not a function" in complaint for complaint in complaints)
-    assert page.locator("html[data-drawn]").count() == 0
+    with page.expect_event("pageerror") as complaint:
+        page.goto(broken.as_uri())
+    assert "Plotly.missing is not a function" in str(complaint.value)
+    assert page.locator("html[data-drawn=all]").count() == 0
     assert page.locator("#plot-density svg").count() == 0
     assert json.loads(page.locator("#figures").inner_text())
     context.close()

@@ -16,11 +16,12 @@ PATIENCE = 120_000  # ms; a busy machine parses and draws for long
 
 
 class Visit:
-    """A page that has been drawn, with everything it complained about or asked for."""
+    """A page that has been drawn, without a network, with everything it complained about or asked for."""
 
     def __init__(self, browser: Browser, report: Path, width: int = 1280, scheme: str = "light") -> None:
         self.width = width
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        window = {"width": width, "height": 900}
+        self.context = browser.new_context(viewport=window, color_scheme=scheme, offline=True)
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(PATIENCE)
         self.complaints: list[str] = []
@@ -29,7 +30,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(report.as_uri())
-        self.page.wait_for_selector("html[data-drawn]")
+        self.page.wait_for_selector("html[data-drawn=all]")
 
     def __enter__(self) -> "Visit":
         return self
