@@ -77,7 +77,7 @@ def test_every_section_is_drawn_quietly_and_fits(browser, whole_report, width, s
             details.evaluate("one => { one.open = true; }")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         plots = page.locator(".plot").all()
-        assert len(plots) == 4 + 2 + 1 + 7 + 2 * 6 + 4 + 5
+        assert len(plots) == 4 + 2 + 1 + 7 + 2 * 9 + 4 + 5
         for plot in plots:
             name = plot.get_attribute("id")
             marks = plot.locator("svg .scatterlayer path, svg .barlayer path, svg .scatterlayer .point")
