@@ -9,11 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 from playwright.sync_api import Browser, Page
 
-from lite_probe.reports.drawing import Drawing, axis, error_bars, layout, name_axis
+from lite_probe.reports.drawing import Drawing, Figure, axis, error_bars, layout, name_axis
 from lite_probe.reports.page import render_page, write_report
 from lite_probe.reports.runs import Run
 from lite_probe.results.store import save
@@ -190,7 +189,9 @@ def test_csv_files_hold_the_stored_numbers(used: Visit) -> None:
 
 def test_numbers_of_planes_areas_bars_and_rows(used: Visit) -> None:
     def csv_of(*traces: dict[str, object], **axes: object) -> list[list[str]]:
-        described = Drawing.of(go.Figure(data=traces, layout=layout(100, **axes)), "own", "A figure.").figure
+        figure = Figure()
+        figure.data, figure.layout = list(traces), layout(100, **axes)
+        described = Drawing.of(figure, "own", "A figure.").figure
         text = used.page.evaluate("spec => numbers.csv(spec)", described)
         return list(csv.reader(io.StringIO(text)))
 

@@ -153,7 +153,8 @@ def test_the_linear_theory_is_exact(replayed: Known) -> None:
 
 def test_the_trapezoid_rule_is_exact_here_too_and_takes_a_gradient_less() -> None:
     task = quadratic_task(matrix_with(EIGENVALUES, seed=5), torch.ones(7, dtype=torch.float64))
-    arguments = {"spectrum": spectrum_of(task), "steps": 4, "seeds": 1, "lr": LR, "ramp": 0, "warm_batches": 4}
+    asked = {"steps": 4, "seeds": 1, "lr": LR, "ramp": 0, "warm_batches": 4, "landscape": False}
+    arguments = {"spectrum": spectrum_of(task), **asked}
     found = replay(task, ["sgd"], rule="trapezoid", **arguments)  # type: ignore[arg-type]
     run = only(found)
     assert run.closure_error < 1e-12 * abs(run.loss_change)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lite_probe.measurements.replay import replay
+from lite_probe.measurements.replay_landscape import LandscapeSurvey
 from lite_probe.measurements.requests.replay import ReplayRequest
 from lite_probe.replays.allocation import evaluate
 from lite_probe.replays.landscape import LINE_POINTS, PLANE_POINTS, SEARCHED
@@ -26,6 +27,7 @@ from lite_probe.vectors.layout import ParameterLayout
 from tests.oracles import matrix_with
 from tests.plans import plan_replay
 from tests.replays.conftest import HalfForm, quadratic_task, spectrum_of, with_training
+from tests.reports.fixtures import make_replay
 
 pytestmark = pytest.mark.slow
 
@@ -400,6 +402,23 @@ def test_a_first_update_is_finite_and_some_or_none(lr: float) -> None:
     assert (update is not None) == (lr == 0.5)
     if update is not None:
         torch.testing.assert_close(update, torch.full_like(start, 0.5))
+
+
+def test_a_run_whose_allocations_do_not_add_up_makes_no_plane() -> None:
+    """The most flat progress is soap's; where it is not accounted for muon's is, and of two such the most again."""
+    runs = {run.optimizer: run for run in make_replay(optimizers=("muon", "soap"), gains={"soap": 1e-3}, seeds=1).runs}
+    lost = {name: replace(run, closure_errors=run.closure_errors + 1.0) for name, run in runs.items()}
+    survey = LandscapeSurvey.__new__(LandscapeSurvey)
+    for taken, expected in (
+        (runs, "soap"),
+        (runs | {"soap": lost["soap"]}, "muon"),
+        (lost, "soap"),
+        (runs | {"soap": replace(runs["soap"], diverged_at=20)}, "muon"),
+    ):
+        survey._runs = taken
+        furthest = survey._furthest
+        assert furthest is not None
+        assert furthest.optimizer == expected
 
 
 def line_of(changes: Callable[[NDArray[np.float64]], NDArray[np.float64]], **more: Any) -> LossLine:

@@ -126,6 +126,7 @@ def test_no_batch_has_two_uses(lr: float | str) -> None:
     assert [len(part) for part in parts[:-2]] == [2] * 2 * NODES
     assert len(splits.steps) == request.profile_batches
     assert len(splits.replay) >= replay_request(request, {}, 1.0).train_batches(0)
+    assert not replay_request(request, {}, 1.0).landscape  # nobody shows it
     assert splits.notes == ()
     assert {id(batch) for batch in task.evaluation} & set(batches) == set()
 
