@@ -24,7 +24,7 @@ from lite_probe.commands.steps import StepsMeasuring
 from lite_probe.commands.tables import asked_format, write_tables
 from lite_probe.commands.task import OPENING, Opened, TaskOptions
 from lite_probe.commands.wording import plural
-from lite_probe.errors import InputError, ThresholdError
+from lite_probe.errors import InputError, ThresholdError, UsageError
 from lite_probe.measurements.requests.replay import ReplayRequest
 from lite_probe.measurements.requests.steps import StepsRequest
 from lite_probe.results.kinds import KINDS
@@ -166,6 +166,8 @@ class _Asked:
         from lite_probe.results.comparison import compare
         from lite_probe.results.thresholds import parse_threshold
 
+        if len({Path(path).resolve() for path in self.checkpoints}) < len(self.checkpoints):
+            raise UsageError(f"expected every checkpoint once, got {', '.join(self.checkpoints)}", "name each once")
         names, labels, sizes = [*self.request.names], [], {}
         if runs:
             read = compare(runs)

@@ -101,6 +101,7 @@ def _of_replay(replay: Replay) -> Conditions:
         "segment": ", ".join(_short(segments[seed]) for seed in sorted(segments)),
         "rule": replay.rule,
         "tolerance": replay.tolerance,
+        "bands": f"those of {replay.bands.optimizer}",
         **_settings(list(replay.recipes.values())),
     }
 
@@ -143,10 +144,14 @@ def _notes(labelled: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Note, ...
     ):
         if len(set(values.values())) > 1:
             notes.append(Note(code="measured-apart", message=f"Measured with other {title}: {_values(values)}."))
+    replays: list[tuple[str, Replay]] = [(label, found["replay"]) for label, found in labelled if "replay" in found]
+    sharp: dict[str, object] = {label: len(replay.eigenvalues) for label, replay in replays}
+    if len(set(sharp.values())) > 1:
+        message = f"Flat and sharp progress are of other numbers of sharp directions: {_values(sharp)}."
+        notes.append(Note(code="other-sharp", message=message))
     states: dict[str, dict[str, object]] = {}
-    for label, found in labelled:
-        replay: Replay | None = found.get("replay")
-        for name, recipe in (replay.recipes if replay else {}).items():
+    for label, replay in replays:
+        for name, recipe in replay.recipes.items():
             states.setdefault(name, {})[label] = recipe.state
     for name, kinds in states.items():
         if len(set(kinds.values())) > 1:

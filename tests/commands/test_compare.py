@@ -120,6 +120,9 @@ def test_refuses_before_it_measures(
     assert wrong.exit_code == 2
     assert "got 'soap'" in wrong.stderr
     assert "there are muon, muon-lite, torch.AdamW, make_mine" in wrong.stderr
+    twice = compare(tiny_llama, tiny_llama / "." / "", text, mine, tmp_path / "out")
+    assert twice.exit_code == 2
+    assert "error: expected every checkpoint once, got " in twice.stderr
     nothing = run("compare", tmp_path / "gone")
     assert nothing.exit_code == 3
     assert "expected a checkpoint or a run directory at" in nothing.stderr

@@ -234,7 +234,7 @@ def test_is_accessible(which, request):
         if "aria-controls" in attributes:
             assert attributes["aria-controls"] in identifiers
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("caption") == tags.count("table") == (6 if which == "page" else 31)
+    assert tags.count("caption") == tags.count("table") == (7 if which == "page" else 31)
     assert next(a for tag, a in page.tags if tag == "html")["lang"] == "en"
 
 

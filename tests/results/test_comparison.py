@@ -204,6 +204,9 @@ def test_refuses_another_segment_or_measure():
         "ramp of the replay: 0 at early, 5 at late": replace(late, ramp=5),
         "rule of the replay: simpson at early, trapezoid at late": replace(late, rule="trapezoid"),
         "tolerance of the replay: 0.005 at early, 0.1 at late": replace(late, tolerance=0.1),
+        "bands of the replay: those of soap at early, those of muon at late": replace(
+            late, bands=replace(late.bands, optimizer="muon")
+        ),
         "segment of the replay: segment-0, segment-1, segment-2 at early, x, x, x at late": replace(
             late, runs=tuple(replace(run, batches_digest="x") for run in late.runs)
         ),
@@ -315,3 +318,12 @@ def test_a_training_run_stands_beside_checkpoints():
     found = compare_results([("early", {**make_results(), "training": make_training(num_parameters=10_724_352)})])
     assert found.at("early").kinds == ("spectrum", "subspace", "steps", "replay")
     assert [one.label for one in found.trajectories] == ["early"]
+
+
+def test_other_numbers_of_sharp_directions_are_noted():
+    late = make_replay(name="late", step=2)
+    fewer = replace(late, eigenvalues=late.eigenvalues[:7].copy())
+    found = compare_results([("early", {"replay": make_replay(name="early", step=1)}), ("late", {"replay": fewer})])
+    assert [note.message for note in found.notes] == [
+        "Flat and sharp progress are of other numbers of sharp directions: 10 at early, 7 at late."
+    ]
