@@ -87,6 +87,12 @@ def same(first: Any, second: Any) -> bool:
     )
 
 
+def random_states() -> list[Any]:
+    """Return where torch's, Python's and numpy's random numbers are."""
+    numpy_state = np.random.get_state(legacy=False)["state"]
+    return [torch.get_rng_state(), list(random.getstate()[1]), numpy_state["key"].tolist(), numpy_state["pos"]]
+
+
 class Clock:
     """A clock that tests set."""
 

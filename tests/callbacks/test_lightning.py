@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 import lite_probe as lp
 from lite_probe.callbacks import LightningProbeCallback
@@ -18,6 +18,19 @@ from tests.callbacks.runs import make_model, make_task, same, windows
 
 pytestmark = pytest.mark.slow
 STEPS = 50
+
+
+class Rows(Dataset[Tensor]):
+    """Training windows."""
+
+    def __init__(self) -> None:
+        self.rows = windows(64, 9, 5)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.rows[index]
 
 
 class Module(LightningModule):  # type: ignore[misc]
@@ -43,7 +56,7 @@ def train(tmp_path: Path, *callbacks: Any, steps: int = STEPS, resume: str | Non
     """Train the tiny model on the CPU; always the same way, two batches a step."""
     seed_everything(4, verbose=False)
     module = Module()
-    loader = DataLoader(windows(64, 9, 5), batch_size=4, shuffle=True)
+    loader: DataLoader[Any] = DataLoader(Rows(), batch_size=4, shuffle=True)
     trainer = Trainer(
         default_root_dir=tmp_path,
         accelerator="cpu",

@@ -19,7 +19,7 @@ from lite_probe.errors import InputError, UsageError
 from lite_probe.results.training import Training
 from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
-from tests.callbacks.runs import Clock, make_model, make_task, same, windows
+from tests.callbacks.runs import Clock, make_model, make_task, random_states, same, windows
 
 
 def loop(recorder: Recorder, model: nn.Module, steps: int, *, first: int = 0, lr: float = 0.1) -> None:
@@ -30,7 +30,7 @@ def loop(recorder: Recorder, model: nn.Module, steps: int, *, first: int = 0, lr
     for step in range(first, steps):
         optimizer.zero_grad()
         loss, count = task.loss(windows(4, 9, step))
-        (loss / count).backward()
+        (loss / count).backward()  # type: ignore[no-untyped-call]
         recorder.before_update(step, lr)
         optimizer.step()
         recorder.after_update()
@@ -45,7 +45,7 @@ def test_gradients_and_everything_else_are_left_alone(tmp_path: Path) -> None:
     recorder.begin(model)
     task = make_task(model)
     loss, count = task.loss(windows(4, 9, 1))
-    (loss / count).backward()
+    (loss / count).backward()  # type: ignore[no-untyped-call]
     recorder.before_update(0, 0.1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -54,8 +54,7 @@ def test_gradients_and_everything_else_are_left_alone(tmp_path: Path) -> None:
     def state() -> list[Any]:
         kept = [[one.clone(), one.grad.clone(), id(one.grad)] for one in model.parameters()]
         modes = [module.training for module in model.modules()]
-        randoms = [torch.get_rng_state(), list(random.getstate()[1]), np.random.get_state()[1].tolist()]
-        return [kept, modes, randoms, [buffer.clone() for buffer in model.buffers()]]
+        return [kept, modes, random_states(), [buffer.clone() for buffer in model.buffers()]]
 
     before = state()
     recorder.after_update()
@@ -67,7 +66,7 @@ def test_what_a_model_draws_and_moves_is_put_back_after_an_error_too() -> None:
     model = make_model()
     layout = ParameterLayout(list(model.named_parameters()))
     parameters = layout.read()
-    states = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())
+    states = random_states()
 
     def draw_and_move() -> None:
         with unmoved(model, layout, parameters):
@@ -78,7 +77,7 @@ def test_what_a_model_draws_and_moves_is_put_back_after_an_error_too() -> None:
     with pytest.raises(RuntimeError, match="in the middle"):
         draw_and_move()
     assert torch.equal(layout.read(), parameters)
-    assert same(states, (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()))
+    assert same(states, random_states())
     assert model.training
 
 
@@ -164,7 +163,7 @@ def test_without_a_second_derivative_the_rest_is_measured(tmp_path: Path) -> Non
     task = make_task()
     once = Task(
         model=task.model,
-        predict=lambda model, batch: Once.apply(task.predict(model, batch)),
+        predict=lambda model, batch: Once.apply(task.predict(model, batch)),  # type: ignore[no-untyped-call]
         criterion=task.criterion,
         evaluation=task.evaluation,
     )
@@ -200,7 +199,7 @@ def test_a_model_that_cannot_be_measured_trains_all_the_same(tmp_path: Path) -> 
     recorder.end()
     assert not (tmp_path / "none").exists()
     sharded = make_model()
-    next(sharded.parameters()).ds_id = 0  # type: ignore[attr-defined]
+    next(sharded.parameters()).ds_id = 0
     with pytest.warns(UserWarning, match="expected whole parameters in this process, got sharded ones"):
         recorder.begin(sharded)
 
@@ -261,13 +260,13 @@ def test_several_pairs_are_held_beside_their_share_of_the_parameters(tmp_path: P
 
 
 def test_batches_go_where_the_model_is() -> None:
-    batch = {"ids": torch.zeros(2), "pair": (torch.ones(1), "name"), "rows": [torch.ones(1)]}
+    batch: dict[str, Any] = {"ids": torch.zeros(2), "pair": (torch.ones(1), "name"), "rows": [torch.ones(1)]}
     moved = _moved(batch, torch.device("meta"))
     assert moved["ids"].is_meta
     assert moved["pair"][0].is_meta
     assert moved["pair"][1] == "name"
     assert moved["rows"][0].is_meta
-    assert not batch["ids"].is_meta  # type: ignore[union-attr]
+    assert not batch["ids"].is_meta
 
 
 def test_a_model_in_memory_has_a_task_from_a_text(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ class States(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **others: Any) -> None:
         draws = (torch.rand(3), random.random(), float(np.random.rand()))
-        flags = (torch.is_grad_enabled(), torch.backends.mkldnn.matmul.fp32_precision)
+        flags = (torch.is_grad_enabled(), torch.get_float32_matmul_precision())
         buffers = [buffer.clone() for buffer in model.buffers()]
         grads = [parameter.grad is None for parameter in model.parameters()]
         self.seen.append([*draws, *flags, *buffers, *grads, *[module.training for module in model.modules()]])
@@ -92,9 +92,9 @@ def test_a_point_has_the_numbers_of_the_checkpoint_of_its_step(tmp_path: Path) -
     # Two sums of the same terms in float32, and a seed's start of its own for the eigenvector.
     assert training.loss[at] == pytest.approx(spectrum.loss, rel=1e-6)
     assert training.points[at].gradient_norm == pytest.approx(spectrum.gradient_norm, rel=1e-5)
-    vector = torch.from_numpy(np.array(spectrum.eigenvectors[:, 0]))
+    vector = torch.from_numpy(np.array(spectrum.eigenvectors)[:, 0])
     task = make_task(model.eval())
-    total = sum(task.loss(batch)[0] for batch in task.evaluation)
+    total = torch.stack([task.loss(batch)[0] for batch in task.evaluation]).sum()
     grads = torch.autograd.grad(total, [*model.parameters()])
     gradient = torch.cat([grad.flatten() for grad in grads])
     share = float((vector @ gradient).square() / gradient.square().sum())
@@ -119,7 +119,7 @@ def test_the_critical_step_is_that_of_the_update_the_optimizer_made(tmp_path: Pa
         torch.nn.utils.vector_to_parameters(start + multiple * (end - start), models[0].parameters())
         with torch.no_grad():
             sums, counts = zip(*(task.loss(batch) for batch in task.evaluation), strict=True)
-        return float(sum(sums)) / sum(counts)
+        return float(sum(sums)) / int(sum(counts))
 
     assert point.critical_bounds is not None
     low, high = point.critical_bounds
@@ -134,7 +134,7 @@ def test_the_critical_step_is_that_of_the_update_the_optimizer_made(tmp_path: Pa
 
 def test_a_resumed_run_goes_on_with_its_record(tmp_path: Path) -> None:
     folder = tmp_path / "probe"
-    saving = {"save_strategy": "steps", "save_steps": 20}
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 20}
 
     def probe() -> ProbeCallback:
         return ProbeCallback(make_task(), every=10, folder=folder, budget=None)

@@ -27,7 +27,7 @@ def test_its_verdict_says_how_curvature_moved_and_how_near_the_edge_the_steps_we
     )
     (claim,) = verdict.claims
     assert (claim.value, claim.status, claim.confidence) == (200.0, "holds", 1.0)
-    assert (claim.low, claim.high) == (pytest.approx(199.9), pytest.approx(200.1))
+    assert [claim.low, claim.high] == pytest.approx([199.9, 200.1])
     assert claim.sentence in verdict.lead
     (point,) = verdict.points
     assert point.text == (
