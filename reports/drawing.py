@@ -22,7 +22,6 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 FILTERS = ("optimizer", "block", "checkpoint")
 _UNESCAPED = ("hovertemplate", "meta")  # the page keeps meta from plotly.js
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
 class Figure:
@@ -168,43 +167,14 @@ def error_bars(halves: Sequence[float], shade: str, below: Sequence[float] | Non
     return {"type": "data", "array": halves, **down, "color": shade, "thickness": 1.2, "width": 3}
 
 
-def layout(height: int, **axes: Any) -> dict[str, Any]:
-    """Return what all figures share."""
-    return {
-        "height": height,
-        "margin": {"l": 12, "r": 12, "t": 12, "b": 12},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": FONT, "size": 13, "color": "var(--text)"},
-        "hoverlabel": {
-            "bgcolor": "var(--surface)",
-            "bordercolor": "var(--line)",
-            "font": {"family": FONT, "color": "var(--text)"},
-        },
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
-        "hovermode": "closest",
-        "dragmode": False,
-        **axes,
-    }
+def layout(height: int, **settings: Any) -> dict[str, Any]:
+    """Return a figure's layout; the page's script adds what all have in common."""
+    return {"height": height, **settings}
 
 
 def axis(title: str, **settings: Any) -> dict[str, Any]:
-    """Return an axis in the page's style."""
-    style = {
-        "title": {"text": title, "font": {"size": 12, "color": "var(--muted)"}, "standoff": 10},
-        "automargin": True,
-        "gridcolor": "var(--grid)",
-        "linecolor": "var(--line)",
-        "showline": True,
-        "zeroline": False,
-        "ticks": "outside",
-        "ticklen": 4,
-        "tickcolor": "var(--line)",
-        "tickangle": 0,
-        "exponentformat": "power",
-        "tickfont": {"size": 12, "color": "var(--muted)"},
-    }
-    return style | settings
+    """Return an axis; likewise."""
+    return {"title": {"text": title}, **settings}
 
 
 def log_axis(title: str, **settings: Any) -> dict[str, Any]:

@@ -75,7 +75,10 @@ def make_overview(labelled: Labelled, parts: Mapping[str, Part]) -> Overview:
         for label, replay in replays
     )
     label, replay = replays[-1]
-    pictures = (replay_overview.draw_gaps("gap", replay), replay_overview.draw_parts("parts", replay))
+    pictures: tuple[Drawing | None, ...] = (
+        replay_overview.draw_gaps("gap", replay),
+        replay_overview.draw_parts("parts", replay),
+    )
     if compared is not None:
         answers = (Answer(heading="", lead=" ".join(text for _, text in compared.leads)),)
         figures = compared.view["figures"]

@@ -39,7 +39,7 @@ RANK = {
     "commands": 13,
     "__main__": 14,
 }
-ONLY_IN = {"click": {"commands"}, "rich": {"commands"}, "plotly": {"reports"}, "jinja2": {"reports"}}
+ONLY_IN: dict[str, set[str]] = {"click": {"commands"}, "rich": {"commands"}, "plotly": set(), "jinja2": {"reports"}}
 RANKS = "lite_probe.bilevel.ranks"  # alone knows torch.distributed
 NEVER_IN = {"results": {"torch", "transformers"}, "reports": {"torch", "transformers"}}
 

@@ -8,7 +8,7 @@ a field that has a default may be missing, and one that had another name, see `f
 import math
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
@@ -141,7 +141,7 @@ def _decode_fields(record: type, encoded: Any, path: str, arrays: ArraySource | 
 
 
 @cache
-def _hints_of(record: type) -> dict[str, Any]:
+def _hints_of(record: Hashable) -> dict[str, Any]:
     """Return the types of a dataclass's fields; once, since a replay is a record of many."""
     return get_type_hints(record)
 

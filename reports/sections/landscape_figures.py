@@ -73,7 +73,7 @@ def draw_updates(name: str, landscape: Landscape, optimizers: Sequence[str]) -> 
     figure, sentences = Figure(), ["Loss along each optimizer's own step from the start, in such steps."]
     for line in landscape.updates:
         place = optimizers.index(line.optimizer)
-        of: dict[str, Any] = {"meta": {"optimizer": line.optimizer}, "legendgroup": line.optimizer}
+        of: dict[str, Any] = {"legendgroup": line.optimizer, "meta": {"optimizer": line.optimizer}}
         _add_model(figure, line, f"{line.optimizer}, model", colour(place), showlegend=False, **of)
         figure.add_scatter(
             x=rounded(line.distances),

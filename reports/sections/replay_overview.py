@@ -326,8 +326,8 @@ def draw_parts(name: str, replay: Replay) -> Drawing | None:
             showlegend=False,  # the colours are those of the figure beside it
             meta={"optimizer": optimizer},
         )
-        flat, sharp = (format_uncertain(one.value, half) for one, half in zip(pair, halves, strict=True))
-        sentences.append(f"{optimizer}: {flat} nats flat, {sharp} nats sharp.")
+        told = [format_uncertain(one.value, half) for one, half in zip(pair, halves, strict=True)]
+        sentences.append(f"{optimizer}: {told[0]} nats flat, {told[1]} nats sharp.")
     figure.layout = layout(
         HEIGHT,
         xaxis=axis("directions", type="category", ticks=""),

@@ -4,6 +4,35 @@ const picture = (() => {
   const off = { optimizer: new Set(), block: new Set(), checkpoint: new Set() }; // what the filters leave out
   const linear = new Set(); // figures whose logarithmic axis was made linear
   const zoomed = new Set(); // figures in which dragging selects what to zoom to
+  // What all figures have in common; theirs goes before it.
+  const font = { family: "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif" };
+  const common = {
+    margin: { l: 12, r: 12, t: 12, b: 12 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { ...font, size: 13, color: "var(--text)" },
+    hoverlabel: { bgcolor: "var(--surface)", bordercolor: "var(--line)", font: { ...font, color: "var(--text)" } },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 12 } },
+    hovermode: "closest",
+  };
+  const ofAxes = {
+    automargin: true,
+    gridcolor: "var(--grid)",
+    linecolor: "var(--line)",
+    showline: true,
+    zeroline: false,
+    ticks: "outside",
+    ticklen: 4,
+    tickcolor: "var(--line)",
+    tickangle: 0,
+    exponentformat: "power",
+    tickfont: { size: 12, color: "var(--muted)" },
+  };
+  const styled = (axis) => ({
+    ...ofAxes,
+    ...axis,
+    title: { font: { size: 12, color: "var(--muted)" }, standoff: 10, ...axis?.title },
+  });
   const MOST = 600; // points of a series that are drawn; its table has them all
 
   // Figures name the page's colours; their values depend on the theme.
@@ -73,13 +102,14 @@ const picture = (() => {
     }
     const title = { ...xaxis?.title, text: lines.join("<br>") };
     const more = 18 * (lines.length - 1) + (width < 480 ? 36 : 0); // px, for a legend of more lines
-    return { xaxis: { ...xaxis, title }, yaxis: rows ? { ...yaxis, ticktext: rows } : yaxis, height: height + more };
+    const named = rows ? { ...yaxis, ticktext: rows } : yaxis;
+    return { xaxis: styled({ ...xaxis, title }), yaxis: styled(named), height: height + more };
   };
   const of = (spec, width) => {
     // plotly.js keeps what was hidden in the legend, or zoomed, for as long as the revision is the same.
     const uirevision = `${spec.summary} ${linear.has(spec)} ${zoomed.has(spec)}`;
     const dragmode = zoomed.has(spec) ? "zoom" : false;
-    const layout = { ...spec.layout, width, uirevision, dragmode, ...fitted(spec.layout, width) };
+    const layout = { ...common, ...spec.layout, width, uirevision, dragmode, ...fitted(spec.layout, width) };
     layout.showlegend ??= spec.data.filter(({ showlegend }) => showlegend !== false).length > 1;
     if (linear.has(spec)) {
       const { tickvals, ticktext, ...axis } = layout[logAxis(spec)];

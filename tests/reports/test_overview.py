@@ -202,7 +202,13 @@ def test_without_a_replay_each_measurement_answers_for_itself():
 def test_several_runs_have_a_row_and_an_answer_each(found):
     early = make_replay(name="gpt-500", step=500, steps=12)
     overview = overview_of(Run(replay=found), Run(replay=early))
-    assert [answer.heading for answer in overview.answers] == ["gpt-500", "gpt-5000"]
+    (answer,) = overview.answers
+    assert "at both checkpoints" in answer.lead
+    assert [one.name for one in overview.pictures] == ["first-loss-change", "first-flat-progress"]
+    other = make_replay(name="gpt-500", step=500, steps=3)
+    apart = overview_of(Run(replay=found), Run(replay=other))  # other segments are not compared
+    assert [answer.heading for answer in apart.answers] == ["gpt-500", "gpt-5000"]
+    assert [one.name for one in apart.pictures] == ["gap", "parts"]
     assert [row[0].text for row in overview.outcome.rows] == ["gpt-500"] * 4 + ["gpt-5000"] * 4
     assert overview.of_last == "gpt-5000"
 

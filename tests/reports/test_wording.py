@@ -70,7 +70,7 @@ def test_one_of_anything_is_singular() -> None:
 
 def with_batches(**changes: object) -> str:
     origin = replace(make_spectrum().provenance, **changes)  # type: ignore[arg-type]
-    return make_view([Run(spectrum=replace(make_spectrum(), provenance=origin))]).subtitle
+    return " · ".join(make_view([Run(spectrum=replace(make_spectrum(), provenance=origin))]).overview.on)
 
 
 def test_batches_of_unknown_size_are_not_of_zero() -> None:
