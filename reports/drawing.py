@@ -21,6 +21,7 @@ from lite_probe.results.blocks import order_blocks
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 FILTERS = ("optimizer", "block", "checkpoint")
+_SHORT = ("error_x", "error_y", "customdata", "z")
 _UNESCAPED = ("hovertemplate", "meta")  # the page keeps meta from plotly.js
 
 
@@ -142,8 +143,23 @@ def _literal(value: Any) -> Any:
     if isinstance(value, str):
         return html.escape(value, quote=False)
     if isinstance(value, Mapping):
-        return {key: item if key in _UNESCAPED else _literal(item) for key, item in value.items()}
+        return {key: _entry(key, item) for key, item in value.items()}
     return [_literal(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _entry(key: str, value: Any) -> Any:
+    """Return what is under a key: errors and fields of cells to six digits, which keeps pages small."""
+    if key in _UNESCAPED:
+        return value
+    return _short(_literal(value)) if key in _SHORT else _literal(value)
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _short(item) for key, item in value.items()}
+    return [_short(item) for item in value] if isinstance(value, list) else value
 
 
 def colour(place: int) -> str:

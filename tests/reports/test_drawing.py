@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 import pytest
 
-from lite_probe.reports.drawing import FILTERS, Drawing, axis, by_checkpoint, choices_of, error_bars, layout
+from lite_probe.reports.drawing import FILTERS, Drawing, Figure, axis, by_checkpoint, choices_of, error_bars, layout
 from lite_probe.reports.runs import Run
 from lite_probe.reports.view import make_view
 from tests.reports.fixtures import make_replay, make_spectrum, make_subspace
@@ -39,7 +39,8 @@ def traces_of(figures: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[st
 
 def test_every_trace_says_what_it_belongs_to(figures) -> None:
     for name, trace in traces_of(figures):
-        assert trace["meta"], name
+        # What is of the whole model at all checkpoints belongs to none of them.
+        assert trace["meta"] or name in ("comparison-lambda-1", "comparison-trace", "comparison-anisotropy"), name
         assert set(trace["meta"]) <= set(FILTERS)
         for of in trace["meta"].values():
             assert isinstance(of, str) or len(of) == len(trace["x"]), name

@@ -203,8 +203,8 @@ def test_several_runs_have_a_row_and_an_answer_each(found):
     early = make_replay(name="gpt-500", step=500, steps=12)
     overview = overview_of(Run(replay=found), Run(replay=early))
     (answer,) = overview.answers
-    assert "at both checkpoints" in answer.lead
-    assert [one.name for one in overview.pictures] == ["first-loss-change", "first-flat-progress"]
+    assert answer.lead.startswith("At both checkpoints")
+    assert [one.name for one in overview.pictures] == ["first-comparison-loss-change", "first-comparison-flat-progress"]
     other = make_replay(name="gpt-500", step=500, steps=3)
     apart = overview_of(Run(replay=found), Run(replay=other))  # other segments are not compared
     assert [answer.heading for answer in apart.answers] == ["gpt-500", "gpt-5000"]

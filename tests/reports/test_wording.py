@@ -80,7 +80,7 @@ def test_batches_of_unknown_size_are_not_of_zero() -> None:
     assert "1 batch of val.bin (evaluation)" in with_batches(num_batches=1, batch_size=0, seq_len=None)
     origin = replace(make_spectrum().provenance, batch_size=0)
     view = make_view([Run(spectrum=replace(make_spectrum(), provenance=origin))])
-    facts = {row[0].text: row[1].text for row in view.provenance[0][1].rows}
+    facts = {row[0].text: row[1].text for row in view.provenance[0].rows}
     assert facts["batch size"] == "–"
 
 
