@@ -8,9 +8,8 @@ a field that has a default may be missing, and one that had another name, see `f
 import math
 import sys
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from functools import cache
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -140,10 +139,14 @@ def _decode_fields(record: type, encoded: Any, path: str, arrays: ArraySource | 
     )
 
 
-@cache
-def _hints_of(record: Hashable) -> dict[str, Any]:
-    """Return the types of a dataclass's fields; once, since a replay is a record of many."""
-    return get_type_hints(record)
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hints_of(record: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields; looked up once, since a replay is a record of many."""
+    if record not in _HINTS:
+        _HINTS[record] = get_type_hints(record)
+    return _HINTS[record]
 
 
 def formerly(*names: str) -> dict[str, tuple[str, ...]]:
