@@ -238,14 +238,14 @@ def add_points(
         meta={"optimizer": optimizer} | ({"block": block} if block else {}),
         customdata=[
             (
-                f"{labels[one]}: {format_uncertain(float(values[one]), float(halves[one]))}{unit}",
+                f"{format_uncertain(float(values[one]), float(halves[one]))}{unit}",
                 None if measured[1] is None else float(halves[one]),
                 labels[one],
             )
             for one in places
         ],
         error_y=error_bars(above, colour(place), below),
-        hovertemplate=f"%{{customdata[0]}}{_BY_NAME}",
+        hovertemplate=f"%{{customdata[2]}}: %{{customdata[0]}}{_BY_NAME}",
         **look,
     )
     return tuple(shown)

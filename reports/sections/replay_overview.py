@@ -151,12 +151,9 @@ def settle(replay: Replay) -> list[str]:
             small.append(f"{name} and {other}")
         else:
             needed.setdefault(max(count, replay.num_seeds + 1), []).append(f"{name} from {other}")
-    texts = [
-        f"About {count} seeds would tell {join_names(pairs)}, if the difference stays what it is."
-        for count, pairs in sorted(needed.items())
-    ]
-    if small:
-        texts.append(f"Over {_MANY_SEEDS} seeds would be needed for {join_names(small)}: too close for this segment.")
+    told = [f"about {count} would tell {join_names(pairs)}" for count, pairs in sorted(needed.items())]
+    told += [f"over {_MANY_SEEDS} would be needed for {'; '.join(small)}"] if small else []
+    texts = [f"Seeds, were the differences to stay what they are: {', '.join(told)}."] if told else []
     if replay.provenance.num_tokens < _FEW_TOKENS:
         texts.append("More --batches: the losses are then of more text.")
     return texts

@@ -181,9 +181,9 @@ def test_open_questions_say_what_would_settle_them():
 
     (told, *_) = replay_overview.settle(with_gaps(-0.01, -0.02, 0.0))
     # |x̄|/s = 1: n with √n above t's 97.5% point of n − 1 degrees, which is 7 (2.65 > 2.45; at 6 it is 2.45 < 2.57).
-    assert told == "About 7 seeds would tell muon-lite from muon, if the difference stays what it is."
+    assert told == "Seeds, were the differences to stay what they are: about 7 would tell muon-lite from muon."
     (hopeless, *_) = replay_overview.settle(with_gaps(-0.01, 0.0099, 0.0))
-    assert hopeless.startswith("Over 60 seeds would be needed for muon-lite and muon")
+    assert hopeless.endswith("over 60 would be needed for muon-lite and muon.")
     assert replay_overview.settle(with_gaps(-0.01, -0.0101, -0.0099))[0].startswith("More --batches")
 
 

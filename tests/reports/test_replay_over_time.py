@@ -202,7 +202,7 @@ def test_an_optimizer_alone_has_bands_by_block_with_intervals(found: Replay) -> 
     below = np.minimum(halves[11:22], 0.9 * found.bands.curvatures[11:22])
     assert qk["error_x"]["arrayminus"] == pytest.approx(below, rel=1e-5)
     assert all(down < y for y, down in zip(qk["y"], qk["error_y"]["arrayminus"], strict=True))
-    assert qk["customdata"][1][0].startswith("qk 1–10%, κ = 0.0044")
+    assert qk["customdata"][1][2].startswith("qk 1–10%, κ = 0.0044")
     assert len(by_name["emb"]["x"]) == 10
 
 

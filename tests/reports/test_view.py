@@ -318,8 +318,9 @@ def test_figures_name_colours_of_the_page_only(spectrum, early):
             yield value
 
     found = set(colours(figures))
-    assert found - {"rgba(0,0,0,0)"} == {
-        *(f"var(--{name})" for name in ("text", "surface", "line", "muted", "grid")),
+    assert len(found) > 5
+    assert found <= {
+        *(f"var(--{name})" for name in ("text", "surface", "muted")),
         *(f"var(--series-{place})" for place in range(1, 7)),
     }
 
