@@ -107,6 +107,7 @@ def test_a_replay_refines_the_steps_that_need_it() -> None:
             lr=0.5,
             warm_batches=5,
             landscape=False,
+            curvature_probes=0,
             tolerance=tolerance,
             on_progress=lambda done, total, label: made.append(done),  # noqa: B023
         )

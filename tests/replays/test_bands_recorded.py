@@ -190,6 +190,7 @@ def classifier() -> Task:
 def test_the_plan_counts_the_products_and_progress_their_gradients() -> None:
     task = classifier()
     asked = {**ASKED, "spectrum": spectrum_of(task), "lr": 1e-3, "tolerance": 0.99}
+    asked["landscape"] = False
     plan = plan_replay(task, ["muon"], curvature_probes=3, **asked)
     without = plan_replay(task, ["muon"], curvature_probes=0, **asked)
     assert (plan.num_hvps, without.num_hvps) == (6, 0)
@@ -257,7 +258,7 @@ def test_products_that_are_not_finite_are_left_out() -> None:
 
 def test_where_products_have_no_room_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     task = classifier()
-    asked = {**ASKED, "spectrum": spectrum_of(task), "lr": 1e-3}
+    asked = {**ASKED, "spectrum": spectrum_of(task), "lr": 1e-3, "landscape": False}
     whole = plan_replay(task, ["muon"], **asked)
     costs = planning.with_products
 

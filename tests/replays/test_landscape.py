@@ -35,7 +35,7 @@ EIGENVALUES = [4.0, 2.0, 1.0, 0.3, 0.1, 0.02, -0.1]
 SLOPE = torch.linspace(-1.0, 2.0, 7, dtype=torch.float64)
 START = torch.linspace(1.0, -0.7, 7, dtype=torch.float64)
 STEPS, SEEDS, WARM, LR = 6, 2, 3, 0.1
-ASKED: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM, "ramp": 2}
+ASKED: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM, "ramp": 2, "curvature_probes": 0}
 
 
 def quadratic() -> Task:

@@ -555,7 +555,7 @@ def make_replay(
         if theory
         else {},
         runs=tuple(runs),
-        landscape=make_landscape(optimizers, runs, eigenvalues, start_loss) if landscape else None,
+        landscape=make_landscape(optimizers, runs, eigenvalues, start_loss) if landscape and runs else None,
         config={"optimizers": optimizers, "steps": steps, "seeds": seeds, "rule": "simpson"},
         fingerprint=f"{name}-{step}-replay",
         notes=notes,
