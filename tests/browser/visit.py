@@ -71,7 +71,8 @@ class Visit:
     def boxes(self, selector: str) -> list[dict[str, Any]]:
         """Return where all that is visible lies on the page, in CSS pixels."""
         return self.page.evaluate(
-            "selector => [...document.querySelectorAll(selector)].filter(one => one.clientWidth).map(one => {"
+            "selector => [...document.querySelectorAll(selector)]"
+            ".filter(one => one.clientWidth && one.checkVisibility()).map(one => {"
             "  const box = one.getBoundingClientRect();"
             "  return {id: one.id || one.querySelector('.plot')?.id, left: box.left, right: box.right,"
             "          top: box.top + scrollY, bottom: box.bottom + scrollY}; })",
