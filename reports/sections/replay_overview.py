@@ -228,7 +228,7 @@ def _fell_cell(replay: Replay, name: str) -> Cell:
     text, later = f"flat {format_number(-flat.value, 2)}", [f"sharp {format_number(-sharp.value, 2)}"]
     if "after" in replay.parts and (after := replay.loss_change(name, part="after")) is not None:
         later.append(f"after the ramp {format_number(after.value, 2)}")
-    return Cell(text=text, raw=", ".join([text, *later]), hint="\n".join(later))
+    return Cell(text=text, raw=", ".join([text, *later]), hint=",\n".join(later))
 
 
 def _edge_cell(replay: Replay, name: str) -> Cell:
