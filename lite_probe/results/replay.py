@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lite_probe.results.blocks import order_blocks
 from lite_probe.results.estimate import Estimate, t_reach
 from lite_probe.results.landscape import Landscape
 from lite_probe.results.provenance import Note, Provenance
@@ -43,6 +44,14 @@ class Bands:
     def curvature_halves(self) -> FloatArray:
         """(B,) half of the 95% interval of each mean curvature, by Student's t over probes."""
         return np.asarray(self.curvature_errors * t_reach(self.num_probes)) if self.num_probes > 1 else np.zeros(0)
+
+    @property
+    def places(self) -> dict[str, list[int]]:
+        """Where each block's bands are, blocks in their usual order."""
+        found: dict[str, list[int]] = {block: [] for block in order_blocks(self.blocks)}
+        for place, block in enumerate(self.blocks):
+            found[block].append(place)
+        return found
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -23,7 +23,6 @@ from lite_probe.reports.drawing import (
 from lite_probe.reports.numbers import count_of, format_number, format_uncertain
 from lite_probe.reports.sections.replay_verdict import EDGE, told_horizon
 from lite_probe.reports.table import estimate_cell, half_width
-from lite_probe.results.blocks import order_blocks
 from lite_probe.results.estimate import t_reach
 from lite_probe.results.replay import HORIZON_SHARE, FloatArray, Means, Replay
 
@@ -288,16 +287,13 @@ def draw_by_index(name: str, replay: Replay, *, is_progress: bool) -> Drawing | 
 def draw_bands(name: str, replay: Replay) -> list[Drawing]:
     """Draw progress against band, a figure per block."""
     bands, found = replay.bands, []
-    measured = by_optimizer(replay, replay.band_progress)
-    places: dict[str, list[int]] = {}
-    for at, block in enumerate(bands.blocks):
-        places.setdefault(block, []).append(at)
-    for number, block in enumerate(order_blocks(bands.blocks) if measured else (), 1):
+    measured, labels = by_optimizer(replay, replay.band_progress), bands.labels
+    for number, (block, own) in enumerate(bands.places.items() if measured else (), 1):
         figure, sentences = Figure(), [f"Progress in {block} by band of {bands.optimizer}'s proxy."]
         for optimizer, one in measured.items():
             series = (optimizer, optimizer, replay.optimizers.index(optimizer))
-            x, own = 50.0 * (bands.low + bands.high), places[block]
-            values = add_points(figure, series, x, bands.labels, one, own, unit=" nats", block=block)
+            x = 50.0 * (bands.low + bands.high)
+            values = add_points(figure, series, x, labels, one, own, unit=" nats", block=block)
             sentences.append(f"{optimizer}: {format_number(sum(values), 3)} nats in all.")
         figure.layout = layout(
             360,

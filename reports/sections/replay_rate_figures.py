@@ -21,7 +21,6 @@ from lite_probe.reports.numbers import count_of, format_number, format_uncertain
 from lite_probe.reports.sections.replay_figures import add_points, by_optimizer, name_eigenvectors
 from lite_probe.reports.sections.replay_verdict import of_seeds
 from lite_probe.reports.table import estimate_cell
-from lite_probe.results.blocks import order_blocks
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.replay import FloatArray, Means, Replay
 
@@ -78,7 +77,7 @@ def draw_rates(name: str, replay: Replay) -> Drawing | None:
 def draw_rates_of(name: str, replay: Replay) -> list[Drawing]:
     """Draw the same of each optimizer alone, bands by block with their intervals; none where bands have no place."""
     found, x = [], replay.eigenvalues
-    measured, blocks = by_optimizer(replay, replay.effective_lrs), order_blocks(replay.bands.blocks)
+    measured, names = by_optimizer(replay, replay.effective_lrs), name_bands(replay)
     curvatures, halves = replay.bands.curvatures, replay.bands.curvature_halves
     for number, (optimizer, rates) in enumerate(_band_rates(replay).items(), 1):
         figure, one, placed = Figure(), measured[optimizer], _placed(replay, rates)
@@ -92,11 +91,11 @@ def draw_rates_of(name: str, replay: Replay) -> list[Drawing]:
         series = ("eigenvectors", optimizer, 0)
         add_points(figure, series, x, labels, one, at.tolist(), low=low, marker=marker, **look)
         figure.data[0]["error_y"]["color"] = "var(--text)"
-        for place, block in enumerate(blocks):
-            own = [band for band in placed if replay.bands.blocks[band] == block]
+        below, is_placed = np.minimum(halves, (1.0 - _FLOOR) * curvatures), set(placed)
+        for place, (block, members) in enumerate(replay.bands.places.items()):
+            own = [band for band in members if band in is_placed]
             if not own:
                 continue
-            below = np.minimum(halves, (1.0 - _FLOOR) * curvatures)
             look = {
                 "mode": "markers",
                 "block": block,
@@ -113,7 +112,7 @@ def draw_rates_of(name: str, replay: Replay) -> list[Drawing]:
             }
             low = _FLOOR * rates[0]
             series = (block, optimizer, place)
-            add_points(figure, series, curvatures, name_bands(replay), rates, own, low=low, **look)
+            add_points(figure, series, curvatures, names, rates, own, low=low, **look)
             figure.data[-1]["error_y"] |= {"thickness": 0.7, "width": 0}
         _add_fit(figure, replay, optimizer)
         _finish(figure, shown)

@@ -199,11 +199,9 @@ def rows_of(replay: Replay, optimizer: str) -> list[Rows]:
     flat = [run.band_flat_allocations if _has_flat_bands(replay) else run.band_allocations for run in runs]
     sharp = -np.mean([run.sharp_allocations for run in runs], axis=0).T
     by_band = -np.mean(flat, axis=0).T
-    found = [Rows(name="sharp", labels=name_eigenvectors(replay), values=sharp)]
-    for block in order_blocks(bands.blocks):
-        chosen = [at for at, one in enumerate(bands.blocks) if one == block]
-        labels = [bands.labels[at] for at in chosen]
-        found.append(Rows(name=block, labels=labels, values=by_band[chosen]))
+    found, labels = [Rows(name="sharp", labels=name_eigenvectors(replay), values=sharp)], bands.labels
+    for block, chosen in bands.places.items():
+        found.append(Rows(name=block, labels=[labels[at] for at in chosen], values=by_band[chosen]))
     return [rows for rows in found if len(rows.values)]
 
 
@@ -283,16 +281,16 @@ def _draw_map(name: str, optimizer: str, groups: Sequence[Rows], limit: float) -
 def draw_isotropy(name: str, replay: Replay) -> list[Drawing]:
     """Draw the updates' energy per dimension over the mean against band, a figure per block; 1 is as all others."""
     bands, found = replay.bands, []
-    measured = by_optimizer(replay, replay.band_isotropy)
-    for number, block in enumerate(order_blocks(bands.blocks) if measured else (), 1):
+    measured, labels = by_optimizer(replay, replay.band_isotropy), bands.labels
+    for number, (block, places) in enumerate(bands.places.items() if measured else (), 1):
         figure, ends = Figure(), [1.0]
         sentences = [f"Energy of the updates per dimension in {block} by band, over the mean of all dimensions."]
         for optimizer, one in measured.items():
             place = replay.optimizers.index(optimizer)
-            at = [band for band, own in enumerate(bands.blocks) if own == block and one[0][band] > 0]
+            at = [band for band in places if one[0][band] > 0]
             style: dict[str, Any] = {"marker": series_marker(place, 7), "low": 0.1 * one[0]}
             series, x = (optimizer, optimizer, place), 50.0 * (bands.low + bands.high)
-            values = add_points(figure, series, x, bands.labels, one, at, block=block, **style)
+            values = add_points(figure, series, x, labels, one, at, block=block, **style)
             ends += values
             if values:
                 first, last = (format_number(value, 2) for value in (values[0], values[-1]))

@@ -173,8 +173,8 @@ def test_there_is_a_picture_per_quantity_and_its_traces_say_whose_they_are(compa
     assert [trace["x"] for trace in changes] == [[98.2, 198.2], [99.4, 199.4], [100.6, 200.6], [101.8, 201.8]]
     assert figures["comparison-lambda-1"]["data"][0]["x"] == [100, 200]
     assert changes[0]["y"] == pytest.approx([one.value for one in muon], rel=1e-5)
-    assert changes[0]["error_y"]["array"] == pytest.approx([one.high - one.value for one in muon])
-    assert changes[0]["error_y"]["arrayminus"] == pytest.approx([one.value - one.low for one in muon])
+    assert changes[0]["error_y"]["array"] == pytest.approx([one.high - one.value for one in muon], rel=1e-5)
+    assert changes[0]["error_y"]["arrayminus"] == pytest.approx([one.value - one.low for one in muon], rel=1e-5)
     blocks = figures["comparison-chi-1"]["data"]
     assert {"block": "ffn"} in [trace["meta"] for trace in blocks]
 

@@ -43,9 +43,12 @@ def with_bands(count: int) -> Run:
         low=np.tile([0.0, 0.1], count),
         high=np.tile([0.1, 1.0], count),
         dimensions=np.full(2 * count, 10, dtype=np.int64),
+        curvatures=np.full(2 * count, 1e-3),
+        curvature_errors=np.full(2 * count, 1e-4),
     )
     each = np.full((2, 2 * count), 1e-4)
-    runs = tuple(replace(run, band_allocations=each, band_energies=each) for run in replay.runs)
+    recorded = ("allocations", "energies", "flat_allocations", "slopes", "gradient_energies")
+    runs = tuple(replace(run, **{f"band_{name}": each for name in recorded}) for run in replay.runs)
     return Run(replay=replace(replay, bands=bands, runs=runs))
 
 
