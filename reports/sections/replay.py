@@ -21,6 +21,7 @@ from lite_probe.reports.sections.replay_figures import (
 )
 from lite_probe.reports.sections.replay_rate_figures import draw_rates, draw_rates_of, rates_caption
 from lite_probe.reports.sections.replay_time_figures import draw_isotropy, draw_maps, draw_stacks, map_caption
+from lite_probe.reports.sections.replay_trial_figures import draw_ablations, draw_sweeps
 from lite_probe.reports.sections.replay_verdict import (
     EDGE,
     LR_SOURCES,
@@ -157,6 +158,8 @@ def _view(number: int, label: str, replay: Replay) -> dict[str, Any]:
             "eigenvectors": draw_by_index(f"eigenvectors-{number}", replay, is_progress=True),
             "oscillation": draw_by_index(f"oscillation-{number}", replay, is_progress=False),
             "horizon": draw_horizon(f"horizon-{number}", replay),
+            "sweeps": draw_sweeps(f"sweeps-{number}", replay),
+            "ablations": draw_ablations(f"ablations-{number}", replay),
             "rates": over_time["rates"][0] if over_time["rates"] else None,
         },
         "bands": draw_bands(f"bands-{number}", replay),

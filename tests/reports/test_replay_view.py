@@ -124,7 +124,7 @@ def test_errors_are_half_of_a_95_percent_interval(tables, drawn, found):
     for table in (tables.outcome, tables.eigenvectors, tables.bands, tables.ablations):
         assert "± is half of the 95% interval over seeds" in table.caption
     page = render_page([Run(replay=found)])
-    assert page.count("Bars are 95% intervals over seeds.") == 6
+    assert page.count("Bars are 95% intervals over seeds.") == 7
     assert "standard error over seeds" not in page
 
 
@@ -334,7 +334,7 @@ def test_where_all_diverged_only_the_losses_are_left():
     assert tables.bands is None
     assert "range" not in drawn.loss.figure["layout"]["yaxis"]
     assert drawn.loss.summary.endswith("muon: every run diverged. soap: every run diverged.")
-    assert set(SECTION.part([("gpt-5000", replay)]).figures) == {"loss-1"}
+    assert set(SECTION.part([("gpt-5000", replay)]).figures) == {"loss-1", "sweeps-1"}
     assert [row[-1].text for row in tables.outcome.rows] == ["0 of 1", "0 of 1"]
 
 
@@ -372,3 +372,30 @@ def test_sweeps_mark_where_the_loss_first_rises(tables):
     found = tables_of(replace(make_replay(optimizers=("muon",)), sweeps={"muon": left}))
     assert [row[3].text for row in found.sweeps.rows] == ["yes", "", ""]  # the limit is the best's, which was left
     assert found.outcome.rows[0][2].text == "sweep"
+
+
+def test_learning_rates_that_were_tried_are_drawn_with_the_one_chosen():
+    replay = make_replay(steps=3)
+    drawing = drawn_of(replay).sweeps
+    series = {one.name: one for one in traces(drawing)}
+    for name, sweep in replay.sweeps.items():
+        line = series[name]
+        assert line.x == sweep.lrs.tolist()
+        assert line.meta == {"optimizer": name}
+        chosen = sweep.lrs.tolist().index(sweep.chosen)
+        assert not line.marker["symbol"][chosen].endswith("-open")
+        assert sum(not one.endswith("-open") and one != "x" for one in line.marker["symbol"]) == 1
+        for loss, bad, y, symbol in zip(sweep.losses, sweep.diverged, line.y, line.marker["symbol"], strict=True):
+            assert (symbol == "x") == bad
+            assert (y > max(replay.start_loss, sweep.losses.max())) if bad else (y == loss)
+    assert drawn_of(make_replay(steps=3, swept=False)).sweeps is None
+
+
+def test_ablations_are_drawn_beside_whole_updates():
+    replay = make_replay(steps=3, ablations=True)
+    whole, sharp, flat = traces(drawn_of(replay).ablations)
+    assert (whole.name, sharp.name, flat.name) == ("whole", "sharp part only", "flat part only")
+    for series, ablation in ((whole, "none"), (sharp, "dominant"), (flat, "bulk")):
+        assert tuple(series.x) == replay.optimizers
+        assert series.y == [replay.loss_change(name, ablation).value for name in replay.optimizers]
+    assert drawn_of(make_replay(steps=3)).ablations is None
