@@ -13,7 +13,7 @@ from lite_probe.commands.options import COMMANDS
 from tests.commands.running import run
 
 ROOT = Path(__file__).parents[2]
-OPTION = re.compile(r"(?<![\w(-])--[a-z][a-z-]*[a-z]")
+OPTION = re.compile(r"(?<![\w(-])--[a-z][a-z-]*[a-z](?![a-z-])")
 EVERYWHERE = {"--help", "--version", "--nproc-per-node"}  # the last is torchrun's
 
 TASK = """

@@ -101,7 +101,7 @@ def test_trials_and_ablations_are_ramped_alike(task: Task, spectrum: Spectrum, m
         rates.setdefault(key, []).append(optimizer.param_groups[0]["lr"] / request.lr)
 
     monkeypatch.setattr(runner.Runner, "_step", spy)
-    replay(task, ["sgd"], spectrum=spectrum, ramp=2, ablations=True, **ASKED)
+    replay(task, ["sgd"], spectrum=spectrum, ramp=2, ablations=True, landscape=False, **ASKED)
     assert len(rates) > 5
     assert {key.split(".")[1] for key in rates} == {"none", "dominant", "bulk"}
     assert all(found == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0] for found in rates.values())

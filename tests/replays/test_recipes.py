@@ -190,6 +190,7 @@ def _at_rate(saved: SavedOptimizer, rate: float) -> dict[str, Any]:
 def test_the_plan_knows_who_is_not_warmed(task: Task) -> None:
     asked: dict[str, Any] = {"steps": 3, "seeds": 1, "warm_batches": 3, "lr": 0.01, "tolerance": 0.99}
     asked |= {"spectrum": spectrum_of(task), "saved": trained(task, own(task, "muon")), "curvature_probes": 0}
+    asked["landscape"] = False
     made: list[int] = []
     plan = plan_replay(task, ["muon", "soap"], **asked)
     found = plan.run(task, on_progress=lambda done, *_: made.append(done))

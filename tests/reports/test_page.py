@@ -368,3 +368,11 @@ def test_a_page_of_everything_fits_in_a_mail(whole_runs):
 def test_needs_no_torch():
     code = "import sys, lite_probe.reports.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_page_of_one_block_has_no_filter_of_blocks():
+    steps = make_steps(optimizers={name: make_optimizer(name, critical_only=True) for name in ("muon", "soap")})
+    page = render_page([Run(steps=steps)])
+    assert 'data-key="optimizer"' in page
+    assert 'data-key="block"' not in page
+    assert "Click a block" not in page
