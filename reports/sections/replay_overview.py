@@ -176,7 +176,6 @@ def outcome_table(labelled: Sequence[tuple[str, Replay]]) -> Table:
     entries = [_Entry(label, replay, name) for label, replay in labelled for name in replay.optimizers]
     is_alone = len(labelled) == 1
     columns = [
-        *([] if is_alone else [Column("checkpoint", is_text=True)]),
         Column("optimizer", is_text=True),
         Column("loss change", unit="nats", hint="over the segment, with its 95% interval over seeds", has_error=True),
         Column("against its base", unit="nats", hint="final loss minus the base's, paired by seed", has_error=True),
@@ -185,8 +184,7 @@ def outcome_table(labelled: Sequence[tuple[str, Replay]]) -> Table:
     ]
     rows = [
         [
-            *([] if is_alone else [text_cell(one.label)]),
-            text_cell(one.name),
+            text_cell(one.name) if is_alone else _placed(one),
             _interval_cell(one.replay.loss_change(one.name), judge_changes(one.replay).get(one.name)),
             _base_cell(one.replay, one.name),
             _fell_cell(one.replay, one.name),
@@ -195,6 +193,11 @@ def outcome_table(labelled: Sequence[tuple[str, Replay]]) -> Table:
         for one in entries
     ]
     return make_table("outcome", "Outcome by optimizer, with 95% intervals over seeds.", columns, rows)
+
+
+def _placed(one: _Entry) -> Cell:
+    """Return an optimizer with its checkpoint below it."""
+    return Cell(text=one.name, raw=f"{one.name} at {one.label}", hint=one.label)
 
 
 def _interval_cell(found: Estimate | None, claim: Claim | None = None, tone: str = "") -> Cell:

@@ -209,7 +209,8 @@ def test_several_runs_have_a_row_and_an_answer_each(found):
     apart = overview_of(Run(replay=found), Run(replay=other))  # other segments are not compared
     assert [answer.heading for answer in apart.answers] == ["gpt-500", "gpt-5000"]
     assert [one.name for one in apart.pictures] == ["gap", "parts"]
-    assert [row[0].text for row in overview.outcome.rows] == ["gpt-500"] * 4 + ["gpt-5000"] * 4
+    assert [row[0].hint for row in overview.outcome.rows] == ["gpt-500"] * 4 + ["gpt-5000"] * 4
+    assert overview.outcome.csv.splitlines()[1].startswith("muon at gpt-500,")
     assert overview.of_last == "gpt-5000"
 
 
