@@ -114,7 +114,8 @@ def by_checkpoint(labels: Sequence[str], drawings: Iterable[Iterable[Drawing | N
     figures = {}
     for label, own in zip(labels, drawings, strict=True):
         for name, figure in by_name(own).items():
-            traces = [one | {"meta": one.get("meta", {}) | {"checkpoint": label}} for one in figure["data"]]
+            own_meta = {"checkpoint": label} if len(labels) > 1 else {}
+            traces = [one | {"meta": one.get("meta", {}) | own_meta} for one in figure["data"]]
             figures[name] = figure | {"data": traces}
     return figures
 
@@ -180,7 +181,7 @@ def series_marker(place: int, size: int) -> dict[str, Any]:
 def error_bars(halves: Sequence[float], shade: str, below: Sequence[float] | None = None) -> dict[str, Any]:
     """Return error bars up and down; of other lengths below where those are given."""
     down = {} if below is None else {"arrayminus": below}
-    return {"type": "data", "array": halves, **down, "color": shade, "thickness": 1.2, "width": 3}
+    return {"array": halves, **down, "color": shade}
 
 
 def layout(height: int, **settings: Any) -> dict[str, Any]:
@@ -238,7 +239,7 @@ def reference_line(*, x: float | None = None, y: float | None = None) -> dict[st
     along = {"yref": "paper", "y0": 0, "y1": 1, "x0": x, "x1": x}
     if y is not None:
         along = {"xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y}
-    return {"type": "line", "layer": "below", "line": {"color": "var(--muted)", "width": 1, "dash": "dot"}, **along}
+    return {"type": "line", **along}
 
 
 def name_axis(names: Sequence[str]) -> dict[str, Any]:
@@ -269,9 +270,9 @@ def asinh_ticks(scale: float, largest: float) -> tuple[tuple[float, str], ...]:
     return (*negative, (0.0, "0"), *positive)
 
 
-def rounded(values: np.ndarray) -> tuple[float, ...]:
-    """Keep six digits."""
-    return tuple(float(f"{value:.6g}") for value in values.tolist())
+def rounded(values: np.ndarray, digits: int = 6) -> tuple[float, ...]:
+    """Keep so many digits."""
+    return tuple(float(f"{value:.{digits}g}") for value in values.tolist())
 
 
 def times(names: Sequence[str], count: int) -> list[str]:

@@ -29,7 +29,7 @@ class SmoothedDensity:
     atom_height: FloatArray  # (a,) peak of a Gaussian of weight 1/N there
 
 
-def smooth_linear(spectrum: OperatorSpectrum, grid_points: int = 300) -> SmoothedDensity:
+def smooth_linear(spectrum: OperatorSpectrum, grid_points: int = 256) -> SmoothedDensity:
     """Smooth on a linear axis, with the width that `OperatorSpectrum.density` chooses."""
     density = spectrum.density(grid_points=grid_points)
     height = density.atom_weight / (density.sigma * math.sqrt(2 * math.pi))
@@ -44,7 +44,7 @@ def smooth_linear(spectrum: OperatorSpectrum, grid_points: int = 300) -> Smoothe
     )
 
 
-def smooth_asinh(spectrum: OperatorSpectrum, scale: float, grid_points: int = 300) -> SmoothedDensity:
+def smooth_asinh(spectrum: OperatorSpectrum, scale: float, grid_points: int = 256) -> SmoothedDensity:
     """Smooth on u = asinh(t/s).
 
     Args:

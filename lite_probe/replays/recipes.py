@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lite_probe.checkpoints.optimizers import ScheduleReader, StateDict, no_schedule
 from lite_probe.errors import InputError, UsageError
@@ -111,12 +111,6 @@ def require_settings(entrants: Mapping[str, Entrant], hyperparameters: Mapping[s
     strangers = sorted(set(hyperparameters) - set(entrants))
     if strangers:
         raise UsageError(f"expected hyperparameters of {', '.join(entrants)}, got some of {', '.join(strangers)}")
-
-
-def require_state(state: str) -> None:
-    """Refuse an unknown kind of state."""
-    if state not in get_args(StateName):
-        raise UsageError(f"expected the state {', '.join(get_args(StateName))}, got {state!r}")
 
 
 def inherited(

@@ -227,11 +227,11 @@ def add_points(
     """
     (name, optimizer, place), values = series, measured[0]
     halves = np.zeros(len(values)) if measured[1] is None else measured[1]
-    shown, places = values[at].tolist(), list(at)
+    shown, places = rounded(values[at], 8), list(at)
     above, below = (rounded(np.minimum(halves, room)[places]) for room in (high - values, values - low))
     look = {"mode": "lines+markers", "line": series_line(place, 1.2), "marker": series_marker(place, 7), **style}
     figure.add_scatter(
-        x=x[places].tolist(),
+        x=rounded(x[places], 8),
         y=shown,
         name=name,
         meta={"optimizer": optimizer} | ({"block": block} if block else {}),

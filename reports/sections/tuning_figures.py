@@ -217,7 +217,7 @@ def draw_convergence(name: str, tuning: Tuning, *, by_floats: bool) -> Drawing |
         figure.add_scatter(
             name=f"{method.name}, chosen" if method.is_chosen else method.name,
             x=costs[shown].tolist(),
-            y=drawn.tolist(),
+            y=rounded(drawn),
             customdata=gaps[shown].tolist(),
             mode="lines",
             line=series_line(place, 3.5 if method.is_chosen else 1.4),

@@ -75,6 +75,9 @@ const picture = (() => {
       const along = (place) => (place > end ? count - 1 - place : place);
       trace = keep(trace, count, (place) => along(place) === end || along(place) % every === 0);
     }
+    for (const bars of ["error_x", "error_y"]) {
+      if (trace[bars]) trace = { ...trace, [bars]: { type: "data", thickness: 1.2, width: 3, ...trace[bars] } };
+    }
     const { meta, ...rest } = trace; // plotly.js is kept from names that are not escaped
     return isOff(meta) ? { ...rest, visible: false } : rest;
   };
@@ -110,6 +113,8 @@ const picture = (() => {
     const uirevision = `${spec.summary} ${linear.has(spec)} ${zoomed.has(spec)}`;
     const dragmode = zoomed.has(spec) ? "zoom" : false;
     const layout = { ...common, ...spec.layout, width, uirevision, dragmode, ...fitted(spec.layout, width) };
+    const dotted = { color: "var(--muted)", width: 1, dash: "dot" };
+    layout.shapes = (layout.shapes ?? []).map((one) => ({ layer: "below", line: dotted, ...one }));
     layout.showlegend ??= spec.data.filter(({ showlegend }) => showlegend !== false).length > 1;
     if (linear.has(spec)) {
       const { tickvals, ticktext, ...axis } = layout[logAxis(spec)];

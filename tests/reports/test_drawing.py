@@ -40,7 +40,7 @@ def traces_of(figures: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[st
 def test_every_trace_says_what_it_belongs_to(figures) -> None:
     for name, trace in traces_of(figures):
         # What is of the whole model at all checkpoints belongs to none of them.
-        assert trace["meta"] or name.startswith("comparison-"), name
+        assert trace["meta"] or name.startswith(("comparison-", "rates-", "lines-", "plane-")), name
         assert set(trace["meta"]) <= set(FILTERS)
         for of in trace["meta"].values():
             assert isinstance(of, str) or len(of) == len(trace["x"]), name
