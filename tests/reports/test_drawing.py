@@ -13,6 +13,7 @@ from tests.reports.fixtures import make_replay, make_spectrum, make_subspace
 from tests.reports.steps_results import make_steps
 from tests.reports.tuning_results import make_test, make_tuning
 
+OF_NOBODY = ("comparison", "rates", "lines", "plane", "damping", "convergence", "density", "upper", "lower")
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
@@ -39,8 +40,8 @@ def traces_of(figures: dict[str, dict[str, Any]]) -> Iterator[tuple[str, dict[st
 
 def test_every_trace_says_what_it_belongs_to(figures) -> None:
     for name, trace in traces_of(figures):
-        # What is of the whole model at all checkpoints belongs to none of them.
-        assert trace["meta"] or name.startswith(("comparison-", "rates-", "lines-", "plane-")), name
+        # What is of the whole model, or a line to compare with, belongs to nobody.
+        assert trace["meta"] or name.partition("-")[0] in OF_NOBODY, name
         assert set(trace["meta"]) <= set(FILTERS)
         for of in trace["meta"].values():
             assert isinstance(of, str) or len(of) == len(trace["x"]), name
