@@ -263,8 +263,7 @@ def test_figures_are_one_tab_stop_each_and_arrows_go_from_point_to_point(used: V
     used.plot("edge-1").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
-    used.plot("edge-1").locator(".hovertext").wait_for()
-    assert "step 2" in str(used.plot("edge-1").locator(".hovertext").text_content())
+    used.until("document.querySelector('#plot-edge-1 .hovertext')?.textContent.includes('step 2')")
     page.keyboard.press("Tab")
     focused = "document.activeElement.textContent"
     assert re.match("Zoom: ", page.evaluate(focused))
