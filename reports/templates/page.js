@@ -116,7 +116,10 @@
     if (points.length) Plotly.Fx.hover(plot, [points[plot.dataset.point]]);
   };
   const watch = new ResizeObserver((entries) => requestAnimationFrame(() => {
-    for (const { target } of entries) if (target.clientWidth && target.clientWidth !== drawn.get(target)) draw(target);
+    for (const { target } of entries) {
+      const isDue = root.dataset.drawn || drawn.has(target); // at first they are drawn in turn
+      if (isDue && target.clientWidth && target.clientWidth !== drawn.get(target)) draw(target);
+    }
   }));
   for (const plot of plots) {
     plot.style.minHeight = `${specOf(plot).layout.height}px`; // nothing moves when it is drawn
