@@ -69,7 +69,7 @@ class Drawing:
         """Return a figure as plain JSON values.
 
         Args:
-            figure: Its numbers in full: they are those of its table and its CSV.
+            figure: Its numbers in full, errors and cells apart: they are those of its table and its CSV.
             name: Of the figure.
             summary: For those who cannot see it.
             title: Above it, or of its button.

@@ -66,27 +66,17 @@ def make_overview(labelled: Labelled, parts: Mapping[str, Part]) -> Overview:
         )
     is_alone = len(labelled) == 1
     compared = parts.get("comparison")
-    answers = tuple(
-        Answer(
-            heading="" if len(replays) == 1 else label,
-            lead=replay_overview.compare_in_a_sentence(replay),
-            sentences=tuple(replay_overview.tell(replay, name) for name in replay.optimizers) if is_alone else (),
-        )
-        for label, replay in replays
-    )
     label, replay = replays[-1]
-    pictures: tuple[Drawing | None, ...] = (
-        replay_overview.draw_gaps("gap", replay),
-        replay_overview.draw_parts("parts", replay),
-    )
     if compared is not None:
-        answers = (Answer(heading="", lead=" ".join(text for _, text in compared.leads)),)
-        figures = compared.view["figures"]
-        pictures = tuple(_small(figures[name], title) for name, title in _COMPARED.items())
+        answers = [Answer(heading="", lead=" ".join(text for _, text in compared.leads))]
+        pictures = [_small(compared.view["figures"][name], title) for name, title in _COMPARED.items()]
+    else:
+        answers = [_of_replay("" if len(replays) == 1 else one[0], one[1], is_alone=is_alone) for one in replays]
+        pictures = [replay_overview.draw_gaps("gap", replay), replay_overview.draw_parts("parts", replay)]
     return Overview(
         on=_on(runs, replay),
         warnings=tuple(dict.fromkeys(text for _, one in replays for text in replay_overview.warn(one))),
-        answers=answers,
+        answers=tuple(answers),
         outcome=None if compared is not None and len(replays) > _FEW else replay_overview.outcome_table(replays),
         pictures=tuple(one for one in pictures if one is not None),
         of_last="" if is_alone else label,
@@ -97,6 +87,15 @@ def make_overview(labelled: Labelled, parts: Mapping[str, Part]) -> Overview:
 
 _FEW = 3  # checkpoints whose outcomes the first screen has; of more the comparison below has them
 _COMPARED = {"loss_change": "Loss change by checkpoint", "flat": "Flat progress by checkpoint"}
+
+
+def _of_replay(heading: str, replay: Replay, *, is_alone: bool) -> Answer:
+    """Say who ends lowest, and of the only run how every optimizer stands."""
+    return Answer(
+        heading=heading,
+        lead=replay_overview.compare_in_a_sentence(replay),
+        sentences=tuple(replay_overview.tell(replay, name) for name in replay.optimizers) if is_alone else (),
+    )
 
 
 def _small(drawing: Drawing | None, title: str) -> Drawing | None:

@@ -6,8 +6,9 @@ run of each optimizer is made anew, without watching. Directions, each optimizer
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -52,16 +53,6 @@ class _Surveyed:
 
 
 register("replay-landscape", _Surveyed, schema_version=1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    """What a stage sees, before its cost is known."""
-
-    lines: tuple[LossLine, ...] = ()
-    paths: tuple[PlanePath, ...] = ()
-    plane: LossPlane | None = None
-    notes: tuple[Note, ...] = ()
 
 
 class LandscapeSurvey:
@@ -128,7 +119,7 @@ class LandscapeSurvey:
         parts += [self._stage(f"of-{name}", partial(self._optimizer, name)) for name in self.asked]
         paths = [path for part in parts for path in part.paths]
         if paths:
-            parts.append(self._stage("plane", lambda: _Seen(plane=self._plane(paths))))
+            parts.append(self._stage("plane", lambda: self._seen(plane=self._plane(paths))))
         self.notes += [note for part in parts for note in part.notes]
         return Landscape(
             start_loss=self.runner.start_point.loss,
@@ -146,34 +137,33 @@ class LandscapeSurvey:
 
     # -- stages --------------------------------------------------------------------------------------------------
 
-    def _stage(self, name: str, look: Callable[[], _Seen]) -> _Surveyed:
+    def _stage(self, name: str, look: Callable[[], _Surveyed]) -> _Surveyed:
         """Return what a stage has seen, with what it cost."""
 
         def measure() -> _Surveyed:
             started = time.perf_counter()
             losses, products, gradients = self._loss.num_losses, self.hessian.num_products, self._gradients
             seen = look()
-            made = self.hessian.num_products - products
-            return _Surveyed(
-                fingerprint=self.state.fingerprint,
-                lines=seen.lines,
-                paths=seen.paths,
-                plane=seen.plane,
-                notes=seen.notes,
+            return replace(
+                seen,
                 num_losses=self._loss.num_losses - losses,
                 num_gradients=self._gradients - gradients,
-                num_hvps=0 if self.by_differences else made,
+                num_hvps=0 if self.by_differences else self.hessian.num_products - products,
                 seconds=time.perf_counter() - started,
             )
 
         return self.state.stage(f"landscape-{name}", "replay-landscape", measure)
 
-    def _directions(self) -> _Seen:
+    def _seen(self, **found: Any) -> _Surveyed:
+        """Return what a stage sees, before its cost is known."""
+        return _Surveyed(fingerprint=self.state.fingerprint, **found)
+
+    def _directions(self) -> _Surveyed:
         """Look along eigenvectors and a random flat direction."""
         makers = directions_of(self.subspace, self.runner.start, self.seed)
         return self._along(self._line(make()) for make in makers)
 
-    def _along(self, looked: Iterable[tuple[str, LossLine | None]]) -> _Seen:
+    def _along(self, looked: Iterable[tuple[str, LossLine | None]]) -> _Surveyed:
         """Return the lines that there are, and say where there is none."""
         found = dict(looked)
         notes = [
@@ -185,9 +175,9 @@ class LandscapeSurvey:
             for name, line in found.items()
             if line is None
         ]
-        return _Seen(lines=tuple(line for line in found.values() if line is not None), notes=tuple(notes))
+        return self._seen(lines=tuple(line for line in found.values() if line is not None), notes=tuple(notes))
 
-    def _optimizer(self, name: str) -> _Seen:
+    def _optimizer(self, name: str) -> _Surveyed:
         """Look along an optimizer's own update, and see where its run of the first seed went on the plane."""
         request, prepared = self.asked[name], self.prepared(name)
         self._begin(f"update of {name}")
@@ -198,18 +188,16 @@ class LandscapeSurvey:
             _, line = self._line(Direction(f"update of {name}", "update", update, name))
         del update
         seen = self._along([(f"update of {name}", line)])
-        notes = list(seen.notes)
-        paths: tuple[PlanePath, ...] = ()
-        if self._flat is not None and name in self._runs:
-            path, apart = self._follow(self._runs[name], self._flat, prepared)
-            paths = (path,)
-            if apart > _SAME:
-                message = (
-                    f"A run of {name} that was made again for the landscape went another way, {apart:.1%} of its "
-                    "length apart: where it is drawn along the flat direction is the second run's."
-                )
-                notes.append(Note(code="landscape-path", message=message))
-        return _Seen(lines=seen.lines, paths=paths, notes=tuple(notes))
+        if self._flat is None or name not in self._runs:
+            return seen
+        path, apart = self._follow(self._runs[name], self._flat, prepared)
+        if apart <= _SAME:
+            return replace(seen, paths=(path,))
+        message = (
+            f"A run of {name} that was made again for the landscape went another way, {apart:.1%} of its length apart: "
+            "where it is drawn along the flat direction is the second run's."
+        )
+        return replace(seen, paths=(path,), notes=(*seen.notes, Note(code="landscape-path", message=message)))
 
     def _plane(self, paths: Sequence[PlanePath]) -> LossPlane:
         if self._flat is None or self._furthest is None:

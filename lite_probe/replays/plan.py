@@ -123,10 +123,8 @@ def count_products(optimizers: Sequence[str], *, steps: int, seeds: int) -> int:
 class LandscapeCosts:
     """What the loss around θ₀ is expected to take; nothing where nobody asks."""
 
-    num_losses: int = 0  # forward passes
-    num_gradients: int = (
-        0  # of training batches, each with a step; of evaluation batches where products are differences
-    )
+    # Of training batches, each with a step; of evaluation batches too, where products are differences.
+    num_gradients: int = 0
     num_hvps: int = 0
     seconds: float = 0.0
     result_bytes: int = 0
@@ -158,7 +156,6 @@ def landscape_costs(
     seconds += sum(count * (costs.train_seconds + costs.step_seconds[name]) for name, count in made.items())
     seconds += steps * (costs.train_seconds + max(costs.step_seconds[name] for name in optimizers))
     return LandscapeCosts(
-        num_losses=losses,
         num_gradients=sum(made.values()) + steps + (differences_gradients(lines) if by_differences else 0),
         num_hvps=0 if by_differences else lines,
         seconds=seconds,

@@ -23,7 +23,7 @@ from lite_probe.reports.drawing import (
 from lite_probe.reports.numbers import count_of, format_number, format_uncertain
 from lite_probe.reports.sections.replay_verdict import EDGE, told_horizon
 from lite_probe.reports.table import estimate_cell, half_width
-from lite_probe.results.estimate import t_reach
+from lite_probe.results.estimate import Estimate, t_reach
 from lite_probe.results.replay import HORIZON_SHARE, FloatArray, Means, Replay
 
 _LEVEL = 56  # letters that fit below a narrow figure
@@ -86,13 +86,18 @@ def draw_loss(name: str, replay: Replay) -> Drawing:
     return Drawing.of(figure, name, " ".join(["Evaluation loss by step.", *sentences]))
 
 
-def draw_progress(name: str, replay: Replay) -> Drawing | None:
-    """Draw flat and sharp progress per optimizer as bars with 95% intervals."""
-    found = {
+def part_progress(replay: Replay) -> dict[str, tuple[Estimate, Estimate]]:
+    """Return flat and sharp progress of every optimizer of which they were recorded."""
+    return {
         optimizer: (flat, sharp)
         for optimizer in replay.optimizers
         if (flat := replay.flat_progress(optimizer)) and (sharp := replay.sharp_progress(optimizer))
     }
+
+
+def draw_progress(name: str, replay: Replay) -> Drawing | None:
+    """Draw flat and sharp progress per optimizer as bars with 95% intervals."""
+    found = part_progress(replay)
     if not found:
         return None
     figure = Figure()

@@ -1,7 +1,6 @@
 """A replay at a glance: a sentence per optimizer, a table of five columns, the gap to the best over steps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from lite_probe.reports.drawing import (
     series_line,
 )
 from lite_probe.reports.numbers import MISSING, count_of, format_interval, format_number, format_uncertain
+from lite_probe.reports.sections.replay_figures import part_progress
 from lite_probe.reports.sections.replay_verdict import (
     EDGE,
     PARTS,
@@ -31,7 +31,7 @@ from lite_probe.reports.sections.replay_verdict import (
     told_share,
 )
 from lite_probe.reports.table import Cell, Column, Table, half_width, make_table, text_cell
-from lite_probe.reports.verdict import batch_words, join_names
+from lite_probe.reports.verdict import TONES, batch_words, join_names
 from lite_probe.results.claim import Claim
 from lite_probe.results.estimate import Estimate, samples_to_tell, t_reach
 from lite_probe.results.replay import Replay
@@ -111,6 +111,12 @@ def _edge(replay: Replay, name: str) -> str:
     return "steps past the edge" if ratio.low > EDGE else "is not told from stepping at the edge"
 
 
+def _lowest(replay: Replay) -> str:
+    """Name the optimizer whose mean ends lowest; empty where all diverged."""
+    changes = {name: change.value for name in finished(replay) if (change := replay.loss_change(name)) is not None}
+    return min(changes, key=changes.__getitem__, default="")
+
+
 # What would make it surer
 
 
@@ -130,8 +136,7 @@ def settle(replay: Replay) -> list[str]:
     """Say what would settle the questions of this replay that are open."""
     if replay.num_seeds == 1:
         return ["Errors: --seeds 5 or more."]
-    changes = {name: change.value for name in finished(replay) if (change := replay.loss_change(name)) is not None}
-    best = min(changes, key=lambda name: changes[name], default="")
+    best = _lowest(replay)
     # Who is lowest, and whether LITE beats its base: of other pairs nobody asks first.
     bases, pairs = compare_bases(replay), compare_losses(replay)
     asked = {pair: (claim, len(bases)) for pair, claim in bases.items()}
@@ -162,18 +167,8 @@ def settle(replay: Replay) -> list[str]:
 # Table
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A row of the table."""
-
-    label: str  # of its run
-    replay: Replay
-    name: str
-
-
 def outcome_table(labelled: Sequence[tuple[str, Replay]]) -> Table:
     """List per optimizer the loss change, the difference to its base, where the loss fell, and the edge ratio."""
-    entries = [_Entry(label, replay, name) for label, replay in labelled for name in replay.optimizers]
     is_alone = len(labelled) == 1
     columns = [
         Column("optimizer", is_text=True),
@@ -184,20 +179,17 @@ def outcome_table(labelled: Sequence[tuple[str, Replay]]) -> Table:
     ]
     rows = [
         [
-            text_cell(one.name) if is_alone else _placed(one),
-            _interval_cell(one.replay.loss_change(one.name), judge_changes(one.replay).get(one.name)),
-            _base_cell(one.replay, one.name),
-            _fell_cell(one.replay, one.name),
-            _edge_cell(one.replay, one.name),
+            # Below an optimizer stands its checkpoint, where there are several.
+            text_cell(name) if is_alone else Cell(text=name, raw=f"{name} at {label}", hint=label),
+            _interval_cell(replay.loss_change(name), judge_changes(replay).get(name)),
+            _base_cell(replay, name),
+            _fell_cell(replay, name),
+            _edge_cell(replay, name),
         ]
-        for one in entries
+        for label, replay in labelled
+        for name in replay.optimizers
     ]
     return make_table("outcome", "Outcome by optimizer, with 95% intervals over seeds.", columns, rows)
-
-
-def _placed(one: _Entry) -> Cell:
-    """Return an optimizer with its checkpoint below it."""
-    return Cell(text=one.name, raw=f"{one.name} at {one.label}", hint=one.label)
 
 
 def _interval_cell(found: Estimate | None, claim: Claim | None = None, tone: str = "") -> Cell:
@@ -211,7 +203,7 @@ def _interval_cell(found: Estimate | None, claim: Claim | None = None, tone: str
         raw=found.value,
         error=found.high - found.value,
         hint=interval.removeprefix("95%: "),
-        tone=tone or {"holds": "good", "fails": "caution"}.get("" if claim is None else claim.status, ""),
+        tone=tone or ("" if claim is None else TONES.get(claim.status, "")),
     )
 
 
@@ -244,10 +236,9 @@ def _edge_cell(replay: Replay, name: str) -> Cell:
 
 def draw_gaps(name: str, replay: Replay) -> Drawing | None:
     """Draw each optimizer's loss minus that of the one whose mean ends lowest, with 95% bands paired by seed."""
-    changes = {one: change.value for one in finished(replay) if (change := replay.loss_change(one)) is not None}
-    if len(changes) < 2:
+    if len(finished(replay)) < 2:
         return None
-    best = min(changes, key=lambda one: changes[one])
+    best = _lowest(replay)
     reference = {run.seed: run.losses for run in replay.runs_of(best)}
     figure, sentences = Figure(), [f"Loss minus that of {best}, by step."]
     means, ends = [np.zeros(1)], [np.zeros(1)]
@@ -304,29 +295,25 @@ def draw_gaps(name: str, replay: Replay) -> Drawing | None:
 
 def draw_parts(name: str, replay: Replay) -> Drawing | None:
     """Draw flat and sharp progress, a bar per optimizer in its colour, with 95% intervals over seeds."""
-    found = {
-        optimizer: (flat, sharp)
-        for optimizer in replay.optimizers
-        if (flat := replay.flat_progress(optimizer)) and (sharp := replay.sharp_progress(optimizer))
-    }
+    found = part_progress(replay)
     if not found:
         return None
     figure, sentences = Figure(), ["Progress along flat and along sharp directions."]
     for optimizer, pair in found.items():
         place = replay.optimizers.index(optimizer)
         halves = [half_width(one) or 0.0 for one in pair]
+        told = [format_uncertain(one.value, half) for one, half in zip(pair, halves, strict=True)]
         figure.add_bar(
             x=["flat", "sharp"],
             y=rounded(np.array([one.value for one in pair])),
             name=optimizer,
             marker={"color": colour(place), "opacity": 0.85},
             error_y=error_bars(halves, "var(--text)"),
-            customdata=[format_uncertain(one.value, half) for one, half in zip(pair, halves, strict=True)],
+            customdata=told,
             hovertemplate="%{x} directions<br>%{customdata} nats<extra>%{fullData.name}</extra>",
             showlegend=False,  # the colours are those of the figure beside it
             meta={"optimizer": optimizer},
         )
-        told = [format_uncertain(one.value, half) for one, half in zip(pair, halves, strict=True)]
         sentences.append(f"{optimizer}: {told[0]} nats flat, {told[1]} nats sharp.")
     figure.layout = layout(
         HEIGHT,

@@ -71,14 +71,9 @@ def judge_replay(replay: Replay) -> Verdict:
 # What may be told
 
 
-def rounding(replay: Replay) -> float:
-    """Return the least difference of two losses that is more than rounding, nats."""
-    return replay.rounding
-
-
 def is_rounding(replay: Replay, estimate: Estimate) -> bool:
     """Return whether a loss difference is no more than rounding, on every seed alike."""
-    return max(abs(estimate.value), estimate.stderr) <= rounding(replay)
+    return max(abs(estimate.value), estimate.stderr) <= replay.rounding
 
 
 def closure_of(replay: Replay, name: str) -> float | None:
@@ -177,7 +172,7 @@ class _Answer:
 def _ask(replay: Replay, asked: Mapping[Key, Estimate | None]) -> dict[Key, _Answer]:
     """Decide the comparisons of one question together; those without two seeds are none."""
     estimates = {key: one for key, one in asked.items() if one is not None and one.num_samples > 1}
-    signs = decide(list(estimates.values()), rounding=rounding(replay))
+    signs = decide(list(estimates.values()), rounding=replay.rounding)
     shared = {"comparisons": len(estimates), "num_seeds": replay.num_seeds}
     return {
         key: _Answer(estimate=one, sign=sign, is_rounding=is_rounding(replay, one), **shared)
@@ -314,7 +309,7 @@ def echoes(replay: Replay, claims: Iterable[Claim]) -> dict[Claim, tuple[Claim |
         return {}
     known = {(one.subject, one.quantity): one for ask in _QUESTIONS.values() for one in ask(same).values()}
     wanted = {(one.subject, one.quantity): one for one in claims if one.status != "open"}
-    least, found = rounding(same), {}
+    least, found = same.rounding, {}
     for key, claim in wanted.items():
         other = known.get(key)
         is_found = other is not None and not other.low <= 0.0 <= other.high and abs(other.value) > least
@@ -390,7 +385,7 @@ def lead_of(replay: Replay, names: Sequence[str]) -> str:
 def _on_one_seed(replay: Replay, changes: dict[str, Estimate]) -> str:
     """Name those whose loss is lowest."""
     best = min(changes, key=lambda name: changes[name].value)
-    lowest = [name for name in changes if changes[name].value - changes[best].value <= rounding(replay)]
+    lowest = [name for name in changes if changes[name].value - changes[best].value <= replay.rounding]
     rank = "" if len(lowest) == len(changes) else "lowest, "
     verb = "cannot be told apart and end" if len(lowest) > 1 else "ends"
     return f"{join_names(lowest)} {verb} {rank}{_end(replay, best)}"
@@ -746,7 +741,7 @@ def _correction(comparisons: int) -> str:
 
 def _is_corrected(replay: Replay, claim: Claim) -> bool:
     """Return whether a claim would be made were it the only one of its question."""
-    return claim.status == "open" and abs(claim.value) > rounding(replay) and not claim.low <= 0.0 <= claim.high
+    return claim.status == "open" and abs(claim.value) > replay.rounding and not claim.low <= 0.0 <= claim.high
 
 
 def _interval(one: Estimate, *, is_turned: bool) -> tuple[str, str]:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from lite_probe.reports.numbers import MISSING
 from lite_probe.reports.sections.steps import ratio_words
 from lite_probe.reports.sections.subspace import answers
-from lite_probe.reports.verdict import base_name
+from lite_probe.reports.verdict import TONES, base_name
 from lite_probe.results.blocks import order_blocks
 from lite_probe.results.steps import Steps
 from lite_probe.results.subspace import SubspaceMeasurement
 
 _MARKS = {"holds": "✓", "fails": "✗", "open": "?", "not used": "·"}
-_TONES = {"holds": "good", "fails": "caution"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +69,7 @@ def _tile(name: str, block: str, answer: str, ratio: str) -> Tile:
     return Tile(
         answer=answer,
         mark=_MARKS.get(answer, ""),
-        tone=_TONES.get(answer, ""),
+        tone=TONES.get(answer, ""),
         ratio=f"χ̂ {ratio}" if ratio else "",
         hint="; ".join(texts) or "not measured",
     )
