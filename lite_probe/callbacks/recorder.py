@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from lite_probe.results.store import load, save
 from lite_probe.results.training import FailedPoint, Training, TrainingPoint
 from lite_probe.runtime.fingerprint import batches_digest
 from lite_probe.runtime.provenance import provenance_of
-from lite_probe.task import Task
+from lite_probe.task import Batch, Task
 from lite_probe.task.batches import map_leaves
 from lite_probe.vectors.layout import ParameterLayout
 
@@ -151,7 +150,7 @@ class Recorder:
             model=model,
             predict=self.task.predict,
             criterion=self.task.criterion,
-            evaluation=[map_leaves(partial(_moved, device), batch) for batch in self.task.evaluation],
+            evaluation=[_moved(batch, device) for batch in self.task.evaluation],
             info=replace(info, checkpoint_step=None),
         )
         if step > 0:
@@ -362,6 +361,6 @@ def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _moved(device: torch.device, leaf: Any) -> Any:
-    """Return what a batch is made of, on a device where it is a tensor."""
-    return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    """Return a batch with its tensors on a device."""
+    return map_leaves(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
