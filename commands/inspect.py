@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +24,12 @@ from lite_probe.commands.wording import count, duration, size
 from lite_probe.errors import InputError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lite_probe.blocks import Given
     from lite_probe.checkpoints import Checkpoint
     from lite_probe.results.checkpoint import CheckpointSummary
+    from lite_probe.spectra.sizes import Footprint
 
 _TYPICAL_BASIS_COLUMNS = 45  # seen for ten pairs at a tolerance of 1e-3, on trained language models
 # A Hessian product costs about two gradients, a gradient 6 floating-point operations per parameter and token.
@@ -47,10 +51,16 @@ class Needs:
     operations_per_second: float  # measured here, just now
 
 
-@click.command("inspect", cls=ConfiguredCommand, epilog=example("inspect runs/gpt/ckpt.pt"))
+@click.command(
+    "inspect",
+    cls=ConfiguredCommand,
+    epilog=example("inspect runs/gpt/ckpt.pt", "inspect llama-7b/config.json --gpus 8 --seq-len 1024"),
+)
 @click.argument("checkpoint", metavar="CKPT", type=click.Path())
 @options_from(TaskOptions, "trust_pickle", "model_config", "blocks_file")
 @click.option("--tokens", type=Whole(1), default=4096, show_default=True, help="Of the batches of the estimate.")
+@click.option("--gpus", type=Whole(1, 4096), help="Count what each of up to so many GPUs would hold and send.")
+@click.option("--seq-len", type=Whole(1), default=1024, show_default=True, help="Of the row that --gpus counts.")
 @options_from(RunOptions, "as_json")
 @config_option
 @console_options
@@ -62,27 +72,115 @@ def command(
     model_config: str | None,
     blocks_file: str | None,
     tokens: int,
+    gpus: int | None,
+    seq_len: int,
     as_json: bool,
 ) -> None:
     """Show what a checkpoint is: format, architecture, step, blocks, optimizer state, tokenizer.
 
     The weights are not run. What a spectrum would need is a rough estimate; `lite-probe spectrum --dry-run` builds
-    the graph of a batch and knows better.
+    the graph of a batch and knows better. A model's config.json in place of a checkpoint will do: --gpus counts on it
+    what a training run's GPUs will hold, before there are weights.
     """
     with terminal.waiting(f"opening {checkpoint}"):
         from lite_probe.blocks import read_blocks
-        from lite_probe.checkpoints import open_checkpoint
 
         blocks = None if blocks_file is None else read_blocks(Path(blocks_file))
-        opened = open_checkpoint(checkpoint, trust_pickle=trust_pickle, model_config=model_config)
-        summary = opened.summary(blocks)
-        needs = estimate_needs(summary.num_parameters, tokens, looked_up=looked_up_parameters(summary.block_parameters))
+        found = _planned(Path(checkpoint), blocks) if checkpoint.endswith(".json") else None
+        if found is None:
+            found = _opened(checkpoint, trust_pickle, model_config, blocks)
+        sizes = found.block_parameters
+        needs = estimate_needs(found.num_parameters, tokens, looked_up=looked_up_parameters(sizes))
+    footprints = [] if gpus is None else _count_on_gpus(terminal, found, gpus, seq_len)
     if as_json:
-        print_stdout(json.dumps({**asdict(summary), "estimated_needs": asdict(needs)}, default=dict))
+        told = {**found.facts, "estimated_needs": asdict(needs)}
+        if gpus is not None:
+            told["gpus"] = [{**asdict(one), "held_bytes": one.held_bytes} for one in footprints]
+        print_stdout(json.dumps(told, default=dict))
+        return
+    if found.summary is not None:
+        print_summary(terminal, found.summary)
     else:
-        print_summary(terminal, summary, needs)
-        if not summary.block_parameters and opened.family is not None:
-            tell_unknown_blocks(terminal, opened)
+        terminal.line(
+            f"config · {found.facts['architecture']} · {count(found.num_parameters)} parameters · no weights", "bold"
+        )
+        print_blocks(terminal, sizes, found.num_parameters)
+    print_needs(terminal, needs)
+    if footprints:
+        print_footprints(terminal, footprints, seq_len)
+    if found.summary is not None:
+        terminal.notes([note.message for note in found.summary.notes])
+    if found.checkpoint is not None and not sizes and found.checkpoint.family is not None:
+        tell_unknown_blocks(terminal, found.checkpoint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """A checkpoint, or a config without one."""
+
+    facts: Mapping[str, object]  # as --json prints them
+    num_parameters: int
+    block_parameters: Mapping[str, int]  # empty where blocks are not known
+    skeleton: "Callable[[], PreTrainedModel]"
+    checkpoint: "Checkpoint | None" = None
+    summary: "CheckpointSummary | None" = None
+
+
+def _opened(checkpoint: str, trust_pickle: bool, model_config: str | None, blocks: "Given | None") -> _Found:
+    from lite_probe.checkpoints import open_checkpoint
+
+    opened = open_checkpoint(checkpoint, trust_pickle=trust_pickle, model_config=model_config)
+    summary = opened.summary(blocks)
+    return _Found(
+        facts=asdict(summary),
+        num_parameters=summary.num_parameters,
+        block_parameters=summary.block_parameters,
+        skeleton=lambda: opened.skeleton,
+        checkpoint=opened,
+        summary=summary,
+    )
+
+
+def _planned(path: Path, blocks: "Given | None") -> _Found:
+    """Read a config that may have no weights yet.
+
+    Raises:
+        InputError: If it makes no model, or `blocks` do not fit it.
+    """
+    from lite_probe.blocks import assign_blocks, block_map, block_sizes, given_parts
+    from lite_probe.checkpoints.models import architecture_of, read_skeleton
+
+    skeleton = read_skeleton(path)
+    config, family = skeleton.config, str(skeleton.config.model_type)
+    shapes = {name: tuple(parameter.shape) for name, parameter in skeleton.named_parameters()}
+    if blocks is not None:
+        sizes = block_sizes(shapes, block_map(shapes, family, config=config, overrides=given_parts(shapes, blocks)))
+    else:
+        parts, unknown = assign_blocks(shapes, family, config=config)
+        sizes = {} if unknown else block_sizes(shapes, parts)
+    number = sum(parameter.numel() for parameter in skeleton.parameters())
+    facts = {
+        "path": str(path),
+        "format": "config",
+        "family": family,
+        "architecture": architecture_of(config, family),
+        "num_parameters": number,
+        "block_parameters": sizes,
+    }
+    return _Found(facts=facts, num_parameters=number, block_parameters=sizes, skeleton=lambda: skeleton)
+
+
+def _count_on_gpus(terminal: Terminal, found: _Found, gpus: int, seq_len: int) -> "list[Footprint]":
+    """Count what each of 1, 2, 4 … GPUs holds and sends, up to all of them."""
+    from lite_probe.spectra.sizes import count_graph, footprint
+
+    with terminal.waiting(f"counting the graph of 1 × {seq_len:,} tokens"):
+        skeleton = found.skeleton()
+        graph = count_graph(skeleton, rows=1, seq_len=seq_len)
+    numbers = [2**power for power in range(gpus.bit_length()) if 2**power < gpus] + [gpus]
+    return [
+        footprint(skeleton, graph_bytes=graph, gpus=number, basis_columns=_TYPICAL_BASIS_COLUMNS) for number in numbers
+    ]
 
 
 def tell_unknown_blocks(terminal: Terminal, checkpoint: "Checkpoint") -> None:
@@ -140,19 +238,12 @@ def _operations_per_second(width: int = 512, seconds: float = 0.3) -> float:
     return 2.0 * width**3 / min(taken)
 
 
-def print_summary(terminal: Terminal, summary: "CheckpointSummary", needs: Needs) -> None:
+def print_summary(terminal: Terminal, summary: "CheckpointSummary") -> None:
     """Show a checkpoint in a few lines."""
     step = f"step {summary.step:,}" if summary.step is not None else "step unknown"
     facts = [summary.format, summary.architecture, f"{count(summary.num_parameters)} parameters", step]
     terminal.line(" · ".join(fact for fact in facts if fact), style="bold")
-    if summary.block_parameters:
-        rows = [
-            [name, f"{number:,}", f"{100 * number / summary.num_parameters:.1f}%"]
-            for name, number in summary.block_parameters.items()
-        ]
-        terminal.table(["block", "params", "share"], rows)
-    else:
-        terminal.line("blocks: not known for this model")
+    print_blocks(terminal, summary.block_parameters, summary.num_parameters)
     terminal.line(f"weights: {size(summary.weight_bytes)}, fingerprint {summary.fingerprint[:12]}")
     found = summary.optimizer
     if found is None:
@@ -161,6 +252,19 @@ def print_summary(terminal: Terminal, summary: "CheckpointSummary", needs: Needs
         names = ", ".join(found.state_names)
         terminal.line(f"optimizer state: {found.name} ({names}), {found.num_tensors} tensors, {size(found.num_bytes)}")
     terminal.line(f"tokenizer: {summary.tokenizer_path or 'none; pass --tokenizer to spectrum'}")
+
+
+def print_blocks(terminal: Terminal, sizes: Mapping[str, int], total: int) -> None:
+    """Show the parameters of each block."""
+    if not sizes:
+        terminal.line("blocks: not known for this model")
+        return
+    rows = [[name, f"{number:,}", f"{100 * number / total:.1f}%"] for name, number in sizes.items()]
+    terminal.table(["block", "params", "share"], rows)
+
+
+def print_needs(terminal: Terminal, needs: Needs) -> None:
+    """Show what a spectrum would need."""
     terminal.line(
         f"a spectrum would need roughly: {needs.num_hvps} Hessian products over {needs.num_tokens:,} tokens, "
         f"{duration(needs.seconds)} on this CPU; {size(needs.weights_bytes)} for weights and products, "
@@ -169,4 +273,23 @@ def print_summary(terminal: Terminal, summary: "CheckpointSummary", needs: Needs
     terminal.line(
         "(an estimate from the number of parameters; lite-probe spectrum --dry-run knows better)", style="dim"
     )
-    terminal.notes([note.message for note in summary.notes])
+
+
+def print_footprints(terminal: Terminal, footprints: "Sequence[Footprint]", seq_len: int) -> None:
+    """Show what each of some GPUs would hold and send."""
+    terminal.line(
+        f"each GPU would hold, with the graph of 1 × {seq_len:,} tokens at a time and a basis of "
+        f"{_TYPICAL_BASIS_COLUMNS} vectors in slices:"
+    )
+    terminal.table(
+        ["GPUs", "weights", "vectors", "graph", "basis", "together", "sent per product"],
+        [
+            [
+                f"{one.gpus:,}",
+                *map(size, (one.weights_bytes, one.vectors_bytes, one.graph_bytes, one.basis_bytes, one.held_bytes)),
+                size(one.sent_bytes),
+            ]
+            for one in footprints
+        ],
+    )
+    terminal.line("(counted without a GPU: bytes of tensors, not of kernels' workspaces)", style="dim")

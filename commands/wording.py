@@ -17,12 +17,12 @@ def plural(number: int, thing: str) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Write a number of bytes in binary units: `512 B`, `2.1 GiB`."""
+    """Write a number of bytes in binary units: `512 B`, `2.1 GiB`, `1,130 GiB`."""
     for unit in ("B", "KiB", "MiB"):
         if num_bytes < 1024:
             return f"{num_bytes:.3g} {unit}"
         num_bytes /= 1024
-    return f"{num_bytes:.3g} GiB"
+    return f"{num_bytes:.3g} GiB" if num_bytes < 1000 else f"{num_bytes:,.0f} GiB"
 
 
 def duration(seconds: float) -> str:

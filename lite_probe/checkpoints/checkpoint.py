@@ -15,7 +15,14 @@ from transformers import PreTrainedModel
 
 from lite_probe.blocks import Given, assign_blocks, block_map, block_sizes, given_parts
 from lite_probe.checkpoints.json_files import as_json
-from lite_probe.checkpoints.models import Adapt, build_skeleton, leave_as_is, load_model, parse_config
+from lite_probe.checkpoints.models import (
+    Adapt,
+    architecture_of,
+    build_skeleton,
+    leave_as_is,
+    load_model,
+    parse_config,
+)
 from lite_probe.checkpoints.optimizers import (
     SavedSchedule,
     ScheduleReader,
@@ -99,14 +106,7 @@ class Checkpoint:
         """One line for people: `llama · 6 layers · hidden 256`."""
         if self._config is None:
             return f"unknown architecture · {len(self.weights.metas):,} tensors"
-        layers = getattr(self._config, "num_hidden_layers", None)
-        hidden = getattr(self._config, "hidden_size", None)
-        parts = [
-            "nanoGPT" if self.format == "nanogpt" else str(self.family),
-            f"{layers} layer{'' if layers == 1 else 's'}" if layers else "",
-            f"hidden {hidden:,}" if hidden else "",
-        ]
-        return " · ".join(part for part in parts if part)
+        return architecture_of(self._config, "nanoGPT" if self.format == "nanogpt" else str(self.family))
 
     @property
     def vocab_size(self) -> int | None:
@@ -119,8 +119,12 @@ class Checkpoint:
         return getattr(self._config, "max_position_embeddings", None)
 
     @cached_property
-    def _skeleton(self) -> PreTrainedModel:
-        """The model on the meta device."""
+    def skeleton(self) -> PreTrainedModel:
+        """The model on the meta device: names, shapes and ties, no storage.
+
+        Raises:
+            InputError: If no model config is known, or it makes no model.
+        """
         if self._config is None:
             raise InputError(
                 f"expected a model config to build a model, got none with {self.path.name} ({self.format})",
@@ -136,7 +140,7 @@ class Checkpoint:
         """Parameter name → shape, tied weights once, of the model if its config is known, else as saved."""
         if self._config is None:
             return {name: tuple(meta.shape) for name, meta in self.weights.metas.items()}
-        return {name: tuple(parameter.shape) for name, parameter in self._skeleton.named_parameters()}
+        return {name: tuple(parameter.shape) for name, parameter in self.skeleton.named_parameters()}
 
     @property
     def num_parameters(self) -> int:
@@ -237,7 +241,7 @@ class Checkpoint:
 
         Cost: one copy of the weights in memory.
         """
-        return load_model(self._skeleton, self.weights, adapt=self._adapt, device=device, dtype=dtype)
+        return load_model(self.skeleton, self.weights, adapt=self._adapt, device=device, dtype=dtype)
 
     def block_map(self, model: nn.Module | None = None, *, overrides: Given | None = None) -> BlockMap:
         """Assign the model's parameters to blocks.

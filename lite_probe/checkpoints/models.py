@@ -7,6 +7,7 @@ older versions map onto its modules (experts saved one by one, fused in the mode
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from lite_probe.checkpoints.json_files import with_floats
+from lite_probe.checkpoints.json_files import MAX_VALUES, read_json_object, with_floats
 from lite_probe.checkpoints.weights import Weights
 from lite_probe.errors import InputError, LiteProbeError, NumericsError, shown, shown_name
 
@@ -22,6 +23,7 @@ from lite_probe.errors import InputError, LiteProbeError, NumericsError, shown, 
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _MAX_EXPERTS = 65_536
+_MAX_LAYERS = 1_000  # of a config without weights
 _MAX_BUFFER_BYTES = 2**31  # causal masks and rotary tables; a position count that wants more is damage
 _NAMES_SHOWN = 6
 OTHER_MODELS_HINT = "pass --task FILE.py:FUNCTION for any other model and loss"
@@ -138,7 +140,7 @@ def _config_error(family: str, error: BaseException) -> InputError:
 
 
 def build_skeleton(config: transformers.PreTrainedConfig) -> transformers.PreTrainedModel:
-    """Build the model on the meta device: names, shapes and ties, no storage.
+    """Build the model on the meta device, in evaluation mode: names, shapes and ties, no storage.
 
     Raises:
         InputError: If the config makes no model.
@@ -150,7 +152,31 @@ def build_skeleton(config: transformers.PreTrainedConfig) -> transformers.PreTra
             )
     except Exception as error:  # a config of nonsense can fail anywhere in transformers
         raise _config_error(config.model_type, error) from error
-    return model
+    return model.eval()
+
+
+def read_skeleton(path: Path) -> transformers.PreTrainedModel:
+    """Build, on the meta device, the model that a config file describes: it may have no weights yet.
+
+    Args:
+        path: A `config.json`.
+
+    Raises:
+        InputError: If the file cannot be read, or makes no causal language model.
+    """
+    return build_skeleton(parse_config(read_json_object(path, max_values=MAX_VALUES), num_tensors=_MAX_LAYERS))
+
+
+def architecture_of(config: transformers.PreTrainedConfig, name: str) -> str:
+    """Return one line for people: `llama · 6 layers · hidden 256`."""
+    layers = getattr(config, "num_hidden_layers", None)
+    hidden = getattr(config, "hidden_size", None)
+    parts = [
+        name,
+        f"{layers} layer{'' if layers == 1 else 's'}" if layers else "",
+        f"hidden {hidden:,}" if hidden else "",
+    ]
+    return " · ".join(part for part in parts if part)
 
 
 def load_model(

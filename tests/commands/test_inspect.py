@@ -60,3 +60,38 @@ def test_the_speed_is_that_of_products_that_had_the_processor(monkeypatch: pytes
     monkeypatch.setattr(torch, "mm", mm)
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     assert inspect._operations_per_second(width=100) == pytest.approx(2 * 100**3 / 0.004)
+
+
+def test_gpus_are_counted_on_a_config_without_weights(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "vocab_size": 32_000,
+                "hidden_size": 4096,
+                "intermediate_size": 11_008,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+            }
+        )
+    )
+    found = CliRunner().invoke(cli, ["inspect", str(config), "--gpus", "6", "--seq-len", "64", "--json"])
+    told = json.loads(found.stdout)
+    assert told["num_parameters"] == 6_738_415_616
+    assert sum(told["block_parameters"].values()) == told["num_parameters"]
+    assert [one["gpus"] for one in told["gpus"]] == [1, 2, 4, 6]
+    assert told["gpus"][-1]["sent_bytes"] == 2 * 4 * 6_738_415_616 * 5 // 6
+    shown = CliRunner().invoke(cli, ["inspect", str(config), "--gpus", "2", "--seq-len", "64"])
+    lines = shown.stderr.splitlines()
+    assert lines[0] == "config · llama · 32 layers · hidden 4,096 · 6.74 B parameters · no weights"
+    assert lines[-4].split()[:3] == ["GPUs", "weights", "vectors"]
+    assert lines[-2].split()[0] == "2"
+
+
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text('{"loss": 1.0}')
+    found = CliRunner().invoke(cli, ["inspect", str(other)])
+    assert found.exit_code == 3
+    assert "expected a model_type that transformers" in found.stderr

@@ -1,0 +1,113 @@
+"""What curvature of a model takes on one of several GPUs, counted on the meta device, where no tensor has memory.
+
+Autograd's graph of a product is built there as it would be on a device, and the bytes that it saves are added up. What
+does not depend on the batch is a number of vectors of N entries.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+
+from lite_probe.checkpoints.models import quiet_transformers
+from lite_probe.errors import InputError
+
+# Whole vectors of N entries beside the weights: the one that is multiplied, its image, the batch's gradient, which
+# the graph ends in, and the batch's product before it is added up.
+_WHOLE_VECTORS = 4
+# Slices beside the basis: of the pending vector, its image, and a probe's previous one.
+_SLICES = 3
+_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What each of some GPUs holds while a product is made, and what it sends; the basis lies in slices."""
+
+    gpus: int
+    num_parameters: int
+    weights_bytes: int  # parameters and buffers
+    vectors_bytes: int  # whole vectors
+    graph_bytes: int  # of the rows whose graph is held at a time
+    basis_bytes: int  # this GPU's slice
+    sent_bytes: int  # in one product: reduce-scatter and all-gather of N float32 numbers around a ring
+
+    @property
+    def held_bytes(self) -> int:
+        """All of it."""
+        return self.weights_bytes + self.vectors_bytes + self.graph_bytes + self.basis_bytes
+
+
+def count_graph(skeleton: PreTrainedModel, *, rows: int, seq_len: int) -> int:
+    """Count the bytes that the graph of a Hessian product saves, on a batch of a language model.
+
+    Args:
+        skeleton: On the meta device, from `Checkpoint.skeleton`.
+        rows: Of the batch.
+        seq_len: Tokens in each.
+
+    Returns:
+        Bytes, parameters and buffers not among them; exactly what the same graph saves on a device.
+
+    Raises:
+        InputError: If what the model computes depends on values, as the experts that tokens are sent to do.
+
+    Cost: one pass over the graph, without arithmetic.
+    """
+    own = {tensor.untyped_storage()._cdata for tensor in (*skeleton.parameters(), *skeleton.buffers())}
+    saved: dict[int, torch.UntypedStorage] = {}  # kept alive, since the next storage would take the place of a dead one
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor.detach()
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            _multiply(skeleton, rows, seq_len)
+    except NotImplementedError as error:
+        raise InputError(
+            f"expected a model whose graph does not depend on its tokens, got a {skeleton.config.model_type}",
+            "leave out --gpus; lite-probe spectrum CKPT --dry-run measures the graph of a batch",
+        ) from error
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def _multiply(skeleton: PreTrainedModel, rows: int, seq_len: int) -> None:
+    """Make a Hessian product of a batch, with all shapes and no numbers."""
+    parameters = list(skeleton.parameters())
+    tokens = torch.zeros(rows, seq_len + 1, dtype=torch.long, device="meta")
+    # Without a mask transformers looks into the positions for packed sequences, and there is nothing to see.
+    mask = torch.ones(rows, seq_len, dtype=torch.long, device="meta")
+    with torch.enable_grad(), quiet_transformers(), sdpa_kernel(SDPBackend.MATH):
+        logits = skeleton(input_ids=tokens[:, :-1], attention_mask=mask, use_cache=False).logits
+        loss = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        used = [gradient for gradient in gradients if gradient is not None and gradient.requires_grad]
+        torch.autograd.grad(used, parameters, [torch.empty_like(one) for one in used], True, allow_unused=True)
+
+
+def footprint(skeleton: PreTrainedModel, *, graph_bytes: int, gpus: int, basis_columns: int) -> Footprint:
+    """Say what each of some GPUs holds and sends, each with the whole model and a slice of the basis.
+
+    Args:
+        skeleton: On the meta device.
+        graph_bytes: Of the rows whose graph is held at a time, from `count_graph`.
+        gpus: How many.
+        basis_columns: Vectors of the Krylov basis.
+    """
+    size = sum(parameter.numel() for parameter in skeleton.parameters())
+    vector = _BYTES * size
+    return Footprint(
+        gpus=gpus,
+        num_parameters=size,
+        weights_bytes=vector + sum(buffer.nbytes for buffer in skeleton.buffers()),
+        vectors_bytes=_WHOLE_VECTORS * vector,
+        graph_bytes=graph_bytes,
+        basis_bytes=(basis_columns + _SLICES) * vector // gpus,
+        sent_bytes=2 * vector * (gpus - 1) // gpus,
+    )
