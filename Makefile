@@ -34,6 +34,7 @@ benchmark: $(BENCHMARK_READY)
 	$(BENCHMARK_BIN)/python tests/benchmarks/optimizers.py
 	$(BENCHMARK_BIN)/python tests/benchmarks/replay.py
 	$(BENCHMARK_BIN)/python tests/benchmarks/spectra.py
+	$(BENCHMARK_BIN)/python tests/benchmarks/scaling.py
 
 # The pictures on the front page, of the page on RUNS; `make demo` makes the runs that they are of by default.
 screenshots: $(READY)
