@@ -33,7 +33,7 @@ def loss_and_gradient(
     split: Split,
     on_batch: Callable[[int], None] | None = None,
 ) -> LossAndGradient:
-    """Compute the mean loss over all counted tokens of a split and its gradient.
+    """Compute the mean loss over all counted tokens of a split and its gradient, the batches dealt to the ranks.
 
     Raises:
         InputError: If the split has no batches or counts nothing.
@@ -48,14 +48,13 @@ def loss_and_gradient(
     gradient = torch.zeros(layout.size, dtype=first.dtype, device=first.device)
     used = [False] * len(layout.parameters)
     total, count = 0.0, 0
-    for index, batch in enumerate(batches):
+    bad: tuple[int, float] | None = None
+    for index, batch in task.own_batches(split):
         loss, batch_count = task.loss(batch)
         value = float(loss.detach())
         if value != value or abs(value) == float("inf"):
-            raise NumericsError(
-                f"expected a finite loss, got {value} on {split} batch {index}",
-                "check the checkpoint (diverged?) and the data",
-            )
+            bad = index, value
+            break
         total += value
         count += batch_count
         if loss.requires_grad:
@@ -64,11 +63,33 @@ def loss_and_gradient(
             used = [was or grad is not None for was, grad in zip(used, grads, strict=True)]
         if on_batch is not None:
             on_batch(index)
+    _require_finite(task.ranks.from_every(bad), split)
+    sums = task.ranks.add_up(torch.tensor([total, count, *used], dtype=torch.float64)).tolist()
+    total, count, used = sums[0], int(sums[1]), [bool(was) for was in sums[2:]]
     if count == 0:
         raise InputError(f"expected counted tokens in the {split} batches, got none")
+    task.ranks.add_up(gradient)
     gradient /= count
     unused = tuple(name for name, was in zip(layout.names, used, strict=True) if not was)
     return LossAndGradient(total / count, gradient, count, unused)
+
+
+def _require_finite(found: Sequence[tuple[int, float] | None], split: Split) -> None:
+    """Refuse losses that are not finite.
+
+    Args:
+        found: Place and loss of the first such batch of every rank.
+        split: Of the batches.
+
+    Raises:
+        NumericsError: It names the first of them, on every rank.
+    """
+    if bad := [one for one in found if one is not None]:
+        index, value = min(bad)
+        raise NumericsError(
+            f"expected a finite loss, got {value} on {split} batch {index}",
+            "check the checkpoint (diverged?) and the data",
+        )
 
 
 def _gradients(loss: Tensor, layout: ParameterLayout) -> Sequence[Tensor | None]:

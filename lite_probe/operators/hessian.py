@@ -21,6 +21,8 @@ from lite_probe.vectors.layout import ParameterLayout
 class _GraphOperator(SymmetricOperator):
     """Σ over batches of a product through a differentiable graph of one batch.
 
+    Each rank goes through its own batches; their sums are added up once per product.
+
     Args:
         task: Model, loss, batches.
         layout: The parameters, or one block of them.
@@ -56,18 +58,19 @@ class _GraphOperator(SymmetricOperator):
             for graph, batch in self._each_graph():
                 for index, cotangent in enumerate(vectors):
                     product = self._through(graph, batch, cotangent)
-                    self.layout.accumulate(result[index], product, 1.0 / self.count)
+                    self.layout.accumulate(result[index], product, 1.0)
                 del graph  # before the next batch's graph is built
         except RuntimeError as error:
             explained = explain_autograd_error(error)
             if explained is None:
                 raise
             raise explained from error
-        return result
+        # Weighted at the end: parts then add up to the same bits, whoever held them.
+        return self.task.ranks.add_up(result).div_(self.count)
 
     def _each_graph(self) -> Iterator[tuple[Any, Batch]]:
         """Yield each batch's graph: kept ones from the store, the others built and dropped."""
-        for index, batch in enumerate(self.task.batches(self.split)):
+        for index, (_, batch) in enumerate(self.task.own_batches(self.split)):
             if index < self.graphs.capacity:
                 if index not in self.graphs.kept:
                     self.graphs.kept[index] = self._build(batch, self.graphs.parameters)
@@ -94,7 +97,7 @@ class GraphStore:
     """Graphs that outlive one product, shared by all operators on the same batches.
 
     Args:
-        capacity: Batches whose graphs may be kept, the first ones.
+        capacity: Batches of this rank whose graphs may be kept, the first ones.
         parameters: The parameters the kept graphs are differentiated by; any operator's are among them.
     """
 

@@ -22,7 +22,6 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.seeds import derive_seed
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.random import random_vector
-from lite_probe.vectors.reductions import dot, norm
 
 FloatArray = NDArray[np.float64]
 
@@ -55,7 +54,7 @@ class Lanczos:
 
     Attributes:
         projected: (m, m) float64, T.
-        pending: (b, n) orthonormal vectors that the next step multiplies.
+        pending: (b, n) orthonormal vectors that the next step multiplies; this rank's slices of them.
         coupling: (b, c) S: what the pending vectors contribute to H times the last c basis vectors.
         restarts: Thick restarts so far.
         first_quadrature: Nodes and weights as they stood before T was first rotated, see `quadrature`.
@@ -87,7 +86,7 @@ class Lanczos:
         self.scale = 0.0  # largest |Ritz value| seen
         self.settled = False
         self._pairs: RitzPairs | None = None
-        self.pending = torch.empty(0, operator.size, dtype=operator.dtype, device=operator.device)
+        self.pending = torch.empty(0, basis.vector_size, dtype=operator.dtype, device=operator.device)
         self.start_block = block
         self.insert_random(block)
 
@@ -99,7 +98,7 @@ class Lanczos:
         fresh = vectors.to(self.basis.device)
         self.basis.orthogonalize(fresh)
         joined = torch.cat([self.pending.to(fresh.device), fresh])
-        self.pending, _ = _orthonormalize(joined, tolerance=0.5 * torch.finfo(fresh.dtype).eps)
+        self.pending, _ = _orthonormalize(joined, self.basis, tolerance=0.5 * torch.finfo(fresh.dtype).eps)
         added = self.pending.shape[0] - count
         self.coupling = np.vstack([self.coupling, np.zeros((added, self.coupling.shape[1]))])
         return added
@@ -110,8 +109,7 @@ class Lanczos:
         for _ in range(min(count, room)):
             seed = derive_seed(self.seed, "lanczos", self.num_drawn)
             self.num_drawn += 1
-            vector = random_vector(self.operator.size, seed=seed, dtype=self.operator.dtype, device=self.basis.device)
-            self.insert(vector.unsqueeze(0))
+            self.insert(draw(self.basis, seed=seed).unsqueeze(0))
 
     def step(self) -> None:
         """Multiply the pending block, extend basis and T, and find the next pending block.
@@ -126,9 +124,8 @@ class Lanczos:
         self.settled, self._pairs = False, None
         count = self.pending.shape[0]
         self.basis.append(self.pending)
-        image = self.operator.matmat(self.pending.to(self.operator.device).T).T.contiguous()
-        image = image.to(self.basis.device)
-        length = max(norm(row) for row in image)
+        image = multiply(self.operator, self.basis, self.pending)
+        length = max(self.basis.norm(row) for row in image)
         if not math.isfinite(length):
             raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
         coefficients = self.basis.orthogonalize(image).cpu().numpy()
@@ -136,12 +133,12 @@ class Lanczos:
         # What is left of Hx is rounding where it is this small beside Hx: the space is invariant there.
         self.scale = max(self.scale, length)
         threshold = 20.0 * torch.finfo(image.dtype).eps * self.scale
-        self.pending, self.coupling = _orthonormalize(image, tolerance=threshold)
+        self.pending, self.coupling = _orthonormalize(image, self.basis, tolerance=threshold)
         smallest = float(np.abs(np.diag(self.coupling)).min(initial=np.inf)) if self.coupling.size else np.inf
         if smallest < _CANCELLED * length:
             # Normalising a small remainder blows up the rounding in it; once more against the basis.
             self.basis.orthogonalize(self.pending)
-            self.pending, _ = _orthonormalize(self.pending, tolerance=0.0)
+            self.pending, _ = _orthonormalize(self.pending, self.basis, tolerance=0.0)
 
     def _extend_projection(self, coefficients: FloatArray, count: int) -> None:
         """Append `count` rows and columns to T; the new diagonal block is symmetrised."""
@@ -154,6 +151,11 @@ class Lanczos:
         grown[size - count :, size - count :] = 0.5 * (corner + corner.T)
         self.projected = grown
 
+    def _solved(self) -> tuple[FloatArray, FloatArray]:
+        """Return eigenvalues and eigenvectors of T, solved once for all ranks."""
+        values, vectors = self.basis.ranks.once(lambda: linalg.eigh(self.projected))
+        return values, vectors
+
     def restart(self) -> None:
         """Rotate the basis onto its leading Ritz vectors and go on from there.
 
@@ -161,7 +163,7 @@ class Lanczos:
         """
         if self.first_quadrature is None:
             self.first_quadrature = self.quadrature()
-        values, vectors = linalg.eigh(self.projected)
+        values, vectors = self._solved()
         size = len(values)
         room = self.basis.capacity - self.pending.shape[0]
         spare = max(0, (room - self.top - self.bottom) // 2)
@@ -185,7 +187,7 @@ class Lanczos:
         return self._pairs
 
     def _solve(self) -> RitzPairs:
-        values, vectors = linalg.eigh(self.projected)
+        values, vectors = self._solved()
         size = len(values)
         top, bottom = self._wanted(values)
         wanted = np.r_[size - 1 : size - 1 - top : -1, 0:bottom]
@@ -237,7 +239,7 @@ class Lanczos:
         """
         if self.first_quadrature is not None:
             return self.first_quadrature
-        values, vectors = linalg.eigh(self.projected)
+        values, vectors = self._solved()
         block = min(self.start_block, len(values))
         return values, (vectors[:block] ** 2).sum(axis=0) / max(block, 1)
 
@@ -250,7 +252,7 @@ class Lanczos:
             return self.ritz_pairs()
         if self.first_quadrature is None:
             self.first_quadrature = self.quadrature()
-        values, vectors = linalg.eigh(self.projected)
+        values, vectors = self._solved()
         size = len(values)
         pairs = self.ritz_pairs()
         top, bottom = pairs.num_top, len(pairs.values) - pairs.num_top
@@ -339,19 +341,36 @@ def check_residuals(run: Lanczos, pairs: RitzPairs, *, seed: int) -> float:
     signs = torch.randn(count, generator=torch.Generator().manual_seed(derive_seed(seed, "signs"))).sign()
     basis = run.basis
     signs = signs.to(device=basis.device, dtype=torch.float64)
-    image = run.operator.matvec(basis.combine(signs).to(run.operator.device)).to(basis.device)
+    image = multiply(run.operator, basis, basis.combine(signs).unsqueeze(0)).squeeze(0)
     image -= basis.combine(signs * torch.from_numpy(pairs.values).to(signs))
     if run.coupling.size:
         towards = torch.from_numpy(run.coupling[:, :count]).to(signs) @ signs
         image -= towards.to(image) @ run.pending.to(image.device)
-    return norm(image)
+    return basis.norm(image)
 
 
-def _orthonormalize(block: Tensor, *, tolerance: float) -> tuple[Tensor, FloatArray]:
+def multiply(operator: SymmetricOperator, basis: KrylovBasis, rows: Tensor) -> Tensor:
+    """Return the products of vectors of a basis, (b, n) → (b, n) on its device, each rank's slices of them.
+
+    Cost: b products.
+    """
+    whole = basis.whole(rows.to(operator.device))
+    images = operator.matmat(whole.T).T
+    return images[:, basis.part].contiguous().to(basis.device)
+
+
+def draw(basis: KrylovBasis, *, seed: int) -> Tensor:
+    """Return a standard normal vector for a basis, (n,): this rank's slice of one that any number of ranks draws."""
+    whole = random_vector(basis.whole_size, seed=seed, dtype=basis.rows.dtype, device=basis.device)
+    return whole[basis.part]
+
+
+def _orthonormalize(block: Tensor, basis: KrylovBasis, *, tolerance: float) -> tuple[Tensor, FloatArray]:
     """Make rows orthonormal by modified Gram–Schmidt, done twice; drop those that depend on earlier ones.
 
     Args:
         block: (b, n); overwritten.
+        basis: That its rows are for.
         tolerance: A remainder of at most this norm counts as zero.
 
     Returns:
@@ -363,10 +382,10 @@ def _orthonormalize(block: Tensor, *, tolerance: float) -> tuple[Tensor, FloatAr
         coefficients = [0.0] * len(kept)
         for _ in range(2):
             for index, other in enumerate(kept):
-                overlap = dot(other, row)
+                overlap = basis.dot(other, row)
                 row.sub_(other, alpha=overlap)
                 coefficients[index] += overlap
-        length = norm(row)
+        length = basis.norm(row)
         if length > tolerance and length > 0.0:
             kept.append(row.div_(length))
             coefficients.append(length)

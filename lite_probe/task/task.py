@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lite_probe.blocks import Given, given_parts, named_blocks
 from lite_probe.results.blocks import BlockMap
+from lite_probe.vectors.ranks import ALONE, Ranks
 
 Split = Literal["evaluation", "train", "held-out"]
 Batch = Any  # a tensor, tuple, dict, or whatever `predict` and `criterion` take
@@ -60,6 +61,7 @@ class Task:
         info: For provenance.
         heldout: Batches that a replay's loss is measured on: as many as `evaluation`, and none of its samples, so that
             progress along eigenvectors is not judged on the batches that made them.
+        ranks: The processes that measure the task together, each with all of it: batches are dealt to them.
     """
 
     model: nn.Module
@@ -70,6 +72,7 @@ class Task:
     blocks: BlockMap | None = None
     info: TaskInfo = field(default_factory=TaskInfo)
     heldout: Sequence[Batch] = ()
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         """Find the parts of every parameter.
@@ -104,6 +107,10 @@ class Task:
     def batches(self, split: Split) -> Sequence[Batch]:
         """Return the batches of one split."""
         return {"evaluation": self.evaluation, "train": self.train, "held-out": self.heldout}[split]
+
+    def own_batches(self, split: Split) -> list[tuple[int, Batch]]:
+        """Return this rank's batches of one split, each with its place among all."""
+        return self.ranks.own(self.batches(split))
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss of one batch, with its graph, and the count in it."""

@@ -3,6 +3,8 @@
 Vectors are contiguous rows, so that a chunk of the whole basis is a matrix that fits the cache. Where the operator
 lives on an accelerator and the basis does not, only the vectors of one block travel. A basis on disk is a mapped file
 whose pages are given back after every stretch of columns: the process stays small, and the system caches what it can.
+
+Several ranks hold a slice of every vector each. What is a sum over entries is then added up over the ranks.
 """
 
 import mmap
@@ -18,20 +20,22 @@ from torch import Tensor
 
 from lite_probe.errors import OutputError
 from lite_probe.files import create_anew
-from lite_probe.vectors.reductions import CHUNK, project, subtract, subtract_and_project
+from lite_probe.vectors.ranks import ALONE, Ranks
+from lite_probe.vectors.reductions import CHUNK, dot, norm, project, subtract, subtract_and_project
 
 _STRETCH_BYTES = 1 << 27  # of a basis on disk that are mapped at a time
 
 
 class KrylovBasis:
-    """Rows 0 … size−1 of an array (capacity, n).
+    """Rows 0 … size−1 of an array (capacity, n), or this rank's columns of it: n below is their number then.
 
     Args:
-        size: n.
+        size: Of a whole vector.
         capacity: Rows to make room for. The memory or disk space is taken at once.
         dtype: Of the rows.
         device: Where the rows live.
         file: Put the rows into this file instead.
+        ranks: That hold slices of the vectors.
 
     Raises:
         OutputError: If the file cannot be made or there is no space for it.
@@ -45,12 +49,17 @@ class KrylovBasis:
         dtype: torch.dtype,
         device: torch.device,
         file: Path | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.whole_size = size
+        self.ranks = ranks
+        self.part = ranks.part(size)
+        size = self.part.stop - self.part.start
         self.vector_size = size
         self.capacity = capacity
         self.size = 0
         self._map: mmap.mmap | None = None
-        if file is None:
+        if file is None or size == 0:
             self.rows = torch.empty(capacity, size, dtype=dtype, device=device)
         else:
             self._map = _reserve(file, capacity * size * dtype.itemsize)
@@ -91,7 +100,19 @@ class KrylovBasis:
         total = torch.zeros(rows.shape[0], block.shape[0], dtype=torch.float64, device=block.device)
         for part in self._stretches():
             total += project(rows[:, part], block[:, part])
-        return total
+        return self.ranks.add_up(total)
+
+    def dot(self, first: Tensor, second: Tensor) -> float:
+        """Return the inner product of two vectors (n,)."""
+        return self.ranks.total(dot(first, second))
+
+    def norm(self, vector: Tensor) -> float:
+        """Return the norm of a vector (n,)."""
+        return self.ranks.hypot(norm(vector))
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """Return whole vectors from this rank's slices of them, the rows of a tensor."""
+        return self.ranks.whole(rows, self.whole_size)
 
     def remove(self, block: Tensor, count: int) -> None:
         """Take the span of the first `count` rows out of `block` (b, n) in place, once. Cost: two passes."""
@@ -127,6 +148,7 @@ class KrylovBasis:
         second = torch.zeros_like(first)
         for part in self._stretches():
             second += subtract_and_project(block[:, part], self.filled[:, part], first)
+        second = self.ranks.add_up(second)
         for part in self._stretches():
             subtract(block[:, part], self.filled[:, part], second)
         return first + second
@@ -155,7 +177,7 @@ class KrylovBasis:
 
     def _stretches(self) -> Iterator[slice]:
         """Cut the columns into stretches to go through one by one: one in memory, more on disk."""
-        width = self.vector_size
+        width = max(1, self.vector_size)
         if self._map is not None:
             row_bytes = max(1, self.size) * self.rows.element_size()
             width = max(CHUNK, _STRETCH_BYTES // row_bytes // CHUNK * CHUNK)
