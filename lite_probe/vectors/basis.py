@@ -24,6 +24,7 @@ from lite_probe.vectors.ranks import ALONE, Ranks
 from lite_probe.vectors.reductions import CHUNK, dot, norm, project, subtract, subtract_and_project
 
 _STRETCH_BYTES = 1 << 27  # of a basis on disk that are mapped at a time
+_ROTATED_BYTES = 1 << 28  # of a basis on an accelerator that are in float64 at a time
 
 
 class KrylovBasis:
@@ -163,9 +164,12 @@ class KrylovBasis:
         """
         weights = coefficients.T.to(device=self.device, dtype=torch.float64)
         kept = coefficients.shape[1]
+        width = CHUNK
+        if self.device.type != "cpu":  # where the time goes into starting kernels
+            width = max(CHUNK, _ROTATED_BYTES // (8 * max(1, self.size)) // CHUNK * CHUNK)
         for part in self._stretches():
-            for start in range(part.start, part.stop, CHUNK):
-                chunk = slice(start, min(start + CHUNK, part.stop))
+            for start in range(part.start, part.stop, width):
+                chunk = slice(start, min(start + width, part.stop))
                 # float64 within the chunk: restarts repeat this, and float32 rounding would pile up.
                 self.rows[:kept, chunk] = (weights @ self.filled[:, chunk].double()).to(self.rows.dtype)
         self.size = kept

@@ -3,14 +3,19 @@
 A float32 sum over millions of entries is biased on a CPU: once the running sum dwarfs the terms, each addition
 rounds the same way. Here float32 arithmetic stays within a chunk that fits the cache, and chunks add up in float64.
 Rows are vectors: a basis of m vectors is (m, n), each contiguous.
+
+A CPU takes one chunk after the other, which keeps it in the cache. On an accelerator, where starting a kernel takes
+longer than a chunk, the chunks of a long stretch are the batch of one batched product.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 CHUNK = 16_384  # entries of one partial sum; 64 KiB of float32, so 45 rows of it stay in a 4 MiB cache
+_MOST_CHUNKS = 16_384  # of one batched product; 64 KiB of partial sums for each pair of vectors
 
 
 def project(rows: Tensor, vectors: Tensor) -> Tensor:
@@ -19,9 +24,8 @@ def project(rows: Tensor, vectors: Tensor) -> Tensor:
     Cost: one pass over `rows`.
     """
     total = torch.zeros(rows.shape[0], vectors.shape[0], dtype=torch.float64, device=rows.device)
-    for start in range(0, rows.shape[1], CHUNK):
-        stop = start + CHUNK
-        total += (rows[:, start:stop] @ vectors[:, start:stop].T).double()
+    for part in _stretches(rows):
+        total += _product(rows[:, part], vectors[:, part])
     return total
 
 
@@ -31,20 +35,18 @@ def subtract(vectors: Tensor, rows: Tensor, coefficients: Tensor) -> None:
     Cost: one pass over `rows`.
     """
     weights = coefficients.T.to(rows.dtype)
-    for start in range(0, rows.shape[1], CHUNK):
-        stop = start + CHUNK
-        vectors[:, start:stop].addmm_(weights, rows[:, start:stop], alpha=-1.0)
+    for part in _stretches(rows):
+        vectors[:, part].addmm_(weights, rows[:, part], alpha=-1.0)
 
 
 def subtract_and_project(vectors: Tensor, rows: Tensor, coefficients: Tensor) -> Tensor:
-    """Do `subtract`, then `project`, in one pass: each chunk of `rows` is read once for both."""
+    """Do `subtract`, then `project`, in one pass: on a CPU each chunk of `rows` is read once for both."""
     weights = coefficients.T.to(rows.dtype)
     total = torch.zeros(rows.shape[0], vectors.shape[0], dtype=torch.float64, device=rows.device)
-    for start in range(0, rows.shape[1], CHUNK):
-        piece = rows[:, start : start + CHUNK]
-        target = vectors[:, start : start + CHUNK]
+    for part in _stretches(rows):
+        piece, target = rows[:, part], vectors[:, part]
         target.addmm_(weights, piece, alpha=-1.0)
-        total += (piece @ target.T).double()
+        total += _product(piece, target)
     return total
 
 
@@ -65,3 +67,29 @@ def norm(vector: Tensor) -> float:
         return math.sqrt(dot(vector, vector))
     scaled = vector.double() / largest
     return largest * math.sqrt(dot(scaled, scaled))
+
+
+def _stretches(rows: Tensor) -> Iterator[slice]:
+    """Cut the columns into what one product takes: one chunk or several whole ones, and last what is no whole one."""
+    size, width = rows.shape[1], CHUNK * _chunks_at_once(rows.device)
+    whole = size - size % CHUNK
+    for start in range(0, whole, width):
+        yield slice(start, min(start + width, whole))
+    if whole < size:
+        yield slice(whole, size)
+
+
+def _chunks_at_once(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else _MOST_CHUNKS
+
+
+def _product(rows: Tensor, vectors: Tensor) -> Tensor:
+    """Return rows · vectorsᵀ in float64, of a stretch of at most a chunk or of whole ones."""
+    if rows.shape[1] <= CHUNK:
+        return (rows @ vectors.T).double()
+    return torch.bmm(_by_chunk(rows), _by_chunk(vectors).mT).sum(0, dtype=torch.float64)
+
+
+def _by_chunk(rows: Tensor) -> Tensor:
+    """View (m, chunks · CHUNK) as (chunks, m, CHUNK)."""
+    return rows.view(rows.shape[0], -1, CHUNK).transpose(0, 1)
