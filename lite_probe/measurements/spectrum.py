@@ -315,12 +315,10 @@ class _Session:
         whole: NDArray[np.float32] | None = None
         if self.ranks.is_first:
             shape = (count, basis.whole_size)
-            on_disk = self.memory.basis_placement == "disk" and folder is not None
-            whole = (
-                np.memmap(folder / "vectors.bin", np.float32, "w+", shape=shape)
-                if on_disk
-                else np.empty(shape, np.float32)
-            )
+            if self.memory.basis_placement == "disk" and folder is not None:
+                whole = np.memmap(folder / "vectors.bin", np.float32, "w+", shape=shape)
+            else:
+                whole = np.empty(shape, np.float32)
         for place in range(count):
             row = basis.whole(basis.rows[place : place + 1])[0]  # one at a time: they need not fit into memory
             if whole is not None:
