@@ -114,6 +114,7 @@ class ResumableRun:
         }:
             return saved
         self.clear()
+        self._mark()
         self.write(_LAYOUT, dict(chosen))
         return chosen
 
@@ -130,7 +131,11 @@ class ResumableRun:
                 f"expected to continue in {self.path} with the {processes} that began, got {self.ranks.count}",
                 f"start {processes} again, or remove that folder to begin anew",
             )
-        if self.ranks.count > 1 and begun is None:
+        self._mark()
+
+    def _mark(self) -> None:
+        """Say how many ranks have begun, where it is not one."""
+        if self.ranks.count > 1:
             self.write(_RANKS, self.ranks.count)
 
     def _begun_by(self) -> int | None:
