@@ -61,6 +61,7 @@ class ResumableRun:
         notes: What was damaged.
         done: Steps of progress so far, those of an earlier process among them.
         expected: All of them, as far as is known.
+        tell: Who is told of it.
     """
 
     def __init__(
@@ -75,13 +76,13 @@ class ResumableRun:
         self.fingerprint = fingerprint
         self.notes: list[Note] = []
         self.done = self.expected = 0
-        self._on_progress = on_progress
+        self.tell = on_progress
 
     def advance(self, steps: int, label: str) -> None:
         """Count some steps of progress, and tell."""
         self.done += steps
-        if self._on_progress is not None:
-            self._on_progress(self.done, max(self.expected, self.done), label)
+        if self.tell is not None:
+            self.tell(self.done, max(self.expected, self.done), label)
 
     def folder(self, *parts: str) -> Path | None:
         """Return the folder of a part, which need not exist; links and files in its place are removed."""

@@ -89,7 +89,7 @@ def test_a_killed_rank_ends_all_and_the_same_command_goes_on(
     code, printed, said = finished(by_ranks(*asked))
     assert code == 0, said
     assert printed.split() == [str(out / "report.html"), str(out / "spectrum.json")]
-    assert said.count("λ₁") == 2  # rank 0 alone speaks: in the figures and in the verdict
+    assert said.count("plan: ") == 1  # rank 0 alone speaks
     assert ", on each of 2 ranks" in said
     require_same_spectrum(out, alone)
     assert names(out) == names(alone)
