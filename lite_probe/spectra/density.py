@@ -23,7 +23,7 @@ from lite_probe.errors import NumericsError
 from lite_probe.results.estimate import Estimate
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.lanczos import Lanczos, draw, multiply
-from lite_probe.vectors.reductions import project
+from lite_probe.vectors.reductions import subtract
 
 FloatArray = NDArray[np.float64]
 
@@ -96,8 +96,8 @@ def _start_group(run: Lanczos, num_deflated: int, probes: Probes, seed: int) -> 
         probes.current[row] = draw(run.basis, seed=derive_seed(seed, "probe", first + row))
     for _ in range(2):
         run.basis.remove(probes.current, num_deflated)
-    for vector in probes.current:
-        vector.div_(run.basis.norm(vector))
+    for vector, length in zip(probes.current, run.basis.norms(probes.current), strict=True):
+        vector.div_(length)
     probes.previous = torch.zeros_like(probes.current)
     for _ in range(size):
         probes.diagonals.append([])
@@ -120,19 +120,23 @@ def _step(run: Lanczos, num_deflated: int, probes: Probes, living: list[int]) ->
                 "expected Hessian products whose squares a float64 holds, got larger ones", "check the checkpoint"
             ) from error
     run.basis.remove(images, num_deflated)
-    for image, row, index in zip(images, rows, living, strict=True):
-        before = probes.offdiagonals[index][-1] if probes.offdiagonals[index] else 0.0
-        length = run.basis.norm(image)
-        if not math.isfinite(length):
-            raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
-        image.sub_(probes.previous[row], alpha=before)
-        center = run.basis.dot(probes.current[row], image)
-        image.sub_(probes.current[row], alpha=center)
-        center_again = run.basis.dot(probes.current[row], image)
-        image.sub_(probes.current[row], alpha=center_again)
-        probes.diagonals[index].append(center + center_again)
-        run.basis.remove(image.unsqueeze(0), num_deflated)
-        remainder = run.basis.norm(image)
+    lengths = run.basis.norms(images)
+    if not all(map(math.isfinite, lengths)):
+        raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
+    centers = torch.zeros(len(rows), dtype=torch.float64, device=images.device)
+    for position, (row, index) in enumerate(zip(rows, living, strict=True)):
+        image, current = images[position : position + 1], probes.current[row : row + 1]
+        if probes.offdiagonals[index]:
+            image.sub_(probes.previous[row], alpha=probes.offdiagonals[index][-1])
+        for _ in range(2):
+            center = run.basis.inner(current, image)
+            subtract(image, current, center)
+            centers[position] += center.view(())
+    run.basis.remove(images, num_deflated)
+    remainders = run.basis.norms(images)
+    results = zip(rows, living, lengths, centers.tolist(), remainders, strict=True)
+    for image, (row, index, length, center_value, remainder) in zip(images, results, strict=True):
+        probes.diagonals[index].append(center_value)
         run.scale = max(run.scale, length)
         if remainder <= 20.0 * torch.finfo(image.dtype).eps * run.scale:
             probes.alive[index] = False
@@ -153,12 +157,13 @@ def _sample_traces(run: Lanczos, probes: Probes, images: Tensor) -> None:
     images_inside = run.basis.project(images).cpu().numpy()
     outward: FloatArray | None = None
     if run.pending.shape[0]:
-        outward = run.basis.ranks.add_up(project(run.pending.to(images.device), images)).cpu().numpy()
+        outward = run.basis.inner(run.pending.to(images.device), images).cpu().numpy()
+    squares = [length**2 for length in run.basis.norms(images)]
     for index in range(images.shape[0]):
         a, c = inside[:, index], images_inside[:, index]
         share = 1.0 - float(a @ a)
         form = run.basis.dot(probes.current[index], images[index]) - 2.0 * float(a @ c) + float(a @ (values * a))
-        square = run.basis.norm(images[index]) ** 2 - 2.0 * float(c @ (values * a)) + float(((values * a) ** 2).sum())
+        square = squares[index] - 2.0 * float(c @ (values * a)) + float(((values * a) ** 2).sum())
         if outward is not None and run.coupling.size:
             beyond = run.coupling @ a
             square += float(beyond @ beyond) - 2.0 * float(outward[:, index] @ beyond)

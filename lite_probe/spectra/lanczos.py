@@ -22,12 +22,13 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.seeds import derive_seed
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.random import random_vector
+from lite_probe.vectors.reductions import subtract
 
 FloatArray = NDArray[np.float64]
 
 _NEGLIGIBLE = 0.1  # of the tolerance: an eigenvalue below this share of ‖H‖ times it need not be resolved
 _NOT_NEGATIVE = 1.0  # likewise for the lowest of a spectrum, where it is not negative
-_CANCELLED = 0.02  # a remainder this small beside Hx has lost digits to cancellation
+_MOST_OWED = 0.1  # of √eps: what is put off to the next step changes lengths by half its square
 
 
 @dataclass(slots=True)
@@ -55,6 +56,7 @@ class Lanczos:
     Attributes:
         projected: (m, m) float64, T.
         pending: (b, n) orthonormal vectors that the next step multiplies; this rank's slices of them.
+        owed: (m, b) float64, what the pending vectors still hold of the basis, a rounding; None where nothing.
         coupling: (b, c) S: what the pending vectors contribute to H times the last c basis vectors.
         restarts: Thick restarts so far.
         first_quadrature: Nodes and weights as they stood before T was first rotated, see `quadrature`.
@@ -80,6 +82,7 @@ class Lanczos:
         self.seed = seed
         self.projected: FloatArray = np.zeros((0, 0))
         self.coupling: FloatArray = np.zeros((0, 0))
+        self.owed: FloatArray | None = None
         self.restarts = 0
         self.num_drawn = 0
         self.first_quadrature: tuple[FloatArray, FloatArray] | None = None
@@ -94,6 +97,7 @@ class Lanczos:
 
     def insert(self, vectors: Tensor) -> int:
         """Add vectors (b, n) to the pending block, made orthonormal to everything; return how many were new."""
+        self._take_out_owed()
         count = self.pending.shape[0]
         fresh = vectors.to(self.basis.device)
         self.basis.orthogonalize(fresh)
@@ -114,7 +118,7 @@ class Lanczos:
     def step(self) -> None:
         """Multiply the pending block, extend basis and T, and find the next pending block.
 
-        Cost: one product per pending vector, three passes over the basis.
+        Cost: one product per pending vector, two passes over the basis.
 
         Raises:
             NumericsError: If a product is not finite.
@@ -122,23 +126,36 @@ class Lanczos:
         if self.basis.size + self.pending.shape[0] > self.basis.capacity:
             self.restart()
         self.settled, self._pairs = False, None
-        count = self.pending.shape[0]
-        self.basis.append(self.pending)
-        image = multiply(self.operator, self.basis, self.pending)
-        length = max(self.basis.norm(row) for row in image)
+        vectors, owed = self.pending, self.owed
+        image = multiply(self.operator, self.basis, vectors)
+        length = max(self.basis.norms(image))
         if not math.isfinite(length):
             raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
-        coefficients = self.basis.orthogonalize(image).cpu().numpy()
-        self._extend_projection(coefficients, count)
+        given = None if owed is None else torch.from_numpy(owed).to(image.device)
+        removed, left = (found.cpu().numpy() for found in self.basis.extend(vectors, given, image))
+        if owed is not None:
+            # The product was of x + Qs with s owed: HQs = QTs, x's share of it aside, is not x's own.
+            size = owed.shape[0]
+            removed[:size] -= self.projected @ owed
+            removed[size:] -= removed[:size].T @ owed
+        self._extend_projection(removed, vectors.shape[0])
         # What is left of Hx is rounding where it is this small beside Hx: the space is invariant there.
         self.scale = max(self.scale, length)
         threshold = 20.0 * torch.finfo(image.dtype).eps * self.scale
         self.pending, self.coupling = _orthonormalize(image, self.basis, tolerance=threshold)
-        smallest = float(np.abs(np.diag(self.coupling)).min(initial=np.inf)) if self.coupling.size else np.inf
-        if smallest < _CANCELLED * length:
-            # Normalising a small remainder blows up the rounding in it; once more against the basis.
+        self.owed = left @ self.basis.ranks.once(lambda: np.linalg.pinv(self.coupling))
+        owing = float(np.linalg.norm(self.owed, axis=0).max(initial=0.0))
+        if owing > _MOST_OWED * math.sqrt(torch.finfo(image.dtype).eps):
+            # Normalising a small remainder blows up the rounding in it.
             self.basis.orthogonalize(self.pending)
             self.pending, _ = _orthonormalize(self.pending, self.basis, tolerance=0.0)
+            self.owed = None
+
+    def _take_out_owed(self) -> None:
+        """Finish the pending vectors. Cost: one pass over the basis, where something is owed."""
+        if self.owed is not None:
+            self.basis.subtract(self.pending, torch.from_numpy(self.owed).to(self.pending.device))
+            self.owed = None
 
     def _extend_projection(self, coefficients: FloatArray, count: int) -> None:
         """Append `count` rows and columns to T; the new diagonal block is symmetrised."""
@@ -161,6 +178,7 @@ class Lanczos:
 
         Kept are the wanted pairs and half of the rest from both ends, which speeds up what comes next.
         """
+        self._take_out_owed()
         if self.first_quadrature is None:
             self.first_quadrature = self.quadrature()
         values, vectors = self._solved()
@@ -250,6 +268,7 @@ class Lanczos:
         """
         if self.settled:
             return self.ritz_pairs()
+        self._take_out_owed()
         if self.first_quadrature is None:
             self.first_quadrature = self.quadrature()
         values, vectors = self._solved()
@@ -366,7 +385,7 @@ def draw(basis: KrylovBasis, *, seed: int) -> Tensor:
 
 
 def _orthonormalize(block: Tensor, basis: KrylovBasis, *, tolerance: float) -> tuple[Tensor, FloatArray]:
-    """Make rows orthonormal by modified Gram–Schmidt, done twice; drop those that depend on earlier ones.
+    """Make rows orthonormal by Gram–Schmidt, done twice; drop those that depend on earlier ones.
 
     Args:
         block: (b, n); overwritten.
@@ -374,24 +393,26 @@ def _orthonormalize(block: Tensor, basis: KrylovBasis, *, tolerance: float) -> t
         tolerance: A remainder of at most this norm counts as zero.
 
     Returns:
-        (r, n) orthonormal rows, r ≤ b, and (r, b) float64 with block = tableᵀ · rows.
+        (r, n) orthonormal rows, r ≤ b, the first of the block, and (r, b) float64 with block = tableᵀ · rows.
     """
-    kept: list[Tensor] = []
-    columns: list[list[float]] = []
-    for row in block:
-        coefficients = [0.0] * len(kept)
-        for _ in range(2):
-            for index, other in enumerate(kept):
-                overlap = basis.dot(other, row)
-                row.sub_(other, alpha=overlap)
-                coefficients[index] += overlap
-        length = basis.norm(row)
+    table = np.zeros((block.shape[0], block.shape[0]))
+    overlaps: list[Tensor] = []  # read once the last row is done, which takes one wait for all
+    count = 0
+    for index, row in enumerate(block.unsqueeze(1)):
+        kept = block[:count]
+        overlap = torch.zeros(count, 1, dtype=torch.float64, device=block.device)
+        for _ in range(2 if count else 0):
+            found = basis.inner(kept, row)
+            subtract(row, kept, found)
+            overlap += found
+        overlaps.append(overlap.view(-1))
+        (length,) = basis.norms(row)
         if length > tolerance and length > 0.0:
-            kept.append(row.div_(length))
-            coefficients.append(length)
-        columns.append(coefficients)
-    table = np.zeros((len(kept), block.shape[0]))
-    for position, coefficients in enumerate(columns):
-        table[: len(coefficients), position] = coefficients
-    rows = torch.stack(kept) if kept else block[:0]
-    return rows, table
+            block[count] = row.div_(length).view(-1)
+            table[count, index] = length
+            count += 1
+    if overlaps:
+        read = iter(torch.cat(overlaps).tolist())
+        for index, overlap in enumerate(overlaps):
+            table[: len(overlap), index] = [next(read) for _ in range(len(overlap))]
+    return block[:count], table[:count]

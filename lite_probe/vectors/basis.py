@@ -21,7 +21,7 @@ from torch import Tensor
 from lite_probe.errors import OutputError
 from lite_probe.files import create_anew
 from lite_probe.vectors.ranks import ALONE, Ranks
-from lite_probe.vectors.reductions import CHUNK, dot, norm, project, subtract, subtract_and_project
+from lite_probe.vectors.reductions import CHUNK, dot, norm, norms, project, subtract, subtract_and_project
 
 _STRETCH_BYTES = 1 << 27  # of a basis on disk that are mapped at a time
 _ROTATED_BYTES = 1 << 28  # of a basis on an accelerator that are in float64 at a time
@@ -37,6 +37,10 @@ class KrylovBasis:
         device: Where the rows live.
         file: Put the rows into this file instead.
         ranks: That hold slices of the vectors.
+
+    Attributes:
+        rows_read: Rows gone through so far, one as often as it was read.
+        rows_written: Likewise.
 
     Raises:
         OutputError: If the file cannot be made or there is no space for it.
@@ -59,6 +63,7 @@ class KrylovBasis:
         self.vector_size = size
         self.capacity = capacity
         self.size = 0
+        self.rows_read = self.rows_written = 0
         self._map: mmap.mmap | None = None
         if file is None or size == 0:
             self.rows = torch.empty(capacity, size, dtype=dtype, device=device)
@@ -93,15 +98,26 @@ class KrylovBasis:
         for row in vectors:
             self.rows[self.size].copy_(row)
             self.size += 1
+            self.rows_written += 1
             self._give_back()
 
     def project(self, block: Tensor, count: int | None = None) -> Tensor:
         """Return the inner products of the first `count` rows, or all, with `block` (b, n): (count, b) float64."""
         rows = self.filled[:count]
         total = torch.zeros(rows.shape[0], block.shape[0], dtype=torch.float64, device=block.device)
-        for part in self._stretches():
+        for part in self._stretches(rows.shape[0]):
             total += project(rows[:, part], block[:, part])
         return self.ranks.add_up(total)
+
+    def subtract(self, block: Tensor, coefficients: Tensor) -> None:
+        """Take coefficientsᵀ · the first rows out of `block` (b, n) in place; coefficients (count, b). One pass."""
+        count = coefficients.shape[0]
+        for part in self._stretches(count):
+            subtract(block[:, part], self.rows[:count, part], coefficients)
+
+    def inner(self, first: Tensor, second: Tensor) -> Tensor:
+        """Return the inner products of vectors (b, n) with others (c, n), none of them rows: (b, c) float64."""
+        return self.ranks.add_up(project(first, second))
 
     def dot(self, first: Tensor, second: Tensor) -> float:
         """Return the inner product of two vectors (n,)."""
@@ -111,20 +127,22 @@ class KrylovBasis:
         """Return the norm of a vector (n,)."""
         return self.ranks.hypot(norm(vector))
 
+    def norms(self, block: Tensor) -> list[float]:
+        """Return the norms of vectors (b, n)."""
+        return [self.ranks.hypot(own) for own in norms(block)]
+
     def whole(self, rows: Tensor) -> Tensor:
         """Return whole vectors from this rank's slices of them, the rows of a tensor."""
         return self.ranks.whole(rows, self.whole_size)
 
     def remove(self, block: Tensor, count: int) -> None:
         """Take the span of the first `count` rows out of `block` (b, n) in place, once. Cost: two passes."""
-        coefficients = self.project(block, count)
-        for part in self._stretches():
-            subtract(block[:, part], self.rows[:count, part], coefficients)
+        self.subtract(block, self.project(block, count))
 
     def combine(self, weights: Tensor) -> Tensor:
         """Return Σ_i weights[i] · row_i over the first rows, (count,) → (n,). Cost: one pass."""
         result = torch.empty(self.vector_size, dtype=self.rows.dtype, device=self.device)
-        for part in self._stretches():
+        for part in self._stretches(len(weights)):
             result[part] = weights.to(result) @ self.rows[: len(weights), part]
         return result
 
@@ -146,13 +164,32 @@ class KrylovBasis:
         if self.size == 0:
             return torch.zeros(0, block.shape[0], dtype=torch.float64, device=block.device)
         first = self.project(block)
-        second = torch.zeros_like(first)
-        for part in self._stretches():
-            second += subtract_and_project(block[:, part], self.filled[:, part], first)
-        second = self.ranks.add_up(second)
-        for part in self._stretches():
-            subtract(block[:, part], self.filled[:, part], second)
+        second = self._subtract_and_project(block, first, block)
+        self.subtract(block, second)
         return first + second
+
+    def extend(self, vectors: Tensor, owed: Tensor | None, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Append vectors, and take the span of the basis, them included, out of `image`, all but a rounding of it.
+
+        The second subtraction of `orthogonalize` has to wait for all of the second projection, and would read the
+        basis once more. Here it is put off until what is left of `image` is appended itself: then the basis is read
+        anyway (delayed reorthogonalisation, Bielich et al. 2022).
+
+        Args:
+            vectors: (b, n) orthonormal; what is owed is taken out in place.
+            owed: (size, b) float64, what they still hold of the rows before them; None if nothing.
+            image: (c, n), changed in place.
+
+        Returns:
+            (size + b, c) float64: basis · imageᵀ of the image that came in, and of it what is left to take out.
+
+        Cost: two passes over the basis.
+        """
+        first = self.project(image) if owed is None else self._subtract_and_project(vectors, owed, image)
+        first = torch.cat([first, self.inner(vectors, image)])
+        self.append(vectors)
+        left = self._subtract_and_project(image, first, image)
+        return first + left, left
 
     def rotate(self, coefficients: Tensor) -> None:
         """Replace the basis by coefficientsᵀ · basis, in place and chunk by chunk.
@@ -167,11 +204,12 @@ class KrylovBasis:
         width = CHUNK
         if self.device.type != "cpu":  # where the time goes into starting kernels
             width = max(CHUNK, _ROTATED_BYTES // (8 * max(1, self.size)) // CHUNK * CHUNK)
-        for part in self._stretches():
+        for part in self._stretches(self.size):
             for start in range(part.start, part.stop, width):
                 chunk = slice(start, min(start + width, part.stop))
                 # float64 within the chunk: restarts repeat this, and float32 rounding would pile up.
                 self.rows[:kept, chunk] = (weights @ self.filled[:, chunk].double()).to(self.rows.dtype)
+        self.rows_written += kept
         self.size = kept
 
     def _mapped(self, count: int, dtype: torch.dtype) -> NDArray[Any]:
@@ -179,8 +217,16 @@ class KrylovBasis:
         flat = np.frombuffer(self._map or b"", dtype=kind, count=count * self.vector_size)
         return flat.reshape(count, self.vector_size)
 
-    def _stretches(self) -> Iterator[slice]:
-        """Cut the columns into stretches to go through one by one: one in memory, more on disk."""
+    def _subtract_and_project(self, block: Tensor, coefficients: Tensor, projected: Tensor) -> Tensor:
+        """Take coefficientsᵀ · basis out of `block` (b, n) in place; return basis · projectedᵀ then. One pass."""
+        total = torch.zeros(self.size, projected.shape[0], dtype=torch.float64, device=block.device)
+        for part in self._stretches(self.size):
+            total += subtract_and_project(block[:, part], self.filled[:, part], coefficients, projected[:, part])
+        return self.ranks.add_up(total)
+
+    def _stretches(self, count: int) -> Iterator[slice]:
+        """Cut the columns into stretches of `count` rows to go through one by one: one in memory, more on disk."""
+        self.rows_read += count
         width = max(1, self.vector_size)
         if self._map is not None:
             row_bytes = max(1, self.size) * self.rows.element_size()

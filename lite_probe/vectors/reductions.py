@@ -17,6 +17,8 @@ from torch import Tensor
 CHUNK = 16_384  # entries of one partial sum; 64 KiB of float32, so 45 rows of it stay in a 4 MiB cache
 _MOST_CHUNKS = 16_384  # of one batched product; 64 KiB of partial sums for each pair of vectors
 
+_SMALLEST_SQUARE = 1e-30  # mean square of entries whose norm is taken without scaling them
+
 
 def project(rows: Tensor, vectors: Tensor) -> Tensor:
     """Return rows · vectorsᵀ, (m, n) × (b, n) → (m, b) float64, on the rows' device.
@@ -39,14 +41,27 @@ def subtract(vectors: Tensor, rows: Tensor, coefficients: Tensor) -> None:
         vectors[:, part].addmm_(weights, rows[:, part], alpha=-1.0)
 
 
-def subtract_and_project(vectors: Tensor, rows: Tensor, coefficients: Tensor) -> Tensor:
-    """Do `subtract`, then `project`, in one pass: on a CPU each chunk of `rows` is read once for both."""
+def subtract_and_project(
+    vectors: Tensor, rows: Tensor, coefficients: Tensor, projected: Tensor | None = None
+) -> Tensor:
+    """Do `subtract`, then `project`, in one pass: on a CPU each chunk of `rows` is read once for both.
+
+    Args:
+        vectors: (b, n) to subtract from.
+        rows: (m, n).
+        coefficients: (m, b).
+        projected: (c, n) to project; by default `vectors`, with what was subtracted gone.
+
+    Returns:
+        (m, c) float64.
+    """
+    onto = vectors if projected is None else projected
     weights = coefficients.T.to(rows.dtype)
-    total = torch.zeros(rows.shape[0], vectors.shape[0], dtype=torch.float64, device=rows.device)
+    total = torch.zeros(rows.shape[0], onto.shape[0], dtype=torch.float64, device=rows.device)
     for part in _stretches(rows):
-        piece, target = rows[:, part], vectors[:, part]
-        target.addmm_(weights, piece, alpha=-1.0)
-        total += _product(piece, target)
+        piece = rows[:, part]
+        vectors[:, part].addmm_(weights, piece, alpha=-1.0)
+        total += _product(piece, onto[:, part])
     return total
 
 
@@ -56,15 +71,26 @@ def dot(first: Tensor, second: Tensor) -> float:
 
 
 def norm(vector: Tensor) -> float:
-    """Return the Euclidean norm of an (n,) vector.
+    """Return the Euclidean norm of an (n,) vector."""
+    return norms(vector.unsqueeze(0))[0]
 
-    The vector is scaled by its largest entry first, so that squares neither overflow nor vanish.
-    """
+
+def norms(vectors: Tensor) -> list[float]:
+    """Return the Euclidean norms of vectors (b, n). Cost: one pass, and on an accelerator one wait for all."""
+    size = vectors.shape[1]
+    squares = torch.stack([project(row, row).view(()) for row in vectors.unsqueeze(1)]) if len(vectors) else vectors
+    return [
+        # Squares that float32 cannot hold, below 1.2e-38, are next to nothing beside such a sum.
+        math.sqrt(square) if _SMALLEST_SQUARE * size < square < math.inf else _scaled_norm(vector)
+        for square, vector in zip(squares.tolist(), vectors, strict=True)
+    ]
+
+
+def _scaled_norm(vector: Tensor) -> float:
+    """Scale by the largest entry first, so that squares neither overflow nor vanish."""
     largest = float(vector.abs().max()) if vector.numel() else 0.0
-    if largest == 0.0 or largest != largest or largest == float("inf"):
+    if largest == 0.0 or not math.isfinite(largest):
         return largest
-    if 1e-12 < largest < 1e12:
-        return math.sqrt(dot(vector, vector))
     scaled = vector.double() / largest
     return largest * math.sqrt(dot(scaled, scaled))
 
