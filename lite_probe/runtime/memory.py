@@ -141,9 +141,10 @@ def peak_during(device: torch.device, call: Callable[[], object]) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that can still be taken."""
+    """Return the bytes that can still be taken, on an accelerator with what torch's allocator caches for later."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + int(cached)
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
