@@ -1,5 +1,6 @@
 """Loss and gradient of a task, in the layout of its parameters."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from lite_probe.errors import InputError, NumericsError
 from lite_probe.operators.guards import KEPT_GRAPH, explain_autograd_error
 from lite_probe.seeds import derive_seed
 from lite_probe.task import Split, Task
+from lite_probe.task.batches import in_rows, parts_of
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.reductions import norm
 
@@ -35,6 +37,8 @@ def loss_and_gradient(
 ) -> LossAndGradient:
     """Compute the mean loss over all counted tokens of a split and its gradient.
 
+    The device is waited for once, at the end.
+
     Raises:
         InputError: If the split has no batches or counts nothing.
         NumericsError: If a batch's loss is not finite; the batch is named.
@@ -47,28 +51,46 @@ def loss_and_gradient(
     first = layout.parameters[0]
     gradient = torch.zeros(layout.size, dtype=first.dtype, device=first.device)
     used = [False] * len(layout.parameters)
-    total, count = 0.0, 0
+    losses: list[tuple[int, Tensor]] = []
+    count = 0
     for index, batch in enumerate(batches):
-        loss, batch_count = task.loss(batch)
-        value = float(loss.detach())
-        if value != value or abs(value) == float("inf"):
-            raise NumericsError(
-                f"expected a finite loss, got {value} on {split} batch {index}",
-                "check the checkpoint (diverged?) and the data",
-            )
-        total += value
-        count += batch_count
-        if loss.requires_grad:
-            grads = _gradients(loss, layout)
-            layout.accumulate(gradient, grads, 1.0)
-            used = [was or grad is not None for was, grad in zip(used, grads, strict=True)]
+        for part in in_rows(batch, task.rows):
+            loss, part_count = task.loss(part)
+            losses.append((index, loss.detach().reshape(())))
+            count += part_count
+            if loss.requires_grad:
+                grads = _gradients(loss, layout)
+                layout.accumulate(gradient, grads, 1.0)
+                used = [was or grad is not None for was, grad in zip(used, grads, strict=True)]
+                del grads  # before the next part's graph is built
         if on_batch is not None:
             on_batch(index)
+    total = _finite_sum(losses, split)
     if count == 0:
         raise InputError(f"expected counted tokens in the {split} batches, got none")
     gradient /= count
     unused = tuple(name for name, was in zip(layout.names, used, strict=True) if not was)
     return LossAndGradient(total / count, gradient, count, unused)
+
+
+def _finite_sum(losses: Sequence[tuple[int, Tensor]], split: Split) -> float:
+    """Add up losses, each with the number of its batch.
+
+    Raises:
+        NumericsError: If one is not finite; its batch is named.
+
+    Cost: one wait for the device.
+    """
+    total = 0.0
+    values = torch.stack([loss for _, loss in losses]).cpu().tolist()
+    for (index, _), value in zip(losses, values, strict=True):
+        if not math.isfinite(value):
+            raise NumericsError(
+                f"expected a finite loss, got {value} on {split} batch {index}",
+                "check the checkpoint (diverged?) and the data",
+            )
+        total += value
+    return total
 
 
 def _gradients(loss: Tensor, layout: ParameterLayout) -> Sequence[Tensor | None]:
@@ -163,8 +185,10 @@ def _loss_beside(task: Task, split: Split, parameters: Sequence[nn.Parameter]) -
             size = float(parameter.double().square().mean().sqrt()) or 1.0
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32).to(parameter)
             parameter.add_(noise, alpha=_NUDGE * size)
-        sums, counts = zip(*((float(loss), count) for loss, count in map(task.loss, task.batches(split))), strict=True)
+        parts = parts_of(task, split)
+        losses, counts = zip(*(task.loss(part) for _, part in parts), strict=True)
+        total = float(torch.stack([loss.reshape(()) for loss in losses]).double().sum())
     finally:
         for parameter, value in zip(parameters, saved, strict=True):
             parameter.copy_(value)
-    return float(sum(sums) / sum(counts))
+    return total / sum(counts)

@@ -60,6 +60,8 @@ class Task:
         info: For provenance.
         heldout: Batches that a replay's loss is measured on: as many as `evaluation`, and none of its samples, so that
             progress along eigenvectors is not judged on the batches that made them.
+        rows: Rows of a batch that are computed at a time, where memory holds no more; None computes whole batches.
+            The summed loss must add up over rows.
     """
 
     model: nn.Module
@@ -70,6 +72,7 @@ class Task:
     blocks: BlockMap | None = None
     info: TaskInfo = field(default_factory=TaskInfo)
     heldout: Sequence[Batch] = ()
+    rows: int | None = None
 
     def __post_init__(self) -> None:
         """Find the parts of every parameter.
