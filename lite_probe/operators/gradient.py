@@ -191,4 +191,4 @@ def _loss_beside(task: Task, split: Split, parameters: Sequence[nn.Parameter]) -
     finally:
         for parameter, value in zip(parameters, saved, strict=True):
             parameter.copy_(value)
-    return total / sum(counts)
+    return float(total / sum(counts))
