@@ -60,8 +60,10 @@ class CrossEntropy:
         classes = outputs.shape[-1]
         counted = (self.targets(batch) != IGNORED).reshape(-1, 1)
         rows = max(1, _CHUNK_BYTES // max(1, classes * outputs.element_size()))
-        flat = (outputs.reshape(-1, classes), tangent.reshape(-1, classes), product.view(-1, classes), counted)
-        for z, u, result, counts in zip(*(tensor.split(rows) for tensor in flat), strict=True):
+        logits, tangents = outputs.reshape(-1, classes), tangent.reshape(-1, classes)
+        products = product.view(-1, classes)
+        for start in range(0, len(logits), rows):
+            z, u, result, counts = (flat[start : start + rows] for flat in (logits, tangents, products, counted))
             probabilities = torch.softmax(z, dim=-1)
             torch.mul(probabilities, u, out=result)
             result.sub_(probabilities.mul_(result.sum(dim=-1, keepdim=True))).mul_(counts)

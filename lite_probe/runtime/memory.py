@@ -27,16 +27,28 @@ class MemoryLayout:
     """How a measurement of curvature is laid out in memory.
 
     Attributes:
-        kept_graphs: Batches whose graphs stay.
+        rows: Of a batch that one graph is of; None where it is of a whole batch.
+        kept_graphs: Parts of batches whose graphs stay.
         vectors_per_pass: Vectors that share a rebuilt graph.
-        basis_placement: Where Krylov vectors are.
+        basis_placement: Where Krylov vectors are: with the operator, on an accelerator's host, or on disk.
         basis_columns: How many there is room for.
     """
 
+    rows: int | None
     kept_graphs: int
     vectors_per_pass: int
     basis_placement: Placement
     basis_columns: int
+
+    @property
+    def place(self) -> str:
+        """Say where the basis is."""
+        return {"device": "on device", "cpu": "in host memory", "disk": "on disk"}[self.basis_placement]
+
+    @property
+    def graph_of(self) -> str:
+        """Say what one graph is of."""
+        return "a batch" if self.rows is None else f"{self.rows} row{'' if self.rows == 1 else 's'} of a batch"
 
     def basis(self, layout: ParameterLayout, pairs: int, folder: Path | None) -> KrylovBasis:
         """Make room for Krylov vectors.
@@ -82,6 +94,11 @@ def memory_allowed(device: torch.device, memory: int | None) -> int:
     return memory_in_use(device) + int(_SHARE_OF_FREE * free_memory(device))
 
 
+def host_memory_allowed(device: torch.device) -> int | None:
+    """Return the bytes of its host that a measurement on an accelerator may take beside; None on a CPU."""
+    return None if device.type == "cpu" else int(_SHARE_OF_FREE * free_memory(torch.device("cpu")))
+
+
 def require_memory(least: int, allowed: int, purpose: str, remedy: str = "") -> None:
     """Refuse a measurement whose leanest layout does not fit into what is allowed.
 
@@ -96,12 +113,12 @@ def require_memory(least: int, allowed: int, purpose: str, remedy: str = "") -> 
     """
     if least > allowed:
         raise UsageError(
-            f"expected at least {_size(least)} of memory for {purpose}, got {_size(allowed)}",
+            f"expected at least {size_text(least)} of memory for {purpose}, got {size_text(allowed)}",
             "allow more with --memory" + (f", or {remedy}" if remedy else ""),
         )
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
     """Return bytes to four digits, so that what is asked for and what came do not read the same."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 2**power:
