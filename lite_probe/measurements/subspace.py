@@ -53,6 +53,7 @@ from lite_probe.subspaces.preconditioned import PreconditionedOperator
 from lite_probe.subspaces.subspace import Subspace
 from lite_probe.subspaces.warming import can_take, optimizer_of, warm
 from lite_probe.task import Batch, Task
+from lite_probe.task.batches import with_rows
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.random import random_vector
@@ -362,7 +363,6 @@ class _Session:
     """Measures part after part: what needs the optimizers' states first, then the overlaps."""
 
     def __init__(self, task: Task, plan: SubspacePlan, run: ResumableRun) -> None:
-        self.task = task
         self.plan = plan
         self.request = plan.request
         self.spectrum = spectrum_of(plan.request)
@@ -370,6 +370,7 @@ class _Session:
         self.state.expected = plan.num_hvps
         # Another memory layout rounds differently: an interrupted measurement keeps to its own.
         self.memory = MemoryLayout(**run.pin(asdict(plan.layout)))
+        self.task = with_rows(task, self.memory.rows)
         self.layout = ParameterLayout(list(task.model.named_parameters()))
         self.names = tuple(plan.request.optimizers or ())
         self.vector_memory = _for_vectors(plan.request.memory)
@@ -397,7 +398,7 @@ class _Session:
         """Measure everything."""
         gradient = self._measure_gradient()
         directions = self._warmed()
-        graphs = self._graphs(self.task)
+        graphs = self._graphs()
         hessian = self._hessian(self.task, graphs, self.plan.count)
         calibrated = self._calibrate(directions, hessian)
         for name, one in directions.items():
@@ -455,8 +456,8 @@ class _Session:
             task, self.layout, count=count, graphs=graphs, vectors_per_pass=self.memory.vectors_per_pass
         )
 
-    def _graphs(self, task: Task) -> GraphStore:
-        return GraphStore(min(self.memory.kept_graphs, len(task.evaluation)), self.layout.parameters)
+    def _graphs(self) -> GraphStore:
+        return GraphStore(self.memory.kept_graphs, self.layout.parameters)
 
     # -- calibration ---------------------------------------------------------------------------------------------
 
@@ -644,7 +645,7 @@ class _Session:
         )
         directions = {name: optimizer.directions() for name, optimizer in made.items()}
         made.clear()  # their states are large
-        graphs = self._graphs(self.task)
+        graphs = self._graphs()
         hessian = self._hessian(self.task, graphs, self.plan.count)
         conditions = {}
         for name, one in directions.items():
@@ -689,7 +690,7 @@ class _Session:
     def _measure_half(self, task: Task, place: int) -> _FinishedHalf:
         with torch.no_grad():
             count = sum(task.loss(batch)[1] for batch in task.evaluation)
-        name, graphs = f"half {place} of the batches", self._graphs(task)
+        name, graphs = f"half {place} of the batches", self._graphs()
         operator = self._hessian(task, graphs, count)
         space = self._sharp_subspace(operator, name, "batches", name)
         graphs.clear()
@@ -711,7 +712,7 @@ class _Session:
             self.overlaps.append(found.overlap)
 
     def _overlap_of_operators(self) -> _FinishedOverlap:
-        graphs = self._graphs(self.task)
+        graphs = self._graphs()
         operator = GaussNewtonOperator(self.task, self.layout, count=self.plan.count, graphs=graphs, vectors_per_pass=1)
         space = self._sharp_subspace(operator, "the Gauss–Newton matrix", "ggn")
         graphs.clear()
