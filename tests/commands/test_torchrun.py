@@ -93,7 +93,5 @@ def test_a_killed_rank_ends_all_and_the_same_command_goes_on(
     assert ", on each of 2 ranks" in said
     require_same_spectrum(out, alone)
     assert names(out) == names(alone)
-    # Both are told that it is there.
-    code, printed, said = finished(by_ranks(*asked))
-    assert code == 0, said
-    assert said.count("already measured") == 1
+    assert load(out, "spectrum").provenance.details["ranks"] == str(RANKS)
+    assert "ranks" not in load(alone, "spectrum").provenance.details
