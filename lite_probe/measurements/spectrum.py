@@ -29,6 +29,7 @@ from lite_probe.spectra import costs as costing
 from lite_probe.spectra.operator import OperatorMeasurement, OperatorRequest
 from lite_probe.spectra.state import SavedState
 from lite_probe.task import Task
+from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
 
 _WHOLE = "whole"
@@ -116,7 +117,8 @@ class SpectrumPlan(Plan[Spectrum]):
     @classmethod
     def _of(cls, task: Task, request: SpectrumRequest, on_progress: OnProgress | None) -> "SpectrumPlan":
         layout = ParameterLayout(list(task.model.named_parameters()))
-        num_batches = len(task.batches(request.split))
+        ranks = task.ranks
+        num_batches = len(ranks.shares(task.batches(request.split))[0])  # of rank 0, which has most
         done = 0
 
         def on_batch(index: int) -> None:
@@ -132,9 +134,11 @@ class SpectrumPlan(Plan[Spectrum]):
         # N numbers that are no longer needed; a slice would keep them.
         evaluated = replace(evaluated, gradient=evaluated.gradient.new_empty(0))
         kind = _kind(request)
-        costs = costing.probe_costs(task, layout, evaluated, request.split, kind)
+        probed = costing.probe_costs(task, layout, evaluated, request.split, kind)
+        costs = replace(ranks.once(lambda: probed), ranks=ranks.count)
         whole = _operator_request(request, _WHOLE)
-        memory = costing.lay_out(whole, costs, num_batches, memory_allowed(task.device, request.memory), layout.size)
+        allowed = ranks.least(memory_allowed(task.device, request.memory, ranks.on_host))
+        memory = costing.lay_out(whole, costs, num_batches, allowed, layout.size)
         rebuilt = num_batches - memory.kept_graphs
         rebuild_seconds = costs.build_seconds * rebuilt / num_batches
         seconds = 2 * gradient_seconds + costs.build_seconds
@@ -242,6 +246,7 @@ class _Session:
         self.state = run
         # Another memory layout rounds differently: an interrupted measurement keeps to its own.
         self.memory = MemoryLayout(**run.pin(asdict(plan.layout)))
+        self.ranks = task.ranks
         self.parameters = list(task.model.named_parameters())
         trainable = [parameter for _, parameter in self.parameters if parameter.requires_grad]
         self.graphs = GraphStore(self.memory.kept_graphs, trainable)
@@ -257,7 +262,7 @@ class _Session:
             waiting = sum(expected[other] for other in names[place + 1 :])
 
             report = partial(self._report, before, waiting)
-            finished[name] = self.state.stage(name, "operator", partial(self._measure, name, report))
+            finished[name] = self.state.stage(name, "operator", partial(self._measure, name, report), _without_vectors)
         self.graphs.clear()
         return finished
 
@@ -281,11 +286,11 @@ class _Session:
             vectors_per_pass=self.memory.vectors_per_pass,
         )
         request = _operator_request(self.plan.request, name, layout.size)
-        state = SavedState(self.state.folder(name, "running"), self.plan.fingerprint)
+        state = SavedState(self.state.folder(name, "running"), self.plan.fingerprint, self.ranks)
         measurement = OperatorMeasurement(
             operator,
             request,
-            basis=self.memory.basis(layout, request.top + request.bottom, self.state.folder(name)),
+            basis=self.memory.basis(layout, request.top + request.bottom, self.state.folder(name), self.ranks),
             state=state,
             name="" if is_whole else name,
             on_progress=report,
@@ -295,14 +300,34 @@ class _Session:
             self.difference_error = operator.relative_error
         vectors = None
         if is_whole:
-            count = len(measured.eigenvectors)
-            vectors = measurement.run.basis.vectors(count).astype(np.float32, copy=False).T
+            vectors = self._vectors(measurement.run.basis, len(measured.eigenvectors), self.state.folder(name))
         return _Finished(
             fingerprint=self.plan.fingerprint,
             spectrum=measured.spectrum,
             notes=tuple(measured.notes),
             eigenvectors=vectors,
         )
+
+    def _vectors(self, basis: KrylovBasis, count: int, folder: Path | None) -> NDArray[np.float32] | None:
+        """Return the first vectors of a basis as columns, (N, count), on rank 0."""
+        if self.ranks.count == 1:
+            return basis.vectors(count).astype(np.float32, copy=False).T
+        whole: NDArray[np.float32] | None = None
+        if self.ranks.is_first:
+            shape = (count, basis.whole_size)
+            if self.memory.basis_placement == "disk" and folder is not None:
+                whole = np.memmap(folder / "vectors.bin", np.float32, "w+", shape=shape)
+            else:
+                whole = np.empty(shape, np.float32)
+        for place in range(count):
+            row = basis.whole(basis.rows[place : place + 1])[0]  # one at a time: they need not fit into memory
+            if whole is not None:
+                whole[place] = row.cpu().numpy()
+        return None if whole is None else whole.T
+
+
+def _without_vectors(finished: _Finished) -> _Finished:
+    return replace(finished, eigenvectors=None)
 
 
 def _kind(request: SpectrumRequest) -> str:

@@ -13,6 +13,7 @@ import torch
 from lite_probe.errors import OutputError, UsageError
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.ranks import ALONE, Ranks
 
 Placement = Literal["device", "cpu", "disk"]
 
@@ -38,13 +39,14 @@ class MemoryLayout:
     basis_placement: Placement
     basis_columns: int
 
-    def basis(self, layout: ParameterLayout, pairs: int, folder: Path | None) -> KrylovBasis:
+    def basis(self, layout: ParameterLayout, pairs: int, folder: Path | None, ranks: Ranks = ALONE) -> KrylovBasis:
         """Make room for Krylov vectors.
 
         Args:
             layout: Of the parameters; one vector has its size and type.
             pairs: That are wanted: some more columns than that are needed.
             folder: For a basis on disk.
+            ranks: That hold slices of them.
 
         Raises:
             UsageError: If it is to be on disk, and there is no folder.
@@ -57,29 +59,32 @@ class MemoryLayout:
                     "expected a state_directory for a basis on disk, got none", "pass one, or allow more memory"
                 )
             try:
+                folder = folder if ranks.count == 1 else folder / ranks.name
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise OutputError(f"expected a folder for the basis at {folder}, got {error.strerror}") from error
             file = folder / "basis.bin"
         device = first.device if self.basis_placement == "device" else torch.device("cpu")
         columns = self.capacity(layout.size, pairs)
-        return KrylovBasis(layout.size, columns, dtype=first.dtype, device=device, file=file)
+        return KrylovBasis(layout.size, columns, dtype=first.dtype, device=device, file=file, ranks=ranks)
 
     def capacity(self, size: int, pairs: int) -> int:
         """Return the columns that a basis for some pairs is made with, of n = `size`."""
         return min(size, max(self.basis_columns, pairs + _LEAST_SPARE))
 
 
-def memory_allowed(device: torch.device, memory: int | None) -> int:
+def memory_allowed(device: torch.device, memory: int | None, sharing: int = 1) -> int:
     """Return the bytes that a measurement may hold, what it already holds included; see `memory_in_use`.
 
     Args:
         device: Where it computes: on a CPU the process's resident memory counts, on an accelerator its allocations.
         memory: What was asked, `--memory`; None allows most of what is free.
+        sharing: Processes that share the host's memory; each has a device of its own, where it computes on one.
     """
     if memory is not None:
         return memory
-    return memory_in_use(device) + int(_SHARE_OF_FREE * free_memory(device))
+    share = _SHARE_OF_FREE / (sharing if device.type == "cpu" else 1)
+    return memory_in_use(device) + int(share * free_memory(device))
 
 
 def require_memory(least: int, allowed: int, purpose: str, remedy: str = "") -> None:

@@ -39,6 +39,7 @@ class Costs:
     vector_bytes: int  # of one vector of N entries
     build_seconds: float  # all batches' graphs
     product_seconds: float  # one product through kept graphs, all batches
+    ranks: int = 1  # that hold slices of the basis
 
 
 def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient, split: Split, kind: str) -> Costs:
@@ -87,7 +88,8 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
     if operator.written:
         _require_agreement(alone, layout, operator)
     operator.graphs.clear()
-    share = sum(num_entries(batch) for batch in batches) / max(num_entries(largest), 1)
+    shares = [sum(map(num_entries, share)) for share in task.ranks.shares(batches)]
+    share = max(shares) / max(num_entries(largest), 1)  # ranks wait for the one that has most
     return Costs(
         product_bytes=peak,
         # Beside what autograd saved, each graph holds the batch's gradient.
@@ -187,7 +189,7 @@ def peak_bytes(costs: Costs, num_batches: int, kept: int, columns: int) -> int:
     """
     together = _vectors_per_pass(costs, num_batches - kept)
     graphs = kept if kept == num_batches else kept + 1
-    vectors = columns + 3 * together - 1
+    vectors = -(-columns // costs.ranks) + 3 * together - 1
     return costs.product_bytes + max(graphs - 1, 0) * costs.graph_bytes + vectors * costs.vector_bytes
 
 

@@ -355,7 +355,7 @@ class OperatorMeasurement:
         self.state.save(head, basis=run.basis, epoch=self.epoch + run.restarts, vectors=vectors)
 
     def _restore(self) -> None:
-        saved = self.state.load(self.operator.size, self.operator.dtype)
+        saved = self.state.load(self.run.basis.vector_size, self.operator.dtype)
         if self.state.damage is not None:
             self.notes.append(damage_note(self.state.damage))
         if saved is None:

@@ -33,6 +33,11 @@ class Ranks:
     on_host: int = 1
 
     @property
+    def name(self) -> str:
+        """The name of a folder for what is this rank's alone."""
+        return f"rank-{self.rank}-of-{self.count}"
+
+    @property
     def is_first(self) -> bool:
         """Whether this is rank 0, which decides, prints and writes."""
         return self.rank == 0
