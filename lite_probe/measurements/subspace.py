@@ -346,7 +346,7 @@ def _scratch_bytes(request: SubspaceRequest, curvature: SpectrumPlan, itemsize: 
     vector, wanted = itemsize * curvature.num_parameters, request.size or 0
     columns = curvature.layout.capacity(curvature.num_parameters, wanted)
     layout = replace(curvature.layout, basis_columns=columns, vectors_per_pass=1)
-    on_disk = columns * vector if layout.basis_placement == "disk" else 0
+    on_disk = 2 * columns * vector if layout.basis_placement == "disk" else 0  # rotated it is another file
     metric = scratch_bytes(_METRIC, vector, layout) if request.preconditioned else 0
     halves = 2 * 4 * curvature.num_parameters * wanted if request.overlaps else 0
     return max(metric, halves + on_disk)
