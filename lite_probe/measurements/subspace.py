@@ -223,7 +223,7 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
             probes=2,
             probe_steps=2,
             seed=request.seed,
-            memory=memory_allowed(task.device, request.memory) - max(held.values()),
+            memory=_allowed(request, task) - max(held.values()),
         )
         curvature = SpectrumPlan.of(task, asked.checked(task), on_progress)
         require_same_task(spectrum, task, loss=curvature.loss)
@@ -324,8 +324,13 @@ def _held(request: SubspaceRequest, task: Task, itemsize: int) -> dict[str, int]
     # What is held already is the model and what has been loaded of it.
     least = memory_in_use(task.device) + max(held.values())
     hint = "from Python, measure_subspace(optimizers=…) can take one at a time"
-    require_memory(least, memory_allowed(task.device, request.memory), purpose, hint)
+    require_memory(least, _allowed(request, task), purpose, hint)
     return held
+
+
+def _allowed(request: SubspaceRequest, task: Task) -> int:
+    """Return the bytes that each rank may hold."""
+    return task.ranks.least(memory_allowed(task.device, request.memory, task.ranks.on_host))
 
 
 def _peak(request: SubspaceRequest, curvature: SpectrumPlan, held: Mapping[str, int], itemsize: int) -> int:
@@ -560,7 +565,8 @@ class _Session:
     def _measure_metric(self, name: str, directions: list[Directions], hessian: HessianOperator) -> _FinishedMetric:
         operator = PreconditionedOperator(hessian, self.layout, directions, num_batches=len(self.warm))
         asked = _metric_request(_METRIC, operator.size, derive_seed(self.request.seed, "metric", name))
-        state = SavedState(self.state.folder(f"metric-{name}", "running"), self.plan.fingerprint)
+        folder = self.state.folder(f"metric-{name}", "running")
+        state = SavedState(folder, self.plan.fingerprint, self.task.ranks)
         before = self.state.done
 
         def on_progress(done: int, expected: int, label: str) -> None:
@@ -719,7 +725,7 @@ class _Session:
         )
 
     def _basis(self, pairs: int) -> KrylovBasis:
-        return self.memory.basis(self.layout, pairs, self.state.folder())
+        return self.memory.basis(self.layout, pairs, self.state.folder(), self.task.ranks)
 
     def _stage(self, part: str, kind: str, measure: Callable[[], Kept], products: Callable[[Kept], int]) -> Kept:
         """Return a finished stage; the products of one that an earlier process finished count as made."""
