@@ -61,7 +61,6 @@ from lite_probe.vectors.reductions import norm
 
 Kept = TypeVar("Kept")
 
-_RANDOM_FRAMES = 4  # random subspaces that the gradient's share is compared with
 _PROBES_PER_TAIL_PROBE = 4  # a tail probe is so much quieter that a quarter of them will do
 # The spectrum in a metric: λ₁, and few steps of some probes for tr H² and the quantiles; two have no error to speak of.
 _METRIC = OperatorRequest(top=1, bottom=0, probes=5, probe_steps=4, tolerance=1e-2)
@@ -353,7 +352,7 @@ def _scratch_bytes(request: SubspaceRequest, curvature: SpectrumPlan, itemsize: 
     vector, wanted = itemsize * curvature.num_parameters, request.size or 0
     columns = curvature.layout.capacity(curvature.num_parameters, wanted)
     layout = replace(curvature.layout, basis_columns=columns, vectors_per_pass=1)
-    on_disk = columns * vector if layout.basis_placement == "disk" else 0
+    on_disk = 2 * columns * vector if layout.basis_placement == "disk" else 0  # rotated it is another file
     metric = scratch_bytes(_METRIC, vector, layout) if request.preconditioned else 0
     halves = 2 * 4 * curvature.num_parameters * wanted if request.overlaps else 0
     return max(metric, halves + on_disk)
@@ -428,9 +427,7 @@ class _Session:
         gradient = loss_and_gradient(self.task, self.layout, "evaluation").gradient
         self.gradient_norm = norm(gradient)
         self.gradient_share = self.subspace.energy_share(gradient)
-        seeds = [derive_seed(self.request.seed, "random subspace", index) for index in range(_RANDOM_FRAMES)]
-        shares = [random_energy_share(gradient, self.plan.size, seed=seed) for seed in seeds]
-        self.random_share = Estimate.from_samples(np.array(shares))
+        self.random_share = random_energy_share(self.plan.size, self.layout.size)
         return gradient
 
     def _warmed(self) -> dict[str, list[Directions]]:

@@ -380,8 +380,14 @@ def multiply(operator: SymmetricOperator, basis: KrylovBasis, rows: Tensor) -> T
 
 def draw(basis: KrylovBasis, *, seed: int) -> Tensor:
     """Return a standard normal vector for a basis, (n,): this rank's slice of one that any number of ranks draws."""
-    whole = random_vector(basis.whole_size, seed=seed, dtype=basis.rows.dtype, device=basis.device)
-    return whole[basis.part]
+    return random_vector(
+        basis.whole_size,
+        seed=seed,
+        dtype=basis.rows.dtype,
+        device=basis.device,
+        start=basis.part.start,
+        stop=basis.part.stop,
+    )
 
 
 def _orthonormalize(block: Tensor, basis: KrylovBasis, *, tolerance: float) -> tuple[Tensor, FloatArray]:
