@@ -88,6 +88,11 @@ def one_batch() -> Task:
     return replace(task, evaluation=task.evaluation[1:])
 
 
+def narrow_task() -> Task:
+    """A network of so few parameters that one rank holds all of a vector."""
+    return make_task("mlp")
+
+
 def poisoned() -> Task:
     """A second batch whose loss is NaN."""
     task = make_task("mlp")
@@ -155,7 +160,7 @@ class StoppedError(Exception):
     """What a test interrupts a measurement with."""
 
 
-def resumed(ranks: Ranks, folder: Path) -> dict[str, Any]:
+def resumed(ranks: Ranks, folder: Path, make: Callable[[], Task]) -> dict[str, Any]:
     """A spectrum that was interrupted on all ranks and then continued, and what was continued from."""
     told: list[int] = []
 
@@ -164,9 +169,9 @@ def resumed(ranks: Ranks, folder: Path) -> dict[str, Any]:
             raise StoppedError
 
     with suppress(StoppedError):
-        measure_spectrum(replace(wide_task(), ranks=ranks), state_directory=folder, on_progress=interrupt, **ASKED)
-    refusal = refused(lambda: measure_spectrum(wide_task(), state_directory=folder, **ASKED))
-    task = replace(wide_task(), ranks=ranks)
+        measure_spectrum(replace(make(), ranks=ranks), state_directory=folder, on_progress=interrupt, **ASKED)
+    refusal = refused(lambda: measure_spectrum(make(), state_directory=folder, **ASKED))
+    task = replace(make(), ranks=ranks)
     ranks.from_every(None)  # all were refused
     numbers = spectrum(task, state_directory=folder, on_progress=lambda done, *_: told.append(done))
     return {"numbers": numbers, "continued from": told[0], "refusal": refusal}
@@ -224,7 +229,8 @@ def main(out: Path) -> None:
         found["nan"] = {"error": refused(lambda: products(bad))}
         found["spectrum"] = spectrum(tasks["wide"])
         found["exchanges"] = exchanges(ranks)
-        found["resumed"] = resumed(ranks, out / "state")
+        found["resumed"] = resumed(ranks, out / "wide", wide_task)
+        found["resumed narrow"] = resumed(ranks, out / "narrow", narrow_task)
         found["measured"] = measured(replace(trained(), ranks=ranks), load(out, "spectrum"))
         found["sharded"] = {"error": sharded()}
         torch.save(found, out / f"found-{ranks.rank}.pt")

@@ -105,6 +105,15 @@ def test_other_kinds_are_those_of_one_process(
             torch.testing.assert_close(one["measured"][kind][name], tensor, rtol=tolerance, atol=tolerance, msg=name)
 
 
+def test_a_rank_without_a_slice_saves_and_continues_too(found: list[dict[str, Any]]) -> None:
+    expected = rank_worker.spectrum(rank_worker.narrow_task())
+    for one in found:
+        assert one["resumed narrow"]["continued from"] > 5
+        numbers = one["resumed narrow"]["numbers"]
+        for name in ("eigenvalues", "lower_eigenvalues", "nodes", "traces"):
+            torch.testing.assert_close(numbers[name], expected[name], rtol=1e-11, atol=1e-12)
+
+
 def test_shards_of_parameters_are_refused(found: list[dict[str, Any]]) -> None:
     text = "InputError: expected whole parameters on every rank, got 6 of 6 as shards (DTensor); load the whole model"
     assert all(one["sharded"]["error"].startswith(text) for one in found), found[0]["sharded"]
