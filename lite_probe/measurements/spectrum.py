@@ -120,8 +120,8 @@ class SpectrumPlan(Plan[Spectrum]):
     def _of(cls, task: Task, request: SpectrumRequest, on_progress: OnProgress | None) -> "SpectrumPlan":
         layout = ParameterLayout(list(task.model.named_parameters()))
         ranks = task.ranks
-        share = task.of_first_rank(request.split)
-        num_batches = len(share.batches(request.split))
+        fullest = task.of_first_rank(request.split)
+        num_batches = len(fullest.batches(request.split))
         done = 0
 
         def on_batch(index: int) -> None:
@@ -130,10 +130,10 @@ class SpectrumPlan(Plan[Spectrum]):
             if on_progress is not None:
                 on_progress(done, 2 * num_batches + 1, "planning")  # two gradients, and the graph of one batch
 
-        options, rows_mix = costing.row_options(share, request.split), False
+        options, rows_mix = costing.row_options(fullest, request.split), False
         budget = ranks.least(memory_allowed(task.device, request.memory, ranks.on_host))
-        rows = ranks.once(partial(costing.gradient_rows, share, layout, request.split, options, budget))
-        if rows is not None and not costing.adds_up(share, request.split, rows):
+        rows = ranks.once(partial(costing.gradient_rows, fullest, layout, request.split, options, budget))
+        if rows is not None and not costing.adds_up(fullest, request.split, rows):
             options, rows, rows_mix = [None], None, True
         started = time.perf_counter()
         evaluated = require_deterministic(with_rows(task, rows), layout, request.split, on_batch)
@@ -146,16 +146,16 @@ class SpectrumPlan(Plan[Spectrum]):
         host = host_memory_allowed(task.device, ranks.on_host)
         plan_memory = partial(
             costing.plan_memory,
-            *(share, layout, evaluated, whole, request.split, kind),
+            *(fullest, layout, evaluated, whole, request.split, kind),
             budget=budget,
             host=None if host is None else ranks.least(host),
             ranks=ranks.count,
         )
         costs, memory = plan_memory(options=options[options.index(rows) :] if kind != "finite-differences" else [rows])
-        if rows is None and memory.rows is not None and not costing.adds_up(share, request.split, memory.rows):
+        if rows is None and memory.rows is not None and not costing.adds_up(fullest, request.split, memory.rows):
             costs, memory = plan_memory(options=[None])
             rows_mix = True
-        num_parts = len(parts_of(with_rows(share, memory.rows), request.split))
+        num_parts = len(parts_of(with_rows(fullest, memory.rows), request.split))
         rebuilt = num_parts - memory.kept_graphs
         rebuild_seconds = costs.build_seconds * rebuilt / num_parts
         seconds = 2 * gradient_seconds + costs.build_seconds
