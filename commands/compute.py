@@ -1,25 +1,36 @@
 """Where a command computes. Imports torch; commands import this when they run, not when they are listed."""
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lite_probe.errors import UsageError
+from lite_probe.measurements.requests.tune import num_ranks
 from lite_probe.task import Batch, Task
 from lite_probe.task.batches import map_leaves
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device that `--device` asks for.
+    """Return the device that `--device` asks for; under torchrun each rank has its own.
 
     Raises:
-        UsageError: If CUDA is asked for and there is none.
+        UsageError: If CUDA is asked for and there is none, or fewer devices than ranks on this host.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("expected a CUDA device for --device cuda, got none", "use --device auto or cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and num_ranks() > 1:
+        own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if own >= there:
+            raise UsageError(
+                f"expected a CUDA device for each rank, got {there} for local rank {own}",
+                f"start torchrun with --nproc-per-node {there}, or pass --device cpu",
+            )
+        torch.cuda.set_device(own)
+        return torch.device(name, own)
     return torch.device(name)
 
 

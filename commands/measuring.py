@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -27,6 +28,7 @@ from lite_probe.commands.run_directory import likely_folders, measuring_into, ru
 from lite_probe.commands.scratch import leave, tell_disk, working_directory
 from lite_probe.commands.tables import FORMATS, asked_format, print_tables
 from lite_probe.commands.task import OPENING, Opened, TaskOptions, open_task, size_of, tell_task
+from lite_probe.commands.torchrun import joined
 from lite_probe.errors import InputError
 from lite_probe.measurements.requests import OnProgress, option
 from lite_probe.results.kinds import KINDS
@@ -34,6 +36,7 @@ from lite_probe.results.kinds import KINDS
 if TYPE_CHECKING:
     from lite_probe.measurements.base import Plan
     from lite_probe.results.spectrum import Spectrum
+    from lite_probe.vectors.ranks import Ranks
 
 Watch = tuple[OnProgress, Callable[[Any], None] | None]
 
@@ -77,6 +80,7 @@ class Measuring:
 
     kind: ClassVar[str]
     arguments: ClassVar[str] = "checkpoint"  # "checkpoints" where there may be several
+    by_ranks: ClassVar[bool] = True  # whether the ranks of torchrun measure one thing together
     examples: ClassVar[tuple[str, ...]] = ()
     own_options: ClassVar[tuple[Callable[..., Any], ...]] = ()
 
@@ -88,6 +92,7 @@ class Measuring:
         self.how = how
         self.request = request
         self.own = own
+        self.ranks: Ranks | None = None
         self._ready: Plan[Any] | None = None
 
     # -- what a kind may add -------------------------------------------------------------------------------------
@@ -160,14 +165,20 @@ class Measuring:
     def main(cls, terminal: Terminal, given: dict[str, Any]) -> None:
         """Measure one checkpoint, and show the result."""
         form = asked_format(given)
-        shown = cls.unchanged(terminal, given)
-        if shown is None:
-            one = cls.asked_for(terminal, dict(given))
-            opened = one.open()
-            folder = one.folder_for(opened)
-            shown = one.go(opened, folder)
-            if shown.result is not None:
-                note_asked(folder, cls.kind, cls.stamp(given, folder), shown.result.fingerprint)
+        with joined(terminal) if cls.by_ranks else nullcontext() as ranks:
+            is_first = ranks is None or ranks.is_first
+            shown = cls.unchanged(terminal, given) if is_first else None
+            is_there = shown is not None if ranks is None else ranks.once(partial(bool, shown))
+            if not is_there:
+                one = cls.asked_for(terminal, dict(given))
+                one.ranks = ranks
+                opened = one.open()
+                folder = opened.task.ranks.once(partial(one.folder_for, opened))
+                shown = one.go(opened, folder)
+                if shown.result is not None and is_first:
+                    note_asked(folder, cls.kind, cls.stamp(given, folder), shown.result.fingerprint)
+        if shown is None or not is_first:
+            return
         print_shown(cls.kind, [shown], form, given["only_table"])
         cls.require_success(shown.result)
 
@@ -210,21 +221,29 @@ class Measuring:
         with self.terminal.waiting(OPENING):
             self.vet()
             opened = open_task(self.asked, train_batches=self.request.train_batches(self.asked.batches))
+            if self.ranks is not None:
+                opened.task.ranks = self.ranks
             self.request = self.prepared(opened).checked(opened.task)
         return opened
 
     def go(self, opened: Opened, folder: Path) -> "Shown":
         """Measure into a run directory and show the result, or say what would be measured."""
         from lite_probe.reports.sections.section import describe
+        from lite_probe.results.store import load
 
-        with nullcontext() if self.how.dry_run else measuring_into(self.terminal, folder, opened.task.info):
+        ranks = opened.task.ranks
+        is_writer = ranks.is_first and not self.how.dry_run
+        with measuring_into(self.terminal, folder, opened.task.info) if is_writer else nullcontext():
             tell_task(self.terminal, opened.task, opened.task.batches(self._plans.split(self.request)))
             missing = self.find_spectrum(opened, folder)
+            _require_same(ranks, missing is None, folder)
             if self.how.dry_run:
                 return Shown(missing.planned(opened, folder, first=True) if missing else self.planned(opened, folder))
             if missing is not None:
-                self._start_from(opened, missing.measured(opened, folder))
+                self._start_from(opened, missing.measured(opened, folder) or load(folder, "spectrum"))
             result = self.measured(opened, folder)
+            if not ranks.is_first:
+                return Shown({})
             paths = self._write_page(opened, folder)
         self.show(result)
         return Shown(describe(self.kind, result), paths, result)
@@ -238,6 +257,8 @@ class Measuring:
         for name in plan.shown:
             value = getattr(plan, name)
             values |= asdict(value) if is_dataclass(value) and not isinstance(value, type) else {name: value}
+        if opened.task.ranks.count > 1:
+            values |= {"ranks": opened.task.ranks.count}
         values |= {"scratch": str(self._working(folder)), "directory": str(folder)}
         if first:
             self.terminal.line("what follows can be planned once the spectrum is there")
@@ -245,19 +266,26 @@ class Measuring:
         return values
 
     def measured(self, opened: Opened, folder: Path) -> Any:
-        """Return the result asked for: the one saved where it is the same, else a new one, saved."""
+        """Return the result asked for: the one saved where it is the same, else a new one, saved.
+
+        Of several ranks the first returns and saves it, and decides what is there; the others return None.
+        """
         from lite_probe.measurements.base import discard_state
         from lite_probe.results.provenance import join_notes
         from lite_probe.results.store import save
         from lite_probe.runtime.disk import require_room
+        from lite_probe.vectors.ranks import ALONE
 
-        working = self._working(folder)
+        working, ranks = self._working(folder), opened.task.ranks
         path, plan = folder / f"{self.kind}.json", None
-        result, why_not = self.reusable(opened, folder)
-        if result is None:
+        result, why_not = self.reusable(opened, folder) if ranks.is_first else (None, "")
+        is_there = ranks.once(lambda: result is not None)
+        if not is_there:
             plan = self._plan(opened, folder)
-            result, why_not = self.saved(folder, lambda saved: bool(saved.fingerprint == plan.fingerprint))
-        if result is not None:
+            if ranks.is_first:
+                result, why_not = self.saved(folder, lambda saved: bool(saved.fingerprint == plan.fingerprint))
+            is_there = ranks.once(lambda: result is not None)
+        if is_there:
             self.terminal.line(f"already measured: {path}; --fresh measures again")
         elif plan is not None:
             if why_not:
@@ -272,8 +300,15 @@ class Measuring:
                     on_event=on_event,
                     command=self.terminal.command_line,
                 )
-            result = replace(result, notes=join_notes(opened.notes, result.notes))
-            save(result, folder)
+            if ranks.is_first:
+                result = replace(result, notes=join_notes(opened.notes, result.notes))
+                save(result, folder)
+        ranks.once(lambda: None)  # it is saved
+        if not ranks.is_first:
+            discard_state(working, self.kind)
+            return None
+        if ranks.count > 1:
+            opened = replace(opened, task=replace(opened.task, ranks=ALONE))  # the others have finished
         if not self.is_complete(result, self.own):
             result = self.completed(opened, result, folder)
             save(result, folder)
@@ -340,7 +375,8 @@ class Measuring:
         if plan is None:
             with self.terminal.progress() as on_progress:
                 plan = self.request.plan(opened.task, on_progress)
-        self.terminal.line(f"plan: {plan.summary()}", style="bold")
+        each = f", on each of {opened.task.ranks.count} ranks" if opened.task.ranks.count > 1 else ""
+        self.terminal.line(f"plan: {plan.summary()}{each}", style="bold")
         tell_disk(self.terminal, self._working(folder), plan.scratch_bytes, folder, plan.result_bytes)
         return plan
 
@@ -393,6 +429,19 @@ class Measuring:
     def _plans(self) -> "type[Plan[Any]]":
         plans: type[Plan[Any]] = KINDS[self.kind].load("plan")
         return plans
+
+
+def _require_same(ranks: "Ranks", found: bool, folder: Path) -> None:
+    """Refuse ranks that see different files.
+
+    Raises:
+        InputError: On every rank.
+    """
+    if len(set(ranks.from_every(found))) > 1:
+        raise InputError(
+            f"expected every rank to see the same spectrum in {folder}, got ranks without one",
+            "put the run directory (--out) on a disk that all of them share",
+        )
 
 
 def print_shown(kind: str, shown: Sequence[Shown], form: str | None, only_table: str | None) -> None:

@@ -43,6 +43,7 @@ class TuneMeasuring(OptimizersMeasuring):
             "of a field of .jsonl or parquet rows.",
         ),
     )
+    by_ranks = False
     _notes: tuple[Note, ...] = ()
 
     @classmethod

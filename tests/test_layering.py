@@ -40,7 +40,7 @@ RANK = {
     "__main__": 14,
 }
 ONLY_IN: dict[str, set[str]] = {"click": {"commands"}, "rich": {"commands"}, "plotly": set(), "jinja2": {"reports"}}
-RANKS = "lite_probe.bilevel.ranks"  # alone knows torch.distributed
+RANKS = "lite_probe.operators.ranks"  # alone knows torch.distributed
 NEVER_IN = {"results": {"torch", "transformers"}, "reports": {"torch", "transformers"}}
 
 

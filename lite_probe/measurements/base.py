@@ -157,7 +157,7 @@ class Plan(ABC, Generic[Result]):
         """Measure what was planned.
 
         Args:
-            task: That it was planned on; comes back bitwise as it was.
+            task: That it was planned on; comes back bitwise as it was. Several ranks call this together.
             state_directory: Working files lie there, `scratch_bytes` of them. The same call continues after a kill,
                 with the same numbers bitwise on a CPU; `discard_state` removes them once the result is saved.
             on_progress: Told `(done, expected, label)`.
@@ -166,6 +166,7 @@ class Plan(ABC, Generic[Result]):
 
         Raises:
             OutputError: If the state directory's disk has no room for the working files.
+            UsageError: If another number of ranks has begun.
             NumericsError: Numbers that are not finite.
         """
         started = time.perf_counter()
@@ -174,7 +175,8 @@ class Plan(ABC, Generic[Result]):
         if state_directory is not None:
             require_room([(Path(state_directory), self.scratch_bytes)])
             folder = _state_folder(state_directory, self.request.kind)
-        run = ResumableRun(folder, self.fingerprint, on_progress)
+        run = ResumableRun(folder, self.fingerprint, on_progress, task.ranks)
+        run.require_ranks()
         with preserve_state(task.model):
             outcome = self.measure(task, run, on_event)
         result: Result = KINDS[self.request.kind].load("record")(
@@ -190,7 +192,9 @@ class Plan(ABC, Generic[Result]):
                 command=command,
                 started_at=started_at,
                 seconds=time.perf_counter() - started,
-                details=outcome.details,
+                details=outcome.details
+                if task.ranks.count == 1
+                else {**outcome.details, "ranks": str(task.ranks.count)},
             ),
         )
         return result

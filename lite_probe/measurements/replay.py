@@ -38,6 +38,7 @@ from lite_probe.spectra.compatibility import require_same_task
 from lite_probe.subspaces import Subspace, can_take, optimizer_of, own_gradients
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.ranks import ALONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +133,7 @@ class ReplayPlan(Plan[Replay]):
             curvature probes, one graph and two products of one batch.
         """
         spectrum, bands = spectrum_of(request), str(request.bands)
+        ranks, task = task.ranks, replace(task, ranks=ALONE)
         splits, entrants = splits_of(task, request), entrants_of(request.asked)
         layout = ParameterLayout(list(task.model.named_parameters()))
         with preserve_state(task.model), own_gradients(layout.parameters):
@@ -142,7 +144,7 @@ class ReplayPlan(Plan[Replay]):
             costs, start, evaluated = planning.measure_costs(task, layout, splits.warm[0], makers, on_progress)
             sets = 2 if len(task.heldout) else 1
             needs = partial(planning.expected_memory, layout=layout, bands=bands, sets=sets)
-            allowed = memory_allowed(task.device, request.memory)
+            allowed = ranks.least(memory_allowed(task.device, request.memory, ranks.on_host))
             costs, no_products = _with_products(task, layout, start, costs, request, needs, allowed)
         require_same_task(spectrum, task, loss=evaluated)
         taken = inherited_by(task, request)
@@ -193,7 +195,9 @@ class ReplayPlan(Plan[Replay]):
             num_gradients=planning.count_gradients(request.names, **common) + around.num_gradients,
             num_hvps=products + probed + around.num_hvps,
             no_curvature=no_products if request.curvature_probes else "",
-            seconds=planning.expected_seconds(costs, request.names, bands=bands, **common)
+            seconds=planning.expected_seconds(
+                costs, request.names, bands=bands, **{**common, "seeds": -(-request.seeds // ranks.count)}
+            )
             + (products + probed) * costs.product_seconds
             + around.seconds,
             memory_bytes=needed + basis.num_bytes + kept * keeps_states,
@@ -220,7 +224,7 @@ class ReplayPlan(Plan[Replay]):
         """Replay one optimizer after another; `on_event` is told a `ReplayStep` of every step."""
         layout = ParameterLayout(list(task.model.named_parameters()))
         spectrum = spectrum_of(self.request)
-        run.expected = self.num_gradients
+        run.expected = self.num_gradients // task.ranks.count  # about what rank 0 makes
         request = replace(self.request, curvature_probes=0) if self.no_curvature else self.request
         subspace = Subspace.of_spectrum(spectrum, task, memory=self.vector_memory)
         with own_gradients(layout.parameters), put_back(layout) as start:

@@ -38,6 +38,9 @@ from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.subspaces import Bands, Subspace, cut_bands, optimizer_of, warm
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.ranks import ALONE
+
+_Key = tuple[str, int, Ablation]  # optimizer, seed, what is projected away
 
 ABLATIONS: tuple[Ablation, ...] = ("dominant", "bulk")
 
@@ -92,7 +95,11 @@ register("replay-product", _FinishedProduct, schema_version=1)
 
 
 class ReplaySession:
-    """Runs everything that was asked, one optimizer after another, and keeps what is finished."""
+    """Runs everything that was asked, one optimizer after another, and keeps what is finished.
+
+    Of several ranks each makes runs of its own, with all their batches: a run's numbers are those of one process. What
+    comes before the runs is the same on every rank; rank 0 alone sweeps rates and looks at the landscape.
+    """
 
     def __init__(
         self,
@@ -107,7 +114,8 @@ class ReplaySession:
         keeps_states: bool,
         by_differences: bool,
     ) -> None:
-        self.task = task
+        self.ranks = task.ranks
+        self.task = replace(task, ranks=ALONE)
         self.layout = layout
         self.start = start
         self.request = request
@@ -115,6 +123,8 @@ class ReplaySession:
         self.splits = splits_of(task, request)
         self.ramp = ramp_steps(request.steps, request.ramp)
         self.state = run
+        # Of what one rank finds or keeps without the others.
+        self._own = run if self.ranks.count == 1 else ResumableRun(run.path, run.fingerprint, run.tell)
         self.subspace = subspace
         self.on_step = on_step
         self.keeps_states = keeps_states
@@ -155,7 +165,7 @@ class ReplaySession:
             if request.horizon
             else None,
             fingerprint=self.state.fingerprint,
-            state_file=folder / "running.pt" if (folder := self.state.folder()) is not None else None,
+            state_file=None if (folder := self.state.folder()) is None else folder / self._running_file,
             on_damaged=self.state.note,
             on_step=self._on_step,
             on_gradients=self._on_gradients,
@@ -163,11 +173,14 @@ class ReplaySession:
         watching = RecordingConfig(
             recorder=Recorder(self.subspace, self.bands), rule=request.rule, tolerance=request.tolerance
         )
+        kept = {name: self._finished(name) for name in request.names}
         for name in request.names:
-            self._replay(name, watching)
+            self._replay(name, watching, *kept[name])
+        self._gather({key: run for _, finished in kept.values() for key, run in finished.items()})
         self.notes += self._closing_notes()
         if request.landscape:
-            self.landscape = self._survey()
+            self.landscape, notes = self.ranks.once(self._survey)
+            self.notes += notes
 
     def _cut_bands(self) -> Bands:
         """Order the directions by the proxy of an optimizer that has looked at θ₀."""
@@ -211,15 +224,24 @@ class ReplaySession:
         self._planned += gradients
         self.state.expected += gradients
 
-    def _replay(self, name: str, watching: RecordingConfig) -> None:
+    def _finished(self, name: str) -> tuple["_FinishedRecipe | None", dict[_Key, results.ReplayRun | None]]:
+        """Return what is finished of an optimizer."""
+        keys = [(name, seed, ablation) for seed in range(self.request.seeds) for ablation in self._ablations]
+        return self._load("recipe", name, _FinishedRecipe), {key: self._finished_run(*key) for key in keys}
+
+    def _replay(
+        self,
+        name: str,
+        watching: RecordingConfig,
+        known: "_FinishedRecipe | None",
+        finished: dict[_Key, results.ReplayRun | None],
+    ) -> None:
         """Prepare one optimizer, choose its learning rate, and run its segments; what is finished is not made again."""
-        keys = [(seed, ablation) for seed in range(self.request.seeds) for ablation in self._ablations]
-        finished = {key: self._finished_run(name, *key) for key in keys}
-        known = self._load("recipe", name, _FinishedRecipe)
         self._count_finished(name, known, finished.values())
+        own = {key for key in finished if self._is_own(key)}
         prepared: Prepared | None = None
         self._phase = "warm"
-        if known is None or None in finished.values():
+        if known is None or any(finished[key] is None for key in own):
             self._tell(name, None)
             prepared = self._prepare(name)
             if self.keeps_states:
@@ -231,9 +253,10 @@ class ReplaySession:
         if known.theory is not None:
             self.theory[name] = known.theory
         self.notes += known.notes
-        for (seed, ablation), run in finished.items():
+        for key in finished:
+            _, seed, ablation = key
             self._phase, self._label = "replay", _title(name, ablation, seed)
-            if run is None and prepared is not None:
+            if finished[key] is None and key in own and prepared is not None:
                 request = self._request(name, seed, ablation)
                 run = self.runner.run(
                     prepared.optimizer,
@@ -242,9 +265,24 @@ class ReplaySession:
                     watching=watching if ablation == "none" else None,
                     subspace=self.subspace,
                 )
-                self._keep("run", request.key, _FinishedRun(fingerprint=self.state.fingerprint, run=run))
-            if run is not None:
-                self.runs.append(run)
+                finished[key] = run
+                self._own.keep(f"run-{request.key}", _FinishedRun(fingerprint=self.state.fingerprint, run=run))
+
+    def _is_own(self, key: _Key) -> bool:
+        """Whether a run is this rank's."""
+        name, seed, ablation = key
+        place = (self.request.names.index(name) * self.request.seeds + seed) * len(self._ablations)
+        return (place + self._ablations.index(ablation)) % self.ranks.count == self.ranks.rank
+
+    def _gather(self, runs: dict[_Key, results.ReplayRun | None]) -> None:
+        """Take every rank's runs, in their order."""
+        own = {key: run for key, run in runs.items() if self._is_own(key)}
+        found = {key: run for one in self.ranks.from_every(own) for key, run in one.items()}
+        self.runs += [run for key in runs if (run := found[key]) is not None]
+
+    @property
+    def _running_file(self) -> str:
+        return "running.pt" if self.ranks.count == 1 else f"running-{self.ranks.name}.pt"
 
     def _request(self, name: str, seed: int, ablation: Ablation = "none") -> RunRequest:
         """Return what is asked of a run, at the rate that was settled."""
@@ -257,7 +295,7 @@ class ReplaySession:
             ablation=ablation,
         )
 
-    def _survey(self) -> Landscape:
+    def _survey(self) -> tuple[Landscape, list[Note]]:
         """Look around θ₀, along lines and on a plane with the paths of the first seed."""
         self._phase = "landscape"
         point, split = self.start_point, self.runner.split
@@ -272,14 +310,13 @@ class ReplaySession:
             self.runs,
             asked={name: self._request(name, 0) for name in self.request.names},
             prepared=lambda name: self._prepared.get(name) or self._prepare(name),
-            state=self.state,
+            state=self._own,
             say=self._say,
             seed=self.request.seed,
             by_differences=self.by_differences,
         )
         found = survey.survey()
-        self.notes += survey.notes
-        return found
+        return found, survey.notes
 
     def _say(self, label: str) -> None:
         self._label = label
@@ -305,7 +342,11 @@ class ReplaySession:
 
     def _choose(self, name: str, prepared: Prepared) -> "_FinishedRecipe":
         """Settle an optimizer's learning rate; predict what the linear theory says of it."""
-        recipe, sweep, notes = settle_rate(self.request, name, prepared, lambda: self._sweep(name, prepared))
+        sweep_once = partial(self.ranks.once, lambda: self._sweep(name, prepared))
+        recipe, sweep, notes = settle_rate(self.request, name, prepared, sweep_once)
+        if sweep is not None:
+            # The linear theory reads the state at θ₀, where the last trial has not left it.
+            load_state(prepared.optimizer, prepared.state)
         theory = None
         if prepared.origin != "cold" and isinstance(prepared.optimizer, LiteOptimizer):
             theory = linear_theory(prepared.optimizer, name, recipe.lr, self.layout, self.subspace)
@@ -328,10 +369,7 @@ class ReplaySession:
                 self._keep_tried(name, known)
             return known[key]
 
-        sweep = sweep_learning_rates(trial_at)
-        # The linear theory reads the state at θ₀, where the last trial has not left it.
-        load_state(prepared.optimizer, prepared.state)
-        return sweep
+        return sweep_learning_rates(trial_at)
 
     def _closing_notes(self) -> Iterator[Note]:
         for run in self.runs:
@@ -427,7 +465,7 @@ class ReplaySession:
 
     # -- what is finished, on disk -------------------------------------------------------------------------------
 
-    def _finished_run(self, name: str, seed: int, ablation: str) -> results.ReplayRun | None:
+    def _finished_run(self, name: str, seed: int, ablation: Ablation) -> results.ReplayRun | None:
         found = self._load("run", f"{name}.{ablation}.{seed}", _FinishedRun)
         return found.run if found is not None else None
 
@@ -440,7 +478,7 @@ class ReplaySession:
 
     def _tried(self, name: str) -> dict[str, Trial]:
         """Return the sweep's trials that an earlier process made, by learning rate in hexadecimal."""
-        saved = self.state.read(_sweep_file(name))
+        saved = self._own.read(_sweep_file(name))
         return {lr: Trial(**trial) for lr, trial in saved.items()} if isinstance(saved, dict) else {}
 
     def _keep_tried(self, name: str, trials: Mapping[str, Trial]) -> None:

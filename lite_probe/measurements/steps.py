@@ -131,7 +131,8 @@ class StepsPlan(Plan[Steps]):
         peak = max(costs.peak_bytes, curvature.product_bytes if curvature is not None else 0)
         needed = peak + (_VECTORS + 2 * len(entrants)) * vector + states
         hint = "name one optimizer at a time, or lower --batch-size"
-        require_memory(needed, memory_allowed(task.device, request.memory), "the states of the optimizers", hint)
+        allowed = task.ranks.least(memory_allowed(task.device, request.memory, task.ranks.on_host))
+        require_memory(needed, allowed, "the states of the optimizers", hint)
         product = 2.0 * costs.evaluation_seconds
         if curvature is not None:
             product = curvature.product_seconds + curvature.build_seconds / max(effort.products_per_graph, 1.0)

@@ -262,6 +262,7 @@ class StepsSession:
         # Muon's state on either half of the warm-up batches, to tell signal from noise.
         self._halves: list[LiteOptimizer] = []
         self._fed = 0
+        self._gathered = 0  # batches of which this rank has what all have measured
 
     def run(self) -> None:
         """Prepare the optimizers, make their steps, and measure along them."""
@@ -396,6 +397,7 @@ class StepsSession:
     def _make_steps(self, steppers: Sequence[_Stepper]) -> None:
         """Make the step of every batch, and measure along it; what an earlier process measured is not made again."""
         known, clock = self._restore(steppers), SaveClock()
+        self._gathered = len(steppers[0].whole)
         for place, batch in enumerate(self.splits.steps):
             train_loss = set_gradients(self.task, self.layout.parameters, batch, f"training batch {place}")
             updates = [self._step(one) for one in steppers]
@@ -414,16 +416,28 @@ class StepsSession:
             if not self.request.critical_only:
                 self._measure_curvature(steppers, updates, place)
             self._tell(self._gradient_cost, "making steps")
-            if clock.due:
+            if self.task.ranks.once(lambda: clock.due):
                 with clock.saving():
+                    self._gather(steppers)
                     self._keep(steppers)
+        self._gather(steppers)
         self._keep(steppers)
         if not self.request.critical_only:
             blocks = sum(len(one.blocks) + 1 for one in steppers)
             self.products["bands"] = blocks * len(self.splits.steps) / len(self.parts)
 
     def _measure_curvature(self, steppers: Sequence[_Stepper], updates: Sequence[Tensor], place: int) -> None:
-        """Multiply each block's bands, with their signs, and the whole step by the Hessian of one part."""
+        """Multiply each block's bands, with their signs, and the whole step by the Hessian of one part.
+
+        One rank does, each in its turn; the others leave room for what it finds.
+        """
+        if place % self.task.ranks.count != self.task.ranks.rank:
+            for one in steppers:
+                bands = len(self._signs(one, place))
+                one.gains.append(np.zeros(bands))
+                one.images.append(np.zeros(bands))
+                one.whole.append((0.0, 0.0))
+            return
         # Each part's sum stands for all: over the parts its mean is the Hessian, however many tokens each has.
         scale = len(self.parts) / self.point.count
         with self._graph(self.parts[self._order[place % len(self._order)]]) as operator:
@@ -447,6 +461,16 @@ class StepsSession:
                         f"expected finite curvature along the step of {one.name}, got {whole}",
                         "check the checkpoint (diverged?), or use --critical-only",
                     )
+
+    def _gather(self, steppers: Sequence[_Stepper]) -> None:
+        """Take what the other ranks have measured since it was last taken."""
+        first, self._gathered = self._gathered, len(steppers[0].whole)
+        for one in steppers if self.task.ranks.count > 1 else ():
+            for rows in (one.gains, one.images):
+                if rows[first:]:
+                    rows[first:] = list(self.task.ranks.add_up(torch.from_numpy(np.stack(rows[first:]))).numpy())
+            whole = torch.tensor(one.whole[first:], dtype=torch.float64).reshape(-1, 2)
+            one.whole[first:] = [(gain, curvature) for gain, curvature in self.task.ranks.add_up(whole).tolist()]
 
     @contextmanager
     def _graph(self, batch: Batch) -> Iterator[Callable[[ParameterLayout], HessianOperator]]:

@@ -53,6 +53,7 @@ from lite_probe.subspaces.preconditioned import PreconditionedOperator
 from lite_probe.subspaces.subspace import Subspace
 from lite_probe.subspaces.warming import can_take, optimizer_of, warm
 from lite_probe.task import Batch, Task
+from lite_probe.task.batches import with_rows
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.random import random_vector
@@ -60,7 +61,6 @@ from lite_probe.vectors.reductions import norm
 
 Kept = TypeVar("Kept")
 
-_RANDOM_FRAMES = 4  # random subspaces that the gradient's share is compared with
 _PROBES_PER_TAIL_PROBE = 4  # a tail probe is so much quieter that a quarter of them will do
 # The spectrum in a metric: λ₁, and few steps of some probes for tr H² and the quantiles; two have no error to speak of.
 _METRIC = OperatorRequest(top=1, bottom=0, probes=5, probe_steps=4, tolerance=1e-2)
@@ -224,7 +224,7 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
             probes=2,
             probe_steps=2,
             seed=request.seed,
-            memory=memory_allowed(task.device, request.memory) - max(held.values()),
+            memory=_allowed(request, task) - max(held.values()),
         )
         curvature = SpectrumPlan.of(task, asked.checked(task), on_progress)
         require_same_task(spectrum, task, loss=curvature.loss)
@@ -325,8 +325,13 @@ def _held(request: SubspaceRequest, task: Task, itemsize: int) -> dict[str, int]
     # What is held already is the model and what has been loaded of it.
     least = memory_in_use(task.device) + max(held.values())
     hint = "from Python, measure_subspace(optimizers=…) can take one at a time"
-    require_memory(least, memory_allowed(task.device, request.memory), purpose, hint)
+    require_memory(least, _allowed(request, task), purpose, hint)
     return held
+
+
+def _allowed(request: SubspaceRequest, task: Task) -> int:
+    """Return the bytes that each rank may hold."""
+    return task.ranks.least(memory_allowed(task.device, request.memory, task.ranks.on_host))
 
 
 def _peak(request: SubspaceRequest, curvature: SpectrumPlan, held: Mapping[str, int], itemsize: int) -> int:
@@ -347,7 +352,7 @@ def _scratch_bytes(request: SubspaceRequest, curvature: SpectrumPlan, itemsize: 
     vector, wanted = itemsize * curvature.num_parameters, request.size or 0
     columns = curvature.layout.capacity(curvature.num_parameters, wanted)
     layout = replace(curvature.layout, basis_columns=columns, vectors_per_pass=1)
-    on_disk = columns * vector if layout.basis_placement == "disk" else 0
+    on_disk = 2 * columns * vector if layout.basis_placement == "disk" else 0  # rotated it is another file
     metric = scratch_bytes(_METRIC, vector, layout) if request.preconditioned else 0
     halves = 2 * 4 * curvature.num_parameters * wanted if request.overlaps else 0
     return max(metric, halves + on_disk)
@@ -357,7 +362,6 @@ class _Session:
     """Measures part after part: what needs the optimizers' states first, then the overlaps."""
 
     def __init__(self, task: Task, plan: SubspacePlan, run: ResumableRun) -> None:
-        self.task = task
         self.plan = plan
         self.request = plan.request
         self.spectrum = spectrum_of(plan.request)
@@ -365,6 +369,7 @@ class _Session:
         self.state.expected = plan.num_hvps
         # Another memory layout rounds differently: an interrupted measurement keeps to its own.
         self.memory = MemoryLayout(**run.pin(asdict(plan.layout)))
+        self.task = with_rows(task, self.memory.rows)
         self.layout = ParameterLayout(list(task.model.named_parameters()))
         self.names = tuple(plan.request.optimizers or ())
         self.vector_memory = _for_vectors(plan.request.memory)
@@ -392,7 +397,7 @@ class _Session:
         """Measure everything."""
         gradient = self._measure_gradient()
         directions = self._warmed()
-        graphs = self._graphs(self.task)
+        graphs = self._graphs()
         hessian = self._hessian(self.task, graphs, self.plan.count)
         calibrated = self._calibrate(directions, hessian)
         for name, one in directions.items():
@@ -422,9 +427,7 @@ class _Session:
         gradient = loss_and_gradient(self.task, self.layout, "evaluation").gradient
         self.gradient_norm = norm(gradient)
         self.gradient_share = self.subspace.energy_share(gradient)
-        seeds = [derive_seed(self.request.seed, "random subspace", index) for index in range(_RANDOM_FRAMES)]
-        shares = [random_energy_share(gradient, self.plan.size, seed=seed) for seed in seeds]
-        self.random_share = Estimate.from_samples(np.array(shares))
+        self.random_share = random_energy_share(self.plan.size, self.layout.size)
         return gradient
 
     def _warmed(self) -> dict[str, list[Directions]]:
@@ -450,8 +453,8 @@ class _Session:
             task, self.layout, count=count, graphs=graphs, vectors_per_pass=self.memory.vectors_per_pass
         )
 
-    def _graphs(self, task: Task) -> GraphStore:
-        return GraphStore(min(self.memory.kept_graphs, len(task.evaluation)), self.layout.parameters)
+    def _graphs(self) -> GraphStore:
+        return GraphStore(self.memory.kept_graphs, self.layout.parameters)
 
     # -- calibration ---------------------------------------------------------------------------------------------
 
@@ -563,7 +566,8 @@ class _Session:
     def _measure_metric(self, name: str, directions: list[Directions], hessian: HessianOperator) -> _FinishedMetric:
         operator = PreconditionedOperator(hessian, self.layout, directions, num_batches=len(self.warm))
         asked = _metric_request(_METRIC, operator.size, derive_seed(self.request.seed, "metric", name))
-        state = SavedState(self.state.folder(f"metric-{name}", "running"), self.plan.fingerprint)
+        folder = self.state.folder(f"metric-{name}", "running")
+        state = SavedState(folder, self.plan.fingerprint, self.task.ranks)
         before = self.state.done
 
         def on_progress(done: int, expected: int, label: str) -> None:
@@ -638,7 +642,7 @@ class _Session:
         )
         directions = {name: optimizer.directions() for name, optimizer in made.items()}
         made.clear()  # their states are large
-        graphs = self._graphs(self.task)
+        graphs = self._graphs()
         hessian = self._hessian(self.task, graphs, self.plan.count)
         conditions = {}
         for name, one in directions.items():
@@ -683,7 +687,7 @@ class _Session:
     def _measure_half(self, task: Task, place: int) -> _FinishedHalf:
         with torch.no_grad():
             count = sum(task.loss(batch)[1] for batch in task.evaluation)
-        name, graphs = f"half {place} of the batches", self._graphs(task)
+        name, graphs = f"half {place} of the batches", self._graphs()
         operator = self._hessian(task, graphs, count)
         space = self._sharp_subspace(operator, name, "batches", name)
         graphs.clear()
@@ -705,7 +709,7 @@ class _Session:
             self.overlaps.append(found.overlap)
 
     def _overlap_of_operators(self) -> _FinishedOverlap:
-        graphs = self._graphs(self.task)
+        graphs = self._graphs()
         operator = GaussNewtonOperator(self.task, self.layout, count=self.plan.count, graphs=graphs, vectors_per_pass=1)
         space = self._sharp_subspace(operator, "the Gauss–Newton matrix", "ggn")
         graphs.clear()
@@ -722,7 +726,7 @@ class _Session:
         )
 
     def _basis(self, pairs: int) -> KrylovBasis:
-        return self.memory.basis(self.layout, pairs, self.state.folder())
+        return self.memory.basis(self.layout, pairs, self.state.folder(), self.task.ranks)
 
     def _stage(self, part: str, kind: str, measure: Callable[[], Kept], products: Callable[[Kept], int]) -> Kept:
         """Return a finished stage; the products of one that an earlier process finished count as made."""

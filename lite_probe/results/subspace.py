@@ -150,7 +150,7 @@ class SubspaceMeasurement:
     gradient_norm: float  # ‖g‖ there
     gradient_share: float  # ‖Vᵀg‖²/‖g‖², of the evaluation gradient
     batch_gradient_share: Estimate  # the same, mean over single training batches
-    random_share: Estimate  # the same of the evaluation gradient in random subspaces; expected is k/N
+    random_share: Estimate  # the same in random subspaces, with the range that 95% of them are in; expected is k/N
     overlaps: tuple[Overlap, ...]
     calibrations: Mapping[str, ProxyCalibration]  # by optimizer
     num_probes: int  # behind every band's curvature

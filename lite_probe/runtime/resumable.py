@@ -12,14 +12,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, UsageError
 from lite_probe.results.provenance import Note
 from lite_probe.results.sealing import seal, unseal
 from lite_probe.results.store import find_result, save, write_atomically
+from lite_probe.vectors.ranks import ALONE, Ranks
 
 Finished = TypeVar("Finished")
 
 _LAYOUT = "layout.json"
+_RANKS = "ranks.json"
+_READ_BYTES = 1 << 16
 _LONGEST_INTERVAL = 50.0  # seconds between saves; a kill loses at most about a minute
 _COST_FACTOR = 20.0  # a save that took s seconds is followed by at least 20 s without one: at most 5% overhead
 
@@ -52,34 +55,43 @@ class ResumableRun:
         path: Of the folder, which need not exist; None keeps nothing.
         fingerprint: Of the measurement; what has another one is not continued from.
         on_progress: Told `(done, expected, label)`.
+        ranks: That measure together. Rank 0 alone keeps stages and values; what it finds, all have.
 
     Attributes:
         notes: What was damaged.
         done: Steps of progress so far, those of an earlier process among them.
         expected: All of them, as far as is known.
+        tell: Who is told of it.
     """
 
     def __init__(
-        self, path: Path | None, fingerprint: str, on_progress: Callable[[int, int, str], None] | None = None
+        self,
+        path: Path | None,
+        fingerprint: str,
+        on_progress: Callable[[int, int, str], None] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.path = path
+        self.ranks = ranks
         self.fingerprint = fingerprint
         self.notes: list[Note] = []
         self.done = self.expected = 0
-        self._on_progress = on_progress
+        self.tell = on_progress
 
     def advance(self, steps: int, label: str) -> None:
         """Count some steps of progress, and tell."""
         self.done += steps
-        if self._on_progress is not None:
-            self._on_progress(self.done, max(self.expected, self.done), label)
+        if self.tell is not None:
+            self.tell(self.done, max(self.expected, self.done), label)
 
     def folder(self, *parts: str) -> Path | None:
         """Return the folder of a part, which need not exist; links and files in its place are removed."""
         folder = self.path
         for part in ("", *parts):
             folder = folder / part if folder is not None else None
-            if folder is not None and os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
+            if not self.ranks.is_first or folder is None:
+                continue
+            if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
                 remove(folder)
         return folder
 
@@ -92,18 +104,59 @@ class ResumableRun:
         Raises:
             OutputError: If the folder cannot be made.
         """
+        return self.ranks.once(lambda: self._pin(chosen))
+
+    def _pin(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
         if self.folder() is None:
             return chosen
-        saved = self.read(_LAYOUT)
+        saved = self._read(_LAYOUT)
         if isinstance(saved, dict) and {key: type(value) for key, value in saved.items()} == {
             key: type(value) for key, value in chosen.items()
         }:
             return saved
         self.clear()
+        self._mark()
         self.write(_LAYOUT, dict(chosen))
         return chosen
 
-    def stage(self, part: str, kind: str, measure: Callable[[], Finished]) -> Finished:
+    def require_ranks(self) -> None:
+        """Refuse to continue what another number of ranks began: their slices and roundings do not fit together.
+
+        Raises:
+            UsageError: On every rank.
+        """
+        begun = self.ranks.once(self._begun_by)
+        if begun not in (None, self.ranks.count):
+            processes = f"{begun} rank{'' if begun == 1 else 's'}"
+            raise UsageError(
+                f"expected to continue in {self.path} with the {processes} that began, got {self.ranks.count}",
+                f"start {processes} again, or remove that folder to begin anew",
+            )
+        self._mark()
+
+    def _mark(self) -> None:
+        """Say how many ranks have begun, where it is not one."""
+        if self.ranks.count > 1:
+            self.write(_RANKS, self.ranks.count)
+
+    def _begun_by(self) -> int | None:
+        """Return how many ranks have begun this measurement; None where none have."""
+        folder = self.folder()
+        if folder is None or not folder.is_dir():
+            return None
+        count = self._read(_RANKS)
+        if isinstance(count, int):
+            return count
+        mark = self.fingerprint.encode()
+        return 1 if any(_names(path, mark) for path in folder.rglob("*") if path.is_file()) else None
+
+    def stage(
+        self,
+        part: str,
+        kind: str,
+        measure: Callable[[], Finished],
+        shared: Callable[[Finished], Finished] = lambda found: found,
+    ) -> Finished:
         """Return a finished stage: what an earlier process kept of it, else what `measure` returns, kept.
 
         What it saved of itself meanwhile, in its folder's `running`, goes then.
@@ -112,8 +165,11 @@ class ResumableRun:
             part: Its name.
             kind: Of the registered dataclass that it is kept as, which has the measurement's fingerprint.
             measure: Measures it.
+            shared: What ranks above 0 are given of what was found.
         """
-        found: Finished | None = self.find(part, kind)
+        found: Finished | None = self._find(part, kind) if self.ranks.is_first else None
+        told = self.ranks.once(lambda: None if found is None else shared(found))
+        found = found if self.ranks.is_first else told
         if found is None:
             found = measure()
             self.keep(part, found)
@@ -122,6 +178,9 @@ class ResumableRun:
 
     def find(self, part: str, kind: str) -> Any | None:
         """Return a finished stage, None where it has to be measured."""
+        return self.ranks.once(lambda: self._find(part, kind))
+
+    def _find(self, part: str, kind: str) -> Any | None:
         folder = self.folder(part)
         if folder is None:
             return None
@@ -135,11 +194,14 @@ class ResumableRun:
     def keep(self, part: str, finished: object) -> None:
         """Save a finished stage, an instance of a registered dataclass."""
         folder = self.folder(part)
-        if folder is not None:
+        if folder is not None and self.ranks.is_first:
             save(finished, folder)
 
     def read(self, name: str) -> Any | None:
         """Return a value that `write` left, None where there is none of this measurement."""
+        return self.ranks.once(lambda: self._read(name))
+
+    def _read(self, name: str) -> Any | None:
         folder = self.folder()
         if folder is None or not os.path.lexists(folder / name):
             return None
@@ -155,24 +217,30 @@ class ResumableRun:
     def write(self, name: str, value: Any) -> None:
         """Save a JSON value."""
         folder = self.folder()
-        if folder is not None:
+        if folder is not None and self.ranks.is_first:
             content = seal({"fingerprint": self.fingerprint, "value": value})
             write_atomically(folder / name, lambda file: file.write(content))
 
     def forget(self, *parts: str) -> None:
         """Remove finished stages."""
         for part in parts:
-            if self.path is not None:
+            if self.path is not None and self.ranks.is_first:
                 remove(self.path / part)
 
     def clear(self) -> None:
         """Remove everything."""
-        if self.path is not None:
+        if self.path is not None and self.ranks.is_first:
             remove(self.path)
 
     def note(self, error: InputError) -> None:
         """Keep for the reader of the result that something was damaged."""
         self.notes.append(damage_note(error))
+
+
+def _names(path: Path, fingerprint: bytes) -> bool:
+    """Whether a file of a state names a measurement in its first bytes."""
+    with path.open("rb") as file:
+        return fingerprint in file.read(_READ_BYTES)
 
 
 def damage_note(error: InputError) -> Note:

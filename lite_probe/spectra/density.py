@@ -22,9 +22,8 @@ from torch import Tensor
 from lite_probe.errors import NumericsError
 from lite_probe.results.estimate import Estimate
 from lite_probe.seeds import derive_seed
-from lite_probe.spectra.lanczos import Lanczos
-from lite_probe.vectors.random import random_vector
-from lite_probe.vectors.reductions import dot, norm, project
+from lite_probe.spectra.lanczos import Lanczos, draw, multiply
+from lite_probe.vectors.reductions import subtract
 
 FloatArray = NDArray[np.float64]
 
@@ -69,7 +68,7 @@ class Probes:
 
 def no_probes(run: Lanczos, count: int) -> Probes:
     """Return the state of `count` probes before the first group."""
-    empty = torch.empty(0, run.operator.size, dtype=run.operator.dtype, device=run.basis.device)
+    empty = torch.empty(0, run.basis.vector_size, dtype=run.operator.dtype, device=run.basis.device)
     return Probes(count, empty, empty)
 
 
@@ -92,14 +91,13 @@ def _start_group(run: Lanczos, num_deflated: int, probes: Probes, seed: int) -> 
     """Draw the next probes uniformly from the unit sphere of the complement of the first `num_deflated` vectors."""
     operator, first = run.operator, len(probes.alive)
     size = min(operator.vectors_per_pass, probes.count - first)
-    probes.current = torch.empty(size, operator.size, dtype=operator.dtype, device=run.basis.device)
+    probes.current = torch.empty(size, run.basis.vector_size, dtype=operator.dtype, device=run.basis.device)
     for row in range(size):
-        own_seed = derive_seed(seed, "probe", first + row)
-        probes.current[row] = random_vector(operator.size, seed=own_seed, dtype=operator.dtype, device=run.basis.device)
+        probes.current[row] = draw(run.basis, seed=derive_seed(seed, "probe", first + row))
     for _ in range(2):
         run.basis.remove(probes.current, num_deflated)
-    for vector in probes.current:
-        vector.div_(norm(vector))
+    for vector, length in zip(probes.current, run.basis.norms(probes.current), strict=True):
+        vector.div_(length)
     probes.previous = torch.zeros_like(probes.current)
     for _ in range(size):
         probes.diagonals.append([])
@@ -112,7 +110,7 @@ def _step(run: Lanczos, num_deflated: int, probes: Probes, living: list[int]) ->
     first = probes.running.start
     rows = [index - first for index in living]
     vectors = probes.current if len(rows) == len(probes.current) else probes.current[rows]
-    images = run.operator.matmat(vectors.to(run.operator.device).T).T.contiguous().to(run.basis.device)
+    images = multiply(run.operator, run.basis, vectors)
     del vectors
     if not probes.diagonals[first]:
         try:
@@ -122,19 +120,23 @@ def _step(run: Lanczos, num_deflated: int, probes: Probes, living: list[int]) ->
                 "expected Hessian products whose squares a float64 holds, got larger ones", "check the checkpoint"
             ) from error
     run.basis.remove(images, num_deflated)
-    for image, row, index in zip(images, rows, living, strict=True):
-        before = probes.offdiagonals[index][-1] if probes.offdiagonals[index] else 0.0
-        length = norm(image)
-        if not math.isfinite(length):
-            raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
-        image.sub_(probes.previous[row], alpha=before)
-        center = dot(probes.current[row], image)
-        image.sub_(probes.current[row], alpha=center)
-        center_again = dot(probes.current[row], image)
-        image.sub_(probes.current[row], alpha=center_again)
-        probes.diagonals[index].append(center + center_again)
-        run.basis.remove(image.unsqueeze(0), num_deflated)
-        remainder = norm(image)
+    lengths = run.basis.norms(images)
+    if not all(map(math.isfinite, lengths)):
+        raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
+    centers = torch.zeros(len(rows), dtype=torch.float64, device=images.device)
+    for position, (row, index) in enumerate(zip(rows, living, strict=True)):
+        image, current = images[position : position + 1], probes.current[row : row + 1]
+        if probes.offdiagonals[index]:
+            image.sub_(probes.previous[row], alpha=probes.offdiagonals[index][-1])
+        for _ in range(2):
+            center = run.basis.inner(current, image)
+            subtract(image, current, center)
+            centers[position] += center.view(())
+    run.basis.remove(images, num_deflated)
+    remainders = run.basis.norms(images)
+    results = zip(rows, living, lengths, centers.tolist(), remainders, strict=True)
+    for image, (row, index, length, center_value, remainder) in zip(images, results, strict=True):
+        probes.diagonals[index].append(center_value)
         run.scale = max(run.scale, length)
         if remainder <= 20.0 * torch.finfo(image.dtype).eps * run.scale:
             probes.alive[index] = False
@@ -153,12 +155,15 @@ def _sample_traces(run: Lanczos, probes: Probes, images: Tensor) -> None:
     values = np.diag(run.projected)
     inside = run.basis.project(probes.current).cpu().numpy()
     images_inside = run.basis.project(images).cpu().numpy()
-    outward = project(run.pending.to(images.device), images).cpu().numpy() if run.pending.shape[0] else None
+    outward: FloatArray | None = None
+    if run.pending.shape[0]:
+        outward = run.basis.inner(run.pending.to(images.device), images).cpu().numpy()
+    squares = [length**2 for length in run.basis.norms(images)]
     for index in range(images.shape[0]):
         a, c = inside[:, index], images_inside[:, index]
         share = 1.0 - float(a @ a)
-        form = dot(probes.current[index], images[index]) - 2.0 * float(a @ c) + float(a @ (values * a))
-        square = norm(images[index]) ** 2 - 2.0 * float(c @ (values * a)) + float(((values * a) ** 2).sum())
+        form = run.basis.dot(probes.current[index], images[index]) - 2.0 * float(a @ c) + float(a @ (values * a))
+        square = squares[index] - 2.0 * float(c @ (values * a)) + float(((values * a) ** 2).sum())
         if outward is not None and run.coupling.size:
             beyond = run.coupling @ a
             square += float(beyond @ beyond) - 2.0 * float(outward[:, index] @ beyond)

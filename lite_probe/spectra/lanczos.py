@@ -22,13 +22,13 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.seeds import derive_seed
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.random import random_vector
-from lite_probe.vectors.reductions import dot, norm
+from lite_probe.vectors.reductions import subtract
 
 FloatArray = NDArray[np.float64]
 
 _NEGLIGIBLE = 0.1  # of the tolerance: an eigenvalue below this share of ‖H‖ times it need not be resolved
 _NOT_NEGATIVE = 1.0  # likewise for the lowest of a spectrum, where it is not negative
-_CANCELLED = 0.02  # a remainder this small beside Hx has lost digits to cancellation
+_MOST_OWED = 0.1  # of √eps: what is put off to the next step changes lengths by half its square
 
 
 @dataclass(slots=True)
@@ -55,7 +55,8 @@ class Lanczos:
 
     Attributes:
         projected: (m, m) float64, T.
-        pending: (b, n) orthonormal vectors that the next step multiplies.
+        pending: (b, n) orthonormal vectors that the next step multiplies; this rank's slices of them.
+        owed: (m, b) float64, what the pending vectors still hold of the basis, a rounding; None where nothing.
         coupling: (b, c) S: what the pending vectors contribute to H times the last c basis vectors.
         restarts: Thick restarts so far.
         first_quadrature: Nodes and weights as they stood before T was first rotated, see `quadrature`.
@@ -81,13 +82,14 @@ class Lanczos:
         self.seed = seed
         self.projected: FloatArray = np.zeros((0, 0))
         self.coupling: FloatArray = np.zeros((0, 0))
+        self.owed: FloatArray | None = None
         self.restarts = 0
         self.num_drawn = 0
         self.first_quadrature: tuple[FloatArray, FloatArray] | None = None
         self.scale = 0.0  # largest |Ritz value| seen
         self.settled = False
         self._pairs: RitzPairs | None = None
-        self.pending = torch.empty(0, operator.size, dtype=operator.dtype, device=operator.device)
+        self.pending = torch.empty(0, basis.vector_size, dtype=operator.dtype, device=operator.device)
         self.start_block = block
         self.insert_random(block)
 
@@ -95,11 +97,12 @@ class Lanczos:
 
     def insert(self, vectors: Tensor) -> int:
         """Add vectors (b, n) to the pending block, made orthonormal to everything; return how many were new."""
+        self._take_out_owed()
         count = self.pending.shape[0]
         fresh = vectors.to(self.basis.device)
         self.basis.orthogonalize(fresh)
         joined = torch.cat([self.pending.to(fresh.device), fresh])
-        self.pending, _ = _orthonormalize(joined, tolerance=0.5 * torch.finfo(fresh.dtype).eps)
+        self.pending, _ = _orthonormalize(joined, self.basis, tolerance=0.5 * torch.finfo(fresh.dtype).eps)
         added = self.pending.shape[0] - count
         self.coupling = np.vstack([self.coupling, np.zeros((added, self.coupling.shape[1]))])
         return added
@@ -110,13 +113,12 @@ class Lanczos:
         for _ in range(min(count, room)):
             seed = derive_seed(self.seed, "lanczos", self.num_drawn)
             self.num_drawn += 1
-            vector = random_vector(self.operator.size, seed=seed, dtype=self.operator.dtype, device=self.basis.device)
-            self.insert(vector.unsqueeze(0))
+            self.insert(draw(self.basis, seed=seed).unsqueeze(0))
 
     def step(self) -> None:
         """Multiply the pending block, extend basis and T, and find the next pending block.
 
-        Cost: one product per pending vector, three passes over the basis.
+        Cost: one product per pending vector, two passes over the basis.
 
         Raises:
             NumericsError: If a product is not finite.
@@ -124,24 +126,36 @@ class Lanczos:
         if self.basis.size + self.pending.shape[0] > self.basis.capacity:
             self.restart()
         self.settled, self._pairs = False, None
-        count = self.pending.shape[0]
-        self.basis.append(self.pending)
-        image = self.operator.matmat(self.pending.to(self.operator.device).T).T.contiguous()
-        image = image.to(self.basis.device)
-        length = max(norm(row) for row in image)
+        vectors, owed = self.pending, self.owed
+        image = multiply(self.operator, self.basis, vectors)
+        length = max(self.basis.norms(image))
         if not math.isfinite(length):
             raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
-        coefficients = self.basis.orthogonalize(image).cpu().numpy()
-        self._extend_projection(coefficients, count)
+        given = None if owed is None else torch.from_numpy(owed).to(image.device)
+        removed, left = (found.cpu().numpy() for found in self.basis.extend(vectors, given, image))
+        if owed is not None:
+            # The product was of x + Qs with s owed: HQs = QTs, x's share of it aside, is not x's own.
+            size = owed.shape[0]
+            removed[:size] -= self.projected @ owed
+            removed[size:] -= removed[:size].T @ owed
+        self._extend_projection(removed, vectors.shape[0])
         # What is left of Hx is rounding where it is this small beside Hx: the space is invariant there.
         self.scale = max(self.scale, length)
         threshold = 20.0 * torch.finfo(image.dtype).eps * self.scale
-        self.pending, self.coupling = _orthonormalize(image, tolerance=threshold)
-        smallest = float(np.abs(np.diag(self.coupling)).min(initial=np.inf)) if self.coupling.size else np.inf
-        if smallest < _CANCELLED * length:
-            # Normalising a small remainder blows up the rounding in it; once more against the basis.
+        self.pending, self.coupling = _orthonormalize(image, self.basis, tolerance=threshold)
+        self.owed = left @ self.basis.ranks.once(lambda: np.linalg.pinv(self.coupling))
+        owing = float(np.linalg.norm(self.owed, axis=0).max(initial=0.0))
+        if owing > _MOST_OWED * math.sqrt(torch.finfo(image.dtype).eps):
+            # Normalising a small remainder blows up the rounding in it.
             self.basis.orthogonalize(self.pending)
-            self.pending, _ = _orthonormalize(self.pending, tolerance=0.0)
+            self.pending, _ = _orthonormalize(self.pending, self.basis, tolerance=0.0)
+            self.owed = None
+
+    def _take_out_owed(self) -> None:
+        """Finish the pending vectors. Cost: one pass over the basis, where something is owed."""
+        if self.owed is not None:
+            self.basis.subtract(self.pending, torch.from_numpy(self.owed).to(self.pending.device))
+            self.owed = None
 
     def _extend_projection(self, coefficients: FloatArray, count: int) -> None:
         """Append `count` rows and columns to T; the new diagonal block is symmetrised."""
@@ -154,14 +168,20 @@ class Lanczos:
         grown[size - count :, size - count :] = 0.5 * (corner + corner.T)
         self.projected = grown
 
+    def _solved(self) -> tuple[FloatArray, FloatArray]:
+        """Return eigenvalues and eigenvectors of T, solved once for all ranks."""
+        values, vectors = self.basis.ranks.once(lambda: linalg.eigh(self.projected))
+        return values, vectors
+
     def restart(self) -> None:
         """Rotate the basis onto its leading Ritz vectors and go on from there.
 
         Kept are the wanted pairs and half of the rest from both ends, which speeds up what comes next.
         """
+        self._take_out_owed()
         if self.first_quadrature is None:
             self.first_quadrature = self.quadrature()
-        values, vectors = linalg.eigh(self.projected)
+        values, vectors = self._solved()
         size = len(values)
         room = self.basis.capacity - self.pending.shape[0]
         spare = max(0, (room - self.top - self.bottom) // 2)
@@ -185,7 +205,7 @@ class Lanczos:
         return self._pairs
 
     def _solve(self) -> RitzPairs:
-        values, vectors = linalg.eigh(self.projected)
+        values, vectors = self._solved()
         size = len(values)
         top, bottom = self._wanted(values)
         wanted = np.r_[size - 1 : size - 1 - top : -1, 0:bottom]
@@ -237,7 +257,7 @@ class Lanczos:
         """
         if self.first_quadrature is not None:
             return self.first_quadrature
-        values, vectors = linalg.eigh(self.projected)
+        values, vectors = self._solved()
         block = min(self.start_block, len(values))
         return values, (vectors[:block] ** 2).sum(axis=0) / max(block, 1)
 
@@ -248,9 +268,10 @@ class Lanczos:
         """
         if self.settled:
             return self.ritz_pairs()
+        self._take_out_owed()
         if self.first_quadrature is None:
             self.first_quadrature = self.quadrature()
-        values, vectors = linalg.eigh(self.projected)
+        values, vectors = self._solved()
         size = len(values)
         pairs = self.ritz_pairs()
         top, bottom = pairs.num_top, len(pairs.values) - pairs.num_top
@@ -339,40 +360,65 @@ def check_residuals(run: Lanczos, pairs: RitzPairs, *, seed: int) -> float:
     signs = torch.randn(count, generator=torch.Generator().manual_seed(derive_seed(seed, "signs"))).sign()
     basis = run.basis
     signs = signs.to(device=basis.device, dtype=torch.float64)
-    image = run.operator.matvec(basis.combine(signs).to(run.operator.device)).to(basis.device)
+    image = multiply(run.operator, basis, basis.combine(signs).unsqueeze(0)).squeeze(0)
     image -= basis.combine(signs * torch.from_numpy(pairs.values).to(signs))
     if run.coupling.size:
         towards = torch.from_numpy(run.coupling[:, :count]).to(signs) @ signs
         image -= towards.to(image) @ run.pending.to(image.device)
-    return norm(image)
+    return basis.norm(image)
 
 
-def _orthonormalize(block: Tensor, *, tolerance: float) -> tuple[Tensor, FloatArray]:
-    """Make rows orthonormal by modified Gram–Schmidt, done twice; drop those that depend on earlier ones.
+def multiply(operator: SymmetricOperator, basis: KrylovBasis, rows: Tensor) -> Tensor:
+    """Return the products of vectors of a basis, (b, n) → (b, n) on its device, each rank's slices of them.
+
+    Cost: b products.
+    """
+    whole = basis.whole(rows.to(operator.device))
+    images = operator.matmat(whole.T).T
+    return images[:, basis.part].contiguous().to(basis.device)
+
+
+def draw(basis: KrylovBasis, *, seed: int) -> Tensor:
+    """Return a standard normal vector for a basis, (n,): this rank's slice of one that any number of ranks draws."""
+    return random_vector(
+        basis.whole_size,
+        seed=seed,
+        dtype=basis.rows.dtype,
+        device=basis.device,
+        start=basis.part.start,
+        stop=basis.part.stop,
+    )
+
+
+def _orthonormalize(block: Tensor, basis: KrylovBasis, *, tolerance: float) -> tuple[Tensor, FloatArray]:
+    """Make rows orthonormal by Gram–Schmidt, done twice; drop those that depend on earlier ones.
 
     Args:
         block: (b, n); overwritten.
+        basis: That its rows are for.
         tolerance: A remainder of at most this norm counts as zero.
 
     Returns:
-        (r, n) orthonormal rows, r ≤ b, and (r, b) float64 with block = tableᵀ · rows.
+        (r, n) orthonormal rows, r ≤ b, the first of the block, and (r, b) float64 with block = tableᵀ · rows.
     """
-    kept: list[Tensor] = []
-    columns: list[list[float]] = []
-    for row in block:
-        coefficients = [0.0] * len(kept)
-        for _ in range(2):
-            for index, other in enumerate(kept):
-                overlap = dot(other, row)
-                row.sub_(other, alpha=overlap)
-                coefficients[index] += overlap
-        length = norm(row)
+    table = np.zeros((block.shape[0], block.shape[0]))
+    overlaps: list[Tensor] = []  # read once the last row is done, which takes one wait for all
+    count = 0
+    for index, row in enumerate(block.unsqueeze(1)):
+        kept = block[:count]
+        overlap = torch.zeros(count, 1, dtype=torch.float64, device=block.device)
+        for _ in range(2 if count else 0):
+            found = basis.inner(kept, row)
+            subtract(row, kept, found)
+            overlap += found
+        overlaps.append(overlap.view(-1))
+        (length,) = basis.norms(row)
         if length > tolerance and length > 0.0:
-            kept.append(row.div_(length))
-            coefficients.append(length)
-        columns.append(coefficients)
-    table = np.zeros((len(kept), block.shape[0]))
-    for position, coefficients in enumerate(columns):
-        table[: len(coefficients), position] = coefficients
-    rows = torch.stack(kept) if kept else block[:0]
-    return rows, table
+            block[count] = row.div_(length).view(-1)
+            table[count, index] = length
+            count += 1
+    if overlaps:
+        read = iter(torch.cat(overlaps).tolist())
+        for index, overlap in enumerate(overlaps):
+            table[: len(overlap), index] = [next(read) for _ in range(len(overlap))]
+    return block[:count], table[:count]

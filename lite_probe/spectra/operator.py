@@ -337,6 +337,7 @@ class OperatorMeasurement:
             "check": self.check,
             "projected": run.projected.tolist(),
             "coupling": run.coupling.tolist(),
+            "owed": run.owed.tolist() if run.owed is not None else None,
             "coupling_columns": run.coupling.shape[1],
             "settled": run.settled,
             "restarts": run.restarts,
@@ -354,7 +355,7 @@ class OperatorMeasurement:
         self.state.save(head, basis=run.basis, epoch=self.epoch + run.restarts, vectors=vectors)
 
     def _restore(self) -> None:
-        saved = self.state.load(self.operator.size, self.operator.dtype)
+        saved = self.state.load(self.run.basis.vector_size, self.operator.dtype)
         if self.state.damage is not None:
             self.notes.append(damage_note(self.state.damage))
         if saved is None:
@@ -370,6 +371,7 @@ class OperatorMeasurement:
         run.pending = vectors[0].to(device)
         run.projected = np.array(head["projected"])
         run.coupling = np.array(head["coupling"]).reshape(-1, head["coupling_columns"])
+        run.owed = np.array(head["owed"]) if head["owed"] is not None else None
         run.settled = head["settled"]
         run.restarts, run.num_drawn, run.scale = head["restarts"], head["num_drawn"], head["scale"]
         if head["first_quadrature"]:

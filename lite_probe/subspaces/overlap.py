@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
+from scipy import stats
 
 from lite_probe.operators.base import SymmetricOperator
+from lite_probe.results.estimate import Estimate
 from lite_probe.results.subspace import Overlap
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import lanczos
@@ -15,8 +16,6 @@ from lite_probe.subspaces.subspace import Subspace, principal_angles
 from lite_probe.task import Batch, Task
 from lite_probe.task.batches import map_leaves, num_samples
 from lite_probe.vectors.basis import KrylovBasis
-from lite_probe.vectors.random import random_vector
-from lite_probe.vectors.reductions import dot
 
 TOLERANCE = 1e-2  # of the pairs behind an overlap: vectors are then known to about that over their relative gap
 
@@ -65,7 +64,7 @@ def sharp_subspace(
             on_product()
     # The basis holds many more vectors than these.
     return Subspace(
-        run.basis.rows[:count].float().clone(),
+        run.basis.whole(run.basis.rows[:count]).float().clone(),
         eigenvalues=pairs.values[:count],
         residual_norms=np.hypot(pairs.residual_norms[:count], missed),
     )
@@ -101,14 +100,14 @@ def halves(task: Task) -> tuple[Task, Task] | None:
     return first, second
 
 
-def random_energy_share(gradient: Tensor, size: int, *, seed: int) -> float:
-    """Return the share of a vector's energy in k random directions, which in many dimensions are orthogonal.
+def random_energy_share(size: int, num_parameters: int) -> Estimate:
+    """Return the share of any vector's energy in a random subspace of k = `size` of N dimensions.
 
-    Cost: k passes over the vector.
+    It is distributed as Beta(k/2, (N−k)/2): mean k/N; the interval holds 95% of subspaces, and the standard error is
+    the distribution's deviation. Nothing is drawn, so no samples are counted.
     """
-    share, total = 0.0, dot(gradient, gradient)
-    for index in range(size):
-        own = derive_seed(seed, "direction", index)
-        vector = random_vector(len(gradient), seed=own, dtype=gradient.dtype, device=gradient.device)
-        share += dot(vector, gradient) ** 2 / dot(vector, vector)
-    return share / total if total else 0.0
+    if size >= num_parameters:
+        return Estimate.certain(1.0)
+    law = stats.beta(size / 2, (num_parameters - size) / 2)
+    low, high = (float(law.ppf(level)) for level in (0.025, 0.975))
+    return Estimate(value=size / num_parameters, stderr=float(law.std()), low=low, high=high, num_samples=0)

@@ -3,14 +3,21 @@
 A float32 sum over millions of entries is biased on a CPU: once the running sum dwarfs the terms, each addition
 rounds the same way. Here float32 arithmetic stays within a chunk that fits the cache, and chunks add up in float64.
 Rows are vectors: a basis of m vectors is (m, n), each contiguous.
+
+A CPU takes one chunk after the other, which keeps it in the cache. On an accelerator, where starting a kernel takes
+longer than a chunk, the chunks of a long stretch are the batch of one batched product.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 CHUNK = 16_384  # entries of one partial sum; 64 KiB of float32, so 45 rows of it stay in a 4 MiB cache
+_MOST_CHUNKS = 16_384  # of one batched product; 64 KiB of partial sums for each pair of vectors
+
+_SMALLEST_SQUARE = 1e-30  # mean square of entries whose norm is taken without scaling them
 
 
 def project(rows: Tensor, vectors: Tensor) -> Tensor:
@@ -19,9 +26,8 @@ def project(rows: Tensor, vectors: Tensor) -> Tensor:
     Cost: one pass over `rows`.
     """
     total = torch.zeros(rows.shape[0], vectors.shape[0], dtype=torch.float64, device=rows.device)
-    for start in range(0, rows.shape[1], CHUNK):
-        stop = start + CHUNK
-        total += (rows[:, start:stop] @ vectors[:, start:stop].T).double()
+    for part in _stretches(rows):
+        total += _product(rows[:, part], vectors[:, part])
     return total
 
 
@@ -31,20 +37,31 @@ def subtract(vectors: Tensor, rows: Tensor, coefficients: Tensor) -> None:
     Cost: one pass over `rows`.
     """
     weights = coefficients.T.to(rows.dtype)
-    for start in range(0, rows.shape[1], CHUNK):
-        stop = start + CHUNK
-        vectors[:, start:stop].addmm_(weights, rows[:, start:stop], alpha=-1.0)
+    for part in _stretches(rows):
+        vectors[:, part].addmm_(weights, rows[:, part], alpha=-1.0)
 
 
-def subtract_and_project(vectors: Tensor, rows: Tensor, coefficients: Tensor) -> Tensor:
-    """Do `subtract`, then `project`, in one pass: each chunk of `rows` is read once for both."""
+def subtract_and_project(
+    vectors: Tensor, rows: Tensor, coefficients: Tensor, projected: Tensor | None = None
+) -> Tensor:
+    """Do `subtract`, then `project`, in one pass: on a CPU each chunk of `rows` is read once for both.
+
+    Args:
+        vectors: (b, n) to subtract from.
+        rows: (m, n).
+        coefficients: (m, b).
+        projected: (c, n) to project; by default `vectors`, with what was subtracted gone.
+
+    Returns:
+        (m, c) float64.
+    """
+    onto = vectors if projected is None else projected
     weights = coefficients.T.to(rows.dtype)
-    total = torch.zeros(rows.shape[0], vectors.shape[0], dtype=torch.float64, device=rows.device)
-    for start in range(0, rows.shape[1], CHUNK):
-        piece = rows[:, start : start + CHUNK]
-        target = vectors[:, start : start + CHUNK]
-        target.addmm_(weights, piece, alpha=-1.0)
-        total += (piece @ target.T).double()
+    total = torch.zeros(rows.shape[0], onto.shape[0], dtype=torch.float64, device=rows.device)
+    for part in _stretches(rows):
+        piece = rows[:, part]
+        vectors[:, part].addmm_(weights, piece, alpha=-1.0)
+        total += _product(piece, onto[:, part])
     return total
 
 
@@ -54,14 +71,51 @@ def dot(first: Tensor, second: Tensor) -> float:
 
 
 def norm(vector: Tensor) -> float:
-    """Return the Euclidean norm of an (n,) vector.
+    """Return the Euclidean norm of an (n,) vector."""
+    return norms(vector.unsqueeze(0))[0]
 
-    The vector is scaled by its largest entry first, so that squares neither overflow nor vanish.
-    """
+
+def norms(vectors: Tensor) -> list[float]:
+    """Return the Euclidean norms of vectors (b, n). Cost: one pass, and on an accelerator one wait for all."""
+    size = vectors.shape[1]
+    squares = torch.stack([project(row, row).view(()) for row in vectors.unsqueeze(1)]) if len(vectors) else vectors
+    return [
+        # Squares that float32 cannot hold, below 1.2e-38, are next to nothing beside such a sum.
+        math.sqrt(square) if _SMALLEST_SQUARE * size < square < math.inf else _scaled_norm(vector)
+        for square, vector in zip(squares.tolist(), vectors, strict=True)
+    ]
+
+
+def _scaled_norm(vector: Tensor) -> float:
+    """Scale by the largest entry first, so that squares neither overflow nor vanish."""
     largest = float(vector.abs().max()) if vector.numel() else 0.0
-    if largest == 0.0 or largest != largest or largest == float("inf"):
+    if largest == 0.0 or not math.isfinite(largest):
         return largest
-    if 1e-12 < largest < 1e12:
-        return math.sqrt(dot(vector, vector))
     scaled = vector.double() / largest
     return largest * math.sqrt(dot(scaled, scaled))
+
+
+def _stretches(rows: Tensor) -> Iterator[slice]:
+    """Cut the columns into what one product takes: one chunk or several whole ones, and last what is no whole one."""
+    size, width = rows.shape[1], CHUNK * _chunks_at_once(rows.device)
+    whole = size - size % CHUNK
+    for start in range(0, whole, width):
+        yield slice(start, min(start + width, whole))
+    if whole < size:
+        yield slice(whole, size)
+
+
+def _chunks_at_once(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else _MOST_CHUNKS
+
+
+def _product(rows: Tensor, vectors: Tensor) -> Tensor:
+    """Return rows · vectorsᵀ in float64, of a stretch of at most a chunk or of whole ones."""
+    if rows.shape[1] <= CHUNK:
+        return (rows @ vectors.T).double()
+    return torch.bmm(_by_chunk(rows), _by_chunk(vectors).mT).sum(0, dtype=torch.float64)
+
+
+def _by_chunk(rows: Tensor) -> Tensor:
+    """View (m, chunks · CHUNK) as (chunks, m, CHUNK)."""
+    return rows.view(rows.shape[0], -1, CHUNK).transpose(0, 1)

@@ -64,7 +64,7 @@ def _gradient(found: SubspaceMeasurement) -> Claim:
         int(low > 0.0),
         f"{text}; in the gradients of single training batches it is {share}.",
         unit="",
-        covers=count_of(random.num_samples, "random subspace") if random.num_samples else "nothing: k/N is exact",
+        covers=count_of(random.num_samples, "random subspace") if random.num_samples else "random subspaces",
     )
 
 

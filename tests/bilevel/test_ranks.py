@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 from lite_probe.bilevel import BilevelRun, QuadraticProblem, RankNetwork, StackedNetwork, mixing_matrix, solve
 from lite_probe.bilevel.exchange import num_edges
-from lite_probe.bilevel.ranks import _judge
 from lite_probe.errors import PeerError, UsageError
+from lite_probe.operators.ranks import _judge
 
 NODES = 4
 WORKER = Path(__file__).parent / "rank_worker.py"

@@ -23,6 +23,7 @@ from lite_probe.results.subspace import (
     SubspaceMeasurement,
     root_mean_square_condition,
 )
+from lite_probe.subspaces.overlap import random_energy_share
 from tests.reports.landscapes import make_landscape
 
 BLOCKS = {  # size, λ₁, width of the bulk
@@ -320,7 +321,6 @@ def make_subspace(
             else None,
             own_norm=make_norm_sharpness(optimizer) if preconditioned else None,
         )
-    expected = size / spectrum.num_parameters
     return SubspaceMeasurement(
         size=size,
         num_parameters=spectrum.num_parameters,
@@ -329,7 +329,7 @@ def make_subspace(
         gradient_norm=0.318,
         gradient_share=gradient_share,
         batch_gradient_share=Estimate.from_samples(gradient_share * (0.92 + 0.3 * rng.standard_normal(50))),
-        random_share=Estimate.from_samples(expected * (1 + 0.4 * rng.standard_normal(4))),
+        random_share=random_energy_share(size, spectrum.num_parameters),
         overlaps=tuple(found),
         calibrations=calibrations,
         num_probes=16,

@@ -200,7 +200,7 @@ def test_the_gradients_share_is_that_of_dense_vectors() -> None:
     assert found.batch_gradient_share.value == pytest.approx(shares.mean(), rel=1e-5)
     assert found.batch_gradient_share.stderr == pytest.approx(shares.std(ddof=1) / np.sqrt(WARM), rel=1e-5)
     assert found.expected_share == K / found.num_parameters
-    assert found.random_share.num_samples == 4
+    assert found.random_share.low < found.random_share.value == found.expected_share < found.random_share.high
 
 
 def test_overlaps_are_those_of_dense_eigenvectors() -> None:
@@ -248,7 +248,6 @@ def test_it_can_be_saved_and_loaded(tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
     one, again, other = (measure_subspace(trained("mlp"), spectrum_of("mlp"), **QUICK, seed=seed) for seed in (0, 0, 1))
     assert_same_bits(one, again)
-    assert one.random_share.value != other.random_share.value
     for name in OPTIMIZERS:
         first, second = one.calibrations[name].blocks["ffn"], other.calibrations[name].blocks["ffn"]
         assert not np.any(first.curvature == second.curvature)

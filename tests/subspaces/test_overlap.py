@@ -185,13 +185,29 @@ def test_what_has_no_samples_to_tell_is_not_divided(batch: Any) -> None:
 # -- random subspaces ------------------------------------------------------------------------------------------------
 
 
-def test_a_random_subspace_holds_its_share_of_energy() -> None:
-    """E = k/N; one direction's share is Beta(½, (N−1)/2), k of them are below √(2k)/N of it in standard deviation."""
-    gradient, size, frames = torch.linspace(-1.0, 3.0, 400), 8, 200
-    shares = [overlap.random_energy_share(gradient, size, seed=seed) for seed in range(frames)]
-    assert abs(np.mean(shares) - size / 400) <= 4 * np.sqrt(2 * size / frames) / 400
-    assert len(set(shares)) == frames
+@pytest.mark.parametrize(("size", "dimensions"), [(1, 5), (4, 30), (8, 400)])
+def test_a_random_subspace_holds_its_share_of_energy(size: int, dimensions: int) -> None:
+    """The law of what drawn subspaces hold of a vector: its mean, its deviation, and 95% between its ends."""
+    rng, frames = np.random.default_rng(0), 4000
+    vector = np.linspace(-1.0, 3.0, dimensions)
+    drawn = [np.linalg.qr(rng.standard_normal((dimensions, size)))[0].T @ vector for _ in range(frames)]
+    shares = np.sum(np.square(drawn), axis=1) / (vector @ vector)
+    found = overlap.random_energy_share(size, dimensions)
+    assert found.value == size / dimensions
+    assert found.num_samples == 0
+    assert abs(shares.mean() - found.value) <= 4 * found.stderr / np.sqrt(frames)
+    assert shares.std() == pytest.approx(found.stderr, rel=0.08)
+    for outside in (shares < found.low, shares > found.high):
+        assert abs(outside.mean() - 0.025) <= 4 * np.sqrt(0.025 * 0.975 / frames)
 
 
-def test_no_gradient_has_no_share() -> None:
-    assert overlap.random_energy_share(torch.zeros(10), 2, seed=0) == 0.0
+def test_the_share_in_many_dimensions_is_that_of_chi_squared() -> None:
+    """N·share is χ² with k degrees of freedom then: 3.247 and 20.483 for ten."""
+    found = overlap.random_energy_share(10, 7_000_000_000)
+    assert found.low * 7e9 == pytest.approx(3.24697, rel=1e-5)
+    assert found.high * 7e9 == pytest.approx(20.48318, rel=1e-5)
+
+
+def test_the_whole_space_holds_everything() -> None:
+    found = overlap.random_energy_share(10, 10)
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)

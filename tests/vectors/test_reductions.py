@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lite_probe.vectors import reductions
+from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.reductions import CHUNK, dot, norm, project, subtract, subtract_and_project
+from tests.dispatched import Calls
 
 LARGE = 5_000_000
 
@@ -109,6 +112,66 @@ def test_no_rows_project_to_nothing() -> None:
     assert project(empty, vectors).shape == (0, 2)
     subtract(vectors, empty, torch.zeros(0, 2, dtype=torch.float64))
     assert torch.equal(vectors, before)
+
+
+# -- chunks --------------------------------------------------------------------------------------------------------
+
+
+def by_the_chunk(rows: Tensor, vectors: Tensor) -> Tensor:
+    """The plain loop: float32 within a chunk, float64 over them."""
+    total = torch.zeros(rows.shape[0], vectors.shape[0], dtype=torch.float64)
+    for start in range(0, rows.shape[1], CHUNK):
+        total += (rows[:, start : start + CHUNK] @ vectors[:, start : start + CHUNK].T).double()
+    return total
+
+
+@pytest.mark.parametrize("b", [1, 4])
+@pytest.mark.parametrize("n", [7, CHUNK, 5 * CHUNK, 5 * CHUNK + 17])
+def test_a_cpu_has_the_bits_of_the_plain_loop(n: int, b: int) -> None:
+    rows, vectors = normal(6, n), normal(b, n, seed=1)
+    assert torch.equal(project(rows, vectors), by_the_chunk(rows, vectors))
+
+
+@pytest.mark.parametrize("b", [1, 4])
+@pytest.mark.parametrize("n", [7, 2 * CHUNK, 5 * CHUNK, 5 * CHUNK + 17])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_chunks_in_batches_give_the_same_sums(
+    dtype: torch.dtype, n: int, b: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator: only the order of the additions within a chunk is the batched product's own."""
+    basis, vectors = normal(6, n + 30, dtype=dtype), normal(b, n, dtype=dtype, seed=1)
+    rows = basis[:, 13 : 13 + n]  # a rank's or a stretch's columns
+    coefficients = normal(6, b, dtype=torch.float64, seed=2)
+    expected = by_the_chunk(rows, vectors)
+    alone = vectors.clone()
+    subtract(alone, rows, coefficients)
+    expected_then = by_the_chunk(rows, alone)
+    monkeypatch.setattr(reductions, "_chunks_at_once", lambda device: 2)
+    # A running sum within a chunk gets to √CHUNK, and is rounded CHUNK times at random; √(n/CHUNK) such add up.
+    allowed = 2 * torch.finfo(dtype).eps * (CHUNK * n) ** 0.5
+    assert float((project(rows, vectors) - expected).abs().max()) <= allowed
+    got = subtract_and_project(vectors, rows, coefficients)
+    torch.testing.assert_close(vectors, alone, rtol=0, atol=20 * torch.finfo(dtype).eps)
+    assert float((got - expected_then).abs().max()) <= 20 * allowed  # vectors are of up to 10, then
+
+
+def test_an_accelerator_starts_few_kernels() -> None:
+    """A step at 1.3 billion parameters is 79,346 chunks; a launch for each would take as long as the product."""
+    n = 1_300_000_000
+    basis = KrylovBasis(n, 36, dtype=torch.float32, device=torch.device("meta"))
+    basis.size = 36
+    block = torch.empty(4, n, device="meta")
+    coefficients = torch.empty(36, 4, dtype=torch.float64, device="meta")
+    with Calls() as calls:
+        project(basis.filled, block)
+        subtract(block, basis.filled, coefficients)
+        subtract_and_project(block, basis.filled, coefficients)
+    assert 10 <= len(calls.names) < 200
+    assert calls.names.count("bmm") == 2 * math.ceil(n // CHUNK / 16_384)
+    with Calls() as calls:
+        basis.rotate(torch.empty(36, 12, dtype=torch.float64, device="meta"))
+    # In float64 a quarter of a gigabyte at a time.
+    assert 1000 <= calls.names.count("mm") <= n * 36 * 8 / 2**28 * 1.1
 
 
 # -- scale -----------------------------------------------------------------------------------------------------------

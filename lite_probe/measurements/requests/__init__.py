@@ -144,8 +144,13 @@ class Request:
         Raises:
             UsageError, InputError, NumericsError: As the kind says.
         """
-        plan: Plan[Any] = KINDS[self.kind].load("plan").of(task, self.checked(task), on_progress)
-        return plan
+        checked = self.checked(task)
+        plan: Plan[Any] = KINDS[self.kind].load("plan").of(task, checked, on_progress)
+        if task.ranks.count == 1:
+            return plan
+        # It rests on time and memory, which differ from rank to rank: that of rank 0 is everyone's.
+        shared = task.ranks.once(lambda: dataclasses.replace(plan, request=None))
+        return dataclasses.replace(shared, request=plan.request)
 
 
 def _is_whole(value: Any) -> bool:
