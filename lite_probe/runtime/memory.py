@@ -95,8 +95,8 @@ def memory_allowed(device: torch.device, memory: int | None) -> int:
 
 
 def host_memory_allowed(device: torch.device) -> int | None:
-    """Return the bytes of its host that a measurement on an accelerator may take beside; None on a CPU."""
-    return None if device.type == "cpu" else int(_SHARE_OF_FREE * free_memory(torch.device("cpu")))
+    """Return the bytes of its host that a measurement may take beside a GPU's; None where it is not on one."""
+    return None if device.type != "cuda" else int(_SHARE_OF_FREE * free_memory(torch.device("cpu")))
 
 
 def require_memory(least: int, allowed: int, purpose: str, remedy: str = "") -> None:
