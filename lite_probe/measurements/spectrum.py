@@ -130,11 +130,12 @@ class SpectrumPlan(Plan[Spectrum]):
             if on_progress is not None:
                 on_progress(done, 2 * num_batches + 1, "planning")  # two gradients, and the graph of one batch
 
-        options, rows_mix = costing.row_options(fullest, request.split), False
+        options, rows_mix = costing.row_options(fullest, layout, request.split), False
+        whole_batches = replace(options, rows=(None,))
         budget = ranks.least(memory_allowed(task.device, request.memory, ranks.on_host))
-        rows = ranks.once(partial(costing.gradient_rows, fullest, layout, request.split, options, budget))
+        rows = ranks.once(partial(costing.gradient_rows, options, layout, budget))
         if rows is not None and not costing.adds_up(fullest, request.split, rows):
-            options, rows, rows_mix = [None], None, True
+            options, rows, rows_mix = whole_batches, None, True
         started = time.perf_counter()
         evaluated = require_deterministic(with_rows(task, rows), layout, request.split, on_batch)
         gradient_seconds = (time.perf_counter() - started) / 2.0
@@ -142,8 +143,7 @@ class SpectrumPlan(Plan[Spectrum]):
         # N numbers that are no longer needed; a slice would keep them.
         evaluated = replace(evaluated, gradient=evaluated.gradient.new_empty(0))
         kind = _kind(request)
-        whole = _operator_request(request, _WHOLE)
-        host = host_memory_allowed(task.device, ranks.on_host)
+        whole, host = _operator_request(request, _WHOLE), host_memory_allowed(task.device, ranks.on_host)
         plan_memory = partial(
             costing.plan_memory,
             *(fullest, layout, evaluated, whole, request.split, kind),
@@ -151,9 +151,10 @@ class SpectrumPlan(Plan[Spectrum]):
             host=None if host is None else ranks.least(host),
             ranks=ranks.count,
         )
-        costs, memory = plan_memory(options=options[options.index(rows) :] if kind != "finite-differences" else [rows])
+        differences = replace(options, rows=(rows,))  # nothing but gradients
+        costs, memory = plan_memory(options=differences if kind == "finite-differences" else options.down_from(rows))
         if rows is None and memory.rows is not None and not costing.adds_up(fullest, request.split, memory.rows):
-            costs, memory = plan_memory(options=[None])
+            costs, memory = plan_memory(options=whole_batches)
             rows_mix = True
         num_parts = len(parts_of(with_rows(fullest, memory.rows), request.split))
         rebuilt = num_parts - memory.kept_graphs
@@ -166,7 +167,6 @@ class SpectrumPlan(Plan[Spectrum]):
             seconds += passes * rebuild_seconds
         # The basis's room is taken as it fills.
         filled = min(memory.basis_columns, whole.expected_pair_products)
-        apart = task.device.type != "cpu"
         mode: Literal["kept", "partly kept", "recomputed", "none"] = (
             "partly kept" if memory.kept_graphs else "recomputed"
         )
@@ -179,7 +179,7 @@ class SpectrumPlan(Plan[Spectrum]):
             num_parameters=layout.size,
             num_hvps=sum(one.expected_products for one in asked),
             seconds=seconds,
-            memory_bytes=costing.peak_bytes(costs, num_parts, memory, apart=apart, filled=filled),
+            memory_bytes=costing.peak_bytes(costs, num_parts, memory, apart=host is not None, filled=filled),
             graph_mode=mode,
             layout=memory,
             fingerprint=cls.key(task, request, evaluated.loss),

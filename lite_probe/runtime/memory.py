@@ -100,8 +100,13 @@ def memory_allowed(device: torch.device, memory: int | None, sharing: int = 1) -
 
 
 def host_memory_allowed(device: torch.device, sharing: int = 1) -> int | None:
-    """Return the bytes of its host that a measurement on an accelerator may take beside; None on a CPU."""
-    return None if device.type == "cpu" else int(_SHARE_OF_FREE / sharing * free_memory(torch.device("cpu")))
+    """Return the bytes of its host that a measurement may take beside a GPU's; None where it is not on one.
+
+    Args:
+        device: Where it computes.
+        sharing: Processes that share the host's memory.
+    """
+    return None if device.type != "cuda" else int(_SHARE_OF_FREE / sharing * free_memory(torch.device("cpu")))
 
 
 def require_memory(least: int, allowed: int, purpose: str, remedy: str = "") -> None:

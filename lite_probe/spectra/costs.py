@@ -7,7 +7,7 @@ two products through each, timed, with the memory they needed.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -69,34 +69,56 @@ class Costs:
         return -(-self.vector_bytes // self.ranks)
 
 
-def row_options(task: Task, split: Split) -> list[int | None]:
-    """Return the parts that batches can be computed in: whole, then rows of them, by halves down to one."""
-    options: list[int | None] = [None]
-    if all(num_samples(batch) for batch in task.batches(split)):
-        rows = _most_rows(task, split)
-        while rows > 1:
-            rows = (rows + 1) // 2
-            options.append(rows)
-    return options
+@dataclass(frozen=True, slots=True)
+class RowOptions:
+    """The parts that batches can be computed in.
+
+    Attributes:
+        rows: Of a batch, from many to few; None is all of them.
+        most: Rows of the largest batch.
+        saved_bytes: What autograd saves for the loss of one row.
+    """
+
+    rows: tuple[int | None, ...]
+    most: int
+    saved_bytes: int
+
+    def down_from(self, rows: int | None) -> "RowOptions":
+        """Leave out what is larger."""
+        return replace(self, rows=self.rows[self.rows.index(rows) :])
 
 
-def gradient_rows(
-    task: Task, layout: ParameterLayout, split: Split, options: Sequence[int | None], budget: int
-) -> int | None:
-    """Return the largest parts of batches whose gradient fits, of the options; the last one where none does.
+def row_options(task: Task, layout: ParameterLayout, split: Split) -> RowOptions:
+    """Return whole batches, then rows of them, by halves down to one; only whole ones where rows cannot be told.
 
     Cost: a forward pass of one row.
     """
-    if len(options) == 1:
-        return options[0]
-    row = in_rows(_largest(task, split), 1)[0]
-    with _saved_bytes(layout, row) as saved:
-        task.loss(row)
-    vectors = _GRADIENT_VECTORS * layout.size * layout.parameters[0].element_size()
-    room = budget - memory_in_use(task.device) - vectors
-    per_row = _GRADIENT_GRAPH * sum(saved.values())
-    most = _most_rows(task, split)
-    return next((rows for rows in options if (rows or most) * per_row <= room), options[-1])
+    batches = task.batches(split)
+    most = min((num_samples(batch) for batch in batches), default=0) and max(map(num_samples, batches))
+    whole = RowOptions((None,), most, 0)
+    if most < 2:
+        return whole
+    (row, *_) = in_rows(max(batches, key=num_entries), 1)
+    try:
+        with _saved_bytes(layout, row) as saved:
+            task.loss(row)
+    except (RuntimeError, ValueError, TypeError, LookupError):  # what takes whole batches only
+        return whole
+    options: list[int | None] = [None]
+    rows = most
+    while rows > 1:
+        rows = (rows + 1) // 2
+        options.append(rows)
+    return RowOptions(tuple(options), most, sum(saved.values()))
+
+
+def gradient_rows(options: RowOptions, layout: ParameterLayout, budget: int) -> int | None:
+    """Return the largest parts of batches whose gradient fits, of the options; the smallest where none does."""
+    first = layout.parameters[0]
+    room = budget - memory_in_use(first.device) - _GRADIENT_VECTORS * layout.size * first.element_size()
+    per_row = _GRADIENT_GRAPH * options.saved_bytes
+    fitting = (rows for rows in options.rows if (rows or options.most) * per_row <= room)
+    return next(fitting, options.rows[-1])
 
 
 def adds_up(task: Task, split: Split, rows: int) -> bool:
@@ -104,7 +126,7 @@ def adds_up(task: Task, split: Split, rows: int) -> bool:
 
     Cost: two forward passes of a batch.
     """
-    largest = _largest(task, split)
+    largest = max(task.batches(split), key=num_entries)
     with torch.no_grad():
         loss, count = task.loss(largest)
         parts = [task.loss(part) for part in in_rows(largest, rows)]
@@ -121,7 +143,7 @@ def plan_memory(
     split: Split,
     kind: str,
     *,
-    options: Sequence[int | None],
+    options: RowOptions,
     budget: int,
     host: int | None,
     ranks: int = 1,
@@ -137,7 +159,7 @@ def plan_memory(
         request: Of the whole.
         split: Of batches.
         kind: Of curvature.
-        options: Rows of a batch, from many to few; None is all of them.
+        options: Parts of batches to choose from.
         budget: Bytes allowed where the operator is.
         host: Bytes of an accelerator's host that a basis may take; None on a CPU.
         ranks: That hold slices of the basis.
@@ -149,9 +171,8 @@ def plan_memory(
     Cost: the graph of the smallest part and of the chosen one, and two products through each; another graph where one
         did not need what was expected.
     """
-    most = _most_rows(task, split)
-    parts = {rows: parts_of(with_rows(task, rows), split) for rows in options}
-    open_options, smallest = [*options], options[-1]
+    parts = {rows: len(parts_of(with_rows(task, rows), split)) for rows in options.rows}
+    left, smallest = [*options.rows], options.rows[-1]
 
     def probed(rows: int | None) -> Costs:
         return replace(probe_costs(with_rows(task, rows), layout, evaluated, split, kind), ranks=ranks)
@@ -159,14 +180,14 @@ def plan_memory(
     known = {smallest: probed(smallest)}
     while True:
         found: list[tuple[tuple[int, float], int | None, MemoryLayout]] = []
-        for halvings, rows in enumerate(open_options):
-            costs = known[rows] if rows in known else _of_rows(known[smallest], smallest or 1, rows or most)
+        for halvings, rows in enumerate(left):
+            costs = known.get(rows) or _of_rows(known[smallest], smallest or 1, rows or options.most)
             try:
-                laid = lay_out(request, costs, len(parts[rows]), budget, layout.size, host=host, rows=rows)
+                laid = lay_out(request, costs, parts[rows], budget, layout.size, host=host, rows=rows)
             except UsageError as error:
                 refusal = error
             else:
-                rank, work = _order(request, laid, len(parts[rows]), layout.size)
+                rank, work = _order(request, laid, parts[rows], layout.size)
                 found.append(((rank, work * (1.0 + _HALVING * halvings)), rows, laid))
         if not found:
             raise refusal
@@ -176,7 +197,7 @@ def plan_memory(
         try:
             known[rows] = probed(rows)
         except torch.OutOfMemoryError:
-            open_options.remove(rows)
+            left.remove(rows)
 
 
 def _of_rows(costs: Costs, measured: int, rows: int) -> Costs:
@@ -188,14 +209,6 @@ def _of_rows(costs: Costs, measured: int, rows: int) -> Costs:
         product_bytes=costs.held_bytes + vectors + growing * rows // measured,
         graph_bytes=costs.graph_bytes * rows // measured,
     )
-
-
-def _most_rows(task: Task, split: Split) -> int:
-    return max(num_samples(batch) for batch in task.batches(split))
-
-
-def _largest(task: Task, split: Split) -> Batch:
-    return max(task.batches(split), key=num_entries)
 
 
 @contextmanager

@@ -533,25 +533,40 @@ def test_a_loss_that_mixes_its_rows_keeps_whole_batches(monkeypatch: pytest.Monk
     assert not plan_spectrum(task, **{**tight, "memory": 10_000 * _GIB}).rows_mix
 
 
+def _predict_whole(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    outputs: Tensor = model(batch[0]).view(-1, 5, 4)
+    return outputs.flatten(0, 1)
+
+
+def test_a_task_that_takes_whole_batches_only_gets_them() -> None:
+    task = models.make_task("mlp", torch.float32)
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    task.evaluation = [tuple(leaf[:5] for leaf in batch) for batch in task.evaluation]
+    assert planning.row_options(task, layout, "evaluation").rows == (None, 3, 2, 1)
+    task.predict = _predict_whole
+    assert planning.row_options(task, layout, "evaluation").rows == (None,)
+    assert plan_spectrum(task).layout.rows is None
+
+
 def test_a_gradient_is_taken_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before there is a plan, by what autograd saves for one row."""
     task = models.make_task("mlp", torch.float32)
     layout = ParameterLayout(list(task.model.named_parameters()))
-    options = planning.row_options(task, "evaluation")
-    assert options == [None, 6, 3, 2, 1]
+    options = planning.row_options(task, layout, "evaluation")
+    assert (options.rows, options.most) == ((None, 6, 3, 2, 1), 12)
     monkeypatch.setattr(planning, "memory_in_use", lambda device: 1000)
     vectors = 3 * 4 * layout.size
     # One row: 10 numbers of tanh, 7 before and 7 after GELU, 4 log-probabilities and the weight of the target.
     per_row = 1.5 * 4 * (10 + 7 + 7 + 4 + 1)
     for rows in (12, 6, 3, 2, 1):
         budget = math.ceil(1000 + vectors + rows * per_row)
-        found = planning.gradient_rows(task, layout, "evaluation", options, budget)
+        found = planning.gradient_rows(options, layout, budget)
         assert (found or 12) == rows
         if rows > 1:
-            less = planning.gradient_rows(task, layout, "evaluation", options, budget - 40)
+            less = planning.gradient_rows(options, layout, budget - 40)
             assert less is not None
             assert less < rows
-    assert planning.gradient_rows(task, layout, "evaluation", options, 0) == 1
+    assert planning.gradient_rows(options, layout, 0) == 1
     seen: list[int | None] = []
     original = measuring.require_deterministic
 
