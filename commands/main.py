@@ -25,6 +25,7 @@ from lite_probe.measurements.requests.tune import rank
 
 DEFECT = 1
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_NO_MEMORY = ("can't allocate memory", "out of memory", "_STATUS_ALLOC_FAILED")
 _UNREACHABLE = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -133,9 +134,12 @@ def _report(error: Exception | Terminated, terminal: Terminal) -> int:
             f"expected to reach {os.fsdecode(error.filename)}, got: {error.strerror}", "check path and permissions"
         )
         return InputError.exit_code
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _is_out_of_memory(error):
+        said = str(error).strip().splitlines()
         terminal.error(
-            "memory ran out", "a measurement takes less with --memory, or with a smaller --batch-size or --seq-len"
+            f"memory ran out: {said[0]}" if said else "memory ran out",
+            "a measurement takes less with --memory, or with a smaller --batch-size or --seq-len; --dry-run says how "
+            "much it takes",
         )
         return DEFECT
     terminal.error(
@@ -143,6 +147,15 @@ def _report(error: Exception | Terminated, terminal: Terminal) -> int:
         "this is a defect; run the command with -v and report the traceback with `lite-probe --version`",
     )
     return DEFECT
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch has an error of its own for it on a GPU, on a CPU and in libraries a text."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY))
+    )
 
 
 @click.group(

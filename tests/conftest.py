@@ -3,12 +3,23 @@
 import os
 from pathlib import Path
 
-from tests.tree import require_tree
+import pytest
+
+from tests.tree import open_tree, require_tree
 
 # Two threads everywhere: results are then the same whatever the machine, and tests don't fight over cores.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Say where `tests/gpu` computes."""
+    own = parser.getgroup("lite-probe")
+    own.addoption("--device", default="cuda", help="where tests/gpu compute; cpu tries the suite itself")
+    own.addoption("--tiny", action="store_true", help="let tests/gpu take the smallest models")
+
+
 def pytest_configure() -> None:
     """Refuse to test another checkout than this one."""
-    require_tree(Path(__file__).parents[1])
+    root = Path(__file__).parents[1]
+    open_tree(root)
+    require_tree(root)

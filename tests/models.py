@@ -102,15 +102,28 @@ _MLP_BLOCKS = {r"[02]\.(weight|bias)": "ffn", r"4\.(weight|bias)": "out"}
 
 
 class _KeepFloat64(TorchFunctionMode):
-    """Refuse to leave float64: transformers' norms and routers compute in float32 whatever the weights are."""
+    """Refuse to leave float64: transformers' norms, positions and routers compute in float32 whatever the weights are.
+
+    Whoever asks for float32, by name, by `.float()` or by default, gets float64.
+    """
+
+    def __enter__(self) -> "_KeepFloat64":
+        self._default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *reason: Any) -> None:
+        super().__exit__(*reason)
+        torch.set_default_dtype(self._default)
 
     def __torch_function__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
-            args = tuple(torch.float64 if argument is torch.float32 else argument for argument in args)
-            kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in kwargs.items()}
+        if function is Tensor.float:
+            function = Tensor.double
+        args = tuple(torch.float64 if argument is torch.float32 else argument for argument in args)
+        kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()}
         return function(*args, **kwargs)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from lite_probe import errors
@@ -22,10 +23,6 @@ from lite_probe.commands.console import Terminal
 from lite_probe.commands.options import console_options
 
 pytestmark = pytest.mark.slow
-
-
-class OutOfMemoryError(RuntimeError):
-    """Named like torch's own."""
 
 
 @pytest.fixture
@@ -67,7 +64,17 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
             "expected to reach \\udcff, got: File name too",
         ),
         (MemoryError(), 1, "memory ran out\nhint: a measurement takes less with --memory"),
-        (OutOfMemoryError("CUDA out of memory"), 1, "memory ran out"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation"),
+            1,
+            "memory ran out: CUDA out of memory. Tried to allocate 2.00 GiB.\nhint: a measurement takes less",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+            1,
+            "memory ran out: [enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), 1, "memory ran out: CUDA"),
         (
             RuntimeError("boom"),
             1,
