@@ -5,6 +5,11 @@ Ritz pairs of T converge at both ends at once. What H adds outside the span of Q
 HQ = QT + XSᵀ on the last block's columns, so ‖S y‖ is the residual of a Ritz pair without another product.
 When the basis is full it is rotated onto its leading Ritz vectors and the run goes on: thick restart (Wu & Simon
 2000), which needs no new formula here, since T is a projection and not assumed to be tridiagonal.
+
+Products may be taken from a fast operator F that errs by some ε. `polish` then multiplies the wanted Ritz vectors V
+exactly and puts that into T, and what it leaves outside the basis becomes pending. From there on the operator of the
+recurrence is F but for V, where it is H on either side: its error (I − VVᵀ)(F − H)(I − VVᵀ) moves the wanted pairs by
+ε² only, and fast products bring them to the tolerance.
 """
 
 import math
@@ -22,12 +27,13 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.seeds import derive_seed
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.random import random_vector
-from lite_probe.vectors.reductions import dot, norm
+from lite_probe.vectors.reductions import CHUNK, dot, norm, project, subtract
 
 FloatArray = NDArray[np.float64]
 
 _NEGLIGIBLE = 0.1  # of the tolerance: an eigenvalue below this share of ‖H‖ times it need not be resolved
 _NOT_NEGATIVE = 1.0  # likewise for the lowest of a spectrum, where it is not negative
+_LEAST_RELATIVE = 1e-3  # of ‖H‖: residuals of smaller eigenvalues are weighed as if they were that large
 _CANCELLED = 0.02  # a remainder this small beside Hx has lost digits to cancellation
 
 
@@ -52,8 +58,11 @@ class Lanczos:
         seed: Of the start vector and of any vector drawn later.
         block: Vectors per step.
         by_magnitude: Want the `top` pairs of largest |λ| instead, whichever end they are at; `bottom` is 0 then.
+        fast: The same operator with products that are cheap and err.
 
     Attributes:
+        is_fast: Whether steps take their products from `fast`.
+        is_polished: Whether T holds exact products; T's entries beside them then come from the recurrence alone.
         projected: (m, m) float64, T.
         pending: (b, n) orthonormal vectors that the next step multiplies.
         coupling: (b, c) S: what the pending vectors contribute to H times the last c basis vectors.
@@ -72,8 +81,12 @@ class Lanczos:
         seed: int,
         block: int = 1,
         by_magnitude: bool = False,
+        fast: SymmetricOperator | None = None,
     ) -> None:
         self.operator = operator
+        self.fast = fast
+        self.is_fast = False
+        self.is_polished = False
         self.by_magnitude = by_magnitude
         self.top = top
         self.bottom = bottom
@@ -90,6 +103,22 @@ class Lanczos:
         self.pending = torch.empty(0, operator.size, dtype=operator.dtype, device=operator.device)
         self.start_block = block
         self.insert_random(block)
+
+    @property
+    def num_products(self) -> int:
+        """Products made so far, fast ones included."""
+        return self.operator.num_products + (self.fast.num_products if self.fast is not None else 0)
+
+    @property
+    def multiplier(self) -> SymmetricOperator:
+        """What steps take their products from."""
+        return self.fast if self.is_fast and self.fast is not None else self.operator
+
+    @property
+    def _width(self) -> int:
+        """Pending vectors that the next step multiplies: all, but of those that exact products left few at a time."""
+        waiting = self.pending.shape[0]
+        return min(waiting, self.multiplier.vectors_per_pass) if self.is_polished else waiting
 
     # -- growing -------------------------------------------------------------------------------------------------
 
@@ -114,34 +143,61 @@ class Lanczos:
             self.insert(vector.unsqueeze(0))
 
     def step(self) -> None:
-        """Multiply the pending block, extend basis and T, and find the next pending block.
+        """Multiply the pending block, or its first vectors, extend basis and T, and find the next pending block.
 
-        Cost: one product per pending vector, three passes over the basis.
+        Cost: one product per vector, three passes over the basis.
 
         Raises:
             NumericsError: If a product is not finite.
         """
-        if self.basis.size + self.pending.shape[0] > self.basis.capacity:
+        count = self._width
+        if self.basis.size + count > self.basis.capacity:
             self.restart()
+        if count < self.pending.shape[0]:
+            self._turn_pending()
         self.settled, self._pairs = False, None
-        count = self.pending.shape[0]
-        self.basis.append(self.pending)
-        image = self.operator.matmat(self.pending.to(self.operator.device).T).T.contiguous()
+        block, waiting = self.pending[:count], self.pending[count:]
+        self.basis.append(block)
+        image = self.multiplier.matmat(block.to(self.operator.device).T).T.contiguous()
         image = image.to(self.basis.device)
         length = max(norm(row) for row in image)
         if not math.isfinite(length):
             raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
         coefficients = self.basis.orthogonalize(image).cpu().numpy()
+        if self.is_polished:
+            coefficients[:-count] = 0.0
+            reach = self.coupling.shape[1]
+            coefficients[self.basis.size - count - reach : self.basis.size - count] = self.coupling[:count].T
         self._extend_projection(coefficients, count)
         # What is left of Hx is rounding where it is this small beside Hx: the space is invariant there.
         self.scale = max(self.scale, length)
         threshold = 20.0 * torch.finfo(image.dtype).eps * self.scale
-        self.pending, self.coupling = _orthonormalize(image, tolerance=threshold)
-        smallest = float(np.abs(np.diag(self.coupling)).min(initial=np.inf)) if self.coupling.size else np.inf
+        overlaps = _remove(waiting, image)
+        found, table = _orthonormalize(image, tolerance=threshold)
+        smallest = float(np.abs(np.diag(table)).min(initial=np.inf)) if table.size else np.inf
         if smallest < _CANCELLED * length:
             # Normalising a small remainder blows up the rounding in it; once more against the basis.
-            self.basis.orthogonalize(self.pending)
-            self.pending, _ = _orthonormalize(self.pending, tolerance=0.0)
+            self.basis.orthogonalize(found)
+            _remove(waiting, found)
+            found, _ = _orthonormalize(found, tolerance=0.0)
+        if waiting.shape[0]:
+            above = np.hstack([self.coupling[count:], overlaps])
+            below = np.hstack([np.zeros((len(table), self.coupling.shape[1])), table])
+            self.pending, self.coupling = torch.cat([waiting, found]), np.vstack([above, below])
+        else:
+            self.pending, self.coupling = found, table
+
+    def _turn_pending(self) -> None:
+        """Rotate the pending block so that the first of it are the directions of the largest relative residuals."""
+        pairs = self.ritz_pairs()
+        last = self.coupling.shape[1]
+        residuals = self.coupling @ pairs.coefficients[len(self.projected) - last :]
+        directions = linalg.svd(residuals / np.maximum(np.abs(pairs.values), _LEAST_RELATIVE * self.scale))[0]
+        self.coupling = directions.T @ self.coupling
+        turned = torch.from_numpy(np.ascontiguousarray(directions.T)).to(self.pending.device)
+        for start in range(0, self.operator.size, CHUNK):
+            chunk = self.pending[:, start : start + CHUNK]
+            chunk.copy_(turned @ chunk.double())
 
     def _extend_projection(self, coefficients: FloatArray, count: int) -> None:
         """Append `count` rows and columns to T; the new diagonal block is symmetrised."""
@@ -154,6 +210,43 @@ class Lanczos:
         grown[size - count :, size - count :] = 0.5 * (corner + corner.T)
         self.projected = grown
 
+    def polish(self, count: int, *, alone: bool = False) -> None:
+        """Put exact products of the first `count` basis vectors into T, and what they leave into the pending block.
+
+        The run must be settled.
+
+        Args:
+            count: The wanted pairs.
+            alone: Drop the other basis vectors and pending vectors, so that nothing of fast products is left.
+
+        Cost: `count` exact products.
+        """
+        if alone:
+            self.basis.size = count
+            self.projected, self.coupling = self.projected[:count, :count], self.coupling[:0, :count]
+            self.pending = self.pending[:0]
+        images, columns = [], []
+        for start in range(0, count, self.operator.vectors_per_pass):
+            rows = self.basis.rows[start : min(start + self.operator.vectors_per_pass, count)]
+            image = self.operator.matmat(rows.to(self.operator.device).T).T.contiguous().to(self.basis.device)
+            columns.append(self.basis.orthogonalize(image).cpu().numpy())
+            images.append(image)
+        exact = np.hstack(columns)  # (m, count)
+        residuals = torch.cat(images)
+        del images, image
+        corner = exact[:count]
+        self.projected[:, :count], self.projected[:count, :] = exact, exact.T
+        self.projected[:count, :count] = 0.5 * (corner + corner.T)
+        threshold = 20.0 * torch.finfo(residuals.dtype).eps * self.scale
+        before = self.pending.shape[0]
+        self.pending, table = _orthonormalize(torch.cat([residuals, self.pending]), tolerance=threshold)
+        coupling = np.zeros((len(table), self.basis.size))
+        coupling[:, :count] = table[:, :count]
+        if before:
+            coupling[:, count:] = table[:, count:] @ self.coupling[:, count:]
+        self.coupling = coupling
+        self.settled, self.is_polished, self._pairs = False, True, None
+
     def restart(self) -> None:
         """Rotate the basis onto its leading Ritz vectors and go on from there.
 
@@ -163,7 +256,7 @@ class Lanczos:
             self.first_quadrature = self.quadrature()
         values, vectors = linalg.eigh(self.projected)
         size = len(values)
-        room = self.basis.capacity - self.pending.shape[0]
+        room = self.basis.capacity - self._width
         spare = max(0, (room - self.top - self.bottom) // 2)
         top, bottom = self._wanted(values)
         share = top / max(1, top + bottom)
@@ -224,10 +317,18 @@ class Lanczos:
         negative: it only falls from there, and what is asked is whether there is negative curvature. A negative one
         has proved it, and is followed.
         """
-        values = pairs.values
-        share = np.full(len(values), _NEGLIGIBLE)
-        share[pairs.num_top :][values[pairs.num_top :] >= -self.floor] = _NOT_NEGATIVE
-        return np.asarray(np.abs(values) + residual_norms <= share * tolerance * self.scale)
+        return np.asarray(np.abs(pairs.values) + residual_norms <= self._resolved(pairs) * tolerance)
+
+    def _resolved(self, pairs: RitzPairs) -> FloatArray:
+        """Return what, times the tolerance, |λ| + ‖Hv − λv‖ of each pair must exceed not to be negligible."""
+        share = np.full(len(pairs.values), _NEGLIGIBLE)
+        share[pairs.num_top :][pairs.values[pairs.num_top :] >= -self.floor] = _NOT_NEGATIVE
+        return share * self.scale
+
+    def yardsticks(self, pairs: RitzPairs, tolerance: float) -> FloatArray:
+        """Return what each residual is measured by: |λ|, and for a pair that is negligible what makes it that."""
+        least = np.where(self.negligible(pairs, pairs.residual_norms, tolerance), self._resolved(pairs), self.floor)
+        return np.asarray(np.maximum(np.abs(pairs.values), least))
 
     def quadrature(self) -> tuple[FloatArray, FloatArray]:
         """Return nodes and weights of the Gauss rule that the run's start vector defines.
@@ -304,7 +405,7 @@ def lanczos(
             capacity = min(operator.size, limit + block)
             basis = KrylovBasis(operator.size, capacity, dtype=operator.dtype, device=operator.device)
         run = Lanczos(operator, top=top, bottom=bottom, basis=basis, seed=seed, block=block, by_magnitude=by_magnitude)
-    spent = operator.num_products
+    spent = run.num_products
     while True:
         if run.basis.size >= operator.size:
             return run, "complete"
@@ -316,35 +417,53 @@ def lanczos(
                 return run, "converged" if run.pending.shape[0] else "breakdown"
         if run.pending.shape[0] == 0:
             run.insert_random(1)
-        if operator.num_products - spent >= limit:
+        if run.num_products - spent >= limit:
             return run, "max-products"
         run.step()
         if on_step is not None:
             on_step(run)
 
 
-def check_residuals(run: Lanczos, pairs: RitzPairs, *, seed: int) -> float:
-    """Measure by one product how far the recurrence's residuals can be from the true ones.
+def check_residuals(run: Lanczos, pairs: RitzPairs, *, seed: int, units: FloatArray | None = None) -> float:
+    """Measure by one exact product how far the recurrence's residuals can be from the true ones.
 
-    With random signs c the vector Σ c_i v_i is multiplied afresh; what its image holds beyond
-    Σ c_i (λ_i v_i + r_i), r_i the recurrence's residual, is Σ c_i e_i, whose squared norm is Σ‖e_i‖² in
-    expectation. Every pair's true residual is within about that norm of the recurrence's.
+    With random signs c the vector Σ c_i v_i/u_i is multiplied afresh; what its image holds beyond
+    Σ c_i (λ_i v_i + r_i)/u_i, r_i the recurrence's residual, is Σ c_i e_i/u_i, whose squared norm is Σ‖e_i/u_i‖² in
+    expectation. Every pair's true residual is within about that norm, times u_i, of the recurrence's.
 
     The run must be settled. Cost: one product.
 
+    Args:
+        run: Its exact operator multiplies.
+        pairs: The wanted ones.
+        seed: Of the signs.
+        units: (k + j,) u; 1 by default.
+
     Returns:
-        ‖Σ c_i e_i‖, in units of the eigenvalues.
+        ‖Σ c_i e_i/u_i‖, in units of the eigenvalues where u is 1.
     """
     count = len(pairs.values)
     signs = torch.randn(count, generator=torch.Generator().manual_seed(derive_seed(seed, "signs"))).sign()
     basis = run.basis
     signs = signs.to(device=basis.device, dtype=torch.float64)
+    if units is not None:
+        signs /= torch.from_numpy(units).to(signs)
     image = run.operator.matvec(basis.combine(signs).to(run.operator.device)).to(basis.device)
     image -= basis.combine(signs * torch.from_numpy(pairs.values).to(signs))
     if run.coupling.size:
         towards = torch.from_numpy(run.coupling[:, :count]).to(signs) @ signs
         image -= towards.to(image) @ run.pending.to(image.device)
     return norm(image)
+
+
+def _remove(rows: Tensor, block: Tensor) -> FloatArray:
+    """Take orthonormal rows (r, n) out of `block` (b, n) in place, twice; return the coefficients, (r, b) float64."""
+    total = np.zeros((rows.shape[0], block.shape[0]))
+    for _ in range(2 if rows.shape[0] else 0):
+        coefficients = project(rows, block)
+        subtract(block, rows, coefficients)
+        total += coefficients.cpu().numpy()
+    return total
 
 
 def _orthonormalize(block: Tensor, *, tolerance: float) -> tuple[Tensor, FloatArray]:
