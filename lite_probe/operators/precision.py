@@ -105,7 +105,7 @@ def round_to(precision: Precision, tensor: Tensor) -> Tensor:
     return ((bits + half + ((bits >> _TF32_DROPPED) & 1)) & -(1 << _TF32_DROPPED)).view(torch.float32)
 
 
-class _FewerBits(TorchDispatchMode):
+class _FewerBits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Round the operands of float32 matrix products, and sum in float32.
 
     Args:
@@ -115,7 +115,7 @@ class _FewerBits(TorchDispatchMode):
     """
 
     def __init__(self, precision: Precision, *, converted: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.precision: Precision = precision
         self.converted = converted
 

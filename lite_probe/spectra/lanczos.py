@@ -6,10 +6,11 @@ HQ = QT + XSᵀ on the last block's columns, so ‖S y‖ is the residual of a R
 When the basis is full it is rotated onto its leading Ritz vectors and the run goes on: thick restart (Wu & Simon
 2000), which needs no new formula here, since T is a projection and not assumed to be tridiagonal.
 
-Products may be taken from a fast operator F that errs by some ε. `polish` then multiplies the wanted Ritz vectors V
-exactly and puts that into T, and what it leaves outside the basis becomes pending. From there on the operator of the
-recurrence is F but for V, where it is H on either side: its error (I − VVᵀ)(F − H)(I − VVᵀ) moves the wanted pairs by
-ε² only, and fast products bring them to the tolerance.
+A run that has begun with exact products may go on with those of a fast operator F that errs by some ε. T's entries
+beside basis vectors that were multiplied exactly then come from the recurrence, by symmetry, and not from the fast
+products: the operator of the run is H on either side of their span P, and errs by (I − P)(F − H)(I − P). A wanted pair
+that lies in P but for a part δ is off by εδ. `polish` puts pairs into P that were not: it multiplies their Ritz vectors
+exactly, and what that leaves outside the basis becomes pending.
 """
 
 import math
@@ -62,7 +63,8 @@ class Lanczos:
 
     Attributes:
         is_fast: Whether steps take their products from `fast`.
-        is_polished: Whether T holds exact products; T's entries beside them then come from the recurrence alone.
+        by_recurrence: Whether a new column of T has what the recurrence says, as fast products leave to exact ones, and
+            not what the product says.
         projected: (m, m) float64, T.
         pending: (b, n) orthonormal vectors that the next step multiplies.
         coupling: (b, c) S: what the pending vectors contribute to H times the last c basis vectors.
@@ -86,7 +88,7 @@ class Lanczos:
         self.operator = operator
         self.fast = fast
         self.is_fast = False
-        self.is_polished = False
+        self.by_recurrence = False
         self.by_magnitude = by_magnitude
         self.top = top
         self.bottom = bottom
@@ -116,9 +118,13 @@ class Lanczos:
 
     @property
     def _width(self) -> int:
-        """Pending vectors that the next step multiplies: all, but of those that exact products left few at a time."""
+        """Pending vectors that the next step multiplies: all, but of those that `polish` left few at a time."""
         waiting = self.pending.shape[0]
-        return min(waiting, self.multiplier.vectors_per_pass) if self.is_polished else waiting
+        return min(waiting, self.multiplier.vectors_per_pass) if self.by_recurrence else waiting
+
+    def go_fast(self) -> None:
+        """Take products from the fast operator from here on."""
+        self.is_fast = self.by_recurrence = True
 
     # -- growing -------------------------------------------------------------------------------------------------
 
@@ -164,7 +170,7 @@ class Lanczos:
         if not math.isfinite(length):
             raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
         coefficients = self.basis.orthogonalize(image).cpu().numpy()
-        if self.is_polished:
+        if self.by_recurrence:
             coefficients[:-count] = 0.0
             reach = self.coupling.shape[1]
             coefficients[self.basis.size - count - reach : self.basis.size - count] = self.coupling[:count].T
@@ -188,7 +194,12 @@ class Lanczos:
             self.pending, self.coupling = found, table
 
     def _turn_pending(self) -> None:
-        """Rotate the pending block so that the first of it are the directions of the largest relative residuals."""
+        """Put first what the next step shall multiply: a fresh vector, else the directions of the largest residuals."""
+        fresh = ~self.coupling.any(axis=1)
+        if fresh.any():
+            order = np.argsort(~fresh, kind="stable")
+            self.pending, self.coupling = self.pending[order.tolist()], self.coupling[order]
+            return
         pairs = self.ritz_pairs()
         last = self.coupling.shape[1]
         residuals = self.coupling @ pairs.coefficients[len(self.projected) - last :]
@@ -225,27 +236,26 @@ class Lanczos:
             self.basis.size = count
             self.projected, self.coupling = self.projected[:count, :count], self.coupling[:0, :count]
             self.pending = self.pending[:0]
-        images, columns = [], []
+        joined = torch.empty(
+            count + self.pending.shape[0], self.operator.size, dtype=self.operator.dtype, device=self.basis.device
+        )
+        columns = []
         for start in range(0, count, self.operator.vectors_per_pass):
-            rows = self.basis.rows[start : min(start + self.operator.vectors_per_pass, count)]
-            image = self.operator.matmat(rows.to(self.operator.device).T).T.contiguous().to(self.basis.device)
-            columns.append(self.basis.orthogonalize(image).cpu().numpy())
-            images.append(image)
+            part = slice(start, min(start + self.operator.vectors_per_pass, count))
+            joined[part] = self.operator.matmat(self.basis.rows[part].to(self.operator.device).T).T
+            columns.append(self.basis.orthogonalize(joined[part]).cpu().numpy())
         exact = np.hstack(columns)  # (m, count)
-        residuals = torch.cat(images)
-        del images, image
+        joined[count:] = self.pending
         corner = exact[:count]
         self.projected[:, :count], self.projected[:count, :] = exact, exact.T
         self.projected[:count, :count] = 0.5 * (corner + corner.T)
-        threshold = 20.0 * torch.finfo(residuals.dtype).eps * self.scale
-        before = self.pending.shape[0]
-        self.pending, table = _orthonormalize(torch.cat([residuals, self.pending]), tolerance=threshold)
+        self.pending, table = _orthonormalize(joined, tolerance=20.0 * torch.finfo(joined.dtype).eps * self.scale)
         coupling = np.zeros((len(table), self.basis.size))
         coupling[:, :count] = table[:, :count]
-        if before:
+        if self.coupling.size:
             coupling[:, count:] = table[:, count:] @ self.coupling[:, count:]
         self.coupling = coupling
-        self.settled, self.is_polished, self._pairs = False, True, None
+        self.settled, self.by_recurrence, self._pairs = False, True, None
 
     def restart(self) -> None:
         """Rotate the basis onto its leading Ritz vectors and go on from there.
@@ -268,6 +278,7 @@ class Lanczos:
         self.basis.rotate(torch.from_numpy(np.ascontiguousarray(vectors[:, kept])))
         self.projected = np.diag(values[kept])
         self.restarts += 1
+        self._pairs = None
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -324,6 +335,11 @@ class Lanczos:
         share = np.full(len(pairs.values), _NEGLIGIBLE)
         share[pairs.num_top :][pairs.values[pairs.num_top :] >= -self.floor] = _NOT_NEGATIVE
         return share * self.scale
+
+    def worst_residual(self, pairs: RitzPairs) -> float:
+        """Return the largest residual relative to |λ|, or to a small share of ‖H‖ where |λ| is less."""
+        least = np.maximum(np.abs(pairs.values), _NEGLIGIBLE * self._resolved(pairs))
+        return float(np.max(pairs.residual_norms / np.maximum(least, 1e-300)))
 
     def yardsticks(self, pairs: RitzPairs, tolerance: float) -> FloatArray:
         """Return what each residual is measured by: |λ|, and for a pair that is negligible what makes it that."""
