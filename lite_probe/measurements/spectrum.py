@@ -152,7 +152,7 @@ class SpectrumPlan(Plan[Spectrum]):
         # The basis's room is taken as it fills.
         filled = min(memory.basis_columns, whole.expected_pair_products) * (memory.basis_placement == "device")
         peak = costing.peak_bytes(costs, num_batches, memory.kept_graphs, filled)
-        # Of all pairs at once, should exact products have to mend them.
+        # Of all pairs at once, when exact products polish them.
         residuals = 2 * (whole.top + whole.bottom + 1) * costs.vector_bytes
         multiplication = choose_multiplication(
             task,
@@ -181,7 +181,7 @@ class SpectrumPlan(Plan[Spectrum]):
             num_parameters=layout.size,
             num_hvps=sum(multiplication.count(one) for one in asked),
             seconds=seconds,
-            memory_bytes=peak,
+            memory_bytes=peak + (residuals if multiplication.is_polishing(whole) else 0),
             graph_mode=mode,
             layout=memory,
             fingerprint=cls.key(task, request, evaluated.loss),

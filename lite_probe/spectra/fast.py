@@ -10,7 +10,7 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
 from lite_probe.operators.precision import FAST, Precision, has_units
 from lite_probe.seeds import derive_seed
-from lite_probe.spectra.operator import OperatorRequest, expected_split
+from lite_probe.spectra.operator import OperatorRequest, expected_split, is_accurate
 from lite_probe.task import Split, Task
 from lite_probe.task.batches import num_entries
 from lite_probe.vectors.layout import ParameterLayout
@@ -42,6 +42,10 @@ class Multiplication:
     def is_fast(self) -> bool:
         """Whether there are fast products."""
         return self.precision != "float32"
+
+    def is_polishing(self, request: OperatorRequest) -> bool:
+        """Whether exact products are sure to polish the pairs."""
+        return self.fast_pairs and not is_accurate(self.error, request)
 
     def cost(self, request: OperatorRequest) -> float:
         """Return the expected time of an operator's products, in exact products."""
@@ -85,7 +89,7 @@ def choose_multiplication(
         split: Of the batches.
         count: Tokens or samples in them.
         graphs_kept: Whether any graph is kept; else its time is part of a product's.
-        room_for_pairs: Whether memory holds the residual vectors of all pairs.
+        room_for_pairs: Whether memory holds the residual vectors of all pairs, which polishing takes.
 
     Returns:
         The choice.
@@ -119,7 +123,8 @@ def choose_multiplication(
             speedup=exact_seconds / max(_seconds(fast, column), 1e-9),
             emulated=not has_units(precision, device),
         )
-        choices += [found, *([replace(found, fast_pairs=True)] if room_for_pairs else [])]
+        fits = room_for_pairs or all(is_accurate(found.error, one) for one in operators)
+        choices += [found, *([replace(found, fast_pairs=True)] if fits else [])]
     graphs.clear()
     if asked != "auto":
         return choices[-1]

@@ -6,11 +6,10 @@ HQ = QT + XSᵀ on the last block's columns, so ‖S y‖ is the residual of a R
 When the basis is full it is rotated onto its leading Ritz vectors and the run goes on: thick restart (Wu & Simon
 2000), which needs no new formula here, since T is a projection and not assumed to be tridiagonal.
 
-A run that has begun with exact products may go on with those of a fast operator F that errs by some ε. T's entries
-beside basis vectors that were multiplied exactly then come from the recurrence, by symmetry, and not from the fast
-products: the operator of the run is H on either side of their span P, and errs by (I − P)(F − H)(I − P). A wanted pair
-that lies in P but for a part δ is off by εδ. `polish` puts pairs into P that were not: it multiplies their Ritz vectors
-exactly, and what that leaves outside the basis becomes pending.
+Products may be taken from a fast operator F that errs by some ε. `polish` then multiplies the wanted Ritz vectors V
+exactly, puts that into T, and what it leaves outside the basis becomes pending. T's entries beside V come from the
+recurrence from there on, by symmetry: the operator of the run is H on either side of V, and errs by
+(I − VVᵀ)(F − H)(I − VVᵀ), which moves the wanted pairs by ε² only. Fast products bring them to the tolerance.
 """
 
 import math
@@ -63,8 +62,8 @@ class Lanczos:
 
     Attributes:
         is_fast: Whether steps take their products from `fast`.
-        by_recurrence: Whether a new column of T has what the recurrence says, as fast products leave to exact ones, and
-            not what the product says.
+        is_polished: Whether T holds exact products; a new column of T then has what the recurrence says, and not what
+            the product says.
         projected: (m, m) float64, T.
         pending: (b, n) orthonormal vectors that the next step multiplies.
         coupling: (b, c) S: what the pending vectors contribute to H times the last c basis vectors.
@@ -88,7 +87,7 @@ class Lanczos:
         self.operator = operator
         self.fast = fast
         self.is_fast = False
-        self.by_recurrence = False
+        self.is_polished = False
         self.by_magnitude = by_magnitude
         self.top = top
         self.bottom = bottom
@@ -120,11 +119,7 @@ class Lanczos:
     def _width(self) -> int:
         """Pending vectors that the next step multiplies: all, but of those that `polish` left few at a time."""
         waiting = self.pending.shape[0]
-        return min(waiting, self.multiplier.vectors_per_pass) if self.by_recurrence else waiting
-
-    def go_fast(self) -> None:
-        """Take products from the fast operator from here on."""
-        self.is_fast = self.by_recurrence = True
+        return min(waiting, self.multiplier.vectors_per_pass) if self.is_polished else waiting
 
     # -- growing -------------------------------------------------------------------------------------------------
 
@@ -170,7 +165,7 @@ class Lanczos:
         if not math.isfinite(length):
             raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
         coefficients = self.basis.orthogonalize(image).cpu().numpy()
-        if self.by_recurrence:
+        if self.is_polished:
             coefficients[:-count] = 0.0
             reach = self.coupling.shape[1]
             coefficients[self.basis.size - count - reach : self.basis.size - count] = self.coupling[:count].T
@@ -255,7 +250,7 @@ class Lanczos:
         if self.coupling.size:
             coupling[:, count:] = table[:, count:] @ self.coupling[:, count:]
         self.coupling = coupling
-        self.settled, self.by_recurrence, self._pairs = False, True, None
+        self.settled, self.is_polished, self._pairs = False, True, None
 
     def restart(self) -> None:
         """Rotate the basis onto its leading Ritz vectors and go on from there.
@@ -335,11 +330,6 @@ class Lanczos:
         share = np.full(len(pairs.values), _NEGLIGIBLE)
         share[pairs.num_top :][pairs.values[pairs.num_top :] >= -self.floor] = _NOT_NEGATIVE
         return share * self.scale
-
-    def worst_residual(self, pairs: RitzPairs) -> float:
-        """Return the largest residual relative to |λ|, or to a small share of ‖H‖ where |λ| is less."""
-        least = np.maximum(np.abs(pairs.values), _NEGLIGIBLE * self._resolved(pairs))
-        return float(np.max(pairs.residual_norms / np.maximum(least, 1e-300)))
 
     def yardsticks(self, pairs: RitzPairs, tolerance: float) -> FloatArray:
         """Return what each residual is measured by: |λ|, and for a pair that is negligible what makes it that."""

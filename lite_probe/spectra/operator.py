@@ -7,7 +7,6 @@ vector more in its block until probes find nothing missing. Density and trace st
 are right whatever pairs they were deflated by.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -44,7 +43,10 @@ _ROUNDS = 6  # times a missed pair is looked for; each round adds a vector to th
 _CHECK_STEPS = 8  # Lanczos steps that a new block member gets before convergence is judged again
 _LEAST_SIZE = 10  # times the products that pairs may take: smaller operators are multiplied exactly
 _MARGIN = 0.7  # of the tolerance, for the recurrence's residuals where fast products add an error
-_SAFE = 0.7  # of the tolerance: what fast products may add to it as they begin
+_SAFE = 0.7  # of the tolerance, within which fast products may err
+_POOR = 0.2  # error of fast products beyond which pairs are found by exact ones
+_ROUGH = 0.03  # tolerance of pairs before exact products polish them
+_POLISHED = 1.25  # fast products of pairs that are polished, over the exact ones they take otherwise
 _CHECKS = 2  # exact products that tell that error
 _POLISHES = 4  # times exact products go into a run of fast ones, before it goes on with exact ones only
 _CHECK_PROBES = 2  # probes, of as many steps, that then look whether anything is still missing
@@ -88,22 +90,26 @@ class OperatorRequest:
         return self.expected_pair_products + 1 + self.probes * self.probe_steps
 
 
+def is_accurate(error: float, request: OperatorRequest) -> bool:
+    """Tell whether products that err by so much may find pairs to the tolerance by themselves."""
+    return error <= _SAFE * request.tolerance
+
+
 def expected_split(request: OperatorRequest, error: float, *, fast_pairs: bool) -> tuple[int, int]:
     """Return the exact and the fast products that are expected where there are fast ones.
 
     Args:
         request: What is wanted.
-        error: Of fast products, relative: where it is beyond the tolerance, pairs begin with exact ones.
+        error: Of fast products, relative: where it is beyond the tolerance, pairs are polished.
         fast_pairs: Whether pairs are found by fast products.
     """
     exact, fast = 1 + request.probes, 1 + request.probes * (request.probe_steps - 1)
-    pairs, wanted = request.expected_pair_products, request.top + request.bottom
+    pairs = request.expected_pair_products
     if not fast_pairs:
         return exact + pairs, fast
-    # The residual falls from 1, once there are as many vectors as pairs wanted, to the tolerance, by equal factors.
-    decades = math.log(max(error / (_SAFE * request.tolerance), 1.0)) / math.log(1.0 / request.tolerance)
-    first = 0 if decades == 0.0 else min(pairs, round(wanted + decades * (pairs - wanted)))
-    return exact + _CHECKS + first, fast + pairs - first
+    if is_accurate(error, request):
+        return exact + _CHECKS, fast + pairs
+    return exact + _CHECKS + request.top + request.bottom, fast + round(_POLISHED * pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +199,7 @@ class OperatorMeasurement:
         self.products_before = self.run.num_products
         self.fast_before = fast.num_products if fast is not None else 0
         is_large = operator.size >= _LEAST_SIZE * request.product_limit
-        self.may_be_fast = fast is not None and fast_pairs and is_large
+        self.run.is_fast = fast is not None and fast_pairs and is_large
         self._restore()
 
     @property
@@ -235,7 +241,7 @@ class OperatorMeasurement:
         self.steps_owed = 0
         if self.fast is not None and self.product_error is None:
             self.product_error = self._compare_products(self.fast)
-            self._go_fast_in_time()
+            self.run.is_fast &= self.product_error <= _POOR
         while self.stop_reason == "":
             self._advance()
 
@@ -243,45 +249,38 @@ class OperatorMeasurement:
         """Run Lanczos until its recurrence says that the pairs have converged, and see whether they have.
 
         Of fast products the recurrence knows no error: an exact product of all pairs together tells it. Where it is
-        too large, exact products of every pair go into the run, which then goes on; at last with exact ones only.
+        too large, or is sure to be, exact products of every pair go into the run, which then goes on; at last with
+        exact ones only.
+
+        Beginning with exact products instead, and going on with fast ones once the residuals have fallen (van den Eshof
+        & Sleijpen 2004; Simoncini & Szyld 2003), took as many on trained language models, and left pairs that arrived
+        late beyond the tolerance.
         """
-        request = self.request
+        request, is_fast = self.request, self.run.is_fast
+        is_rough = is_fast and self.polishes == 0 and not is_accurate(self.product_error or 0.0, request)
         self.run, reason = lanczos(
             self.operator,
             top=request.top,
             bottom=request.bottom,
-            tolerance=request.tolerance * (_MARGIN if self.may_be_fast else 1.0),
+            tolerance=max(_ROUGH if is_rough else 0.0, request.tolerance * (_MARGIN if is_fast else 1.0)),
             max_products=max(request.product_limit - self.num_products, 0),
             run=self.run,
             on_step=self._after_step,
         )
-        if not self.run.is_fast:
+        if not is_fast:
             self.stop_reason = reason
             return
         pairs = self._settled_pairs()
-        self._check_all(pairs)
-        if reason == "max-products" or bool(self._are_found(pairs).all()):
-            self.stop_reason = reason
-            return
+        if not is_rough or reason == "max-products":
+            self._check_all(pairs)
+            if reason == "max-products" or bool(self._are_found(pairs).all()):
+                self.stop_reason = reason
+                return
         self.check, self.units = None, None
-        self.run.is_fast = self.may_be_fast = self.polishes < _POLISHES
+        self.run.is_fast = self.polishes < _POLISHES
         self.polishes += 1
-        self.run.polish(len(pairs.values), alone=not self.may_be_fast)
+        self.run.polish(len(pairs.values), alone=not self.run.is_fast)
         self.epoch += 1
-
-    def _go_fast_in_time(self) -> None:
-        """Let a run that has exact products so far go on with fast ones, once what they err by is within reach.
-
-        An error ε matters as much as a pair still lies outside of what was multiplied exactly, which its residual says
-        (inexact Krylov methods: van den Eshof & Sleijpen 2004, SIAM J. Matrix Anal. Appl. 26; Simoncini & Szyld 2003).
-        """
-        if not self.may_be_fast or self.run.is_fast:
-            return
-        allowed = _SAFE * self.request.tolerance / max(self.product_error or 0.0, 1e-300)
-        pairs = self.run.ritz_pairs() if self.run.projected.size else None
-        are_there = pairs is not None and len(pairs.values) == self.request.top + self.request.bottom
-        if allowed >= 1.0 or (pairs is not None and are_there and self.run.worst_residual(pairs) <= allowed):
-            self.run.go_fast()
 
     def _compare_products(self, fast: SymmetricOperator) -> float:
         """Return by how much a fast product of the start vector differs from the exact one, relative to it."""
@@ -345,7 +344,7 @@ class OperatorMeasurement:
             raise ValueError("expected finished probes, got none")
         run, known = self.run, pairs.values
         rules = quadratures(self.probes)
-        if run.restarts == 0 and run.start_block == 1 and not run.by_recurrence:
+        if run.restarts == 0 and run.start_block == 1 and self.polishes == 0:
             errors = self.residuals(pairs) + 1e-6 * run.scale
             own = deflate_rule(run.quadrature(), known, errors)
             rules += [own] if own is not None else []
@@ -419,7 +418,6 @@ class OperatorMeasurement:
     # -- progress and state --------------------------------------------------------------------------------------
 
     def _after_step(self, run: Lanczos) -> None:
-        self._go_fast_in_time()
         pairs = run.ritz_pairs()
         done = int(run.converged(pairs, self.request.tolerance).sum())
         worst = float(np.max(pairs.residual_norms / np.maximum(np.abs(pairs.values), 1e-300)))
@@ -443,8 +441,7 @@ class OperatorMeasurement:
             "product_error": self.product_error,
             "polishes": self.polishes,
             "is_fast": run.is_fast,
-            "may_be_fast": self.may_be_fast,
-            "by_recurrence": run.by_recurrence,
+            "is_polished": run.is_polished,
             "units": self.units.tolist() if self.units is not None else None,
             "rounds": self.rounds,
             "epoch": self.epoch,
@@ -481,8 +478,7 @@ class OperatorMeasurement:
         self.earlier_products, self.earlier_fast = head["num_products"], head["num_fast"]
         self.product_error, self.polishes = head["product_error"], head["polishes"]
         self.units = None if head["units"] is None else np.array(head["units"])
-        self.may_be_fast = head["may_be_fast"]
-        run.is_fast, run.by_recurrence = head["is_fast"], head["by_recurrence"]
+        run.is_fast, run.is_polished = head["is_fast"], head["is_polished"]
         self.rounds, self.epoch, self.steps_owed = head["rounds"], head["epoch"], head["steps_owed"]
         self.stop_reason, self.check = head["stop_reason"], head["check"]
         run.basis.size = 0
