@@ -26,8 +26,17 @@ from lite_probe.commands.reuse import find_unchanged, note_asked, stamp_of
 from lite_probe.commands.run_directory import likely_folders, measuring_into, run_directory
 from lite_probe.commands.scratch import leave, tell_disk, working_directory
 from lite_probe.commands.tables import FORMATS, asked_format, print_tables
-from lite_probe.commands.task import FEWER_BITS, OPENING, Opened, TaskOptions, open_task, size_of, tell_task
-from lite_probe.errors import InputError, UsageError
+from lite_probe.commands.task import (
+    FEWER_BITS,
+    OPENING,
+    Opened,
+    TaskOptions,
+    open_task,
+    require_whole_products,
+    size_of,
+    tell_task,
+)
+from lite_probe.errors import InputError
 from lite_probe.measurements.requests import OnProgress, option
 from lite_probe.results.kinds import KINDS
 
@@ -101,11 +110,7 @@ class Measuring:
             return request
         if hasattr(request, "products"):
             return replace(request, products=precision if precision in FEWER_BITS else "float32")
-        if precision in FEWER_BITS:
-            raise UsageError(
-                f"expected --precision float32 or float64 for {KINDS[self.kind].word}, got {precision}",
-                "only lite-probe spectrum multiplies in fewer bits: measure the spectrum with it first",
-            )
+        require_whole_products(precision, KINDS[self.kind].word)
         return request
 
     # -- what a kind may add -------------------------------------------------------------------------------------

@@ -80,6 +80,19 @@ class TaskOptions:
             )
 
 
+def require_whole_products(precision: str | None, word: str) -> None:
+    """Refuse fewer bits for what takes no products in them.
+
+    Raises:
+        UsageError: If `--precision` asks for it.
+    """
+    if precision in FEWER_BITS:
+        raise UsageError(
+            f"expected --precision float32 or float64 for {word}, got {precision}",
+            "only lite-probe spectrum multiplies in fewer bits: measure the spectrum with it first",
+        )
+
+
 COMPUTE = ("device", "precision", "threads")  # the fields that say where
 
 

@@ -27,7 +27,7 @@ from lite_probe.runtime.memory import MemoryLayout, memory_allowed
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import costs as costing
-from lite_probe.spectra.fast import Multiplication, choose_multiplication
+from lite_probe.spectra.fast import Multiplication, choose_multiplication, pays_to_try
 from lite_probe.spectra.operator import OperatorMeasurement, OperatorRequest
 from lite_probe.spectra.state import SavedState
 from lite_probe.task import Task
@@ -89,6 +89,8 @@ class SpectrumPlan(Plan[Spectrum]):
                 f"expected float32 weights for products in {request.products}, got {kind}",
                 "convert model and batches with .float(), or leave products as they are",
             )
+        if request.products == "auto" and not pays_to_try(task.device, kind, request.method):
+            request = replace(request, products="float32")
         if request.top + request.bottom > size:
             raise UsageError(
                 f"expected --top plus --bottom of at most {size:,}, the number of parameters, "

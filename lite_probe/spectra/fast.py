@@ -66,6 +66,11 @@ class Multiplication:
         return f"{'most' if self.fast_pairs else 'those of probes'} in {self.precision}: {self.error:.1g} off, {where}"
 
 
+def pays_to_try(device: torch.device, dtype: str, method: str) -> bool:
+    """Tell whether products in fewer bits may be faster at all: float32 ones by autograd, on a device with units."""
+    return dtype == "float32" and method == "autograd" and any(has_units(one, device) for one in FAST)
+
+
 def choose_multiplication(
     task: Task,
     layout: ParameterLayout,
