@@ -19,7 +19,7 @@ from lite_probe.commands.run_directory import measuring_into, own_folder
 from lite_probe.commands.spectrum import SpectrumMeasuring
 from lite_probe.commands.steps import StepsMeasuring
 from lite_probe.commands.subspace import SubspaceMeasuring
-from lite_probe.commands.task import COMPUTE, TaskOptions
+from lite_probe.commands.task import COMPUTE, TaskOptions, require_whole_products
 from lite_probe.commands.tune import DEALT, TuneMeasuring
 from lite_probe.commands.wording import count
 from lite_probe.measurements.requests import Request
@@ -116,6 +116,7 @@ def command(terminal: Terminal, /, out: str, full: bool, fresh: bool, as_json: b
     from lite_probe.reports.sections.section import section_of
     from lite_probe.task import TaskInfo
 
+    require_whole_products(compute["precision"], "demo")
     choose_threads(compute["threads"])
     demo = _Demo(terminal, Path(out), seed, fresh, full, compute)
     with measuring_into(terminal, demo.folder, TaskInfo(name="demo", checkpoint_fingerprint="demo")):

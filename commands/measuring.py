@@ -27,7 +27,16 @@ from lite_probe.commands.reuse import find_unchanged, note_asked, stamp_of
 from lite_probe.commands.run_directory import likely_folders, measuring_into, run_directory
 from lite_probe.commands.scratch import leave, tell_disk, working_directory
 from lite_probe.commands.tables import FORMATS, asked_format, print_tables
-from lite_probe.commands.task import OPENING, Opened, TaskOptions, open_task, size_of, tell_task
+from lite_probe.commands.task import (
+    FEWER_BITS,
+    OPENING,
+    Opened,
+    TaskOptions,
+    open_task,
+    require_whole_products,
+    size_of,
+    tell_task,
+)
 from lite_probe.commands.torchrun import joined
 from lite_probe.errors import InputError
 from lite_probe.measurements.requests import OnProgress, option
@@ -90,10 +99,24 @@ class Measuring:
         self.terminal = terminal
         self.asked = replace(asked, seed=request.seed)
         self.how = how
-        self.request = request
+        self.request = self._multiplied(request)
         self.own = own
         self.ranks: Ranks | None = None
         self._ready: Plan[Any] | None = None
+
+    def _multiplied(self, request: Any) -> Any:
+        """Return the request with what its products are multiplied in, where `--precision` says so.
+
+        Raises:
+            UsageError: If that is fewer bits, and the kind takes no products in them.
+        """
+        precision = self.asked.precision
+        if precision is None:
+            return request
+        if hasattr(request, "products"):
+            return replace(request, products=precision if precision in FEWER_BITS else "float32")
+        require_whole_products(precision, KINDS[self.kind].word)
+        return request
 
     # -- what a kind may add -------------------------------------------------------------------------------------
 

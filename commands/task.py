@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _MOST_THREADS = 4 * max(os.cpu_count() or 1, 16)
 
 
+FEWER_BITS = ("tf32", "bf16")  # of `--precision`: for matrix products alone
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskOptions:
     """Which model on which batches, and where it computes."""
@@ -56,8 +59,9 @@ class TaskOptions:
     )
     precision: str | None = option(
         None,
-        "Of parameters and products; by default float32, and a --task keeps its own.",
-        among=("float32", "float64"),
+        "Of weights, by default float32, and a --task keeps its own; tf32 and bf16 are what products of float32 "
+        "weights are multiplied in, as by default where that pays.",
+        among=("float32", *FEWER_BITS, "float64"),
     )
     threads: int | None = option(
         None, "CPU threads; by default torch's own choice.", least=1, most=_MOST_THREADS, metavar="N"
@@ -74,6 +78,19 @@ class TaskOptions:
                 "expected --data with a checkpoint, got none",
                 "pass the text or tokens to measure on, or builtin:python-docs",
             )
+
+
+def require_whole_products(precision: str | None, word: str) -> None:
+    """Refuse fewer bits for what takes no products in them.
+
+    Raises:
+        UsageError: If `--precision` asks for it.
+    """
+    if precision in FEWER_BITS:
+        raise UsageError(
+            f"expected --precision float32 or float64 for {word}, got {precision}",
+            "only lite-probe spectrum multiplies in fewer bits: measure the spectrum with it first",
+        )
 
 
 COMPUTE = ("device", "precision", "threads")  # the fields that say where

@@ -1,6 +1,7 @@
 """The spectrum of a task's curvature, whole and per block, from one set of kept graphs."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from lite_probe.blocks import assign_blocks, model_type, unknown_blocks
 from lite_probe.errors import UsageError
-from lite_probe.measurements.base import OnEvent, Outcome, Plan
+from lite_probe.measurements.base import OnEvent, Outcome, Plan, precision_of
 from lite_probe.measurements.requests import OnProgress, takes
 from lite_probe.measurements.requests.spectrum import SpectrumRequest
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator
@@ -26,6 +27,7 @@ from lite_probe.runtime.memory import MemoryLayout, host_memory_allowed, memory_
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import costs as costing
+from lite_probe.spectra.fast import Multiplication, choose_multiplication, pays_to_try
 from lite_probe.spectra.operator import OperatorMeasurement, OperatorRequest
 from lite_probe.spectra.state import SavedState
 from lite_probe.task import Task
@@ -57,7 +59,7 @@ class SpectrumPlan(Plan[Spectrum]):
 
     shown: ClassVar[tuple[str, ...]] = (
         *("num_parameters", "num_hvps", "seconds", "memory_bytes", "graph_mode", "layout"),
-        *("scratch_bytes", "result_bytes", "fingerprint"),
+        *("multiplication", "scratch_bytes", "result_bytes", "fingerprint"),
     )
 
     request: SpectrumRequest
@@ -69,6 +71,7 @@ class SpectrumPlan(Plan[Spectrum]):
     count: int  # tokens or samples behind the loss
     unused: tuple[str, ...]  # parameters without influence on the loss
     rows_mix: bool  # a batch's loss is not the sum of its rows', so that batches are computed whole
+    multiplication: Multiplication  # what products are multiplied in
     checkpointing_off: bool  # the model checkpoints activations reentrantly, which a measurement leaves out
 
     @classmethod
@@ -83,6 +86,14 @@ class SpectrumPlan(Plan[Spectrum]):
         if size == 0:
             raise UsageError("expected a model with trainable parameters, got none")
         require_precision(task.model)
+        kind = precision_of(task)
+        if kind != "float32" and request.products in ("tf32", "bf16"):
+            raise UsageError(
+                f"expected float32 weights for products in {request.products}, got {kind}",
+                "convert model and batches with .float(), or leave products as they are",
+            )
+        if request.products == "auto" and not pays_to_try(task.device, kind, request.method):
+            request = replace(request, products="float32")
         if request.top + request.bottom > size:
             raise UsageError(
                 f"expected --top plus --bottom of at most {size:,}, the number of parameters, "
@@ -161,12 +172,28 @@ class SpectrumPlan(Plan[Spectrum]):
         rebuild_seconds = costs.build_seconds * rebuilt / num_parts
         seconds = 2 * gradient_seconds + costs.build_seconds
         asked = [_operator_request(request, name) for name in _operators(task, request)]
-        for one, share in zip(asked, [1.0, *[_BLOCK_PRODUCT_SHARE] * len(asked)], strict=False):
-            seconds += share * one.expected_products * costs.product_seconds
-            passes = one.expected_pair_products + one.probes * one.probe_steps / memory.vectors_per_pass
-            seconds += passes * rebuild_seconds
         # The basis's room is taken as it fills.
         filled = min(memory.basis_columns, whole.expected_pair_products)
+        peak = costing.peak_bytes(costs, num_parts, memory, apart=host is not None, filled=filled)
+        # Of all pairs at once, when exact products polish them.
+        residuals = 2 * (whole.top + whole.bottom + 1) * costs.row_bytes
+        multiplication = ranks.once(
+            lambda: choose_multiplication(
+                with_rows(fullest, memory.rows),
+                layout,
+                asked=request.products,
+                operators=asked,
+                kind=kind,
+                split=request.split,
+                count=evaluated.count,
+                graphs_kept=memory.kept_graphs > 0,
+                room_for_pairs=peak + residuals <= budget,
+            )
+        )
+        for one, share in zip(asked, [1.0, *[_BLOCK_PRODUCT_SHARE] * len(asked)], strict=False):
+            passes = one.expected_pair_products + one.probes * one.probe_steps / memory.vectors_per_pass
+            all_exact = share * one.expected_products * costs.product_seconds + passes * rebuild_seconds
+            seconds += all_exact * multiplication.cost(one) / one.expected_products
         mode: Literal["kept", "partly kept", "recomputed", "none"] = (
             "partly kept" if memory.kept_graphs else "recomputed"
         )
@@ -177,9 +204,9 @@ class SpectrumPlan(Plan[Spectrum]):
         return cls(
             request=request,
             num_parameters=layout.size,
-            num_hvps=sum(one.expected_products for one in asked),
+            num_hvps=sum(multiplication.count(one) for one in asked),
             seconds=seconds,
-            memory_bytes=costing.peak_bytes(costs, num_parts, memory, apart=host is not None, filled=filled),
+            memory_bytes=peak + (residuals if multiplication.is_polishing(whole) else 0),
             graph_mode=mode,
             layout=memory,
             fingerprint=cls.key(task, request, evaluated.loss),
@@ -190,6 +217,7 @@ class SpectrumPlan(Plan[Spectrum]):
             scratch_bytes=costing.scratch_bytes(whole, costs.vector_bytes, memory),
             result_bytes=4 * layout.size * (request.top + request.bottom),  # eigenvectors, in float32
             rows_mix=rows_mix,
+            multiplication=multiplication,
             checkpointing_off=False,
         )
 
@@ -203,9 +231,10 @@ class SpectrumPlan(Plan[Spectrum]):
         }[self.graph_mode]
         parts = "" if self.layout.rows is None else f", batches in parts of {_rows(self.layout.rows)}"
         where = "" if self.layout.basis_placement == "device" else f" {self.layout.place}"
+        bits = f"; {self.multiplication.told()}" if self.multiplication.is_fast else ""
         return (
             f"~{self.num_hvps} Hessian products, {self.time_and_memory} ({graphs}{parts}, basis of "
-            f"{self.layout.basis_columns} vectors{where})"
+            f"{self.layout.basis_columns} vectors{where}{bits})"
         )
 
     def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:
@@ -213,7 +242,9 @@ class SpectrumPlan(Plan[Spectrum]):
         session = _Session(task, self, run)
         finished = session.run()
         whole = finished.pop(_WHOLE)
-        notes = [*self._notes(session.difference_error), *run.notes, *whole.notes]
+        spectra = [whole.spectrum, *(block.spectrum for block in finished.values())]
+        bits = session.multiplication
+        notes = [*self._notes(session.difference_error), *_bits_notes(bits, spectra), *run.notes, *whole.notes]
         return Outcome(
             fields={
                 "operator": self.request.operator,
@@ -230,6 +261,7 @@ class SpectrumPlan(Plan[Spectrum]):
                 "vectors per pass": str(self.layout.vectors_per_pass),
                 "basis": f"{self.layout.basis_columns} vectors {self.layout.place}",
                 **({} if self.layout.rows is None else {"batches": f"in parts of {_rows(self.layout.rows)}"}),
+                **({"products": bits_told(bits.precision, spectra)} if bits.is_fast else {}),
             },
         )
 
@@ -264,6 +296,32 @@ class SpectrumPlan(Plan[Spectrum]):
         return notes
 
 
+def bits_told(precision: str, spectra: Sequence[OperatorSpectrum]) -> str:
+    """Say how many products were multiplied in fewer bits, and how far they are off."""
+    fast, all_products = (sum(getattr(one, name) for one in spectra) for name in ("num_fast_hvps", "num_hvps"))
+    errors = [one.product_error for one in spectra if one.product_error is not None and one.num_fast_hvps]
+    off = f", {max(errors):.1g} off on random vectors" if errors else ""
+    return f"{fast} of {all_products} in {precision}{off}"
+
+
+def _bits_notes(bits: Multiplication, spectra: Sequence[OperatorSpectrum]) -> list[Note]:
+    """Say what products in fewer bits touch."""
+    if not bits.is_fast:
+        return []
+    message = (
+        f"Hessian products were multiplied in fewer bits, {bits_told(bits.precision, spectra)}: the density is off by "
+        "about as much; residuals of pairs come from float32 products, and so do the samples of the trace"
+    )
+    notes = [Note(code="fewer-bits", message=message)]
+    if bits.emulated:
+        message = (
+            f"this device has no units for {bits.precision}: operands were rounded to it and multiplied in float32, "
+            "which takes longer than --precision float32"
+        )
+        notes.append(Note(code="emulated-precision", message=message))
+    return notes
+
+
 class _Session:
     """Measures the whole and the blocks one after another on shared graphs."""
 
@@ -271,7 +329,12 @@ class _Session:
         self.plan = plan
         self.state = run
         # Another memory layout rounds differently: an interrupted measurement keeps to its own.
-        self.memory = MemoryLayout(**run.pin(asdict(plan.layout)))
+        chosen = plan.multiplication
+        precision, fast_pairs = chosen.precision, int(chosen.fast_pairs)
+        pinned = dict(run.pin({**asdict(plan.layout), "products": precision, "fast_pairs": fast_pairs}))
+        products, fast_pairs = pinned.pop("products"), pinned.pop("fast_pairs")
+        self.multiplication = replace(chosen, precision=products, fast_pairs=bool(fast_pairs))
+        self.memory = MemoryLayout(**pinned)
         self.ranks = task.ranks
         self.task = with_rows(task, self.memory.rows)
         self.parameters = list(task.model.named_parameters())
@@ -303,7 +366,8 @@ class _Session:
         is_whole = name == _WHOLE
         blocks: dict[str, Any] = {} if is_whole else {"block": name, "block_map": self.task.blocks}
         layout = ParameterLayout(self.parameters, **blocks)
-        operator = costing.build_operator(
+        build = partial(
+            costing.build_operator,
             self.task,
             layout,
             kind=_kind(self.plan.request),
@@ -312,6 +376,7 @@ class _Session:
             graphs=self.graphs,
             vectors_per_pass=self.memory.vectors_per_pass,
         )
+        operator = build()
         request = _operator_request(self.plan.request, name, layout.size)
         state = SavedState(self.state.folder(name, "running"), self.plan.fingerprint, self.ranks)
         measurement = OperatorMeasurement(
@@ -321,6 +386,8 @@ class _Session:
             state=state,
             name="" if is_whole else name,
             on_progress=report,
+            fast=build(precision=self.multiplication.precision) if self.multiplication.is_fast else None,
+            fast_pairs=self.multiplication.fast_pairs,
         )
         measured = measurement.measure()
         if isinstance(operator, FiniteDifferenceOperator) and is_whole:

@@ -219,6 +219,7 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
         itemsize = next(task.model.parameters()).element_size()
         held = _held(request, task, itemsize)
         asked = SpectrumRequest(
+            products="float32",
             top=size,
             bottom=0,
             probes=2,

@@ -241,7 +241,7 @@ def tune(
         asked["optimizer"] = optimizer
     request = TuneRequest(spectrum=spectrum, **asked)
     if spectrum is None and request.is_tested:
-        start = SpectrumRequest(top=4, bottom=0, probes=2, seed=request.seed).plan(task)
+        start = SpectrumRequest(top=4, bottom=0, probes=2, seed=request.seed, products="float32").plan(task)
         request = replace(request, spectrum=start.run(task, on_progress=on_progress))
     plan = request.plan(task)
     found: Tuning = plan.run(task, state_directory=state_directory, on_progress=on_progress, command=command)

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lite_probe.errors import InputError, NumericsError
+from lite_probe.operators.precision import multiplying_in
 
 # Autograd nodes of attention kernels that have no double backward.
 _FUSED = ("flash", "efficient", "cudnn", "fused")
@@ -46,7 +47,7 @@ def preserve_state(model: nn.Module) -> Iterator[GuardLog]:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            full_float32(),
+            multiplying_in("float32"),
             sdpa_kernel(SDPBackend.MATH),
             _without_reentrant_checkpointing() as log,
         ):
@@ -84,41 +85,6 @@ def _without_reentrant_checkpointing() -> Iterator[GuardLog]:
         yield log
     finally:
         module.CheckpointFunction = original
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Keep torch from multiplying float32 in fewer bits, on a GPU and on a CPU, for a while.
-
-    torch has two sets of switches for it: `fp32_precision`, which counts, and the older `allow_tf32` of the GPU, which
-    must agree with it or cannot be read.
-    """
-    backends: Any = torch.backends
-    gpu, cpu = (backends.cuda.matmul, backends.cudnn), backends.mkldnn
-    switches = [gpu[0], gpu[1].conv, gpu[1].rnn, cpu.matmul, cpu.conv, cpu.rnn]
-    precisions = [switch.fp32_precision for switch in switches]
-    older = [_allows_tf32(backend) for backend in gpu]
-    try:
-        for backend, allowed in zip(gpu, older, strict=True):
-            if allowed is not None:
-                backend.allow_tf32 = False
-        for switch in switches:
-            switch.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, allowed in zip(gpu, older, strict=True):
-            if allowed is not None:
-                backend.allow_tf32 = allowed
-        for switch, precision in zip(switches, precisions, strict=True):
-            switch.fp32_precision = precision
-
-
-def _allows_tf32(backend: Any) -> bool | None:
-    """Read an older switch; None where the newer ones were set otherwise, which torch refuses to read."""
-    try:
-        return bool(backend.allow_tf32)
-    except RuntimeError:
-        return None
 
 
 def _cuda_in_use() -> bool:

@@ -7,6 +7,7 @@ Gauss–Newton uses the same trick for Jv: Jᵀu is built with its graph for a d
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from lite_probe.criteria import CrossEntropy
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.guards import explain_autograd_error, require_double_backward, require_whole
+from lite_probe.operators.precision import Precision, multiplying_in
 from lite_probe.task import Batch, Split, Task
 from lite_probe.task.batches import parts_of
 from lite_probe.vectors.layout import ParameterLayout
@@ -32,6 +34,8 @@ class _GraphOperator(SymmetricOperator):
         count: Tokens or samples in all batches of the split.
         split: Which batches.
         graphs: The store of kept graphs; operators of one task share it, so that a block reuses the whole's.
+        precision: What products are multiplied in. Graphs that are kept are built in float32 whatever it is: operators
+            of either precision share them.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class _GraphOperator(SymmetricOperator):
         split: Split = "evaluation",
         graphs: "GraphStore | None" = None,
         vectors_per_pass: int = 4,
+        precision: Precision = "float32",
     ) -> None:
         require_whole(layout.parameters)
         first = layout.parameters[0]
@@ -53,6 +58,7 @@ class _GraphOperator(SymmetricOperator):
         self.count = count
         self.graphs = graphs if graphs is not None else GraphStore(0)
         self.vectors_per_pass = vectors_per_pass
+        self.precision: Precision = precision
         self.written: set[str] = set()  # functions met whose backward pass is written in Python
 
     def _products(self, rows: Tensor) -> Tensor:
@@ -61,7 +67,8 @@ class _GraphOperator(SymmetricOperator):
         try:
             for graph, batch in self._each_graph():
                 for index, cotangent in enumerate(vectors):
-                    product = self._through(graph, batch, cotangent)
+                    with self._multiplying():
+                        product = self._through(graph, batch, cotangent)
                     self.layout.accumulate(result[index], product, 1.0)
                 del graph  # before the next batch's graph is built
         except RuntimeError as error:
@@ -80,7 +87,13 @@ class _GraphOperator(SymmetricOperator):
                     self.graphs.kept[index] = self._build(batch, self.graphs.parameters)
                 yield self._select(self.graphs.kept[index]), batch
             else:
-                yield self._build(batch, self.layout.parameters), batch
+                with self._multiplying():
+                    graph = self._build(batch, self.layout.parameters)
+                yield graph, batch
+                del graph
+
+    def _multiplying(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.precision == "float32" else multiplying_in(self.precision, self.device)
 
     def _select(self, graph: Any) -> Any:
         """Reduce a kept graph over all parameters to those of the layout."""

@@ -1,6 +1,6 @@
 """A value and its uncertainty."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,10 @@ class Estimate:
     def certain(cls, value: float) -> "Estimate":
         """Return a value that was computed, not sampled: standard error zero."""
         return cls(value=value, stderr=0.0, low=value, high=value, num_samples=0)
+
+    def widened(self, bias: float) -> "Estimate":
+        """Return it with an interval that also covers a bias of up to so much."""
+        return replace(self, low=self.low - bias, high=self.high + bias)
 
     @property
     def p_value(self) -> float:

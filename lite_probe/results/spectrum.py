@@ -59,6 +59,8 @@ class OperatorSpectrum:
     trace: Estimate  # tr H
     trace_h2: Estimate  # tr H²
     num_hvps: int  # Hessian products spent on this operator
+    num_fast_hvps: int = 0  # those of them whose matrices were multiplied in fewer bits
+    product_error: float | None = None  # ‖Fz − Hz‖/‖Hz‖ of such a product for a random z; None where there were none
 
     def __post_init__(self) -> None:
         """Check shapes, order and finiteness; freeze the arrays.

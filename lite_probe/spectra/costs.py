@@ -20,6 +20,7 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator, GaussNewtonDifferenceOperator
 from lite_probe.operators.gradient import LossAndGradient
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
+from lite_probe.operators.precision import Precision
 from lite_probe.runtime.memory import (
     MemoryLayout,
     Placement,
@@ -459,12 +460,20 @@ def build_operator(
     vectors_per_pass: int,
     split: Split,
     graphs: GraphStore,
+    precision: Precision = "float32",
 ) -> SymmetricOperator:
     """Make the operator that a plan calls for, on all parameters or one block."""
     if kind == "finite-differences":
         return FiniteDifferenceOperator(task, layout, split=split)
-    curvature = _graph_operator(kind)
-    return curvature(task, layout, count=count, split=split, graphs=graphs, vectors_per_pass=vectors_per_pass)
+    return _graph_operator(kind)(
+        task,
+        layout,
+        count=count,
+        split=split,
+        graphs=graphs,
+        vectors_per_pass=vectors_per_pass,
+        precision=precision,
+    )
 
 
 def _graph_operator(kind: str) -> type[HessianOperator] | type[GaussNewtonOperator]:

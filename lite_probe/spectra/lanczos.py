@@ -5,6 +5,11 @@ Ritz pairs of T converge at both ends at once. What H adds outside the span of Q
 HQ = QT + XSᵀ on the last block's columns, so ‖S y‖ is the residual of a Ritz pair without another product.
 When the basis is full it is rotated onto its leading Ritz vectors and the run goes on: thick restart (Wu & Simon
 2000), which needs no new formula here, since T is a projection and not assumed to be tridiagonal.
+
+Products may be taken from a fast operator F that errs by some ε. `polish` then multiplies the wanted Ritz vectors V
+exactly, puts that into T, and what it leaves outside the basis becomes pending. T's entries beside V come from the
+recurrence from there on, by symmetry: the operator of the run is H on either side of V, and errs by
+(I − VVᵀ)(F − H)(I − VVᵀ), which moves the wanted pairs by ε² only. Fast products bring them to the tolerance.
 """
 
 import math
@@ -22,12 +27,14 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.seeds import derive_seed
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.random import random_vector
-from lite_probe.vectors.reductions import subtract
+from lite_probe.vectors.reductions import CHUNK, subtract
 
 FloatArray = NDArray[np.float64]
 
 _NEGLIGIBLE = 0.1  # of the tolerance: an eigenvalue below this share of ‖H‖ times it need not be resolved
 _NOT_NEGATIVE = 1.0  # likewise for the lowest of a spectrum, where it is not negative
+_LEAST_RELATIVE = 1e-3  # of ‖H‖: residuals of smaller eigenvalues are weighed as if they were that large
+_CANCELLED = 0.02  # a remainder this small beside Hx has lost digits to cancellation
 _MOST_OWED = 0.1  # of √eps: what is put off to the next step changes lengths by half its square
 
 
@@ -52,10 +59,14 @@ class Lanczos:
         seed: Of the start vector and of any vector drawn later.
         block: Vectors per step.
         by_magnitude: Want the `top` pairs of largest |λ| instead, whichever end they are at; `bottom` is 0 then.
+        fast: The same operator with products that are cheap and err.
 
     Attributes:
+        is_fast: Whether steps take their products from `fast`.
+        is_polished: Whether T holds exact products; a new column of T then has what the recurrence says, and not what
+            the product says.
         projected: (m, m) float64, T.
-        pending: (b, n) orthonormal vectors that the next step multiplies; this rank's slices of them.
+        pending: (b, n) orthonormal vectors that the next steps multiply; this rank's slices of them.
         owed: (m, b) float64, what the pending vectors still hold of the basis, a rounding; None where nothing.
         coupling: (b, c) S: what the pending vectors contribute to H times the last c basis vectors.
         restarts: Thick restarts so far.
@@ -73,8 +84,12 @@ class Lanczos:
         seed: int,
         block: int = 1,
         by_magnitude: bool = False,
+        fast: SymmetricOperator | None = None,
     ) -> None:
         self.operator = operator
+        self.fast = fast
+        self.is_fast = False
+        self.is_polished = False
         self.by_magnitude = by_magnitude
         self.top = top
         self.bottom = bottom
@@ -92,6 +107,22 @@ class Lanczos:
         self.pending = torch.empty(0, basis.vector_size, dtype=operator.dtype, device=operator.device)
         self.start_block = block
         self.insert_random(block)
+
+    @property
+    def num_products(self) -> int:
+        """Products made so far, fast ones included."""
+        return self.operator.num_products + (self.fast.num_products if self.fast is not None else 0)
+
+    @property
+    def multiplier(self) -> SymmetricOperator:
+        """What steps take their products from."""
+        return self.fast if self.is_fast and self.fast is not None else self.operator
+
+    @property
+    def _width(self) -> int:
+        """Pending vectors that the next step multiplies: all, but of those that `polish` left few at a time."""
+        waiting = self.pending.shape[0]
+        return min(waiting, self.multiplier.vectors_per_pass) if self.is_polished else waiting
 
     # -- growing -------------------------------------------------------------------------------------------------
 
@@ -116,21 +147,35 @@ class Lanczos:
             self.insert(draw(self.basis, seed=seed).unsqueeze(0))
 
     def step(self) -> None:
-        """Multiply the pending block, extend basis and T, and find the next pending block.
+        """Multiply the pending block, or its first vectors, extend basis and T, and find the next pending block.
 
-        Cost: one product per pending vector, two passes over the basis.
+        Cost: one product per vector, two passes over the basis; three in a polished run.
 
         Raises:
             NumericsError: If a product is not finite.
         """
-        if self.basis.size + self.pending.shape[0] > self.basis.capacity:
+        count = self._width
+        if self.basis.size + count > self.basis.capacity:
             self.restart()
+        if count < self.pending.shape[0]:
+            self._turn_pending()
         self.settled, self._pairs = False, None
-        vectors, owed = self.pending, self.owed
-        image = multiply(self.operator, self.basis, vectors)
+        vectors = self.pending[:count]
+        image = multiply(self.multiplier, self.basis, vectors)
         length = max(self.basis.norms(image))
         if not math.isfinite(length):
             raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
+        # What is left of Hx is rounding where it is this small beside Hx: the space is invariant there.
+        self.scale = max(self.scale, length)
+        threshold = 20.0 * torch.finfo(image.dtype).eps * self.scale
+        if self.is_polished:
+            self._extend_polished(vectors, image, length, threshold)
+        else:
+            self._extend(vectors, image, threshold)
+
+    def _extend(self, vectors: Tensor, image: Tensor, threshold: float) -> None:
+        """Append the pending block, and take its image into T and into the next one."""
+        owed = self.owed
         given = None if owed is None else torch.from_numpy(owed).to(image.device)
         removed, left = (found.cpu().numpy() for found in self.basis.extend(vectors, given, image))
         if owed is not None:
@@ -139,9 +184,6 @@ class Lanczos:
             removed[:size] -= self.projected @ owed
             removed[size:] -= removed[:size].T @ owed
         self._extend_projection(removed, vectors.shape[0])
-        # What is left of Hx is rounding where it is this small beside Hx: the space is invariant there.
-        self.scale = max(self.scale, length)
-        threshold = 20.0 * torch.finfo(image.dtype).eps * self.scale
         self.pending, self.coupling = _orthonormalize(image, self.basis, tolerance=threshold)
         self.owed = left @ self.basis.ranks.once(lambda: np.linalg.pinv(self.coupling))
         owing = float(np.linalg.norm(self.owed, axis=0).max(initial=0.0))
@@ -151,11 +193,53 @@ class Lanczos:
             self.pending, _ = _orthonormalize(self.pending, self.basis, tolerance=0.0)
             self.owed = None
 
+    def _extend_polished(self, vectors: Tensor, image: Tensor, length: float, threshold: float) -> None:
+        """Append the first pending vectors, take the recurrence into T, and their image behind those that wait."""
+        count, waiting = vectors.shape[0], self.pending[vectors.shape[0] :]
+        self.basis.append(vectors)
+        coefficients = self.basis.orthogonalize(image).cpu().numpy()
+        coefficients[:-count] = 0.0
+        reach = self.coupling.shape[1]
+        coefficients[self.basis.size - count - reach : self.basis.size - count] = self.coupling[:count].T
+        self._extend_projection(coefficients, count)
+        overlaps = _remove(waiting, image, self.basis)
+        found, table = _orthonormalize(image, self.basis, tolerance=threshold)
+        smallest = float(np.abs(np.diag(table)).min(initial=np.inf)) if table.size else np.inf
+        if smallest < _CANCELLED * length:
+            # Normalising a small remainder blows up the rounding in it; once more against the basis.
+            self.basis.orthogonalize(found)
+            _remove(waiting, found, self.basis)
+            found, _ = _orthonormalize(found, self.basis, tolerance=0.0)
+        if waiting.shape[0]:
+            above = np.hstack([self.coupling[count:], overlaps])
+            below = np.hstack([np.zeros((len(table), self.coupling.shape[1])), table])
+            self.pending, self.coupling = torch.cat([waiting, found]), np.vstack([above, below])
+        else:
+            self.pending, self.coupling = found, table
+
     def _take_out_owed(self) -> None:
         """Finish the pending vectors. Cost: one pass over the basis, where something is owed."""
         if self.owed is not None:
             self.basis.subtract(self.pending, torch.from_numpy(self.owed).to(self.pending.device))
             self.owed = None
+
+    def _turn_pending(self) -> None:
+        """Put first what the next step shall multiply: a fresh vector, else the directions of the largest residuals."""
+        fresh = ~self.coupling.any(axis=1)
+        if fresh.any():
+            order = np.argsort(~fresh, kind="stable")
+            self.pending, self.coupling = self.pending[order.tolist()], self.coupling[order]
+            return
+        pairs = self.ritz_pairs()
+        last = self.coupling.shape[1]
+        residuals = self.coupling @ pairs.coefficients[len(self.projected) - last :]
+        weighed = residuals / np.maximum(np.abs(pairs.values), _LEAST_RELATIVE * self.scale)
+        directions = self.basis.ranks.once(lambda: linalg.svd(weighed)[0])
+        self.coupling = directions.T @ self.coupling
+        turned = torch.from_numpy(np.ascontiguousarray(directions.T)).to(self.pending.device)
+        for start in range(0, self.pending.shape[1], CHUNK):
+            chunk = self.pending[:, start : start + CHUNK]
+            chunk.copy_(turned @ chunk.double())
 
     def _extend_projection(self, coefficients: FloatArray, count: int) -> None:
         """Append `count` rows and columns to T; the new diagonal block is symmetrised."""
@@ -173,6 +257,43 @@ class Lanczos:
         values, vectors = self.basis.ranks.once(lambda: linalg.eigh(self.projected))
         return values, vectors
 
+    def polish(self, count: int, *, alone: bool = False) -> None:
+        """Put exact products of the first `count` basis vectors into T, and what they leave into the pending block.
+
+        The run must be settled.
+
+        Args:
+            count: The wanted pairs.
+            alone: Drop the other basis vectors and pending vectors, so that nothing of fast products is left.
+
+        Cost: `count` exact products.
+        """
+        if alone:
+            self.basis.size = count
+            self.projected, self.coupling = self.projected[:count, :count], self.coupling[:0, :count]
+            self.pending = self.pending[:0]
+        joined = torch.empty(
+            count + self.pending.shape[0], self.basis.vector_size, dtype=self.operator.dtype, device=self.basis.device
+        )
+        columns = []
+        for start in range(0, count, self.operator.vectors_per_pass):
+            part = slice(start, min(start + self.operator.vectors_per_pass, count))
+            joined[part] = multiply(self.operator, self.basis, self.basis.rows[part])
+            columns.append(self.basis.orthogonalize(joined[part]).cpu().numpy())
+        exact = np.hstack(columns)  # (m, count)
+        joined[count:] = self.pending
+        corner = exact[:count]
+        self.projected[:, :count], self.projected[:count, :] = exact, exact.T
+        self.projected[:count, :count] = 0.5 * (corner + corner.T)
+        threshold = 20.0 * torch.finfo(joined.dtype).eps * self.scale
+        self.pending, table = _orthonormalize(joined, self.basis, tolerance=threshold)
+        coupling = np.zeros((len(table), self.basis.size))
+        coupling[:, :count] = table[:, :count]
+        if self.coupling.size:
+            coupling[:, count:] = table[:, count:] @ self.coupling[:, count:]
+        self.coupling = coupling
+        self.settled, self.is_polished, self._pairs = False, True, None
+
     def restart(self) -> None:
         """Rotate the basis onto its leading Ritz vectors and go on from there.
 
@@ -183,7 +304,7 @@ class Lanczos:
             self.first_quadrature = self.quadrature()
         values, vectors = self._solved()
         size = len(values)
-        room = self.basis.capacity - self.pending.shape[0]
+        room = self.basis.capacity - self._width
         spare = max(0, (room - self.top - self.bottom) // 2)
         top, bottom = self._wanted(values)
         share = top / max(1, top + bottom)
@@ -195,6 +316,7 @@ class Lanczos:
         self.basis.rotate(torch.from_numpy(np.ascontiguousarray(vectors[:, kept])))
         self.projected = np.diag(values[kept])
         self.restarts += 1
+        self._pairs = None
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -244,10 +366,18 @@ class Lanczos:
         negative: it only falls from there, and what is asked is whether there is negative curvature. A negative one
         has proved it, and is followed.
         """
-        values = pairs.values
-        share = np.full(len(values), _NEGLIGIBLE)
-        share[pairs.num_top :][values[pairs.num_top :] >= -self.floor] = _NOT_NEGATIVE
-        return np.asarray(np.abs(values) + residual_norms <= share * tolerance * self.scale)
+        return np.asarray(np.abs(pairs.values) + residual_norms <= self._resolved(pairs) * tolerance)
+
+    def _resolved(self, pairs: RitzPairs) -> FloatArray:
+        """Return what, times the tolerance, |λ| + ‖Hv − λv‖ of each pair must exceed not to be negligible."""
+        share = np.full(len(pairs.values), _NEGLIGIBLE)
+        share[pairs.num_top :][pairs.values[pairs.num_top :] >= -self.floor] = _NOT_NEGATIVE
+        return share * self.scale
+
+    def yardsticks(self, pairs: RitzPairs, tolerance: float) -> FloatArray:
+        """Return what each residual is measured by: |λ|, and for a pair that is negligible what makes it that."""
+        least = np.where(self.negligible(pairs, pairs.residual_norms, tolerance), self._resolved(pairs), self.floor)
+        return np.asarray(np.maximum(np.abs(pairs.values), least))
 
     def quadrature(self) -> tuple[FloatArray, FloatArray]:
         """Return nodes and weights of the Gauss rule that the run's start vector defines.
@@ -325,7 +455,7 @@ def lanczos(
             capacity = min(operator.size, limit + block)
             basis = KrylovBasis(operator.size, capacity, dtype=operator.dtype, device=operator.device)
         run = Lanczos(operator, top=top, bottom=bottom, basis=basis, seed=seed, block=block, by_magnitude=by_magnitude)
-    spent = operator.num_products
+    spent = run.num_products
     while True:
         if run.basis.size >= operator.size:
             return run, "complete"
@@ -337,29 +467,37 @@ def lanczos(
                 return run, "converged" if run.pending.shape[0] else "breakdown"
         if run.pending.shape[0] == 0:
             run.insert_random(1)
-        if operator.num_products - spent >= limit:
+        if run.num_products - spent >= limit:
             return run, "max-products"
         run.step()
         if on_step is not None:
             on_step(run)
 
 
-def check_residuals(run: Lanczos, pairs: RitzPairs, *, seed: int) -> float:
-    """Measure by one product how far the recurrence's residuals can be from the true ones.
+def check_residuals(run: Lanczos, pairs: RitzPairs, *, seed: int, units: FloatArray | None = None) -> float:
+    """Measure by one exact product how far the recurrence's residuals can be from the true ones.
 
-    With random signs c the vector Σ c_i v_i is multiplied afresh; what its image holds beyond
-    Σ c_i (λ_i v_i + r_i), r_i the recurrence's residual, is Σ c_i e_i, whose squared norm is Σ‖e_i‖² in
-    expectation. Every pair's true residual is within about that norm of the recurrence's.
+    With random signs c the vector Σ c_i v_i/u_i is multiplied afresh; what its image holds beyond
+    Σ c_i (λ_i v_i + r_i)/u_i, r_i the recurrence's residual, is Σ c_i e_i/u_i, whose squared norm is Σ‖e_i/u_i‖² in
+    expectation. Every pair's true residual is within about that norm, times u_i, of the recurrence's.
 
     The run must be settled. Cost: one product.
 
+    Args:
+        run: Its exact operator multiplies.
+        pairs: The wanted ones.
+        seed: Of the signs.
+        units: (k + j,) u; 1 by default.
+
     Returns:
-        ‖Σ c_i e_i‖, in units of the eigenvalues.
+        ‖Σ c_i e_i/u_i‖, in units of the eigenvalues where u is 1.
     """
     count = len(pairs.values)
     signs = torch.randn(count, generator=torch.Generator().manual_seed(derive_seed(seed, "signs"))).sign()
     basis = run.basis
     signs = signs.to(device=basis.device, dtype=torch.float64)
+    if units is not None:
+        signs /= torch.from_numpy(units).to(signs)
     image = multiply(run.operator, basis, basis.combine(signs).unsqueeze(0)).squeeze(0)
     image -= basis.combine(signs * torch.from_numpy(pairs.values).to(signs))
     if run.coupling.size:
@@ -388,6 +526,16 @@ def draw(basis: KrylovBasis, *, seed: int) -> Tensor:
         start=basis.part.start,
         stop=basis.part.stop,
     )
+
+
+def _remove(rows: Tensor, block: Tensor, basis: KrylovBasis) -> FloatArray:
+    """Take orthonormal rows (r, n) out of `block` (b, n) in place, twice; return the coefficients, (r, b) float64."""
+    total = np.zeros((rows.shape[0], block.shape[0]))
+    for _ in range(2 if rows.shape[0] else 0):
+        coefficients = basis.inner(rows, block)
+        subtract(block, rows, coefficients)
+        total += coefficients.cpu().numpy()
+    return total
 
 
 def _orthonormalize(block: Tensor, basis: KrylovBasis, *, tolerance: float) -> tuple[Tensor, FloatArray]:

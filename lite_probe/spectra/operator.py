@@ -31,14 +31,23 @@ from lite_probe.spectra.density import (
     quadratures,
     trace_estimates,
 )
-from lite_probe.spectra.lanczos import Lanczos, RitzPairs, check_residuals, lanczos
+from lite_probe.spectra.lanczos import Lanczos, RitzPairs, check_residuals, lanczos, multiply
 from lite_probe.spectra.state import SavedState
 from lite_probe.vectors.basis import KrylovBasis
 
+FloatArray = NDArray[np.float64]
 OnProgress = Callable[[int, int, str], None]
 
 _ROUNDS = 6  # times a missed pair is looked for; each round adds a vector to the block
 _CHECK_STEPS = 8  # Lanczos steps that a new block member gets before convergence is judged again
+_LEAST_SIZE = 10  # times the products that pairs may take: smaller operators are multiplied exactly
+_MARGIN = 0.7  # of the tolerance, for the recurrence's residuals where fast products add an error
+_SAFE = 0.7  # of the tolerance, within which fast products may err
+_POOR = 0.2  # error of fast products beyond which pairs are found by exact ones
+_ROUGH = 0.03  # tolerance of pairs before exact products polish them
+_POLISHED = 1.25  # fast products of pairs that are polished, over the exact ones they take otherwise
+_CHECKS = 2  # exact products that tell that error
+_POLISHES = 4  # times exact products go into a run of fast ones, before it goes on with exact ones only
 _CHECK_PROBES = 2  # probes, of as many steps, that then look whether anything is still missing
 
 
@@ -80,6 +89,28 @@ class OperatorRequest:
         return self.expected_pair_products + 1 + self.probes * self.probe_steps
 
 
+def is_accurate(error: float, request: OperatorRequest) -> bool:
+    """Tell whether products that err by so much may find pairs to the tolerance by themselves."""
+    return error <= _SAFE * request.tolerance
+
+
+def expected_split(request: OperatorRequest, error: float, *, fast_pairs: bool) -> tuple[int, int]:
+    """Return the exact and the fast products that are expected where there are fast ones.
+
+    Args:
+        request: What is wanted.
+        error: Of fast products, relative: where it is beyond the tolerance, pairs are polished.
+        fast_pairs: Whether pairs are found by fast products.
+    """
+    exact, fast = 1 + request.probes, 1 + request.probes * (request.probe_steps - 1)
+    pairs = request.expected_pair_products
+    if not fast_pairs:
+        return exact + pairs, fast
+    if is_accurate(error, request):
+        return exact + _CHECKS, fast + pairs
+    return exact + _CHECKS + request.top + request.bottom, fast + round(_POLISHED * pairs)
+
+
 @dataclass(frozen=True, slots=True)
 class DeflatedQuadrature:
     """What the probes said of everything but the pairs they were deflated by."""
@@ -113,6 +144,8 @@ class OperatorMeasurement:
         on_progress: `(done, expected, label)`, in products.
         block: Vectors that Lanczos multiplies per step. One needs the fewest products, and even where four share a
             rebuilt graph (2.4 gradients each instead of 3.1) four need more than they save.
+        fast: The same operator with products that are cheap and err: probes take all but their first product from it.
+        fast_pairs: Let Lanczos take products from it, too, until exact ones bring its pairs to the tolerance.
     """
 
     def __init__(
@@ -125,6 +158,8 @@ class OperatorMeasurement:
         name: str = "",
         on_progress: OnProgress | None = None,
         block: int = 1,
+        fast: SymmetricOperator | None = None,
+        fast_pairs: bool = True,
     ) -> None:
         if request.top + request.bottom > operator.size:
             raise UsageError(
@@ -138,13 +173,17 @@ class OperatorMeasurement:
         self.on_progress = on_progress
         self.state = state if state is not None else SavedState(None, "")
         self.notes: list[Note] = []
-        self.products_before = operator.num_products
+        self.fast = fast
         self.earlier_products = 0
+        self.earlier_fast = 0
         self.rounds = 0
         self.epoch = 0
         self.steps_owed = 0  # Lanczos steps that a new block member gets before convergence is judged
         self.stop_reason = ""
         self.check: float | None = None
+        self.units: FloatArray | None = None  # (k + j,) that `check` is in; 1 where there are none
+        self.polishes = 0
+        self.product_error: float | None = None  # ‖Fz − Hz‖/‖Hz‖ of a random z
         self.probes: Probes | None = None
         self.deflated: DeflatedQuadrature | None = None
         self.run = Lanczos(
@@ -154,13 +193,23 @@ class OperatorMeasurement:
             basis=basis,
             seed=derive_seed(request.seed, "pairs"),
             block=block,
+            fast=fast,
         )
+        self.products_before = self.run.num_products
+        self.fast_before = fast.num_products if fast is not None else 0
+        is_large = operator.size >= _LEAST_SIZE * request.product_limit
+        self.run.is_fast = fast is not None and fast_pairs and is_large
         self._restore()
 
     @property
     def num_products(self) -> int:
         """Products spent on this operator, those of earlier processes included."""
-        return self.earlier_products + self.operator.num_products - self.products_before
+        return self.earlier_products + self.run.num_products - self.products_before
+
+    @property
+    def num_fast(self) -> int:
+        """Those of them that were fast."""
+        return self.earlier_fast + (self.fast.num_products - self.fast_before if self.fast is not None else 0)
 
     def measure(self) -> Measured:
         """Run to the end."""
@@ -169,6 +218,7 @@ class OperatorMeasurement:
                 self._find_pairs()
             pairs = self._settled_pairs()
             if self.check is None:
+                self.units = None
                 self.check = check_residuals(self.run, pairs, seed=derive_seed(self.request.seed, "check"))
             if self.stop_reason == "complete":
                 break
@@ -183,22 +233,77 @@ class OperatorMeasurement:
     # -- the stages ----------------------------------------------------------------------------------------------
 
     def _find_pairs(self) -> None:
-        request = self.request
         while self.steps_owed and self.run.pending.shape[0]:
             self.steps_owed -= 1
             self.run.step()
             self._after_step(self.run)
         self.steps_owed = 0
-        remaining = max(request.product_limit - self.num_products, 0)
-        self.run, self.stop_reason = lanczos(
+        if self.fast is not None and self.product_error is None:
+            self.product_error = self._compare_products(self.fast)
+            self.run.is_fast &= self.product_error <= _POOR
+        while self.stop_reason == "":
+            self._advance()
+
+    def _advance(self) -> None:
+        """Run Lanczos until its recurrence says that the pairs have converged, and see whether they have.
+
+        Of fast products the recurrence knows no error: an exact product of all pairs together tells it. Where it is
+        too large, or is sure to be, exact products of every pair go into the run, which then goes on; at last with
+        exact ones only.
+
+        Beginning with exact products instead, and going on with fast ones once the residuals have fallen (van den Eshof
+        & Sleijpen 2004; Simoncini & Szyld 2003), took as many on trained language models, and left pairs that arrived
+        late beyond the tolerance.
+        """
+        request, is_fast = self.request, self.run.is_fast
+        is_rough = is_fast and self.polishes == 0 and not is_accurate(self.product_error or 0.0, request)
+        self.run, reason = lanczos(
             self.operator,
             top=request.top,
             bottom=request.bottom,
-            tolerance=request.tolerance,
-            max_products=remaining,
+            tolerance=max(_ROUGH if is_rough else 0.0, request.tolerance * (_MARGIN if is_fast else 1.0)),
+            max_products=max(request.product_limit - self.num_products, 0),
             run=self.run,
             on_step=self._after_step,
         )
+        if not is_fast:
+            self.stop_reason = reason
+            return
+        pairs = self._settled_pairs()
+        if not is_rough or reason == "max-products":
+            self._check_all(pairs)
+            if reason == "max-products" or bool(self._are_found(pairs).all()):
+                self.stop_reason = reason
+                return
+        self.check, self.units = None, None
+        self.run.is_fast = self.polishes < _POLISHES
+        self.polishes += 1
+        self.run.polish(len(pairs.values), alone=not self.run.is_fast)
+        self.epoch += 1
+
+    def _compare_products(self, fast: SymmetricOperator) -> float:
+        """Return by how much a fast product of the start vector differs from the exact one, relative to it."""
+        basis, start = self.run.basis, self.run.pending[:1]
+        exact = multiply(self.operator, basis, start)[0]
+        length = basis.norm(exact)
+        return basis.norm(multiply(fast, basis, start)[0] - exact) / length if length > 0.0 else 0.0
+
+    def _check_all(self, pairs: RitzPairs) -> None:
+        """Measure how far the residuals of pairs from fast products are off, each relative to its eigenvalue."""
+        self.units = self.run.yardsticks(pairs, self.request.tolerance)
+        seeds = [derive_seed(self.request.seed, "check", self.rounds, self.polishes, index) for index in range(_CHECKS)]
+        self.check = max(check_residuals(self.run, pairs, seed=seed, units=self.units) for seed in seeds)
+
+    def residuals(self, pairs: RitzPairs) -> FloatArray:
+        """Return ‖Hv − λv‖: the recurrence's, and what fresh products found beside it; the two are independent."""
+        beside = (self.check or 0.0) * (self.units if self.units is not None else 1.0)
+        return np.asarray(np.hypot(pairs.residual_norms, beside))
+
+    def _are_found(self, pairs: RitzPairs) -> NDArray[np.bool_]:
+        """Tell which pairs have converged, or are negligible, by their residuals."""
+        residuals, tolerance = self.residuals(pairs), self.request.tolerance
+        converged = residuals <= np.maximum(tolerance * np.abs(pairs.values), self.run.floor)
+        return np.asarray(converged | self.run.negligible(pairs, residuals, tolerance))
 
     def _settled_pairs(self) -> RitzPairs:
         if not self.run.settled:
@@ -224,7 +329,8 @@ class OperatorMeasurement:
         tolerance = self.request.tolerance
         # A pair near zero was left where it could not be told from zero: what lies that near it is no news.
         unresolved = self.run.negligible(pairs, pairs.residual_norms, tolerance)
-        slack = tolerance * np.where(unresolved, self.run.scale, np.abs(pairs.values)) + self.run.floor
+        error = 0.0 if self.product_error is None else self.product_error
+        slack = (tolerance + error) * np.where(unresolved, self.run.scale, np.abs(pairs.values)) + self.run.floor
         above = pairs.values[: pairs.num_top]
         below = pairs.values[pairs.num_top :]
         over = nodes.max() > above[-1] + slack[pairs.num_top - 1]
@@ -237,12 +343,12 @@ class OperatorMeasurement:
             raise ValueError("expected finished probes, got none")
         run, known = self.run, pairs.values
         rules = quadratures(self.probes)
-        if run.restarts == 0 and run.start_block == 1:
-            errors = np.hypot(pairs.residual_norms, self.check or 0.0) + 1e-6 * run.scale
+        if run.restarts == 0 and run.start_block == 1 and self.polishes == 0:
+            errors = self.residuals(pairs) + 1e-6 * run.scale
             own = deflate_rule(run.quadrature(), known, errors)
             rules += [own] if own is not None else []
         share = 1.0 - len(known) / self.operator.size
-        trace, trace_h2 = trace_estimates(run, self.probes)
+        trace, trace_h2 = trace_estimates(run, self.probes, self.residuals(pairs))
         return DeflatedQuadrature(
             eigenvalues=known.tolist(),
             nodes=np.concatenate([rule[0] for rule in rules]).tolist(),
@@ -256,7 +362,7 @@ class OperatorMeasurement:
         """Put a fresh random vector into the Lanczos block and let it show what it is worth before judging again."""
         self.rounds += 1
         self.run.insert_random(1)
-        self.probes, self.check, self.stop_reason = None, None, ""
+        self.probes, self.check, self.units, self.stop_reason = None, None, None, ""
         self.steps_owed = _CHECK_STEPS
 
     def _result(self, pairs: RitzPairs) -> Measured:
@@ -330,6 +436,12 @@ class OperatorMeasurement:
         run = self.run
         head: dict[str, Any] = {
             "num_products": self.num_products,
+            "num_fast": self.num_fast,
+            "product_error": self.product_error,
+            "polishes": self.polishes,
+            "is_fast": run.is_fast,
+            "is_polished": run.is_polished,
+            "units": self.units.tolist() if self.units is not None else None,
             "rounds": self.rounds,
             "epoch": self.epoch,
             "steps_owed": self.steps_owed,
@@ -363,7 +475,10 @@ class OperatorMeasurement:
         head, basis, vectors = saved
         run = self.run
         device = run.basis.device
-        self.earlier_products = head["num_products"]
+        self.earlier_products, self.earlier_fast = head["num_products"], head["num_fast"]
+        self.product_error, self.polishes = head["product_error"], head["polishes"]
+        self.units = None if head["units"] is None else np.array(head["units"])
+        run.is_fast, run.is_polished = head["is_fast"], head["is_polished"]
         self.rounds, self.epoch, self.steps_owed = head["rounds"], head["epoch"], head["steps_owed"]
         self.stop_reason, self.check = head["stop_reason"], head["check"]
         run.basis.size = 0
@@ -386,8 +501,7 @@ class OperatorMeasurement:
 def build_spectrum(measurement: OperatorMeasurement, pairs: RitzPairs) -> OperatorSpectrum:
     """Put the numbers of a finished measurement together."""
     run, request, size = measurement.run, measurement.request, measurement.operator.size
-    # The recurrence's residual and what one fresh product found beside it are independent errors.
-    residuals = np.hypot(pairs.residual_norms, measurement.check or 0.0)
+    residuals = measurement.residuals(pairs)
     top = pairs.num_top
     allowed = np.maximum(request.tolerance * np.abs(pairs.values), run.floor)
     converged: NDArray[np.bool_] = residuals <= allowed
@@ -414,6 +528,8 @@ def build_spectrum(measurement: OperatorMeasurement, pairs: RitzPairs) -> Operat
         trace=deflated.trace,
         trace_h2=deflated.trace_h2,
         num_hvps=measurement.num_products,
+        num_fast_hvps=measurement.num_fast,
+        product_error=measurement.product_error,
     )
 
 
@@ -423,6 +539,7 @@ def measure_operator(
     *,
     basis: KrylovBasis | None = None,
     block: int = 1,
+    fast: SymmetricOperator | None = None,
 ) -> Measured:
     """Measure a symmetric operator that stands alone, in memory.
 
@@ -431,6 +548,7 @@ def measure_operator(
         request: What is wanted.
         basis: Where Krylov vectors go; by default room for every product that may be needed.
         block: Vectors per Lanczos step.
+        fast: The same operator with products that are cheap and err.
 
     Returns:
         Eigenvalues with true residuals, quadrature, traces, eigenvectors as rows, notes.
@@ -443,4 +561,4 @@ def measure_operator(
     if basis is None:
         capacity = min(operator.size, request.product_limit + _ROUNDS * _CHECK_STEPS * 3)
         basis = KrylovBasis(operator.size, capacity, dtype=operator.dtype, device=operator.device)
-    return OperatorMeasurement(operator, request, basis=basis, block=block).measure()
+    return OperatorMeasurement(operator, request, basis=basis, block=block, fast=fast).measure()

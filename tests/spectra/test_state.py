@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 ASKED: dict[str, Any] = {"top": 2, "bottom": 1, "probes": 2, "probe_steps": 3, "tolerance": 1e-2}
 
 
-class _KilledError(Exception):
+class KilledError(Exception):
     """What stands in for a kill."""
 
 
@@ -55,7 +55,7 @@ def killed_at(call: int) -> Callable[[int, int, str], None]:
         nonlocal calls
         calls += 1
         if calls == call:
-            raise _KilledError
+            raise KilledError
 
     return on_progress
 
@@ -116,7 +116,7 @@ def test_an_interruption_at_any_step_changes_no_bit(name: str, tmp_path: Path) -
     assert len(told) > 10
     for call in range(1, len(told) + 1):
         folder = tmp_path / str(call)
-        with pytest.raises(_KilledError):
+        with pytest.raises(KilledError):
             plan.run(task, state_directory=folder, on_progress=killed_at(call))
         first: list[int] = []
         continued = plan.run(task, state_directory=folder, on_progress=lambda *now, to=first: to.append(now[0]))
@@ -141,7 +141,7 @@ def test_interruptions_between_and_within_blocks_change_no_bit(tmp_path: Path) -
     undisturbed, calls = calls_of(task, plan, **asked)
     for call in range(1, calls + 1, 8):
         folder = tmp_path / str(call)
-        with pytest.raises(_KilledError):
+        with pytest.raises(KilledError):
             plan.run(task, state_directory=folder, on_progress=killed_at(call))
         assert_same_bits(plan.run(task, state_directory=folder), undisturbed)
         shutil.rmtree(folder)
@@ -159,7 +159,7 @@ def test_a_measurement_killed_again_and_again_ends_the_same(per_block: bool, tmp
     while spectrum is None:
         try:
             spectrum = plan.run(task, state_directory=tmp_path, on_progress=killed_at(3))
-        except _KilledError:
+        except KilledError:
             kills += 1
             assert kills <= calls, "it does not get on"
     assert kills > 5
@@ -172,7 +172,7 @@ def test_a_language_model_is_continued_too(tmp_path: Path) -> None:
     undisturbed, calls = calls_of(task, plan, **ASKED)
     for call in (calls // 2, calls - 2):
         folder = tmp_path / str(call)
-        with pytest.raises(_KilledError):
+        with pytest.raises(KilledError):
             plan.run(task, state_directory=folder, on_progress=killed_at(call))
         assert_same_bits(plan.run(task, state_directory=folder), undisturbed)
 
@@ -184,7 +184,7 @@ def test_float64_and_finite_differences_are_continued_too(tmp_path: Path) -> Non
         plan = plan_spectrum(task, **asked)
         undisturbed, calls = calls_of(task, plan, **asked)
         folder = tmp_path / str(index)
-        with pytest.raises(_KilledError):
+        with pytest.raises(KilledError):
             plan.run(task, state_directory=folder, on_progress=killed_at(calls // 2))
         continued = plan.run(task, state_directory=folder)
         if method == "autograd":
@@ -216,7 +216,7 @@ def test_rounds_that_look_for_missed_pairs_are_continued_bitwise(tmp_path: Path)
     different = []
     for call in range(1, len(told) + 1, 4):
         folder = tmp_path / str(call)
-        with pytest.raises(_KilledError):
+        with pytest.raises(KilledError):
             repeated(folder, killed_at(call))
         continued = repeated(folder)
         same = torch.equal(continued.eigenvectors, undisturbed.eigenvectors) and continued.notes == undisturbed.notes
@@ -254,9 +254,9 @@ def test_a_basis_on_disk_is_continued_bitwise(
     different, shared = [], []
     for call in range(2, len(told) - 1, 5):
         folder, file = tmp_path / str(call), tmp_path / f"{call}.bin"
-        with pytest.raises(_KilledError):
+        with pytest.raises(KilledError):
             on_disk(folder, file, killed_at(call))
-        with pytest.raises(_KilledError):
+        with pytest.raises(KilledError):
             on_disk(folder, file, killed_at(2))
         (saved,) = folder.glob("basis-*.bin")
         shared.append(saved.samefile(file))  # not where a restart came after the save
@@ -329,7 +329,7 @@ def test_a_link_in_the_place_of_the_basis_is_not_saved(tmp_path: Path) -> None:
 def interrupted(task: Task, folder: Path, call: int = 8, **asked: Any) -> SpectrumPlan:
     """Leave a half-finished measurement in a folder."""
     plan = plan_spectrum(task, **{**ASKED, **asked})
-    with pytest.raises(_KilledError):
+    with pytest.raises(KilledError):
         plan.run(task, state_directory=folder, on_progress=killed_at(call))
     return plan
 
@@ -462,7 +462,7 @@ def test_damaged_vectors_are_not_continued_from(what: str, pattern: str, tmp_pat
 def test_a_state_that_was_continued_is_damaged_like_any_other(tmp_path: Path) -> None:
     """The digest goes on over the rows that an earlier process wrote."""
     plan = interrupted(mlp(), tmp_path, call=5)
-    with pytest.raises(_KilledError):
+    with pytest.raises(KilledError):
         plan.run(mlp(), state_directory=tmp_path, on_progress=killed_at(4))
     whole = saved_file(tmp_path, "basis-*.bin").read_bytes()
     spectrum, began = first_product(mlp(), Path(shutil.copytree(tmp_path, tmp_path.with_name("copy"))))
@@ -544,7 +544,7 @@ def test_nothing_is_written_or_removed_through_a_link(where: str, tmp_path: Path
     run, mine = tmp_path / "run", tmp_path / "mine"
     task = mlp()
     plan = laid_out(plan_spectrum(task, **ASKED), basis_placement="disk")
-    with pytest.raises(_KilledError):
+    with pytest.raises(KilledError):
         plan.run(task, state_directory=run, on_progress=killed_at(8))
     link = run / "spectrum.state" / where
     link.rename(mine)

@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 from lite_probe.errors import UsageError
 from lite_probe.measurements.requests import Request, option
 
+PRODUCTS = ("auto", "float32", "tf32", "bf16")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpectrumRequest(Request):
@@ -23,6 +25,8 @@ class SpectrumRequest(Request):
         per_block: Also every block alone, the rest held fixed: its three largest pairs, its smallest, density and
             trace.
         max_products: Products that the pairs of one operator may take.
+        products: What products are multiplied in: "float32"; "tf32" or "bf16", whose error is measured and mended; or
+            "auto", the one of the two that pays on a device with units for it, else float32.
     """
 
     kind: ClassVar[str] = "spectrum"
@@ -45,11 +49,19 @@ class SpectrumRequest(Request):
     per_block: bool = option(False, "Also the spectrum of every block alone.")
     probe_steps: int = 10
     max_products: int | None = None
+    products: Literal["auto", "float32", "tf32", "bf16"] = "auto"
 
     def _check(self) -> None:
         for name, value, least in (("probe_steps", self.probe_steps, 2), ("max_products", self.max_products, 1)):
             if value is not None and value < least:
                 raise UsageError(f"expected {name} of at least {least}, got {value}")
+        if self.products not in PRODUCTS:
+            raise UsageError(f"expected products in one of {', '.join(PRODUCTS)}, got {self.products!r}")
+        if self.method == "finite-differences" and self.products in ("tf32", "bf16"):
+            raise UsageError(
+                f"expected finite differences in float32, got {self.products}: they would magnify its rounding",
+                "leave out one of the two",
+            )
         if self.operator == "ggn" and self.method == "finite-differences":
             raise UsageError("expected finite differences of the Hessian, got ggn", "leave out one of the two")
 
