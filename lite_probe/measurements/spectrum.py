@@ -151,9 +151,10 @@ class SpectrumPlan(Plan[Spectrum]):
             host=None if host is None else ranks.least(host),
             ranks=ranks.count,
         )
-        costs, memory = plan_memory(options=options[options.index(rows) :] if kind != "finite-differences" else [rows])
+        options = options[options.index(rows) :] if kind != "finite-differences" else [rows]
+        costs, memory = ranks.once(partial(plan_memory, options=options))
         if rows is None and memory.rows is not None and not costing.adds_up(fullest, request.split, memory.rows):
-            costs, memory = plan_memory(options=[None])
+            costs, memory = ranks.once(partial(plan_memory, options=[None]))
             rows_mix = True
         num_parts = len(parts_of(with_rows(fullest, memory.rows), request.split))
         rebuilt = num_parts - memory.kept_graphs

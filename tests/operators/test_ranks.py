@@ -132,6 +132,7 @@ def test_ranks_hold_slices_and_tell_each_other(found: list[dict[str, Any]]) -> N
         assert one["whole"]
         assert one["long"]
         assert one["every"] == [1, 5001]
+        assert one["refused"] == "UsageError: expected no rank 0, got it; do without"
         assert one["least"] == 6
         assert one["norm"] == pytest.approx(1.0, abs=1e-7)
         assert one["tiny"] == pytest.approx(1.0, abs=1e-6)
