@@ -40,7 +40,7 @@ class Kronecker(Geometry):
 
     Cost: 12 products of (m, n) with its longer or shorter side a step, four to rotate, four to rotate back, four for
     L and R, in halves; LITE with weight decay rotates the weights too. A refresh adds a QR of each side
-    in float64, the first step a singular value decomposition.
+    in float64, the first step an eigendecomposition of the shorter side and what completes both bases.
     Reference: SOAP, arXiv 2409.11321.
     """
 

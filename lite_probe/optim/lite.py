@@ -205,7 +205,7 @@ class LiteOptimizer(torch.optim.Optimizer):
 
         The state is read as it is after the last step; neither it nor the parameters change.
 
-        Cost: one copy of the state; for Muon a singular value decomposition of every momentum.
+        Cost: one copy of the state; for Muon an eigendecomposition of every momentum's smaller side.
         """
         pieces = [(piece, group) for group in self.param_groups for p in group["params"] for piece in self._pieces[p]]
         buckets = build_buckets(pieces, self.state)
@@ -221,7 +221,7 @@ class LiteOptimizer(torch.optim.Optimizer):
 
     def _directions_of(self, bucket: Bucket) -> list[Directions]:
         found = bucket.geometry.coordinates(bucket.state, step=bucket.step, group=bucket.group, lite=self._lite(bucket))
-        flat = found.flat if found.flat is not None else torch.zeros_like(found.divisor)
+        flat = found.flat if found.flat is not None else found.divisor.new_zeros(())
         directions, start = [], 0
         for piece in bucket.pieces:
             own = slice(start, start + piece.shape[0])
