@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Watch(TorchDispatchMode):
-    """Counts calls by name, and keeps the largest of the tensors that were made, by element type."""
+    """Counts calls by name, and keeps the largest tensor of each element type; what has no storage is left out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,10 +22,13 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
+        made = [one for one in (found if isinstance(found, tuple | list) else [found]) if isinstance(one, Tensor)]
+        if any(one.device.type == "meta" for one in made):
+            return found
         name = func.overloadpacket.__name__
         self.calls[name] = self.calls.get(name, 0) + 1
         given = {one.untyped_storage().data_ptr() for one in args if isinstance(one, Tensor)}
-        for one in found if isinstance(found, tuple | list) else [found]:
-            if isinstance(one, Tensor) and one.untyped_storage().data_ptr() not in given:
+        for one in made:
+            if one.untyped_storage().data_ptr() not in given:
                 self.largest[one.dtype] = max(self.largest.get(one.dtype, 0), one.numel())
         return found

@@ -16,7 +16,7 @@ from lite_probe.results import replay
 from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.steps import FIRST_RANK, StepBands
 from lite_probe.subspaces.bands import Bands, Labelled, order_of, renumbered
-from lite_probe.subspaces.cuts import STRETCH
+from lite_probe.subspaces.cuts import stretches
 from lite_probe.vectors.layout import ParameterLayout
 
 _RANKS = (1, 4, 8)  # singular directions of every matrix up to which there are bands of their own
@@ -147,7 +147,7 @@ def _dimensions(members: Sequence[Directions], keys: Sequence[Tensor]) -> NDArra
     counted = torch.zeros(len(_NAMES), dtype=torch.int64, device=keys[0].device)
     for one, own in zip(members, keys, strict=True):
         depth = one.piece.shape.numel() // own.numel()
-        for part in own.flatten().split(STRETCH):
+        for part in stretches(own):
             counted += depth * torch.bincount(part, minlength=len(_NAMES))
     found: NDArray[np.int64] = counted.cpu().numpy()
     return found

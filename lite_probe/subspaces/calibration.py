@@ -36,7 +36,7 @@ from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.estimate import Estimate, Ratio
 from lite_probe.results.subspace import BlockCalibration
 from lite_probe.subspaces.bands import Bands
-from lite_probe.subspaces.cuts import STRETCH
+from lite_probe.subspaces.cuts import STRETCH, stretches
 from lite_probe.subspaces.subspace import Subspace
 from lite_probe.vectors.layout import ParameterLayout
 
@@ -132,7 +132,7 @@ def _rows_of(shape: Sequence[int]) -> int:
 
 def _mean(weights: Tensor) -> Tensor:
     """Return the mean in float64, of a stretch at a time."""
-    return torch.stack([part.double().sum() for part in weights.reshape(-1).split(STRETCH)]).sum() / weights.numel()
+    return torch.stack([part.double().sum() for part in stretches(weights)]).sum() / weights.numel()
 
 
 @dataclass(slots=True)

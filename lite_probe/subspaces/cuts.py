@@ -21,6 +21,13 @@ _VALUES = 2**_DIGIT
 _BITS = {torch.float32: (torch.int32, 2), torch.float64: (torch.int64, 4)}  # type of the bits, and digits
 
 
+def stretches(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the entries of a tensor, flat, a stretch at a time."""
+    flat = tensor.reshape(-1)
+    for start in range(0, flat.numel(), STRETCH):
+        yield flat[start : start + STRETCH]
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """Directions in descending order of a proxy, the first of equal ones first.

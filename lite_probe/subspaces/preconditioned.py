@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.optim import Directions
-from lite_probe.subspaces.cuts import STRETCH
+from lite_probe.subspaces.cuts import stretches
 from lite_probe.vectors.layout import ParameterLayout
 
 
@@ -78,5 +78,5 @@ class PreconditionedOperator(SymmetricOperator):
 
 def _mean_square(divisor: Tensor) -> Tensor:
     """Return the mean of F² in float64, of a stretch at a time."""
-    parts = [part.double().square().sum() for part in divisor.reshape(-1).split(STRETCH)]
+    parts = [part.double().square().sum() for part in stretches(divisor)]
     return torch.stack(parts).sum() / divisor.numel()
