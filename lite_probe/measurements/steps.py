@@ -123,7 +123,7 @@ class StepsPlan(Plan[Steps]):
         needs = partial(_needs, task, request, layout, footprints)
         # What is known before anything is computed: the states, and the vectors beside them.
         in_use = memory_in_use(task.device)
-        _require(max(needs([name], in_use) for name in entrants), allowed)
+        _require(max(needs([name], in_use, together=False) for name in entrants), allowed)
         with preserve_state(task.model), own_gradients(layout.parameters):
             costs, _, _ = planning.measure_costs(
                 task, layout, splits.warm[0], entrants, request.hyperparameters, footprints, on_progress
@@ -131,9 +131,9 @@ class StepsPlan(Plan[Steps]):
             evaluated = loss_and_gradient(task, layout, "evaluation")
             curvature = None if request.critical_only else probe_costs(task, layout, evaluated, "evaluation", "hessian")
         peak = max(costs.peak_bytes, curvature.product_bytes if curvature is not None else 0)
-        needed = needs(list(entrants), peak)
+        needed = needs(list(entrants), peak, together=True)
         if not (together := needed <= allowed):
-            needed = max(needs([name], peak) for name in entrants)
+            needed = max(needs([name], peak, together=False) for name in entrants)
         _require(needed, allowed)
         names = [name for name in entrants if name not in inherited_by(task, request)]
         warmed = len(names) if request.state != "cold" else 0
@@ -162,7 +162,7 @@ class StepsPlan(Plan[Steps]):
         products = f"~{self.num_products:.0f} Hessian products and " if self.num_products else ""
         return (
             f"{self.request.num_steps} steps of {', '.join(self.request.names)}: {products}{self.num_gradients:,} "
-            f"gradients, {self.time_and_memory}" + ("" if self.together else ", one optimizer after another")
+            f"gradients, {self.time_and_memory}" + ("" if self.together else ", one state after another")
         )
 
     def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:
@@ -200,11 +200,13 @@ def _needs(
     footprints: Mapping[str, Footprint],
     names: Sequence[str],
     peak: int,
+    *,
+    together: bool,
 ) -> int:
     """Return the bytes in use at the worst moment where some optimizers step together.
 
-    That is while their states are warmed, those of Muon on two halves of the batches beside them; when directions are
-    made of the last, its state there twice; or at a product along a step.
+    That is while their states are warmed, those of Muon on two halves of the batches beside them or by themselves; when
+    directions are made of the last, its state there twice; or at a product along a step.
 
     Args:
         task: Of the parameters.
@@ -213,6 +215,7 @@ def _needs(
         footprints: Of every optimizer.
         names: Of those that step together.
         peak: Of the process during a gradient, or a product where some are made.
+        together: Whether the states of the halves are there while others are warmed.
     """
     vector = layout.size * layout.parameters[0].element_size()
     own = [footprints[name] for name in names]
@@ -223,8 +226,8 @@ def _needs(
         bands = sum(one.band_bytes for one in own)
         directions = max(one.beside_state_bytes for one in own)
     return peak + max(
-        _WARM_VECTORS * vector + states + halves,
-        (_WARM_VECTORS + len(names)) * vector + halves + states + largest + directions + bands,
+        _WARM_VECTORS * vector + (states + halves if together else max(states, halves)),
+        (_WARM_VECTORS + len(names)) * vector + (halves if together else 0) + states + largest + directions + bands,
         (_VECTORS + 2 * len(names)) * vector + states + largest + bands,
     )
 

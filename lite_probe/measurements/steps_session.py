@@ -133,7 +133,7 @@ class Effort:
         joint = share * count * len(JOINT_PARTS) * len(blocks) if is_whole else 0.0
         sets = 2 + bool(request.relative)
         forwards = sets * count * request.critical_batches * _FORWARDS / batches
-        warmings = max(bool(warmed), is_whole) if together else max(warmed, int(is_whole))
+        warmings = max(bool(warmed), is_whole) if together else warmed + is_whole
         return cls(
             products={"bands": profile, "joint optimum": joint} if is_whole else {},
             products_per_graph=(count if together else 1) * float(len(blocks)),
@@ -274,6 +274,8 @@ class StepsSession:
         self.point = evaluate(self.task, self.layout)
         if not self.request.critical_only and can_take("muon", self.task):
             self._halves = [optimizer_of(self.task, "muon") for _ in range(2)]
+        if not self.together:  # what two halves agree on takes two states
+            self._finish_signal()
         entrants = entrants_of(self.request.asked)
         for names in [tuple(entrants)] if self.together else [(name,) for name in entrants]:
             self._measure({name: entrants[name] for name in names})
@@ -282,9 +284,8 @@ class StepsSession:
         """Measure some optimizers together."""
         self._steppers.clear()  # those before, with what they hold
         steppers, finished = self._prepared(entrants)
-        if not self.signal and not self.request.critical_only:
-            self.signal = self._signal()
-            self._halves.clear()
+        if self.together:
+            self._finish_signal()
         self._steppers = steppers
         self._make_steps(steppers)
         joints = {} if self.request.critical_only else self._joints(steppers)
@@ -402,7 +403,9 @@ class StepsSession:
         set_learning_rate(one.optimizer, one.lr)
         for group in one.optimizer.param_groups:
             group["weight_decay"] = 0.0
-        self.layout.write(torch.zeros_like(self.start))
+        with torch.no_grad():
+            for parameter in self.layout.parameters:
+                parameter.zero_()
         one.optimizer.step()
         one.optimizer.drop_state()
         update = self.layout.read()
@@ -652,6 +655,12 @@ class StepsSession:
             lambda: _FinishedSignal(fingerprint=self.run_state.fingerprint, signal=self._measure_signal()),
         )
         return kept.signal
+
+    def _finish_signal(self) -> None:
+        """Say what the halves agree on, and let go of them."""
+        if not self.request.critical_only:
+            self.signal = self._signal()
+            self._halves.clear()
 
     def _measure_signal(self) -> Mapping[str, SignalShare]:
         if not self._fed:  # no optimizer had to be warmed

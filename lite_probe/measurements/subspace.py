@@ -84,7 +84,7 @@ _RANDOM_STARTS = 1
 _ASCENT_PRODUCTS = 5
 _NORM_PRODUCTS = 13  # that all ascents together take there, some ending earlier
 _ASCENT_VECTORS = 6
-_WARM_VECTORS = 4  # while states are warmed: the evaluation gradient, the parameters' copy, a batch's gradient
+_WARM_VECTORS = 3  # while states are warmed: the evaluation gradient, the parameters' copy, a batch's gradient
 _PROBE_VECTORS = 2  # a probe, and what is left of its product
 _WORDS = {"all": "", "directions": ", optimizers warmed one after another", "one": ", one optimizer after another"}
 _SHARE_FOR_VECTORS = 4  # one part in so many of --memory is for the spectrum's eigenvectors
@@ -386,14 +386,21 @@ class _Held:
         return [*fitting, "one"] if len(self._footprints) > 1 else ["all"]
 
     def warming(self, at_once: AtOnce, train_peak: int) -> int:
-        """Return the bytes in use when states are warmed and directions made of them one after another."""
+        """Return the bytes in use when states are warmed, or directions made of them one after another.
+
+        Args:
+            at_once: How much there is.
+            train_peak: Of the process during a batch's gradient.
+        """
         own = list(self._footprints.values())
         highest = before = 0
         for place, one in enumerate(own):
             waiting = sum(other.state_bytes for other in own[place:]) if at_once == "all" else one.state_bytes
-            highest = max(highest, before + waiting + one.beside_state_bytes)
+            warmed = train_peak + _WARM_VECTORS * self.vector + before + waiting
+            made = self._in_use + self.vector + before + waiting + one.beside_state_bytes
+            highest = max(highest, warmed, made)
             before += one.direction_bytes if at_once != "one" else 0
-        return train_peak + self._sharp + _WARM_VECTORS * self.vector + highest
+        return self._sharp + highest
 
     def beside_products(self, at_once: AtOnce) -> int:
         """Return the bytes held beside a product at the worst moment."""

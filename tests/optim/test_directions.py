@@ -1,5 +1,8 @@
 """What an optimizer's state says of directions, against the steps that it makes."""
 
+import copy
+import weakref
+
 import pytest
 import torch
 
@@ -180,3 +183,31 @@ def test_no_matrix_is_decomposed_whole(name: str) -> None:
     assert 0 < watch.calls["_linalg_eigh"] <= matrices
     if name == "muon":
         assert "_linalg_svd" not in watch.calls
+
+
+@pytest.mark.parametrize("name", ["adamw-lite", "muon-lite", "soap"])
+def test_a_state_is_not_held_twice(name: str) -> None:
+    """The stacks that a step worked in go when a state is loaded, read or dropped: views would keep them alive."""
+    _, optimizer = after_steps(name, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+
+    def stacks() -> list[weakref.ref[torch.Tensor]]:
+        optimizer.step()
+        return [weakref.ref(stack) for bucket in optimizer._buckets for stack in bucket.state.values()]
+
+    for let_go in (lambda: optimizer.load_state_dict(saved), optimizer.directions, optimizer.drop_state):
+        held = stacks()
+        assert held
+        let_go()  # type: ignore[operator]
+        assert not any(one() is not None for one in held)
+    assert not optimizer.state
+    optimizer.load_state_dict(saved)
+    optimizer.step()
+    (again,) = after_steps(name, 3)[1:]
+    ends = [[p.detach() for group in one.param_groups for p in group["params"]] for one in (optimizer, again)]
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    states = [one.state_dict()["state"] for one in (optimizer, again)]
+    for key, own in states[1].items():
+        for entry, value in own.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(states[0][key][entry], value)

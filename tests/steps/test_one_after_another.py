@@ -76,17 +76,18 @@ def test_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "after another" not in request.plan(task).summary()
     asked: list[tuple[str, ...]] = []
 
-    def needs(*args: Any) -> int:
+    def needs(*args: Any, together: bool) -> int:
         names = args[4]
         asked.append(tuple(names))
-        return limit + 1 if len(names) > 1 else limit - 1
+        assert together == (len(names) > 1)
+        return limit + 1 if together else limit - 1
 
     monkeypatch.setattr(measuring, "_needs", needs)
     alone = request.plan(task)
     assert not alone.together
     assert NAMES in asked
     assert alone.memory_bytes == limit - 1
-    assert alone.summary().endswith(", one optimizer after another")
+    assert alone.summary().endswith(", one state after another")
     assert alone.num_gradients > planned().num_gradients
 
 

@@ -89,19 +89,23 @@ def held(**asked: Any) -> Any:
 
 
 def test_memory_decides_how_much_is_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The quickest way that fits: each holds less than the one before."""
+    """The quickest way that fits what is warmed: each holds less than the one before."""
     monkeypatch.setattr(measuring, "memory_in_use", lambda device: 0)
-    one = held()
+    monkeypatch.setattr(measuring._Held, "beside_products", lambda self, at_once: 0)
+    one = held(optimizers=("soap-lite", "adamw-lite"))
     needs = {way: one.warming(way, 0) for way in ("all", "directions", "one")}
     assert needs["all"] > needs["directions"] > needs["one"]
-    one.allowed = 10 * needs["all"] + 10**9
-    assert one.ways(0) == ["all", "directions", "one"]
-    basis = 2 + 8 + 2
-    one.allowed = max(needs["directions"], one.beside_products("directions") + basis * one.vector)
-    assert one.allowed < needs["all"]
-    assert one.ways(0) == ["directions", "one"]
-    one.allowed = needs["one"]
+    for allowed, ways in (
+        ("all", ["all", "directions", "one"]),
+        ("directions", ["directions", "one"]),
+        ("one", ["one"]),
+    ):
+        one.allowed = needs[allowed]
+        assert one.ways(0) == ways
+    monkeypatch.setattr(measuring._Held, "beside_products", lambda self, at_once: needs["all"])
+    one.allowed = needs["all"]  # what is held beside products leaves no room for a short basis
     assert one.ways(0) == ["one"]
+    assert held(optimizers=("adamw-lite",)).ways(0) == ["all"]
 
 
 def test_what_does_not_fit_one_at_a_time_is_refused_before_anything_is_computed() -> None:
