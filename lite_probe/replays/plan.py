@@ -89,7 +89,7 @@ def measure_costs(
     Cost: two evaluation gradients and two training gradients; for an optimizer that is not ours, two steps and as many
     training gradients.
     """
-    split, total = measured_split(task), 3 + len(entrants)
+    split, total = measured_split(task), 2 + len(entrants)
 
     def tell(done: int, label: str) -> None:
         if on_progress is not None:
@@ -108,9 +108,8 @@ def measure_costs(
     )
     for parameter in layout.parameters:
         parameter.grad = None
-    tell(3, "planning")
     first, usual, held = {}, {}, dict(footprints)
-    for done, (name, entrant) in enumerate(entrants.items(), start=4):
+    for done, (name, entrant) in enumerate(entrants.items(), start=3):
         own = hyperparameters.get(name, {})
         if entrant.is_ours:
             seconds = time_steps(task, name, own)
