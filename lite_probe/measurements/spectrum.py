@@ -163,9 +163,10 @@ class SpectrumPlan(Plan[Spectrum]):
             ranks=ranks.count,
         )
         differences = replace(options, rows=(rows,))  # nothing but gradients
-        costs, memory = plan_memory(options=differences if kind == "finite-differences" else options.down_from(rows))
+        options = differences if kind == "finite-differences" else options.down_from(rows)
+        costs, memory = ranks.once(partial(plan_memory, options=options))
         if rows is None and memory.rows is not None and not costing.adds_up(fullest, request.split, memory.rows):
-            costs, memory = plan_memory(options=whole_batches)
+            costs, memory = ranks.once(partial(plan_memory, options=whole_batches))
             rows_mix = True
         num_parts = len(parts_of(with_rows(fullest, memory.rows), request.split))
         rebuilt = num_parts - memory.kept_graphs

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lite_probe.criteria import classification_cross_entropy
-from lite_probe.errors import LiteProbeError
+from lite_probe.errors import LiteProbeError, UsageError
 from lite_probe.measurements.replay import replay
 from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.measurements.steps import measure_steps
@@ -185,6 +186,11 @@ def sharded() -> str:
     return refused(lambda: loss_and_gradient(task, layout, "evaluation"))
 
 
+def refuse(rank: int) -> None:
+    """Refuse something, on rank 0 alone."""
+    raise UsageError(f"expected no rank {rank}, got it", "do without")
+
+
 def exchanges(ranks: Ranks) -> dict[str, Any]:
     """What ranks tell each other."""
     size = 3 * CHUNK + 7
@@ -204,6 +210,7 @@ def exchanges(ranks: Ranks) -> dict[str, Any]:
         "once": ranks.once(lambda: f"rank {ranks.rank}"),
         "long": ranks.once(lambda: bytes(10**6 + ranks.rank)) == bytes(10**6),
         "every": [len(one) for one in ranks.from_every("x" * (5000 * ranks.rank + 1))],
+        "refused": refused(lambda: ranks.once(partial(refuse, ranks.rank))),
         "least": ranks.least(7 - ranks.rank),
         "own": ranks.own("abcde"),
     }

@@ -79,9 +79,10 @@ def test_a_spectrum_from_slices_is_that_of_one_process(found: list[dict[str, Any
     # Eigenvectors are defined up to their sign, and stored in float32.
     torch.testing.assert_close(agreed, torch.ones_like(agreed), rtol=0.0, atol=1e-6)
     for name, tensor in expected.items():
-        # Residuals at 1e-5 of λ are differences of what agrees to 1e-12 of it.
-        tolerance = 1e-6 if name == "residual_norms" else 1e-12
-        torch.testing.assert_close(first[name], tensor, rtol=tolerance, atol=1e-12)
+        # Residuals at 1e-5 of λ are differences of what agrees to 1e-12 of it; probes are deflated by Ritz vectors,
+        # which turn by a rounding over the gap to the next one.
+        tolerance = {"residual_norms": 1e-6, "nodes": 1e-9, "weights": 1e-9}.get(name, 1e-12)
+        torch.testing.assert_close(first[name], tensor, rtol=tolerance, atol=min(tolerance, 1e-9))
         assert torch.equal(first[name], second[name])
 
 
@@ -111,7 +112,7 @@ def test_a_rank_without_a_slice_saves_and_continues_too(found: list[dict[str, An
         assert one["resumed narrow"]["continued from"] > 5
         numbers = one["resumed narrow"]["numbers"]
         for name in ("eigenvalues", "lower_eigenvalues", "nodes", "traces"):
-            torch.testing.assert_close(numbers[name], expected[name], rtol=1e-11, atol=1e-12)
+            torch.testing.assert_close(numbers[name], expected[name], rtol=1e-9, atol=1e-9)
 
 
 def test_shards_of_parameters_are_refused(found: list[dict[str, Any]]) -> None:
@@ -131,6 +132,7 @@ def test_ranks_hold_slices_and_tell_each_other(found: list[dict[str, Any]]) -> N
         assert one["whole"]
         assert one["long"]
         assert one["every"] == [1, 5001]
+        assert one["refused"] == "UsageError: expected no rank 0, got it; do without"
         assert one["least"] == 6
         assert one["norm"] == pytest.approx(1.0, abs=1e-7)
         assert one["tiny"] == pytest.approx(1.0, abs=1e-6)
