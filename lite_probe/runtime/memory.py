@@ -46,11 +46,6 @@ class MemoryLayout:
         """Say where the basis is."""
         return {"device": "on device", "cpu": "in host memory", "disk": "on disk"}[self.basis_placement]
 
-    @property
-    def graph_of(self) -> str:
-        """Say what one graph is of."""
-        return "a batch" if self.rows is None else f"{self.rows} row{'' if self.rows == 1 else 's'} of a batch"
-
     def basis(self, layout: ParameterLayout, pairs: int, folder: Path | None, ranks: Ranks = ALONE) -> KrylovBasis:
         """Make room for Krylov vectors.
 
@@ -126,6 +121,11 @@ def require_memory(least: int, allowed: int, purpose: str, remedy: str = "") -> 
             f"expected at least {size_text(least)} of memory for {purpose}, got {size_text(allowed)}",
             "allow more with --memory" + (f", or {remedy}" if remedy else ""),
         )
+
+
+def part_text(rows: int | None) -> str:
+    """Return what a graph is of."""
+    return "a batch" if rows is None else f"{rows} row{'' if rows == 1 else 's'} of a batch"
 
 
 def size_text(size: int) -> str:

@@ -25,6 +25,7 @@ from lite_probe.runtime.memory import (
     MemoryLayout,
     Placement,
     memory_in_use,
+    part_text,
     peak_during,
     require_memory,
     size_text,
@@ -178,7 +179,13 @@ def plan_memory(
     def probed(rows: int | None) -> Costs:
         return replace(probe_costs(with_rows(task, rows), layout, evaluated, split, kind), ranks=ranks)
 
-    known = {smallest: probed(smallest)}
+    try:
+        known = {smallest: probed(smallest)}
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"expected memory for the graph of {part_text(smallest)}, got a full device",
+            f"lower {'--batch-size or ' if smallest is None else ''}--seq-len, or measure on a device with more",
+        ) from error
     while True:
         found: list[tuple[tuple[int, float], int | None, MemoryLayout]] = []
         for halvings, rows in enumerate(left):
@@ -401,7 +408,7 @@ def _reasons(costs: Costs, leanest: MemoryLayout, least: int) -> tuple[str, str]
     smaller = "--batch-size or --seq-len" if leanest.rows is None else "--seq-len"
     shares = [
         (costs.held_bytes, "for the weights and whatever else is held", "free some, or measure on a device with more"),
-        (graph, f"for the graph of {leanest.graph_of}", f"lower {smaller}"),
+        (graph, f"for the graph of {part_text(leanest.rows)}", f"lower {smaller}"),
         (
             max(least - costs.held_bytes - graph, 0),
             f"for vectors of {size_text(costs.vector_bytes)} each",

@@ -27,6 +27,7 @@ from lite_probe.operators.hessian import GaussNewtonOperator, HessianOperator
 from lite_probe.results.blocks import BLOCK_NAMES, BlockPart
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.runtime.fingerprint import task_fingerprint
+from lite_probe.runtime.memory import host_memory_allowed
 from lite_probe.spectra import costs as planning
 from lite_probe.spectra.costs import Costs
 from lite_probe.task import Task
@@ -489,6 +490,16 @@ def test_the_memory_option_moves_the_plan(monkeypatch: pytest.MonkeyPatch) -> No
         plan_spectrum(task, **asked, memory=40 * _GIB)
 
 
+def test_a_basis_that_an_accelerator_does_not_hold_goes_to_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "probe_costs", of_rows)
+    monkeypatch.setattr(measuring, "host_memory_allowed", lambda device: 100 * _GIB)
+    plan = plan_spectrum(models.make_task("llama", torch.float32), top=4, bottom=2, probes=2, memory=52 * _GIB)
+    assert (plan.layout.basis_placement, plan.layout.basis_columns) == ("cpu", 22)
+    assert "basis of 22 vectors in host memory" in plan.summary()
+    assert plan.memory_bytes <= 52 * _GIB  # of the device alone
+    assert host_memory_allowed(torch.device("cpu")) is None
+
+
 def test_a_part_that_does_not_fit_after_all_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """One row may tell too little of a batch, on an accelerator until it runs out of memory."""
     probed: list[int | None] = []
@@ -503,6 +514,15 @@ def test_a_part_that_does_not_fit_after_all_is_not_taken(monkeypatch: pytest.Mon
     plan = plan_spectrum(models.make_task("llama", torch.float32), memory=10_000 * _GIB)
     assert probed == [1, None, 2]
     assert plan.layout.rows == 1
+
+
+def test_a_device_that_is_full_after_one_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe(task: Task, *_: Any) -> Costs:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(planning, "probe_costs", probe)
+    with pytest.raises(UsageError, match="expected memory for the graph of 1 row of a batch, got a full device"):
+        plan_spectrum(models.make_task("llama", torch.float32))
 
 
 def test_parts_of_batches_give_the_same_pairs(tmp_path: Path) -> None:
