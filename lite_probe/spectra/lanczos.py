@@ -502,7 +502,7 @@ def check_residuals(run: Lanczos, pairs: RitzPairs, *, seed: int, units: FloatAr
     image -= basis.combine(signs * torch.from_numpy(pairs.values).to(signs))
     if run.coupling.size:
         towards = torch.from_numpy(run.coupling[:, :count]).to(signs) @ signs
-        image -= towards.to(image) @ run.pending.to(image.device)
+        subtract(image.unsqueeze(0), run.pending.to(image.device), towards.unsqueeze(1))
     return basis.norm(image)
 
 

@@ -166,10 +166,9 @@ class KrylovBasis:
 
     def combine(self, weights: Tensor) -> Tensor:
         """Return Σ_i weights[i] · row_i over the first rows, (count,) → (n,). Cost: one pass."""
-        result = torch.empty(self.vector_size, dtype=self.rows.dtype, device=self.device)
-        for part in self._stretches(len(weights)):
-            result[part] = weights.to(result) @ self.rows[: len(weights), part]
-        return result
+        result = torch.zeros(1, self.vector_size, dtype=self.rows.dtype, device=self.device)
+        self.subtract(result, -weights.unsqueeze(1))
+        return result.squeeze(0)
 
     def orthogonalize(self, block: Tensor) -> Tensor:
         """Take the span of the basis out of `block` in place, twice; return the coefficients removed.

@@ -17,6 +17,8 @@ from torch import Tensor
 CHUNK = 16_384  # entries of one partial sum; 64 KiB of float32, so 45 rows of it stay in a 4 MiB cache
 _MOST_CHUNKS = 16_384  # of one batched product; 64 KiB of partial sums for each pair of vectors
 
+_LONGEST_STRIDE = 2**31 - 1  # that BLAS libraries take between rows
+_COPIED_BYTES = 1 << 28  # of longer rows at a time
 _SMALLEST_SQUARE = 1e-30  # mean square of entries whose norm is taken without scaling them
 
 
@@ -27,7 +29,7 @@ def project(rows: Tensor, vectors: Tensor) -> Tensor:
     """
     total = torch.zeros(rows.shape[0], vectors.shape[0], dtype=torch.float64, device=rows.device)
     for part in _stretches(rows):
-        total += _product(rows[:, part], vectors[:, part])
+        total += _product(_columns(rows, part), _columns(vectors, part))
     return total
 
 
@@ -38,7 +40,7 @@ def subtract(vectors: Tensor, rows: Tensor, coefficients: Tensor) -> None:
     """
     weights = coefficients.T.to(rows.dtype)
     for part in _stretches(rows):
-        vectors[:, part].addmm_(weights, rows[:, part], alpha=-1.0)
+        _subtract(vectors, part, weights, _columns(rows, part))
 
 
 def subtract_and_project(
@@ -59,9 +61,9 @@ def subtract_and_project(
     weights = coefficients.T.to(rows.dtype)
     total = torch.zeros(rows.shape[0], onto.shape[0], dtype=torch.float64, device=rows.device)
     for part in _stretches(rows):
-        piece = rows[:, part]
-        vectors[:, part].addmm_(weights, piece, alpha=-1.0)
-        total += _product(piece, onto[:, part])
+        piece = _columns(rows, part)
+        _subtract(vectors, part, weights, piece)
+        total += _product(piece, _columns(onto, part))
     return total
 
 
@@ -98,6 +100,8 @@ def _scaled_norm(vector: Tensor) -> float:
 def _stretches(rows: Tensor) -> Iterator[slice]:
     """Cut the columns into what one product takes: one chunk or several whole ones, and last what is no whole one."""
     size, width = rows.shape[1], CHUNK * _chunks_at_once(rows.device)
+    if size and _is_too_wide(rows):
+        width = min(width, max(1, _COPIED_BYTES // (rows[:, :CHUNK].nbytes or 1)) * CHUNK)
     whole = size - size % CHUNK
     for start in range(0, whole, width):
         yield slice(start, min(start + width, whole))
@@ -107,6 +111,23 @@ def _stretches(rows: Tensor) -> Iterator[slice]:
 
 def _chunks_at_once(device: torch.device) -> int:
     return 1 if device.type == "cpu" else _MOST_CHUNKS
+
+
+def _is_too_wide(rows: Tensor) -> bool:
+    return rows.stride(0) > _LONGEST_STRIDE
+
+
+def _columns(rows: Tensor, part: slice) -> Tensor:
+    """Return a stretch of the columns, a view; copied where rows lie too far apart for BLAS, unless it is one row."""
+    columns = rows[:, part]
+    return columns.reshape(-1).view(columns.shape) if _is_too_wide(rows) else columns
+
+
+def _subtract(vectors: Tensor, part: slice, weights: Tensor, piece: Tensor) -> None:
+    target = _columns(vectors, part)
+    target.addmm_(weights, piece, alpha=-1.0)
+    if _is_too_wide(vectors) and len(vectors) > 1:
+        vectors[:, part] = target
 
 
 def _product(rows: Tensor, vectors: Tensor) -> Tensor:

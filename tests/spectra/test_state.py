@@ -271,6 +271,30 @@ def refused(*asked: Any, **named: Any) -> None:
     raise PermissionError(1, "Operation not permitted")
 
 
+def test_what_a_measurement_on_disk_reads_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In rows, saved after every step: each is written as it comes and once more rotated, and saved by no copy."""
+    monkeypatch.setattr(resumable, "_LONGEST_INTERVAL", 0.0)
+    matrix = oracles.matrix_with(np.r_[100, 50, 20, -10, np.linspace(-0.5, 1, 76)])
+    file, folder = tmp_path / "basis.bin", tmp_path / "state"
+    basis = KrylovBasis(80, 40, dtype=torch.float64, device=torch.device("cpu"), file=file)
+    measurement = OperatorMeasurement(
+        MatrixOperator(matrix),
+        OperatorRequest(top=2, bottom=1, probes=2, probe_steps=5),
+        basis=basis,
+        state=SavedState(folder, "one"),
+    )
+    measurement.measure()
+    size, wanted = basis.size, 3
+    assert (measurement.run.restarts, measurement.rounds) == (0, 0)
+    assert basis.rows_written == 2 * size
+    steps = sum(2 * k + 1 for k in range(size))  # two passes each
+    saves = 2 * size  # what is new is hashed, and what is rotated
+    end = 2 * size + 2 * wanted  # the last vector is finished, all rotated, the residuals checked
+    probes = 2 * (4 * wanted + 2 * size + 5 * 4 * wanted)  # made orthogonal to the pairs, at first to the whole basis
+    assert basis.rows_read == steps + saves + end + probes
+    assert (folder / f"basis-{measurement.epoch}.bin").samefile(file)
+
+
 def test_what_was_saved_of_a_basis_on_disk_outlives_rotations_and_what_follows(tmp_path: Path) -> None:
     """The saved rows are the file's own: nothing is written twice, and nothing changes them."""
     state, file = SavedState(tmp_path / "state", "one"), tmp_path / "basis.bin"

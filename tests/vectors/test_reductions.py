@@ -155,6 +155,36 @@ def test_chunks_in_batches_give_the_same_sums(
     assert float((got - expected_then).abs().max()) <= 20 * allowed  # vectors are of up to 10, then
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("b", [1, 4])
+def test_rows_too_far_apart_for_blas_are_copied_by_the_stretch(
+    b: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BLAS counts the stride between rows in 32 bits: two billion parameters are more."""
+    n = 5 * CHUNK + 17
+    rows, coefficients = normal(6, n), normal(6, b, dtype=torch.float64, seed=2)
+    expected, vectors = normal(b, n, seed=1), normal(b, n, seed=1)
+    monkeypatch.setattr(reductions, "_chunks_at_once", lambda device: at_once)
+    projected = project(rows, expected)
+    subtract(expected, rows, coefficients)
+    again = project(rows, expected)
+    strides: list[int] = []
+    product = reductions._product
+
+    def watched(rows: Tensor, vectors: Tensor) -> Tensor:
+        strides.extend((rows.stride(0), vectors.stride(0)))
+        return product(rows, vectors)
+
+    monkeypatch.setattr(reductions, "_LONGEST_STRIDE", n - 1)
+    monkeypatch.setattr(reductions, "_COPIED_BYTES", 2 * 6 * 4 * CHUNK)
+    monkeypatch.setattr(reductions, "_product", watched)
+    allowed = {"rtol": 0, "atol": 20 * torch.finfo(torch.float32).eps * (CHUNK * n) ** 0.5}
+    torch.testing.assert_close(project(rows, vectors), projected, **allowed)
+    torch.testing.assert_close(subtract_and_project(vectors, rows, coefficients), again, **allowed)
+    torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-5)
+    assert max(strides) <= 2 * CHUNK
+
+
 def test_an_accelerator_starts_few_kernels() -> None:
     """A step at 1.3 billion parameters is 79,346 chunks; a launch for each would take as long as the product."""
     n = 1_300_000_000
