@@ -390,16 +390,8 @@ def _difference_cell(difference: float, allowed: float) -> Cell:
 def _operator_object(whole: OperatorSpectrum) -> dict[str, Any]:
     """Return the numbers of one operator; a rank that cannot be told is null."""
     names = (
-        *(
-            "num_parameters",
-            "num_hvps",
-            "num_fast_hvps",
-            "product_error",
-            "eigenvalues",
-            "residual_norms",
-            "lower_eigenvalues",
-            "lower_residual_norms",
-        ),
+        *("num_parameters", "num_hvps", "num_fast_hvps", "product_error"),
+        *("eigenvalues", "residual_norms", "lower_eigenvalues", "lower_residual_norms"),
         *("median_abs_eigenvalue", "median_is_resolved", "median_abs_bound", "most_negative_eigenvalue", "stop_reason"),
     )
     return {

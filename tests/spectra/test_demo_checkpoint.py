@@ -111,6 +111,29 @@ def test_eigenvectors_are_orthonormal(measured: Measured) -> None:
     assert np.abs(gram - np.eye(PAIRS)).max() <= GRAM
 
 
+def test_products_in_bf16_give_the_same_pairs(measured: Measured) -> None:
+    """Emulated here: operands have the rounding that matrix units give them."""
+    fast = lp.measure_spectrum(
+        measured.task, top=PAIRS, bottom=0, probes=2, probe_steps=3, tolerance=TOLERANCE, products="bf16"
+    )
+    exact, whole = measured.spectrum.whole, fast.whole
+    assert whole.converged.all()
+    assert 1e-3 < (whole.product_error or 0.0) < 0.02
+    # A comparison, a polish, two checks and the first products of two probes.
+    assert whole.num_hvps - whole.num_fast_hvps == 1 + PAIRS + 2 + 2
+    assert np.all(np.abs(whole.eigenvalues - exact.eigenvalues) <= whole.residual_norms + exact.residual_norms)
+    assert fast.eigenvectors is not None
+    with sdpa_kernel(SDPBackend.MATH):
+        gradient, parameters = gradient_graph(measured.task)
+        for place, column in enumerate(fast.eigenvectors.T):
+            vector = torch.from_numpy(column.copy())
+            parts = torch.autograd.grad(gradient, parameters, grad_outputs=vector, retain_graph=True)
+            image = torch.cat([part.flatten() for part in parts]).double()
+            residual = float((image - float(whole.eigenvalues[place]) * vector.double()).norm())
+            assert residual <= 2 * whole.residual_norms[place] + rounding(measured)
+            assert residual <= TOLERANCE * whole.eigenvalues[place]
+
+
 def test_a_wrong_pair_would_show(measured: Measured) -> None:
     """Guard: the bounds above refuse an eigenvalue that is off by one percent, and a vector that is tilted by one."""
     spectrum = measured.spectrum
