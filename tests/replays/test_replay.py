@@ -544,7 +544,7 @@ def test_kernels_of_four_dimensions_are_for_adamw() -> None:
 @pytest.mark.parametrize(
     ("changed", "gradients", "runs"),
     [
-        # Two optimizers are warmed, one of them for the bands, too; each run takes a gradient to train and two to watch.
+        # Two optimizers are warmed, one of them for the bands, too; a run takes a gradient to train and two to watch.
         ({}, 2 * WARM + 2 * SEEDS * STEPS * 3, 2 * SEEDS),
         ({"rule": "trapezoid"}, 2 * WARM + 2 * SEEDS * STEPS * 2, 2 * SEEDS),
         ({"state": "cold"}, WARM + 2 * SEEDS * STEPS * 3, 2 * SEEDS),
