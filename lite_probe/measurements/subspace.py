@@ -1,6 +1,5 @@
 """The sharp subspace of a checkpoint and LITE's proxies of it, measured together and resumable part by part."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -51,7 +50,7 @@ from lite_probe.spectra.state import SavedState
 from lite_probe.steps.norms import UnitBall, sharpness_in_norm, unit_ball
 from lite_probe.subspaces.bands import cut_bands
 from lite_probe.subspaces.calibration import Proxy, Samples, calibrate, rest_of
-from lite_probe.subspaces.footprints import Footprint, footprint_of, time_steps
+from lite_probe.subspaces.footprints import Footprint, footprint_of, time_steps, timed
 from lite_probe.subspaces.overlap import (
     expected_products,
     halves,
@@ -429,10 +428,8 @@ class _Held:
 def _time_gradient(task: Task, batch: Batch) -> float:
     """Return the seconds of a training batch's gradient."""
     parameters = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
-    started = time.perf_counter()
     with own_gradients(parameters):
-        set_gradients(task, parameters, batch, "warm-up batch 0")
-    return time.perf_counter() - started
+        return timed(task, lambda: set_gradients(task, parameters, batch, "warm-up batch 0"))
 
 
 def _peak(request: SubspaceRequest, curvature: SpectrumPlan, held: _Held, at_once: AtOnce) -> int:

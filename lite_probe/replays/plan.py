@@ -1,6 +1,5 @@
 """What a replay will take: gradients, time and memory, from one gradient and a few steps of each optimizer."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +20,7 @@ from lite_probe.runtime.memory import peak_during
 from lite_probe.spectra.costs import probe_costs
 from lite_probe.subspaces import set_gradients, warm
 from lite_probe.subspaces.bands import EDGES
-from lite_probe.subspaces.footprints import Footprint, footprint_of, time_steps
+from lite_probe.subspaces.footprints import Footprint, footprint_of, time_steps, timed
 from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
 
@@ -100,12 +99,10 @@ def measure_costs(
     points: list[Point] = []
     evaluation: list[float] = []
     peak = peak_during(
-        task.device, lambda: evaluation.append(_timed(task, lambda: points.append(evaluate(task, layout, split))))
+        task.device, lambda: evaluation.append(timed(task, lambda: points.append(evaluate(task, layout, split))))
     )
     tell(2, "planning")
-    train = min(
-        _timed(task, lambda: set_gradients(task, layout.parameters, batch, "warm-up batch 0")) for _ in range(2)
-    )
+    train = min(timed(task, lambda: set_gradients(task, layout.parameters, batch, "warm-up batch 0")) for _ in range(2))
     for parameter in layout.parameters:
         parameter.grad = None
     first, usual, held = {}, {}, dict(footprints)
@@ -134,7 +131,7 @@ def _made(
 ) -> tuple[float, float, int]:
     """Return the seconds of an optimizer's first step and of its second, and the bytes of its state."""
     optimizer = entrant.make(task, hyperparameters)
-    first, usual = (_timed(task, lambda: warm(task, [optimizer], [batch])) - train for _ in range(2))
+    first, usual = (timed(task, lambda: warm(task, [optimizer], [batch])) - train for _ in range(2))
     return first - max(usual, 0.0), max(usual, 0.0), _state_bytes(optimizer)
 
 
@@ -343,11 +340,3 @@ def scratch_bytes(costs: Costs, layout: ParameterLayout, *, records: int, runs: 
 def _state_bytes(optimizer: Replayable) -> int:
     tensors = [value for state in optimizer.state.values() for value in state.values()]
     return sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
-
-
-def _timed(task: Task, call: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    call()
-    if task.device.type == "cuda":
-        torch.cuda.synchronize(task.device)
-    return time.perf_counter() - started

@@ -124,16 +124,17 @@ def _time_sample(
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(shape, dtype=state_dtype(dtype), generator=generator)
     weight.grad = drawn.to(device=task.device, dtype=dtype)
-    first, usual = (_timed(task, optimizer.step) for _ in range(2))
+    first, usual = (timed(task, optimizer.step) for _ in range(2))
     (group,) = optimizer.param_groups
     period = optimizer.pieces[0].geometry.period
     if period in group and group[period] > 1:
         often, group[period] = group[period], 1
-        usual += max(_timed(task, optimizer.step) - usual, 0.0) / often
+        usual += max(timed(task, optimizer.step) - usual, 0.0) / often
     return StepSeconds(first=first, usual=usual)
 
 
-def _timed(task: Task, call: Callable[[], Any]) -> float:
+def timed(task: Task, call: Callable[[], Any]) -> float:
+    """Return the seconds that a call takes, what it leaves to the task's device included."""
     started = time.perf_counter()
     call()
     if task.device.type == "cuda":

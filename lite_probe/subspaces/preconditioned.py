@@ -48,13 +48,14 @@ class PreconditionedOperator(SymmetricOperator):
     @property
     def bounded_share(self) -> float:
         """Share of the parameters whose F had to be bounded."""
-        below = [(one.divisor < least).sum() for one, least in zip(self._directions, self._least, strict=True)]
-        shares = [
-            found / one.divisor.numel()
-            for found, one in zip(torch.stack(below).tolist(), self._directions, strict=True)
-        ]
-        sizes = [one.piece.shape.numel() for one in self._directions]
-        return sum(size * share for size, share in zip(sizes, shares, strict=True)) / sum(sizes)
+        counts = [(one.divisor < least).sum() for one, least in zip(self._directions, self._least, strict=True)]
+        found: list[int] = torch.stack(counts).tolist()
+        bounded = total = 0.0
+        for one, count in zip(self._directions, found, strict=True):
+            size = one.piece.shape.numel()
+            total += size
+            bounded += size * count / one.divisor.numel()
+        return bounded / total
 
     def _products(self, rows: Tensor) -> Tensor:
         scaled = torch.empty_like(rows)
