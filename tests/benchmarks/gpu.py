@@ -81,7 +81,7 @@ class Bench:
     def task(self, size: str) -> Task:
         shape = SIZES["tiny" if self.tiny else size]
         vocab, rows, length = (64, 2, 8) if self.tiny else (32_000, 2, 512)
-        config = LlamaConfig(vocab_size=vocab, max_position_embeddings=length, **shape)  # type: ignore[arg-type]
+        config = LlamaConfig(vocab_size=vocab, max_position_embeddings=length, **shape)
         with torch.random.fork_rng(), self.device:
             torch.manual_seed(0)
             model = LlamaForCausalLM(config).eval()
@@ -310,7 +310,7 @@ def _curvlinops(task: Task, layout: ParameterLayout, vector: Tensor) -> Callable
 
     for module in task.model.modules():
         if hasattr(module, "act_fn"):
-            module.act_fn = Silu()  # type: ignore[assignment]
+            module.act_fn = Silu()
     peer = HessianLinearOperator(_Logits(task.model), nn.CrossEntropyLoss(), layout.parameters, _pairs(task))
     return lambda: peer @ vector.squeeze(1)
 

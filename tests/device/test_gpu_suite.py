@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.benchmarks import gpu
 
@@ -59,6 +60,6 @@ def test_every_part_of_the_benchmark_runs(tmp_path: Path) -> None:
 
 def test_the_benchmark_says_what_it_lacks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cuda"])
-    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     gpu.main()
     assert "sees no CUDA device; --device cpu --tiny tries the script" in capsys.readouterr().out

@@ -125,7 +125,7 @@ def test_the_command_line(device: torch.device, tmp_path: Path) -> None:
 
     checkpoint, text = save_llama(tmp_path / "model", seed=5), tmp_path / "text.txt"
     text.write_text("".join(f"line {index}: {index * index} is a square.\n" for index in range(400)))
-    values = []
+    values: list[Any] = []
     for place in (device.type, "cpu"):
         found = run(
             *("spectrum", checkpoint, "--data", text, "--out", tmp_path / f"on-{place}-{len(values)}", *BATCH),
