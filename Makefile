@@ -2,14 +2,21 @@
 # or constraints.txt. No virtual environment needs to be active.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCHMARK_ARGS ?=
+DEVICE ?= cuda
 RUNS ?= probe/demo/step-00060 probe/demo/step-00300
 
 BIN := .venv/bin
 READY := .venv/.ready
 BENCHMARK_BIN := .venv-benchmark/bin
 BENCHMARK_READY := .venv-benchmark/.ready
+OLDEST_BIN := .venv-oldest/bin
+OLDEST_READY := .venv-oldest/.ready
 
-.PHONY: demo test test-fast lint benchmark screenshots clean
+# Products in both precisions, checkpoints, and families from the command line, their page included.
+OLDEST_TESTS := tests/operators tests/checkpoints/test_formats.py tests/commands/test_families.py
+
+.PHONY: demo test test-fast test-gpu test-oldest lint benchmark benchmark-gpu screenshots clean
 
 demo: $(READY)
 	$(BIN)/lite-probe demo
@@ -19,6 +26,14 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+# The oldest releases that pyproject.toml allows, and that a CPU build of torch can be had beside: the paths to a result.
+test-oldest: $(OLDEST_READY)
+	$(OLDEST_BIN)/python -m pytest $(OLDEST_TESTS) $(PYTEST_ARGS)
+
+# In the environment that PYTHON is of, with torch and transformers in it: nothing is installed, no network needed.
+test-gpu:
+	$(PYTHON) -m pytest -o addopts="-ra --import-mode=importlib" -p no:cacheprovider tests/gpu tests/optim/test_cuda.py --device $(DEVICE) $(PYTEST_ARGS)
 
 # mypy cannot follow the package map of an editable install, so it reads the installed wheel.
 # build/ goes first: setuptools would put files that are gone from the tree into the wheel.
@@ -36,6 +51,10 @@ benchmark: $(BENCHMARK_READY)
 	$(BENCHMARK_BIN)/python tests/benchmarks/spectra.py
 	$(BENCHMARK_BIN)/python tests/benchmarks/scaling.py
 
+# As test-gpu: in PYTHON's own environment; a peer that is not there is left out.
+benchmark-gpu:
+	$(PYTHON) -m tests.benchmarks.gpu --device $(DEVICE) $(BENCHMARK_ARGS)
+
 # The pictures on the front page, of the page on RUNS; `make demo` makes the runs that they are of by default.
 screenshots: $(READY)
 	$(BIN)/python -m tests.browser.screenshots $(RUNS) --out docs/images
@@ -43,6 +62,11 @@ screenshots: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(OLDEST_READY): pyproject.toml tests/oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST_BIN)/pip install --quiet -c tests/oldest.txt -e . pytest pytest-timeout hypothesis setuptools
 	touch $@
 
 # The peers come without their declared dependencies: those ask for torchvision, which nothing measured here
@@ -56,4 +80,4 @@ $(BENCHMARK_READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf build .venv .venv-benchmark
+	rm -rf build .venv .venv-benchmark .venv-oldest

@@ -84,14 +84,14 @@ def traffic() -> Iterator[Traffic]:
 
 
 class PretendTensor(Tensor):
-    """A tensor that claims the pretend device; `inner` is on the CPU and has its numbers."""
+    """A tensor that claims the pretend device; `held` is on the CPU and has its numbers."""
 
-    inner: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    held: Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "PretendTensor":
-        claimed: PretendTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        claimed: PretendTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
             strides=inner.stride(),
@@ -99,11 +99,13 @@ class PretendTensor(Tensor):
             dtype=inner.dtype,
             device=torch.device(NAME, 0),
         )
-        claimed.inner = inner
+        claimed.held = inner
         return claimed
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
         name = function.overloadpacket.__name__
         if name in _MOVING:
@@ -115,17 +117,19 @@ class PretendTensor(Tensor):
 
     def untyped_storage(self) -> Any:
         """Return the inner tensor's, which views of it share."""
-        return self.inner.untyped_storage()
+        return self.held.untyped_storage()
 
     def data_ptr(self) -> int:
         """Return the inner tensor's."""
-        return self.inner.data_ptr()
+        return self.held.data_ptr()
 
     def tolist(self) -> Any:
         """Read all numbers back at once, which torch does not do for a subclass."""
         return self.cpu().tolist()
 
-    def new_tensor(self, values: Any, *, dtype: torch.dtype | None = None, **more: Any) -> Tensor:
+    def new_tensor(  # type: ignore[override]
+        self, values: Any, *, dtype: torch.dtype | None = None, **more: Any
+    ) -> Tensor:
         return torch.tensor(values, dtype=dtype or self.dtype, device=more.pop("device", self.device), **more)
 
     def __getitem__(self, index: Any) -> Tensor:
@@ -136,15 +140,15 @@ class PretendTensor(Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PretendTensor":
         if id(self) not in memo:
-            copied = PretendTensor(self.inner.detach().clone())
+            copied = PretendTensor(self.held.detach().clone())
             copied.requires_grad_(self.requires_grad)
-            copied._is_param = getattr(self, "_is_param", False)  # type: ignore[attr-defined]
+            copied._is_param = getattr(self, "_is_param", False)
             memo[id(self)] = copied
         found: PretendTensor = memo[id(self)]
         return found
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return f"PretendTensor({self.inner!r})"
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"PretendTensor({self.held!r})"
 
 
 def _indices(index: Any) -> Any:
@@ -196,9 +200,9 @@ def install() -> torch.device:
         if setup is None:
             raise RuntimeError(f"torch {torch.__version__} has no devices written in Python")
         setup(NAME, _Module())
-        library = torch.library.Library("_", "IMPL")
+        library = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
         # Whatever makes a tensor there; what is done with one goes to its own `__torch_dispatch__`.
-        library.fallback(_compute_made, "PrivateUse1")
+        library.fallback(_compute_made, "PrivateUse1")  # type: ignore[no-untyped-call]
         _LIBRARY.append(library)
         torch.tensor, torch.as_tensor = map(_made_on_the_cpu, (torch.tensor, torch.as_tensor))
     return torch.device(NAME, 0)
@@ -251,8 +255,8 @@ def _compute(function: Any, args: Any, kwargs: Any) -> Any:
 
     def inner(value: Any) -> Any:
         if isinstance(value, PretendTensor):
-            known[id(value.inner)] = value
-            return value.inner
+            known[id(value.held)] = value
+            return value.held
         if isinstance(value, list | tuple):
             return [inner(one) for one in value]
         return _CPU if isinstance(value, torch.device) and value.type == NAME else value
@@ -280,12 +284,12 @@ def _move(function: Any, name: str, args: Any, kwargs: Any) -> Any:
         target, source = args[0], args[1]
         if not kwargs.get("non_blocking", args[2] if len(args) > 2 else False):
             _count_copy(source, isinstance(target, PretendTensor))
-        into, values = (one.inner if isinstance(one, PretendTensor) else one for one in (target, source))
+        into, values = (one.held if isinstance(one, PretendTensor) else one for one in (target, source))
         into.copy_(values)
         return target
     device = torch.device(kwargs.get("device") or args[0].device)
     _count_copy(args[0], device.type == NAME)
-    source = args[0].inner if isinstance(args[0], PretendTensor) else args[0]
+    source = args[0].held if isinstance(args[0], PretendTensor) else args[0]
     made = function(source, *args[1:], **{**kwargs, "device": _CPU})
     return PretendTensor(made) if device.type == NAME else made
 

@@ -88,3 +88,25 @@ def test_the_root_exports_what_it_names() -> None:
     assert set(lite_probe.__all__) <= set(dir(lite_probe))
     with pytest.raises(AttributeError, match="has no attribute 'measure_everything'"):
         lite_probe.measure_everything  # noqa: B018
+
+
+NOT_INSTALLED = """
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
+root = Path(sys.argv[1])
+sys.path.insert(0, str(root))
+from tests.tree import open_tree, require_tree
+
+assert find_spec("lite_probe.commands") is None
+open_tree(root)
+require_tree(root)
+import lite_probe.commands.wording, lite_probe.reports.numbers
+"""
+
+
+def test_a_tree_that_is_not_installed_is_opened() -> None:
+    done = subprocess.run([sys.executable, "-c", NOT_INSTALLED, str(ROOT)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -101,12 +101,12 @@ def test_a_step_waits_for_one_answer(worker: _Worker, optimizer: str) -> None:
 
 
 def test_a_subspace_is_measured_there(worker: _Worker) -> None:
-    assert worker.ask("subspace", "llama")["calibrated"] == ["muon-lite"]
+    assert worker.ask("subspace", "tied_llama")["calibrated"] == ["muon-lite"]
 
 
 def test_steps_are_measured_there(worker: _Worker) -> None:
-    worker.ask("steps", "gpt2")
+    worker.ask("steps", "tied_llama")
 
 
 def test_a_segment_is_replayed_there(worker: _Worker) -> None:
-    require_within(worker.ask("replay", "qwen2_moe")["step"], "replayed step")
+    require_within(worker.ask("replay", "tied_llama")["step"], "replayed step")

@@ -172,13 +172,14 @@ def mixed() -> dict[str, Any]:
     """Let tensors of two devices meet, as they may and as they may not."""
     here, there = torch.ones(3), torch.ones(3, device=pretend.NAME)
     refused = {}
-    for key, call in {
+    calls: dict[str, Callable[[], Any]] = {
         "sum": lambda: there + here,
         "written in place": lambda: there.add_(here),
         "written in place on the CPU": lambda: here.add_(there),
         "product": lambda: there @ here,
         "listed": lambda: torch._foreach_add([there], [here]),
-    }.items():
+    }
+    for key, call in calls.items():
         try:
             call()
             refused[key] = "went through"
@@ -235,7 +236,7 @@ def main() -> None:
     for line in sys.stdin:
         name, *given = json.loads(line)
         try:
-            answer = {"found": known[name](*given)}
+            answer: dict[str, Any] = {"found": known[name](*given)}
         except Exception:  # noqa: BLE001 - whatever went wrong is the answer
             answer = {"error": traceback.format_exc()}
         sys.stdout.write(json.dumps(answer) + "\n")
