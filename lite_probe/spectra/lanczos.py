@@ -185,7 +185,10 @@ class Lanczos:
             removed[size:] -= removed[:size].T @ owed
         self._extend_projection(removed, vectors.shape[0])
         self.pending, self.coupling = _orthonormalize(image, self.basis, tolerance=threshold)
-        self.owed = left @ self.basis.ranks.once(lambda: np.linalg.pinv(self.coupling))
+        # What is left of Hx, in the pending vectors that Hx is made of. In units of their coupling, or the inverse of
+        # a tiny one would overflow.
+        unit = float(np.abs(self.coupling).max(initial=0.0)) or 1.0
+        self.owed = (left / unit) @ self.basis.ranks.once(lambda: np.linalg.pinv(self.coupling / unit))
         owing = float(np.linalg.norm(self.owed, axis=0).max(initial=0.0))
         if owing > _MOST_OWED * math.sqrt(torch.finfo(image.dtype).eps):
             # Normalising a small remainder blows up the rounding in it.
