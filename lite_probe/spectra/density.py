@@ -116,7 +116,8 @@ def _step(run: Lanczos, num_deflated: int, probes: Probes, living: list[int]) ->
     first = probes.running.start
     rows = [index - first for index in living]
     vectors = probes.current if len(rows) == len(probes.current) else probes.current[rows]
-    multiplier = run.operator if run.fast is None or not probes.diagonals[first] else run.fast
+    is_exact = run.fast is None or run.is_poor or not probes.diagonals[first]
+    multiplier = run.operator if is_exact or run.fast is None else run.fast
     images = multiplier.matmat(vectors.to(run.operator.device).T).T.contiguous().to(run.basis.device)
     del vectors
     if not probes.diagonals[first]:
