@@ -114,7 +114,7 @@ def _step(run: Lanczos, num_deflated: int, probes: Probes, living: list[int]) ->
     first = probes.running.start
     rows = [index - first for index in living]
     vectors = probes.current if len(rows) == len(probes.current) else probes.current[rows]
-    fast = run.fast if probes.diagonals[first] else None
+    fast = run.fast if probes.diagonals[first] and not run.is_poor else None
     images = multiply(fast or run.operator, run.basis, vectors)
     del vectors
     if not probes.diagonals[first]:

@@ -63,6 +63,7 @@ class Lanczos:
 
     Attributes:
         is_fast: Whether steps take their products from `fast`.
+        is_poor: Whether fast products err by too much for anything, probes included.
         is_polished: Whether T holds exact products; a new column of T then has what the recurrence says, and not what
             the product says.
         projected: (m, m) float64, T.
@@ -89,6 +90,7 @@ class Lanczos:
         self.operator = operator
         self.fast = fast
         self.is_fast = False
+        self.is_poor = False
         self.is_polished = False
         self.by_magnitude = by_magnitude
         self.top = top

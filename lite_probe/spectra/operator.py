@@ -42,8 +42,8 @@ _ROUNDS = 6  # times a missed pair is looked for; each round adds a vector to th
 _CHECK_STEPS = 8  # Lanczos steps that a new block member gets before convergence is judged again
 _LEAST_SIZE = 10  # times the products that pairs may take: smaller operators are multiplied exactly
 _MARGIN = 0.7  # of the tolerance, for the recurrence's residuals where fast products add an error
-_SAFE = 0.7  # of the tolerance, within which fast products may err
-_POOR = 0.2  # error of fast products beyond which pairs are found by exact ones
+_SAFE = 0.3  # of the tolerance, within which fast products may err: pairs far below ‖H‖ see more of it
+_POOR = 0.2  # error of fast products beyond which all are exact
 _ROUGH = 0.03  # tolerance of pairs before exact products polish them
 _POLISHED = 1.25  # fast products of pairs that are polished, over the exact ones they take otherwise
 _CHECKS = 2  # exact products that tell that error
@@ -240,7 +240,7 @@ class OperatorMeasurement:
         self.steps_owed = 0
         if self.fast is not None and self.product_error is None:
             self.product_error = self._compare_products(self.fast)
-            self.run.is_fast &= self.product_error <= _POOR
+            self._judge_products()
         while self.stop_reason == "":
             self._advance()
 
@@ -280,6 +280,11 @@ class OperatorMeasurement:
         self.polishes += 1
         self.run.polish(len(pairs.values), alone=not self.run.is_fast)
         self.epoch += 1
+
+    def _judge_products(self) -> None:
+        """Leave fast products alone where they err by too much."""
+        self.run.is_poor = (self.product_error or 0.0) > _POOR
+        self.run.is_fast &= not self.run.is_poor
 
     def _compare_products(self, fast: SymmetricOperator) -> float:
         """Return by how much a fast product of the start vector differs from the exact one, relative to it."""
@@ -329,7 +334,7 @@ class OperatorMeasurement:
         tolerance = self.request.tolerance
         # A pair near zero was left where it could not be told from zero: what lies that near it is no news.
         unresolved = self.run.negligible(pairs, pairs.residual_norms, tolerance)
-        error = 0.0 if self.product_error is None else self.product_error
+        error = 0.0 if self.product_error is None or self.run.is_poor else self.product_error
         slack = (tolerance + error) * np.where(unresolved, self.run.scale, np.abs(pairs.values)) + self.run.floor
         above = pairs.values[: pairs.num_top]
         below = pairs.values[pairs.num_top :]
@@ -479,6 +484,7 @@ class OperatorMeasurement:
         self.product_error, self.polishes = head["product_error"], head["polishes"]
         self.units = None if head["units"] is None else np.array(head["units"])
         run.is_fast, run.is_polished = head["is_fast"], head["is_polished"]
+        self._judge_products()
         self.rounds, self.epoch, self.steps_owed = head["rounds"], head["epoch"], head["steps_owed"]
         self.stop_reason, self.check = head["stop_reason"], head["check"]
         run.basis.size = 0
