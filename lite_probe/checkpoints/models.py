@@ -150,6 +150,7 @@ def build_skeleton(config: transformers.PreTrainedConfig) -> transformers.PreTra
             model = transformers.AutoModelForCausalLM.from_config(
                 config, attn_implementation="eager", experts_implementation="eager"
             )
+            model.tie_weights()  # which transformers 5.0 leaves out on the meta device
     except Exception as error:  # a config of nonsense can fail anywhere in transformers
         raise _config_error(config.model_type, error) from error
     return model.eval()
