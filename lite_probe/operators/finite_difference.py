@@ -12,6 +12,7 @@ from torch import Tensor
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.task import Split, Task
+from lite_probe.task.batches import parts_of
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.reductions import norm
 
@@ -101,7 +102,7 @@ class GaussNewtonDifferenceOperator(FiniteDifferenceOperator):
     def _read(self) -> Tensor:
         """Return ∇_z ℓ of every batch, one after another, flat."""
         rows = []
-        for batch in self.task.batches(self.split):
+        for _, batch in parts_of(self.task, self.split):
             with torch.no_grad():
                 outputs = self.task.predict(self.task.model, batch)
             free = outputs.requires_grad_()
@@ -113,7 +114,7 @@ class GaussNewtonDifferenceOperator(FiniteDifferenceOperator):
         """Return Jᵀ of one entry per output: flat → (N,)."""
         product = torch.zeros(self.layout.size, dtype=self.dtype, device=self.device)
         start = 0
-        for batch in self.task.batches(self.split):
+        for _, batch in parts_of(self.task, self.split):
             outputs = self.task.predict(self.task.model, batch)
             rows = difference[start : start + outputs.numel()].view_as(outputs)
             start += outputs.numel()

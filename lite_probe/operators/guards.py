@@ -1,6 +1,6 @@
 """How a measurement treats a model: nothing moves, attention is differentiable twice, precision is explicit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -140,6 +140,20 @@ def require_precision(model: nn.Module) -> None:
         raise InputError(
             f"expected parameters all in float32, or all in float64, got {found}",
             "pass --precision float32, or convert model and batches with .float()",
+        )
+
+
+def require_whole(parameters: Sequence[nn.Parameter]) -> None:
+    """Refuse parameters of which this process holds a shard: `torch.autograd.grad` has no gradient for them.
+
+    Raises:
+        InputError: If one is a DTensor, as of FSDP2.
+    """
+    sharded = sum(hasattr(parameter, "device_mesh") for parameter in parameters)
+    if sharded:
+        raise InputError(
+            f"expected whole parameters on every rank, got {sharded} of {len(parameters)} as shards (DTensor)",
+            "load the whole model on every rank: batches are dealt to ranks, weights are not",
         )
 
 

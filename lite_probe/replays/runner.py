@@ -485,5 +485,5 @@ def evaluate_loss(task: Task, split: Split = "evaluation") -> float:
     if found := [one for one in task.ranks.from_every(bad) if one is not None]:
         index, value = min(found)
         raise NumericsError(f"expected a finite loss, got {value} on {split} batch {index}")
-    total, count = task.ranks.add_up(torch.tensor([total, count], dtype=torch.float64)).tolist()
-    return total / count
+    sums = task.ranks.add_up(torch.tensor([total, count], dtype=torch.float64))
+    return float(sums[0]) / float(sums[1])

@@ -176,7 +176,7 @@ class SavedState:
         path = self._basis_path(epoch)
         if basis.link_to(path):
             for row in basis.each(self._rows_written):
-                self._basis_digest.update(row.data.cast("B"))
+                self._basis_digest.update(_bytes(row))
             self._rows_written = basis.size
             return
         with path.open("r+b") if self._rows_written else create_anew(path) as file:
@@ -202,9 +202,13 @@ class SavedState:
 
 
 def _write_row(file: Any, row: NDArray[Any], digest: Any) -> None:
-    content = row.data.cast("B")
+    content = _bytes(row)
     file.write(content)
     digest.update(content)
+
+
+def _bytes(row: NDArray[Any]) -> memoryview:
+    return row.view(np.uint8).data  # also of no entries, which a memoryview cannot cast
 
 
 def _sync(file: Any) -> None:
@@ -237,5 +241,5 @@ def _digest_of(path: Path, size: int, expected: str) -> Any:
 def _rows_of(path: Path, count: int, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
     """Yield the first rows of a file one by one."""
     kind = _kind_of(dtype)
-    offsets = range(0, count * size * kind.itemsize, size * kind.itemsize)
+    offsets = (index * size * kind.itemsize for index in range(count))
     return (torch.from_numpy(np.fromfile(path, dtype=kind, count=size, offset=offset)) for offset in offsets)

@@ -74,7 +74,7 @@ class Ranks:
         return math.hypot(*self.add_up(norms).tolist())
 
     def once(self, compute: Callable[[], Value]) -> Value:
-        """Return what rank 0 computes."""
+        """Return what rank 0 computes; what it refuses, all refuse."""
         return compute()
 
     def from_every(self, value: Value) -> list[Value]:
