@@ -1,4 +1,4 @@
-"""What a piece of code asks torch for: how often Python waits for a number, and the largest tensor that is made."""
+"""What a piece of code asks torch for: what it calls, how often it waits for a number, the largest tensor it makes."""
 
 from typing import Any
 
@@ -32,3 +32,15 @@ class Watch(TorchDispatchMode):
             if one.untyped_storage().data_ptr() not in given:
                 self.largest[one.dtype] = max(self.largest.get(one.dtype, 0), one.numel())
         return found
+
+
+class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Collects the names of what is called within."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))

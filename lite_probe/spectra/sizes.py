@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 from lite_probe.checkpoints.models import quiet_transformers
 from lite_probe.errors import InputError
 
-# Whole vectors of N entries beside the weights: the one that is multiplied, its image, the batch's gradient, which
-# the graph ends in, and the batch's product before it is added up.
-_WHOLE_VECTORS = 4
+# Whole vectors of N entries beside the weights: the one that is multiplied, its image, and what one batch adds to it.
+_WHOLE_VECTORS = 3
 # Slices beside the basis: of the pending vector, its image, and a probe's previous one.
 _SLICES = 3
 _BYTES = 4

@@ -11,7 +11,7 @@ from lite_probe.spectra.lanczos import Lanczos, lanczos
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.reductions import CHUNK, norms
 from tests import oracles
-from tests.dispatched import Calls
+from tests.dispatch import Calls
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float64, torch.float32)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lite_probe.vectors import reductions
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.reductions import CHUNK, dot, norm, project, subtract, subtract_and_project
-from tests.dispatched import Calls
+from tests.dispatch import Calls
 
 LARGE = 5_000_000
 
