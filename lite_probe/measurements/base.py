@@ -120,6 +120,7 @@ class Plan(ABC, Generic[Result]):
             **request.config,
             "device": task.device.type,
             "precision": precision_of(task),
+            **({"sharded": True} if task.ranks.is_sharded else {}),
             "lite_probe": __version__,
             "torch": torch.__version__,
         }

@@ -15,9 +15,10 @@ from lite_probe.measurements.base import OnEvent, Outcome, Plan
 from lite_probe.measurements.requests import OnProgress, takes
 from lite_probe.measurements.requests.spectrum import SpectrumRequest
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator
-from lite_probe.operators.gradient import require_deterministic
+from lite_probe.operators.gradient import gradient_norm, loss_and_gradient, require_deterministic
 from lite_probe.operators.guards import preserve_state, require_precision
 from lite_probe.operators.hessian import GraphStore
+from lite_probe.operators.sharded import layout_of, sharded_loss_and_gradient
 from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
@@ -77,10 +78,12 @@ class SpectrumPlan(Plan[Spectrum]):
             UsageError: More pairs than parameters, or blocks of a task that has none.
             InputError: Parameters in half precision.
         """
-        size = ParameterLayout(list(task.model.named_parameters())).size
+        size = sum(parameter.numel() for parameter in task.model.parameters() if parameter.requires_grad)
         if size == 0:
             raise UsageError("expected a model with trainable parameters, got none")
         require_precision(task.model)
+        if task.ranks.is_sharded:
+            _require_for_shards(request)
         if request.top + request.bottom > size:
             raise UsageError(
                 f"expected --top plus --bottom of at most {size:,}, the number of parameters, "
@@ -116,7 +119,7 @@ class SpectrumPlan(Plan[Spectrum]):
 
     @classmethod
     def _of(cls, task: Task, request: SpectrumRequest, on_progress: OnProgress | None) -> "SpectrumPlan":
-        layout = ParameterLayout(list(task.model.named_parameters()))
+        layout = layout_of(task)
         ranks = task.ranks
         num_batches = len(ranks.shares(task.batches(request.split))[0])  # of rank 0, which has most
         done = 0
@@ -128,17 +131,18 @@ class SpectrumPlan(Plan[Spectrum]):
                 on_progress(done, 2 * num_batches + 1, "planning")  # two gradients, and the graph of one batch
 
         started = time.perf_counter()
-        evaluated = require_deterministic(task, layout, request.split, on_batch)
+        evaluate = sharded_loss_and_gradient if ranks.is_sharded else loss_and_gradient
+        evaluated = require_deterministic(task, layout, request.split, on_batch, evaluate)
         gradient_seconds = (time.perf_counter() - started) / 2.0
-        gradient_norm = float(evaluated.gradient.double().square().sum().sqrt())
+        length = gradient_norm(task, evaluated)
         # N numbers that are no longer needed; a slice would keep them.
         evaluated = replace(evaluated, gradient=evaluated.gradient.new_empty(0))
         kind = _kind(request)
         probed = costing.probe_costs(task, layout, evaluated, request.split, kind)
-        costs = replace(ranks.once(lambda: probed), ranks=ranks.count)
+        costs = replace(ranks.once(lambda: probed), ranks=1 if ranks.is_sharded else ranks.count)
         whole = _operator_request(request, _WHOLE)
         allowed = ranks.least(memory_allowed(task.device, request.memory, ranks.on_host))
-        memory = costing.lay_out(whole, costs, num_batches, allowed, layout.size)
+        memory = costing.lay_out(whole, costs, num_batches, allowed, layout.whole_size)
         rebuilt = num_batches - memory.kept_graphs
         rebuild_seconds = costs.build_seconds * rebuilt / num_batches
         seconds = 2 * gradient_seconds + costs.build_seconds
@@ -158,7 +162,7 @@ class SpectrumPlan(Plan[Spectrum]):
             mode = "kept"
         return cls(
             request=request,
-            num_parameters=layout.size,
+            num_parameters=layout.whole_size,
             num_hvps=sum(one.expected_products for one in asked),
             seconds=seconds,
             memory_bytes=costing.peak_bytes(costs, num_batches, memory.kept_graphs, filled),
@@ -166,11 +170,11 @@ class SpectrumPlan(Plan[Spectrum]):
             layout=memory,
             fingerprint=cls.key(task, request, evaluated.loss),
             loss=evaluated.loss,
-            gradient_norm=gradient_norm,
+            gradient_norm=length,
             count=evaluated.count,
             unused=evaluated.unused,
-            scratch_bytes=costing.scratch_bytes(whole, costs.vector_bytes, memory),
-            result_bytes=4 * layout.size * (request.top + request.bottom),  # eigenvectors, in float32
+            scratch_bytes=costing.scratch_bytes(whole, layout.whole_size * layout.parameters[0].element_size(), memory),
+            result_bytes=4 * layout.whole_size * (request.top + request.bottom),  # eigenvectors, in float32
             checkpointing_off=False,
         )
 
@@ -274,8 +278,9 @@ class _Session:
     def _measure(self, name: str, report: OnProgress) -> _Finished:
         """Measure one operator."""
         is_whole = name == _WHOLE
-        blocks: dict[str, Any] = {} if is_whole else {"block": name, "block_map": self.task.blocks}
-        layout = ParameterLayout(self.parameters, **blocks)
+        layout = layout_of(self.task)
+        if not is_whole:
+            layout = ParameterLayout(self.parameters, block=name, block_map=self.task.blocks)
         operator = costing.build_operator(
             self.task,
             layout,
@@ -285,7 +290,7 @@ class _Session:
             graphs=self.graphs,
             vectors_per_pass=self.memory.vectors_per_pass,
         )
-        request = _operator_request(self.plan.request, name, layout.size)
+        request = _operator_request(self.plan.request, name, layout.whole_size)
         state = SavedState(self.state.folder(name, "running"), self.plan.fingerprint, self.ranks)
         measurement = OperatorMeasurement(
             operator,
@@ -320,14 +325,33 @@ class _Session:
             else:
                 whole = np.empty(shape, np.float32)
         for place in range(count):
-            row = basis.whole(basis.rows[place : place + 1])[0]  # one at a time: they need not fit into memory
-            if whole is not None:
-                whole[place] = row.cpu().numpy()
+            # One at a time: they need not fit into memory.
+            row = self.ranks.collected(basis.rows[place], basis.whole_size)
+            if whole is not None and row is not None:
+                whole[place] = row.numpy()
         return None if whole is None else whole.T
 
 
 def _without_vectors(finished: _Finished) -> _Finished:
     return replace(finished, eigenvectors=None)
+
+
+def _require_for_shards(request: SpectrumRequest) -> None:
+    """Refuse what shards of a model do not give.
+
+    Raises:
+        UsageError: Products by autograd, or blocks.
+    """
+    if request.method != "finite-differences":
+        raise UsageError(
+            f"expected finite differences for a model in shards, got --method {request.method}",
+            "pass --method finite-differences: autograd differentiates no shard",
+        )
+    if request.per_block:
+        raise UsageError(
+            "expected the whole spectrum for a model in shards, got --per-block",
+            "leave out --per-block, or measure on ranks that each hold the whole model",
+        )
 
 
 def _kind(request: SpectrumRequest) -> str:

@@ -5,6 +5,7 @@ right one scales with ‖θ‖/‖v‖; the step is chosen on the first product 
 """
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -31,19 +32,19 @@ class FiniteDifferenceOperator(SymmetricOperator):
 
     def __init__(self, task: Task, layout: ParameterLayout, *, split: Split = "evaluation") -> None:
         first = layout.parameters[0]
-        super().__init__(layout.size, device=first.device, dtype=first.dtype)
+        super().__init__(layout.whole_size, device=first.device, dtype=first.dtype, vector_size=layout.size)
         self.task = task
         self.layout = layout
         self.split: Split = split
         self.relative_step: float | None = None
         self.relative_error: float | None = None
-        self._parameter_norm = sum(norm(p.detach().flatten()) ** 2 for p in layout.parameters) ** 0.5
+        self._parameter_norm = self._length(*(p.detach().flatten() for p in layout.parameters))
 
     def _products(self, rows: Tensor) -> Tensor:
         return torch.stack([self._product(row) for row in rows])
 
     def _product(self, vector: Tensor) -> Tensor:
-        length = norm(vector)
+        length = self._length(vector)
         if length == 0.0:
             return torch.zeros_like(vector)
         if self.relative_step is None:
@@ -55,7 +56,7 @@ class FiniteDifferenceOperator(SymmetricOperator):
         center = torch.finfo(self.dtype).eps ** (1.0 / 3.0)
         steps = [center * _FACTOR ** (index - _STEPS_TRIED // 2) for index in range(_STEPS_TRIED)]
         products = [self._difference(vector, length, step) for step in steps]
-        apart = [norm(a - b) / max(norm(a), 1e-300) for a, b in itertools.pairwise(products)]
+        apart = [self._length(a - b) / max(self._length(a), 1e-300) for a, b in itertools.pairwise(products)]
         best = min(range(len(apart)), key=apart.__getitem__)
         self.relative_step = steps[best]
         self.relative_error = apart[best]
@@ -73,6 +74,10 @@ class FiniteDifferenceOperator(SymmetricOperator):
         finally:
             self._move(saved, directions, 0.0)
         return self._pull_back((ahead - behind) / (2.0 * epsilon))
+
+    def _length(self, *vectors: Tensor) -> float:
+        """Return the norm of vectors (n,), one after another."""
+        return math.hypot(*map(norm, vectors))
 
     def _read(self) -> Tensor:
         """Return what is differenced, at the weights as they stand: the gradient, (N,)."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.guards import explain_autograd_error, require_double_backward
 from lite_probe.task import Batch, Split, Task
-from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.layout import ParameterLayout, require_whole
 
 
 class _GraphOperator(SymmetricOperator):
@@ -29,6 +29,9 @@ class _GraphOperator(SymmetricOperator):
         count: Tokens or samples in all batches of the split.
         split: Which batches.
         graphs: The store of kept graphs; operators of one task share it, so that a block reuses the whole's.
+
+    Raises:
+        InputError: If the model is sharded.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class _GraphOperator(SymmetricOperator):
         graphs: "GraphStore | None" = None,
         vectors_per_pass: int = 4,
     ) -> None:
+        require_whole(task.model.parameters(), "the model")
         first = layout.parameters[0]
         super().__init__(layout.size, device=first.device, dtype=first.dtype)
         self.task = task

@@ -1,4 +1,6 @@
-"""Ranks: processes that `torchrun` has started, and what they tell each other. Nothing else knows torch.distributed.
+"""Ranks: processes that `torchrun` has started, and what they tell each other.
+
+Beside `sharding`, nothing else knows torch.distributed.
 
     with ProcessRanks(timeout=60) as ranks:
         task.ranks = ranks

@@ -16,6 +16,7 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator, GaussNewtonDifferenceOperator
 from lite_probe.operators.gradient import LossAndGradient
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
+from lite_probe.operators.sharded import ShardedDifferenceOperator
 from lite_probe.runtime.memory import MemoryLayout, Placement, peak_during, require_memory
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.operator import OperatorRequest
@@ -36,10 +37,10 @@ class Costs:
 
     product_bytes: int  # the process's peak during a product through one graph
     graph_bytes: int  # of one batch, the largest
-    vector_bytes: int  # of one vector of N entries
+    vector_bytes: int  # of one vector of N entries, or of a rank's slice where the model is sharded
     build_seconds: float  # all batches' graphs
     product_seconds: float  # one product through kept graphs, all batches
-    ranks: int = 1  # that hold slices of the basis
+    ranks: int = 1  # that hold slices of the basis, and whole vectors beside it
 
 
 def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient, split: Split, kind: str) -> Costs:
@@ -51,7 +52,7 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
     device = layout.parameters[0].device
     if kind == "finite-differences":
         vector = torch.ones(layout.size, 1, dtype=layout.parameters[0].dtype, device=device)
-        differences = FiniteDifferenceOperator(task, layout, split=split)
+        differences = _difference_operator(task, layout, split)
         differences.matmat(vector)  # chooses its step
         times: list[float] = []
         peak = peak_during(device, lambda: times.append(_timed(lambda: differences.matmat(vector))))
@@ -205,9 +206,14 @@ def build_operator(
 ) -> SymmetricOperator:
     """Make the operator that a plan calls for, on all parameters or one block."""
     if kind == "finite-differences":
-        return FiniteDifferenceOperator(task, layout, split=split)
+        return _difference_operator(task, layout, split)
     curvature = _graph_operator(kind)
     return curvature(task, layout, count=count, split=split, graphs=graphs, vectors_per_pass=vectors_per_pass)
+
+
+def _difference_operator(task: Task, layout: ParameterLayout, split: Split) -> FiniteDifferenceOperator:
+    kind = ShardedDifferenceOperator if task.ranks.is_sharded else FiniteDifferenceOperator
+    return kind(task, layout, split=split)
 
 
 def _graph_operator(kind: str) -> type[HessianOperator] | type[GaussNewtonOperator]:

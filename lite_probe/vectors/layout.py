@@ -1,11 +1,12 @@
 """How parameters lie in one flat vector, whole or restricted to a block."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from lite_probe.errors import InputError
 from lite_probe.results.blocks import BlockMap, BlockPart
 
 
@@ -31,6 +32,13 @@ class ParameterLayout:
         named_parameters: (name, parameter) pairs; those that need no gradient are left out.
         block: Restrict to one block of `block_map`.
         block_map: Name → parts; needed with `block`.
+
+    Attributes:
+        size: N.
+        whole_size: Of the vector that this one is a slice of, where several ranks hold the model in shards; else N.
+
+    Raises:
+        InputError: If a parameter is sharded: autograd returns no gradient for it, without an error.
     """
 
     def __init__(
@@ -47,6 +55,7 @@ class ParameterLayout:
         for name, parameter in named_parameters:
             if not parameter.requires_grad:
                 continue
+            require_whole([parameter], name)
             shapes = _shapes_in_block(name, parameter, block, block_map)
             if not shapes:
                 continue
@@ -55,7 +64,7 @@ class ParameterLayout:
             for part, shape in shapes:
                 self.pieces.append(Piece(len(self.parameters) - 1, shape, offset, part))
                 offset += shape.numel()
-        self.size = offset
+        self.size = self.whole_size = offset
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Return the pieces of a flat (N,) vector as views of it, without a copy."""
@@ -99,6 +108,29 @@ class ParameterLayout:
             if tensor is not None:
                 source = tensor if piece.part is None else narrow(tensor, piece.part)
                 view.add_(source, alpha=weight)
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether a parameter is a DTensor of torch.distributed, which need not be loaded to tell."""
+    return hasattr(parameter, "to_local")
+
+
+def require_whole(parameters: Iterable[Tensor], name: str) -> None:
+    """Refuse parameters that autograd returns no gradient for, without an error.
+
+    Args:
+        parameters: Of a model.
+        name: Theirs, for the error.
+
+    Raises:
+        InputError: If one is sharded.
+    """
+    if any(map(is_sharded, parameters)):
+        raise InputError(
+            f"expected whole parameters, got a shard of {name}",
+            "shard a model with lite_probe.operators.sharding.shard_task, for spectra by finite differences; measure "
+            "all else on a model that was not sharded",
+        )
 
 
 def narrow(tensor: Tensor, part: BlockPart) -> Tensor:

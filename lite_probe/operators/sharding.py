@@ -1,0 +1,52 @@
+"""Cuts a task's model into shards, one for each rank: FSDP2. Beside `ranks`, nothing else knows torch.distributed."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from lite_probe.errors import InputError
+from lite_probe.operators.ranks import ProcessRanks
+from lite_probe.operators.sharded import ShardRanks, local
+from lite_probe.task import Task
+from lite_probe.vectors.layout import is_sharded
+
+
+def shard_task(task: Task, ranks: ProcessRanks, device: torch.device) -> None:
+    """Leave each rank a shard of every parameter of a task's model, in place, and let the ranks measure it together.
+
+    A pass gathers one layer at a time: the modules of the largest `nn.ModuleList`, and the rest of the model together.
+
+    Args:
+        task: The same on every rank, whole, on the CPU or the device; its batches must be on the device.
+        ranks: The processes.
+        device: Of this rank; layers move there one by one as they are cut.
+
+    Raises:
+        InputError: If the model is sharded already.
+    """
+    model = task.model
+    if any(map(is_sharded, model.parameters())):
+        raise InputError("expected a whole model to shard, got shards", "give every rank the whole of it")
+    mesh = init_device_mesh(device.type, (ranks.count,))
+    for module in dict.fromkeys([*layers(model), model]):
+        # Kept after the forward pass, a layer would not see that its shards were moved.
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # sums, and not means, over the ranks
+    trainable: list[Any] = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    sizes = ranks.from_every([local(parameter).numel() for parameter in trainable])
+    task.ranks = ShardRanks(ranks, [list(of_one) for of_one in zip(*sizes, strict=True)])
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of a model: what the `nn.ModuleList` with most parameters holds; none where there is none."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=_size, default=[]))
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
