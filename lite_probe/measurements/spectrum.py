@@ -56,7 +56,7 @@ class SpectrumPlan(Plan[Spectrum]):
     """How a spectrum will be measured, and what that takes."""
 
     shown: ClassVar[tuple[str, ...]] = (
-        *("num_parameters", "num_hvps", "seconds", "memory_bytes", "graph_mode", "layout"),
+        *("num_parameters", "num_hvps", "seconds", "memory_bytes", "graph_mode", "num_shards", "layout"),
         *("scratch_bytes", "result_bytes", "fingerprint"),
     )
 
@@ -68,6 +68,7 @@ class SpectrumPlan(Plan[Spectrum]):
     gradient_norm: float
     count: int  # tokens or samples behind the loss
     unused: tuple[str, ...]  # parameters without influence on the loss
+    num_shards: int  # that the model is cut into; 1 where every rank holds it whole
     checkpointing_off: bool  # the model checkpoints activations reentrantly, which a measurement leaves out
 
     @classmethod
@@ -113,7 +114,7 @@ class SpectrumPlan(Plan[Spectrum]):
 
         Cost: two gradients, one graph and two products of one batch.
         """
-        with preserve_state(task.model) as log:
+        with preserve_state(task.model, fused_attention=task.ranks.is_sharded) as log:
             plan = cls._of(task, request, on_progress)
         return replace(plan, checkpointing_off=log.checkpoints > 0)
 
@@ -175,6 +176,7 @@ class SpectrumPlan(Plan[Spectrum]):
             unused=evaluated.unused,
             scratch_bytes=costing.scratch_bytes(whole, layout.whole_size * layout.parameters[0].element_size(), memory),
             result_bytes=4 * layout.whole_size * (request.top + request.bottom),  # eigenvectors, in float32
+            num_shards=ranks.count if ranks.is_sharded else 1,
             checkpointing_off=False,
         )
 
@@ -187,8 +189,9 @@ class SpectrumPlan(Plan[Spectrum]):
             "none": "finite differences",
         }[self.graph_mode]
         where = "" if self.layout.basis_placement == "device" else f" on {self.layout.basis_placement}"
+        shards = f"the model in {self.num_shards} shards, " if self.num_shards > 1 else ""
         return (
-            f"~{self.num_hvps} Hessian products, {self.time_and_memory} ({graphs}, basis of "
+            f"~{self.num_hvps} Hessian products, {self.time_and_memory} ({shards}{graphs}, basis of "
             f"{self.layout.basis_columns} vectors{where})"
         )
 
@@ -211,6 +214,7 @@ class SpectrumPlan(Plan[Spectrum]):
             notes=[*notes, *(note for block in finished.values() for note in block.notes)],
             details={
                 "graphs": self.graph_mode,
+                **({"model": f"{self.num_shards} shards"} if self.num_shards > 1 else {}),
                 "vectors per pass": str(self.layout.vectors_per_pass),
                 "basis": f"{self.layout.basis_columns} vectors on {self.layout.basis_placement}",
             },

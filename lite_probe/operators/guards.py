@@ -1,7 +1,7 @@
 """How a measurement treats a model: nothing moves, attention is differentiable twice, precision is explicit."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,16 @@ class GuardLog:
 
 
 @contextmanager
-def preserve_state(model: nn.Module) -> Iterator[GuardLog]:
+def preserve_state(model: nn.Module, *, fused_attention: bool = False) -> Iterator[GuardLog]:
     """Leave no trace: mode, buffers, random state and matmul precision come back bitwise, also after an error.
 
     Inside, the model is in evaluation mode, attention runs its mathematical form, which can be differentiated
     twice, and float32 products are float32 (no TF32, no bfloat16). Gradients are on, whatever the caller is in, and
     reentrant activation checkpointing is off. Operators touch neither parameters nor `p.grad`.
+
+    Args:
+        model: That is measured.
+        fused_attention: Leave attention to any kernel: for what takes first derivatives only.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
@@ -47,7 +51,7 @@ def preserve_state(model: nn.Module) -> Iterator[GuardLog]:
             torch.inference_mode(False),
             torch.enable_grad(),
             full_float32(),
-            sdpa_kernel(SDPBackend.MATH),
+            nullcontext() if fused_attention else sdpa_kernel(SDPBackend.MATH),
             _without_reentrant_checkpointing() as log,
         ):
             yield log

@@ -36,7 +36,7 @@ class ShardRanks(Ranks):
         self._ranks = ranks
         self._sizes = sizes
         self.rank, self.count, self.on_host = ranks.rank, ranks.count, ranks.on_host
-        self._widths = [sum(own) for own in zip(*sizes, strict=True)]
+        self._widths: list[int] = [sum(own) for own in zip(*sizes, strict=True)]
 
     def part(self, size: int) -> slice:
         """Return which entries of a vector over all parameters this rank holds.
@@ -66,7 +66,7 @@ class ShardRanks(Ranks):
         Cost: a message of its size from each rank, one for every parameter.
         """
         whole = torch.empty(size, dtype=row.dtype) if self.is_first else None
-        own, place = row.split([sizes[self.rank] for sizes in self._sizes]), 0
+        own, place = torch.split(row, [sizes[self.rank] for sizes in self._sizes]), 0  # type: ignore[no-untyped-call]
         for shard, sizes in zip(own, self._sizes, strict=True):
             padded = row.new_zeros(1, max(sizes))
             padded[0, : len(shard)] = shard

@@ -23,7 +23,7 @@ from lite_probe.operators.sharding import shard_task
 from lite_probe.subspaces import set_gradients
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
-from tests.models import make_task
+from tests.models import make_task, predict_logits
 
 MODELS = ("tied_llama", "gpt2")
 ASKED: dict[str, Any] = {"top": 2, "bottom": 0, "probes": 2, "probe_steps": 3, "tolerance": 1e-3}
@@ -137,8 +137,8 @@ def spectrum(task: Task) -> dict[str, Any]:
     """The numbers of a task's spectrum."""
     found = measure_spectrum(task, method="finite-differences", **ASKED)
     return {
-        "eigenvalues": torch.tensor([*found.whole.eigenvalues, *found.whole.lower_eigenvalues]),
-        "residuals": torch.tensor([*found.whole.residual_norms, *found.whole.lower_residual_norms]),
+        "eigenvalues": torch.tensor(found.whole.eigenvalues),
+        "residuals": torch.tensor(found.whole.residual_norms),
         "trace": found.whole.trace.value,
         "gradient norm": found.gradient_norm,
         "notes": [(note.code, note.message) for note in found.notes],
@@ -152,10 +152,27 @@ def collected(task: Task, own: Tensor, size: int) -> Tensor | None:
     return task.ranks.collected(own, size)
 
 
+def attention(ranks: ProcessRanks) -> list[str]:
+    """The attention of models in shards: one that may be fused, and one whose loss would change."""
+    chosen = []
+    for predict in (predict_logits, _predict_otherwise):
+        task = replace(whole("tied_llama"), predict=predict)
+        model: Any = task.model
+        model.set_attn_implementation("eager")  # as checkpoints are loaded
+        shard_task(task, ranks, torch.device("cpu"))
+        chosen.append(model.config._attn_implementation)
+    return chosen
+
+
+def _predict_otherwise(model: Any, batch: Tensor) -> Tensor:
+    return predict_logits(model, batch) * (1.01 if model.config._attn_implementation == "sdpa" else 1.0)
+
+
 def main(out: Path) -> None:
     """Find everything."""
     with ProcessRanks(timeout=60.0) as ranks:
-        torch.save({name: measured(name, ranks) for name in MODELS}, out / f"found-{ranks.rank}.pt")
+        found: dict[str, Any] = {name: measured(name, ranks) for name in MODELS}
+        torch.save({**found, "attention": attention(ranks)}, out / f"found-{ranks.rank}.pt")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import HessianOperator
@@ -98,23 +99,26 @@ def test_nothing_takes_a_shard_for_a_parameter(found: list[dict[str, Any]], name
 def test_a_spectrum_of_shards_is_that_of_one_process(found: list[dict[str, Any]]) -> None:
     first, second = (rank["gpt2"]["spectrum"] for rank in found)
     operator = operator_of("gpt2")
-    with preserve_state(operator.task.model):
-        matrix = operator.matmat(torch.eye(operator.size, dtype=torch.float64))
-        gradient = loss_and_gradient(operator.task, operator.layout, "evaluation").gradient
-    expected = torch.linalg.eigvalsh(0.5 * (matrix + matrix.T)).flip(0)
+    expected = measure_spectrum(operator.task, **sharded_worker.ASKED)
     values, residuals = first["eigenvalues"], first["residuals"]
     # An eigenvalue is as near as its residual, and far nearer where it stands apart.
-    assert bool(((values - expected[: len(values)]).abs() <= residuals + 1e-6).all())
+    allowed = residuals + torch.tensor(expected.whole.residual_norms)
+    assert bool(((values - torch.tensor(expected.whole.eigenvalues)).abs() <= allowed).all())
     # The order is that of the parameters: their residuals are those that were reported, and a rounding of float32.
     vectors = first["vectors"].double()
-    apart = (matrix @ vectors - vectors * values).norm(dim=0)
-    assert bool((apart <= 2.0 * residuals + 1e-5 * float(expected[0])).all()), (apart, residuals)
-    assert first["gradient norm"] == pytest.approx(float(gradient.norm()), rel=1e-10)
+    with preserve_state(operator.task.model):
+        apart = (operator.matmat(vectors) - vectors * values).norm(dim=0)
+    assert bool((apart <= 2.0 * residuals + 1e-5 * values[0]).all()), (apart, residuals)
+    assert first["gradient norm"] == pytest.approx(expected.gradient_norm, rel=1e-10)
     assert first["notes"][0][0] == "finite-differences"
     assert second["vectors"] is None  # rank 0 alone puts them together
     for name in ("eigenvalues", "residuals"):
         assert torch.equal(first[name], second[name])
     assert first["fingerprint"] == second["fingerprint"]
+
+
+def test_attention_is_fused_where_the_loss_stays_the_same(found: list[dict[str, Any]]) -> None:
+    assert all(rank["attention"] == ["sdpa", "eager"] for rank in found)
 
 
 def test_slices_are_cut_where_shards_end() -> None:
