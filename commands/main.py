@@ -21,6 +21,7 @@ from lite_probe.commands.console import Terminal, forgiving_stderr
 from lite_probe.commands.options import command_names, example, find_command
 from lite_probe.commands.wording import plain
 from lite_probe.errors import InputError, LiteProbeError, OutputError
+from lite_probe.measurements.requests.tune import rank
 
 DEFECT = 1
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -109,7 +110,8 @@ def _report(error: Exception | Terminated, terminal: Terminal) -> int:
         number = error.number if isinstance(error, Terminated) else signal.SIGINT
         how = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
         rest = "continues from what it saved last" if terminal.resumable else "starts again"
-        terminal.error(f"{how}; the same command {rest}")
+        if rank() == 0:  # one word for all ranks
+            terminal.error(f"{how}; the same command {rest}")
         return 128 + number
     if terminal.verbosity > 0 and not isinstance(error, click.ClickException):
         terminal.traceback()

@@ -193,7 +193,9 @@ class Plan(ABC, Generic[Result]):
                 command=command,
                 started_at=started_at,
                 seconds=time.perf_counter() - started,
-                details=outcome.details,
+                details=outcome.details
+                if task.ranks.count == 1
+                else {**outcome.details, "ranks": str(task.ranks.count)},
             ),
         )
         return result

@@ -20,7 +20,6 @@ from lite_probe.measurements.requests import OnProgress, takes
 from lite_probe.measurements.requests.optimizers import Asked
 from lite_probe.measurements.requests.replay import ReplayRequest
 from lite_probe.operators.guards import preserve_state, require_precision
-from lite_probe.optim.interface import Replayable
 from lite_probe.replays import plan as planning
 from lite_probe.replays.allocation import Point
 from lite_probe.replays.curvature import KINDS
@@ -32,10 +31,11 @@ from lite_probe.results.provenance import Note
 from lite_probe.results.replay import Replay
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.runtime.fingerprint import batches_digest
-from lite_probe.runtime.memory import memory_allowed, require_memory
+from lite_probe.runtime.memory import memory_allowed, memory_in_use, require_memory
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.spectra.compatibility import require_same_task
 from lite_probe.subspaces import Subspace, can_take, optimizer_of, own_gradients
+from lite_probe.subspaces.footprints import Footprint
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.ranks import ALONE
@@ -55,6 +55,7 @@ class ReplayPlan(Plan[Replay]):
     num_hvps: int  # that predict losses, measure the bands' curvature, and one per line of the landscape
     no_curvature: str  # why the bands' curvature cannot be measured; empty where it can, or nobody asks
     vector_memory: int | None  # bytes that the sharp subspace may take; None leaves it to what is free
+    shares_bands: bool  # whether the optimizer of the bands is replayed too, and warmed once for both
     keeps_states: bool  # whether every optimizer's state is kept for the landscape, which else warms it again
     by_differences: bool  # whether the landscape's curvatures are differences of gradients
     num_runs: int
@@ -129,45 +130,57 @@ class ReplayPlan(Plan[Replay]):
             NumericsError: A loss or gradient at θ₀ that is not finite; with a horizon, a model that cannot be
                 differentiated twice: without one, the curvature of bands is left out there, which a note says.
 
-        Cost: two evaluation gradients; three training gradients and steps of each optimizer; with a horizon or
-            curvature probes, one graph and two products of one batch.
+        Cost: two evaluation gradients and two training gradients; two or three steps of each optimizer on a matrix of
+            each shape, two on the model and as many gradients of one that is not ours; with a horizon, curvature probes
+            or a landscape, one graph and two products of one batch.
         """
         spectrum, bands = spectrum_of(request), str(request.bands)
         ranks, task = task.ranks, replace(task, ranks=ALONE)
         splits, entrants = splits_of(task, request), entrants_of(request.asked)
         layout = ParameterLayout(list(task.model.named_parameters()))
+        everyone = {**entrants, bands: entrants.get(bands, Entrant(bands))}
+        sets = 2 if len(task.heldout) else 1
+        allowed = ranks.least(memory_allowed(task.device, request.memory, ranks.on_host))
+        purpose, remedy = "a step and the states of its optimizers", "lower --batch-size or --seq-len"
+        footprints = planning.footprints_of(task, everyone, request.hyperparameters)
+        needs = partial(planning.expected_memory, layout=layout, optimizers=request.names, bands=bands, sets=sets)
+        # What is known before anything is computed: the states, and the vectors beside them.
+        require_memory(needs(memory_in_use(task.device), footprints), allowed, purpose, remedy)
         with preserve_state(task.model), own_gradients(layout.parameters):
-            makers: dict[str, Callable[[], Replayable]] = {
-                name: partial(one.make, task, request.hyperparameters.get(name, {}))
-                for name, one in {**entrants, bands: entrants.get(bands, Entrant(bands))}.items()
-            }
-            costs, start, evaluated = planning.measure_costs(task, layout, splits.warm[0], makers, on_progress)
-            sets = 2 if len(task.heldout) else 1
-            needs = partial(planning.expected_memory, layout=layout, bands=bands, sets=sets)
-            allowed = ranks.least(memory_allowed(task.device, request.memory, ranks.on_host))
-            costs, no_products = _with_products(task, layout, start, costs, request, needs, allowed)
+            costs, start, evaluated = planning.measure_costs(
+                task, layout, splits.warm[0], everyone, request.hyperparameters, footprints, on_progress
+            )
+            needs_of = partial(_needs, needs)
+            costs, no_products = _with_products(task, layout, start, costs, request, needs_of, allowed)
         require_same_task(spectrum, task, loss=evaluated)
         taken = inherited_by(task, request)
         swept = tuple(name for name, rate in request.rates.items() if rate == "sweep")
         ablated = len(ABLATIONS) if request.ablations else 0
+        warmed = tuple(name for name in request.names if request.state != "cold" and name not in taken)
+        needed = needs_of(costs)
+        # One with settings of its own has another state than that of the bands.
+        is_shared = bands in warmed and everyone[bands].is_ours and not request.hyperparameters.get(bands)
+        waiting = planning.waiting_bytes(costs, request.names, bands) if is_shared else 0
+        is_shared = is_shared and needed + waiting <= allowed
         common: dict[str, Any] = {
+            "shares_bands": is_shared,
             "steps": request.steps,
             "seeds": request.seeds,
             "rule": request.rule,
             "warm_batches": len(splits.warm),
-            "warmed": tuple(name for name in request.names if request.state != "cold" and name not in taken),
+            "warmed": warmed,
             "swept": swept,
             "ablations": ablated,
             "sets": sets,
             "ramp": ramp_steps(request.steps, request.ramp),
         }
-        needed = needs(costs)
-        require_memory(needed, allowed, "a step and the states of its optimizers", "lower --batch-size or --seq-len")
+        require_memory(needed, allowed, purpose, remedy)
+        needed += waiting * is_shared
         # Unasked, the subspace takes a quarter of what is free; asked, what the rest leaves, and else it stays in its
         # file.
         vectors = None if request.memory is None else allowed - needed
         basis = Subspace.of_spectrum(spectrum, task, memory=vectors)
-        kept = planning.kept_states_bytes(costs, request.names) if request.landscape else 0
+        kept = planning.kept_states_bytes(costs, entrants) if request.landscape else 0
         keeps_states = request.landscape and needed + basis.num_bytes + kept <= allowed
         runs = len(request.names) * request.seeds * (1 + ablated)
         products = 0
@@ -203,6 +216,7 @@ class ReplayPlan(Plan[Replay]):
             memory_bytes=needed + basis.num_bytes + kept * keeps_states,
             vector_memory=vectors,
             keeps_states=keeps_states,
+            shares_bands=is_shared,
             by_differences=by_differences,
             scratch_bytes=planning.scratch_bytes(costs, layout, records=records, runs=runs) + around.result_bytes,
             result_bytes=records + around.result_bytes,
@@ -237,6 +251,7 @@ class ReplayPlan(Plan[Replay]):
                 run,
                 on_event,
                 keeps_states=self.keeps_states,
+                shares_bands=self.shares_bands,
                 by_differences=self.by_differences,
             )
             session.run()
@@ -279,6 +294,11 @@ class ReplayPlan(Plan[Replay]):
                 **segments,
             },
         )
+
+
+def _needs(needs: Callable[[int, Mapping[str, Footprint]], int], costs: planning.Costs) -> int:
+    """Return the bytes at the worst moment, once costs are measured."""
+    return needs(costs.peak_bytes, costs.footprints)
 
 
 def _with_products(

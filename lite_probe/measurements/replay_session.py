@@ -112,6 +112,7 @@ class ReplaySession:
         on_step: Callable[[ReplayStep], None] | None,
         *,
         keeps_states: bool,
+        shares_bands: bool,
         by_differences: bool,
     ) -> None:
         self.ranks = task.ranks
@@ -128,6 +129,7 @@ class ReplaySession:
         self.subspace = subspace
         self.on_step = on_step
         self.keeps_states = keeps_states
+        self.shares_bands = shares_bands
         self.by_differences = by_differences
         self.landscape: Landscape | None = None
         self.recipes: dict[str, results.Recipe] = {}
@@ -183,12 +185,24 @@ class ReplaySession:
             self.notes += notes
 
     def _cut_bands(self) -> Bands:
-        """Order the directions by the proxy of an optimizer that has looked at θ₀."""
+        """Order the directions by the proxy of an optimizer that has looked at θ₀.
+
+        One that is replayed, too, is warmed once for both: its runs start from the state that the bands are cut from.
+        """
         name = str(self.request.bands)
-        optimizer = optimizer_of(self.task, name)
-        self._label = f"warming {name} for the bands"
-        warm(self.task, [optimizer], self.splits.warm, on_batch=lambda index, gradient: self._on_gradients(1))
-        return cut_bands(self.layout, optimizer.directions(), optimizer=name)
+        if self.shares_bands:
+            prepared = self._prepared[name] = self._prepare(name)
+            optimizer = prepared.optimizer
+            if not isinstance(optimizer, LiteOptimizer):
+                raise TypeError(f"expected an optimizer of lite-probe, got {type(optimizer).__name__}")
+            load_state(optimizer, prepared.state)
+        else:
+            optimizer = optimizer_of(self.task, name)
+            self._label = f"warming {name} for the bands"
+            warm(self.task, [optimizer], self.splits.warm, on_batch=lambda index: self._on_gradients(1))
+        bands = cut_bands(self.layout, optimizer.directions(), optimizer=name)
+        optimizer.drop_state()
+        return bands
 
     def _with_curvatures(self, count: int) -> results.Bands:
         """Return the bands with their mean curvature on the eigenvectors' batches, where it can be measured."""
@@ -243,7 +257,7 @@ class ReplaySession:
         self._phase = "warm"
         if known is None or any(finished[key] is None for key in own):
             self._tell(name, None)
-            prepared = self._prepare(name)
+            prepared = self._prepared.pop(name, None) or self._prepare(name)
             if self.keeps_states:
                 self._prepared[name] = prepared
             known = known or self._choose(name, prepared)
@@ -267,6 +281,8 @@ class ReplaySession:
                 )
                 finished[key] = run
                 self._own.keep(f"run-{request.key}", _FinishedRun(fingerprint=self.state.fingerprint, run=run))
+        if prepared is not None and isinstance(prepared.optimizer, LiteOptimizer):
+            prepared.optimizer.drop_state()  # what its runs start from is there still, where it is kept
 
     def _is_own(self, key: _Key) -> bool:
         """Whether a run is this rank's."""
@@ -337,6 +353,7 @@ class ReplaySession:
             warm_batches=self.splits.warm,
             saved=self.request.saved,
             on_gradient=lambda: self._on_gradients(1),
+            drops_states=True,
         )
         return prepared[name]
 
@@ -349,6 +366,7 @@ class ReplaySession:
             load_state(prepared.optimizer, prepared.state)
         theory = None
         if prepared.origin != "cold" and isinstance(prepared.optimizer, LiteOptimizer):
+            load_state(prepared.optimizer, prepared.state)
             theory = linear_theory(prepared.optimizer, name, recipe.lr, self.layout, self.subspace)
         known = _FinishedRecipe(
             fingerprint=self.state.fingerprint, recipe=recipe, sweep=sweep, theory=theory, notes=notes

@@ -15,7 +15,7 @@ from lite_probe.measurements.base import OnEvent, Outcome, Plan
 from lite_probe.measurements.requests import OnProgress, takes
 from lite_probe.measurements.requests.spectrum import SpectrumRequest
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator
-from lite_probe.operators.gradient import gradient_norm, loss_and_gradient, require_deterministic
+from lite_probe.operators.gradient import gradient_norm, require_deterministic
 from lite_probe.operators.guards import preserve_state, require_precision
 from lite_probe.operators.hessian import GraphStore
 from lite_probe.operators.sharded import layout_of, sharded_loss_and_gradient
@@ -23,13 +23,14 @@ from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.results.store import register
-from lite_probe.runtime.memory import MemoryLayout, memory_allowed
+from lite_probe.runtime.memory import MemoryLayout, host_memory_allowed, memory_allowed
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import costs as costing
 from lite_probe.spectra.operator import OperatorMeasurement, OperatorRequest
 from lite_probe.spectra.state import SavedState
 from lite_probe.task import Task
+from lite_probe.task.batches import parts_of, with_rows
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
 
@@ -69,6 +70,7 @@ class SpectrumPlan(Plan[Spectrum]):
     count: int  # tokens or samples behind the loss
     unused: tuple[str, ...]  # parameters without influence on the loss
     num_shards: int  # that the model is cut into; 1 where every rank holds it whole
+    rows_mix: bool  # a batch's loss is not the sum of its rows', so that batches are computed whole
     checkpointing_off: bool  # the model checkpoints activations reentrantly, which a measurement leaves out
 
     @classmethod
@@ -112,7 +114,7 @@ class SpectrumPlan(Plan[Spectrum]):
             NumericsError: If loss or gradient are not finite or not deterministic.
             UsageError: If the memory allowed does not hold even the leanest layout.
 
-        Cost: two gradients, one graph and two products of one batch.
+        Cost: two gradients; of one row and of the part of a batch that is chosen, one graph and two products.
         """
         with preserve_state(task.model, fused_attention=task.ranks.is_sharded) as log:
             plan = cls._of(task, request, on_progress)
@@ -122,7 +124,8 @@ class SpectrumPlan(Plan[Spectrum]):
     def _of(cls, task: Task, request: SpectrumRequest, on_progress: OnProgress | None) -> "SpectrumPlan":
         layout = layout_of(task)
         ranks = task.ranks
-        num_batches = len(ranks.shares(task.batches(request.split))[0])  # of rank 0, which has most
+        fullest = task.of_first_rank(request.split)
+        num_batches = len(fullest.batches(request.split))
         done = 0
 
         def on_batch(index: int) -> None:
@@ -131,21 +134,42 @@ class SpectrumPlan(Plan[Spectrum]):
             if on_progress is not None:
                 on_progress(done, 2 * num_batches + 1, "planning")  # two gradients, and the graph of one batch
 
+        options, rows_mix = [None] if ranks.is_sharded else costing.row_options(fullest, request.split), False
+        budget = ranks.least(memory_allowed(task.device, request.memory, ranks.on_host))
+        rows = ranks.once(partial(costing.gradient_rows, fullest, layout, request.split, options, budget))
+        if rows is not None and not costing.adds_up(fullest, request.split, rows):
+            options, rows, rows_mix = [None], None, True
         started = time.perf_counter()
-        evaluate = sharded_loss_and_gradient if ranks.is_sharded else loss_and_gradient
-        evaluated = require_deterministic(task, layout, request.split, on_batch, evaluate)
+        if ranks.is_sharded:
+            evaluated = require_deterministic(task, layout, request.split, on_batch, sharded_loss_and_gradient)
+        else:
+            evaluated = require_deterministic(with_rows(task, rows), layout, request.split, on_batch)
         gradient_seconds = (time.perf_counter() - started) / 2.0
         length = gradient_norm(task, evaluated)
         # N numbers that are no longer needed; a slice would keep them.
         evaluated = replace(evaluated, gradient=evaluated.gradient.new_empty(0))
         kind = _kind(request)
-        probed = costing.probe_costs(task, layout, evaluated, request.split, kind)
-        costs = replace(ranks.once(lambda: probed), ranks=1 if ranks.is_sharded else ranks.count)
         whole = _operator_request(request, _WHOLE)
-        allowed = ranks.least(memory_allowed(task.device, request.memory, ranks.on_host))
-        memory = costing.lay_out(whole, costs, num_batches, allowed, layout.whole_size)
-        rebuilt = num_batches - memory.kept_graphs
-        rebuild_seconds = costs.build_seconds * rebuilt / num_batches
+        host = host_memory_allowed(task.device, ranks.on_host)
+        room: dict[str, int | None] = {"budget": budget, "host": None if host is None else ranks.least(host)}
+        plan_memory = partial(
+            costing.plan_memory,
+            *(fullest, layout, evaluated, whole, request.split, kind),
+            **room,
+            ranks=ranks.count,
+        )
+        options = options[options.index(rows) :] if kind != "finite-differences" else [rows]
+        if ranks.is_sharded:
+            plan_shards = partial(costing.plan_shards, task, layout, evaluated, whole, request.split, **room)
+            costs, memory = ranks.together(plan_shards)
+        else:
+            costs, memory = ranks.once(partial(plan_memory, options=options))
+        if rows is None and memory.rows is not None and not costing.adds_up(fullest, request.split, memory.rows):
+            costs, memory = ranks.once(partial(plan_memory, options=[None]))
+            rows_mix = True
+        num_parts = len(parts_of(with_rows(fullest, memory.rows), request.split))
+        rebuilt = num_parts - memory.kept_graphs
+        rebuild_seconds = costs.build_seconds * rebuilt / num_parts
         seconds = 2 * gradient_seconds + costs.build_seconds
         asked = [_operator_request(request, name) for name in _operators(task, request)]
         for one, share in zip(asked, [1.0, *[_BLOCK_PRODUCT_SHARE] * len(asked)], strict=False):
@@ -153,7 +177,8 @@ class SpectrumPlan(Plan[Spectrum]):
             passes = one.expected_pair_products + one.probes * one.probe_steps / memory.vectors_per_pass
             seconds += passes * rebuild_seconds
         # The basis's room is taken as it fills.
-        filled = min(memory.basis_columns, whole.expected_pair_products) * (memory.basis_placement == "device")
+        filled = min(memory.basis_columns, whole.expected_pair_products)
+        apart = task.device.type != "cpu"
         mode: Literal["kept", "partly kept", "recomputed", "none"] = (
             "partly kept" if memory.kept_graphs else "recomputed"
         )
@@ -166,7 +191,7 @@ class SpectrumPlan(Plan[Spectrum]):
             num_parameters=layout.whole_size,
             num_hvps=sum(one.expected_products for one in asked),
             seconds=seconds,
-            memory_bytes=costing.peak_bytes(costs, num_batches, memory.kept_graphs, filled),
+            memory_bytes=costing.peak_bytes(costs, num_parts, memory, apart=apart, filled=filled),
             graph_mode=mode,
             layout=memory,
             fingerprint=cls.key(task, request, evaluated.loss),
@@ -177,6 +202,7 @@ class SpectrumPlan(Plan[Spectrum]):
             scratch_bytes=costing.scratch_bytes(whole, layout.whole_size * layout.parameters[0].element_size(), memory),
             result_bytes=4 * layout.whole_size * (request.top + request.bottom),  # eigenvectors, in float32
             num_shards=ranks.count if ranks.is_sharded else 1,
+            rows_mix=rows_mix,
             checkpointing_off=False,
         )
 
@@ -188,10 +214,11 @@ class SpectrumPlan(Plan[Spectrum]):
             "recomputed": "graphs rebuilt",
             "none": "finite differences",
         }[self.graph_mode]
-        where = "" if self.layout.basis_placement == "device" else f" on {self.layout.basis_placement}"
+        parts = "" if self.layout.rows is None else f", batches in parts of {_rows(self.layout.rows)}"
+        where = "" if self.layout.basis_placement == "device" else f" {self.layout.place}"
         shards = f"the model in {self.num_shards} shards, " if self.num_shards > 1 else ""
         return (
-            f"~{self.num_hvps} Hessian products, {self.time_and_memory} ({shards}{graphs}, basis of "
+            f"~{self.num_hvps} Hessian products, {self.time_and_memory} ({shards}{graphs}{parts}, basis of "
             f"{self.layout.basis_columns} vectors{where})"
         )
 
@@ -216,7 +243,8 @@ class SpectrumPlan(Plan[Spectrum]):
                 "graphs": self.graph_mode,
                 **({"model": f"{self.num_shards} shards"} if self.num_shards > 1 else {}),
                 "vectors per pass": str(self.layout.vectors_per_pass),
-                "basis": f"{self.layout.basis_columns} vectors on {self.layout.basis_placement}",
+                "basis": f"{self.layout.basis_columns} vectors {self.layout.place}",
+                **({} if self.layout.rows is None else {"batches": f"in parts of {_rows(self.layout.rows)}"}),
             },
         )
 
@@ -229,6 +257,12 @@ class SpectrumPlan(Plan[Spectrum]):
                 "derivative"
             )
             notes.append(Note(code="checkpointing-off", message=message))
+        if self.rows_mix:
+            message = (
+                "the loss of a batch is not the sum of its rows' losses, so batches were computed whole where parts of "
+                "them would have needed less memory"
+            )
+            notes.append(Note(code="batches-whole", message=message))
         if self.unused:
             more = f" and {len(self.unused) - 5} more" if len(self.unused) > 5 else ""
             message = (
@@ -249,12 +283,12 @@ class _Session:
     """Measures the whole and the blocks one after another on shared graphs."""
 
     def __init__(self, task: Task, plan: SpectrumPlan, run: ResumableRun) -> None:
-        self.task = task
         self.plan = plan
         self.state = run
         # Another memory layout rounds differently: an interrupted measurement keeps to its own.
         self.memory = MemoryLayout(**run.pin(asdict(plan.layout)))
         self.ranks = task.ranks
+        self.task = with_rows(task, self.memory.rows)
         self.parameters = list(task.model.named_parameters())
         trainable = [parameter for _, parameter in self.parameters if parameter.requires_grad]
         self.graphs = GraphStore(self.memory.kept_graphs, trainable)
@@ -295,6 +329,8 @@ class _Session:
             vectors_per_pass=self.memory.vectors_per_pass,
         )
         request = _operator_request(self.plan.request, name, layout.whole_size)
+        if isinstance(operator, FiniteDifferenceOperator):
+            operator.settle(derive_seed(request.seed, "step"))
         state = SavedState(self.state.folder(name, "running"), self.plan.fingerprint, self.ranks)
         measurement = OperatorMeasurement(
             operator,
@@ -356,6 +392,10 @@ def _require_for_shards(request: SpectrumRequest) -> None:
             "expected the whole spectrum for a model in shards, got --per-block",
             "leave out --per-block, or measure on ranks that each hold the whole model",
         )
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'' if count == 1 else 's'}"
 
 
 def _kind(request: SpectrumRequest) -> str:

@@ -1,6 +1,6 @@
 """How long a step the loss tolerates: planned, and put together from a session's parts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,20 +15,21 @@ from lite_probe.measurements.requests.steps import LEAST_BATCHES, StepsRequest
 from lite_probe.measurements.steps_session import Effort, StepsSession, split_batches
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.guards import preserve_state, require_precision
-from lite_probe.optim import spec_of
 from lite_probe.replays import plan as planning
 from lite_probe.replays.entrants import entrants_of
 from lite_probe.replays.recipes import require_settings
 from lite_probe.results.steps import Steps
 from lite_probe.runtime.fingerprint import batches_digest
-from lite_probe.runtime.memory import memory_allowed, require_memory
+from lite_probe.runtime.memory import memory_allowed, memory_in_use, require_memory
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.spectra.costs import probe_costs
-from lite_probe.subspaces import own_gradients
+from lite_probe.subspaces import can_take, own_gradients
+from lite_probe.subspaces.footprints import Footprint, footprint_of
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
 
 _VECTORS = 10  # of N entries, beside two of each optimizer's
+_WARM_VECTORS = 3  # while states are warmed: θ₀ twice, and the gradient there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,7 @@ class StepsPlan(Plan[Steps]):
 
     request: StepsRequest
     effort: Effort
+    together: bool  # whether all optimizers step from each batch together, or one optimizer after another
     loss: float
     count: int
 
@@ -105,43 +107,51 @@ class StepsPlan(Plan[Steps]):
 
     @classmethod
     def of(cls, task: Task, request: StepsRequest, on_progress: OnProgress | None) -> "StepsPlan":
-        """Decide how to measure.
+        """Decide how to measure: all optimizers together where memory holds their states, else one after another.
 
         Raises:
-            UsageError: Too little memory.
+            UsageError: Too little memory for one of them.
             NumericsError: A loss or gradient at θ₀ that is not finite.
 
-        Cost: three evaluation gradients; three training gradients and steps of each optimizer; two products of one
-            batch.
+        Cost: three evaluation gradients and two training gradients; two or three steps of each optimizer on a matrix of
+            each shape; two products of one batch.
         """
         layout = ParameterLayout(list(task.model.named_parameters()))
         entrants, splits = entrants_of(request.asked), split_batches(task, request)
+        allowed = task.ranks.least(memory_allowed(task.device, request.memory, task.ranks.on_host))
+        footprints = planning.footprints_of(task, entrants, request.hyperparameters)
+        needs = partial(_needs, task, request, layout, footprints)
+        # What is known before anything is computed: the states, and the vectors beside them.
+        in_use = memory_in_use(task.device)
+        _require(max(needs([name], in_use, together=False) for name in entrants), allowed)
         with preserve_state(task.model), own_gradients(layout.parameters):
-            makers = {
-                name: partial(one.make, task, request.hyperparameters.get(name, {})) for name, one in entrants.items()
-            }
-            costs, _, _ = planning.measure_costs(task, layout, splits.warm[0], makers, on_progress)
+            costs, _, _ = planning.measure_costs(
+                task, layout, splits.warm[0], entrants, request.hyperparameters, footprints, on_progress
+            )
             evaluated = loss_and_gradient(task, layout, "evaluation")
-            curvature = None if request.critical_only else probe_costs(task, layout, evaluated, "evaluation", "hessian")
-        names = [name for name in entrants if name not in inherited_by(task, request)]
-        effort = Effort.of(task, request, warmed=len(names) if request.state != "cold" else 0)
-        itemsize = layout.parameters[0].element_size()
-        vector = layout.size * itemsize
-        states = sum(2 * costs.state_bytes[name] + layout.size * spec_of(name).direction_bytes for name in entrants)
+            fullest = task.of_first_rank("evaluation")
+            curvature = (
+                None if request.critical_only else probe_costs(fullest, layout, evaluated, "evaluation", "hessian")
+            )
         peak = max(costs.peak_bytes, curvature.product_bytes if curvature is not None else 0)
-        needed = peak + (_VECTORS + 2 * len(entrants)) * vector + states
-        hint = "name one optimizer at a time, or lower --batch-size"
-        require_memory(needed, memory_allowed(task.device, request.memory), "the states of the optimizers", hint)
+        needed = needs(list(entrants), peak, together=True)
+        if not (together := needed <= allowed):
+            needed = max(needs([name], peak, together=False) for name in entrants)
+        _require(needed, allowed)
+        names = [name for name in entrants if name not in inherited_by(task, request)]
+        warmed = len(names) if request.state != "cold" else 0
+        effort = Effort.of(task, request, warmed=warmed, together=together)
         product = 2.0 * costs.evaluation_seconds
         if curvature is not None:
             product = curvature.product_seconds + curvature.build_seconds / max(effort.products_per_graph, 1.0)
         seconds = effort.gradients * costs.train_seconds + sum(effort.products.values()) * product
         seconds += effort.forwards * costs.evaluation_seconds / 3.0
-        seconds += sum(costs.step_seconds[name] * effort.steps for name in entrants)
+        seconds += sum(costs.step_seconds[name] * effort.steps + costs.first_seconds[name] for name in entrants)
         return cls(
             request=request,
             num_parameters=layout.size,
             effort=effort,
+            together=together,
             loss=evaluated.loss,
             count=evaluated.count,
             seconds=seconds,
@@ -155,14 +165,17 @@ class StepsPlan(Plan[Steps]):
         products = f"~{self.num_products:.0f} Hessian products and " if self.num_products else ""
         return (
             f"{self.request.num_steps} steps of {', '.join(self.request.names)}: {products}{self.num_gradients:,} "
-            f"gradients, {self.time_and_memory}"
+            f"gradients, {self.time_and_memory}" + ("" if self.together else ", one state after another")
         )
 
     def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:
         """Make the steps, and measure the loss along them."""
         layout = ParameterLayout(list(task.model.named_parameters()))
         with own_gradients(layout.parameters), put_back(layout) as start:
-            session = StepsSession(task, layout, start, self.request, self.effort, run)
+            pinned = run.pin({"together": int(self.together)})
+            session = StepsSession(
+                task, layout, start, self.request, self.effort, run, together=bool(pinned["together"])
+            )
             session.run()
         return Outcome(
             fields={
@@ -181,6 +194,50 @@ class StepsPlan(Plan[Steps]):
                 "batches of the steps": batches_digest(session.splits.steps),
             },
         )
+
+
+def _needs(
+    task: Task,
+    request: StepsRequest,
+    layout: ParameterLayout,
+    footprints: Mapping[str, Footprint],
+    names: Sequence[str],
+    peak: int,
+    *,
+    together: bool,
+) -> int:
+    """Return the bytes in use at the worst moment where some optimizers step together.
+
+    That is while their states are warmed, those of Muon on two halves of the batches beside them or by themselves; when
+    directions are made of the last, its state there twice; or at a product along a step.
+
+    Args:
+        task: Of the parameters.
+        request: What is measured.
+        layout: All parameters.
+        footprints: Of every optimizer.
+        names: Of those that step together.
+        peak: Of the process during a gradient, or a product where some are made.
+        together: Whether the states of the halves are there while others are warmed.
+    """
+    vector = layout.size * layout.parameters[0].element_size()
+    own = [footprints[name] for name in names]
+    states, largest = (pick(one.state_bytes for one in own) for pick in (sum, max))
+    halves = bands = directions = 0
+    if not request.critical_only:
+        halves = 2 * footprint_of(task, "muon").state_bytes if can_take("muon", task) else 0
+        bands = sum(one.band_bytes for one in own)
+        directions = max(one.beside_state_bytes for one in own)
+    return peak + max(
+        _WARM_VECTORS * vector + (states + halves if together else max(states, halves)),
+        (_WARM_VECTORS + len(names)) * vector + (halves if together else 0) + states + largest + directions + bands,
+        (_VECTORS + 2 * len(names)) * vector + states + largest + bands,
+    )
+
+
+def _require(needed: int, allowed: int) -> None:
+    """Refuse what does not fit even for one optimizer at a time."""
+    require_memory(needed, allowed, "the state of an optimizer and its steps", "lower --batch-size or --seq-len")
 
 
 @takes(StepsRequest)

@@ -24,7 +24,7 @@ from lite_probe.operators.hessian import GraphStore, HessianOperator
 from lite_probe.optim import LiteOptimizer
 from lite_probe.optim.interface import load_state, set_learning_rate
 from lite_probe.replays.allocation import ROUNDINGS, Point, evaluate
-from lite_probe.replays.entrants import entrants_of
+from lite_probe.replays.entrants import Entrant, entrants_of
 from lite_probe.replays.ramp import ramp_steps
 from lite_probe.replays.recipes import Prepared, prepare
 from lite_probe.replays.runner import Runner, RunRequest, evaluate_loss
@@ -121,8 +121,8 @@ class Effort:
     steps: int
 
     @classmethod
-    def of(cls, task: Task, request: StepsRequest, *, warmed: int) -> "Effort":
-        """Count; `warmed` optimizers are warmed."""
+    def of(cls, task: Task, request: StepsRequest, *, warmed: int, together: bool = True) -> "Effort":
+        """Count; `warmed` optimizers are warmed, and all step together or one after another."""
         count, batches = len(request.names), len(task.evaluation)
         blocks = {part.block for parts in task.blocks.values() for part in parts} if task.blocks else {"other"}
         swept = sum(rate == "sweep" for rate in request.rates.values())
@@ -133,11 +133,12 @@ class Effort:
         joint = share * count * len(JOINT_PARTS) * len(blocks) if is_whole else 0.0
         sets = 2 + bool(request.relative)
         forwards = sets * count * request.critical_batches * _FORWARDS / batches
+        warmings = max(bool(warmed), is_whole) if together else warmed + is_whole
         return cls(
             products={"bands": profile, "joint optimum": joint} if is_whole else {},
-            products_per_graph=count * float(len(blocks)),
-            gradients=len(task.train[: request.warm_batches]) * (bool(warmed) or is_whole)
-            + request.num_steps
+            products_per_graph=(count if together else 1) * float(len(blocks)),
+            gradients=len(task.train[: request.warm_batches]) * warmings
+            + request.num_steps * (1 if together else count)
             + swept * 4 * request.sweep_steps,
             forwards=forwards + (2.0 * joint if is_whole else 0.0),
             steps=request.num_steps + warmed * request.warm_batches // max(count, 1),
@@ -223,6 +224,8 @@ class StepsSession:
         request: What was asked.
         effort: What it is expected to take.
         run: Keeps and tells.
+        together: Whether all optimizers step from each batch together, on one graph, or one optimizer after another,
+            which holds one state at a time. The numbers are the same.
     """
 
     def __init__(
@@ -233,10 +236,13 @@ class StepsSession:
         request: StepsRequest,
         effort: Effort,
         run: ResumableRun,
+        *,
+        together: bool = True,
     ) -> None:
         self.task = task
         self.layout = layout
         self.start = start
+        self.together = together
         self.request = request
         self.run_state = run
         self.splits = split_batches(task, request)
@@ -262,20 +268,28 @@ class StepsSession:
         # Muon's state on either half of the warm-up batches, to tell signal from noise.
         self._halves: list[LiteOptimizer] = []
         self._fed = 0
+        self._gathered = 0  # batches of which this rank has what all have measured
 
     def run(self) -> None:
         """Prepare the optimizers, make their steps, and measure along them."""
         self.point = evaluate(self.task, self.layout)
         if not self.request.critical_only and can_take("muon", self.task):
             self._halves = [optimizer_of(self.task, "muon") for _ in range(2)]
-        steppers, finished = self._prepared()
+        if not self.together:  # what two halves agree on takes two states
+            self._finish_signal()
+        entrants = entrants_of(self.request.asked)
+        for names in [tuple(entrants)] if self.together else [(name,) for name in entrants]:
+            self._measure({name: entrants[name] for name in names})
+
+    def _measure(self, entrants: Mapping[str, Entrant]) -> None:
+        """Measure some optimizers together."""
+        self._steppers.clear()  # those before, with what they hold
+        steppers, finished = self._prepared(entrants)
+        if self.together:
+            self._finish_signal()
         self._steppers = steppers
         self._make_steps(steppers)
-        joints: dict[str, JointOptimum | None] = dict.fromkeys(finished)
-        if not self.request.critical_only:
-            found = self._joints(steppers)
-            joints.update(found)
-            self.signal = self._signal()
+        joints = {} if self.request.critical_only else self._joints(steppers)
         for one in steppers:
             rate = finished[one.name]
             self.optimizers[one.name] = OptimizerSteps(
@@ -287,7 +301,7 @@ class StepsSession:
                 signs=_stacked([self._signs(one, place) for place in range(len(one.gains))], one.table),
                 whole_gains=np.array([gain for gain, _ in one.whole]),
                 whole_curvatures=np.array([curvature for _, curvature in one.whole]),
-                joint=joints[one.name],
+                joint=joints.get(one.name),
                 critical={
                     kind: CriticalSteps(
                         low=np.array([step.low for step in steps]),
@@ -301,16 +315,20 @@ class StepsSession:
 
     # -- optimizers ----------------------------------------------------------------------------------------------
 
-    def _prepared(self) -> tuple[list[_Stepper], dict[str, _FinishedRate]]:
-        """Bring every optimizer to θ₀, settle its rate, and cut its directions into bands."""
+    def _prepared(self, entrants: Mapping[str, Entrant]) -> tuple[list[_Stepper], dict[str, _FinishedRate]]:
+        """Bring optimizers to θ₀, settle their rates, and cut their directions into bands.
+
+        Each has its state in its hands only while it needs it; between steps there is what it starts from alone.
+        """
         prepared = prepare(
             self.task,
-            entrants_of(self.request.asked),
+            entrants,
             hyperparameters=self.request.hyperparameters,
             state=self.request.state,
             warm_batches=self.splits.warm,
             saved=self.request.saved,
             on_gradient=self._feed_half,
+            drops_states=True,
         )
         steppers, finished = [], {}
         named = list(self.task.model.named_parameters())
@@ -319,11 +337,12 @@ class StepsSession:
             optimizer = one.optimizer
             if not isinstance(optimizer, LiteOptimizer):
                 raise TypeError(f"expected an optimizer of lite-probe, got {type(optimizer).__name__}")
-            load_state(optimizer, one.state)
             blocks: list[BlockBands] = []
             table: StepBands | None = None
             if not self.request.critical_only:
+                load_state(optimizer, one.state)
                 blocks, table = cut_step_bands(named, optimizer.directions(), optimizer=name)
+            optimizer.drop_state()
             steppers.append(
                 _Stepper(
                     name=name,
@@ -385,8 +404,11 @@ class StepsSession:
         set_learning_rate(one.optimizer, one.lr)
         for group in one.optimizer.param_groups:
             group["weight_decay"] = 0.0
-        self.layout.write(torch.zeros_like(self.start))
+        with torch.no_grad():
+            for parameter in self.layout.parameters:
+                parameter.zero_()
         one.optimizer.step()
+        one.optimizer.drop_state()
         update = self.layout.read()
         self.layout.write(self.start)
         return update
@@ -396,6 +418,7 @@ class StepsSession:
     def _make_steps(self, steppers: Sequence[_Stepper]) -> None:
         """Make the step of every batch, and measure along it; what an earlier process measured is not made again."""
         known, clock = self._restore(steppers), SaveClock()
+        self._gathered = len(steppers[0].whole)
         for place, batch in enumerate(self.splits.steps):
             train_loss = set_gradients(self.task, self.layout.parameters, batch, f"training batch {place}")
             updates = [self._step(one) for one in steppers]
@@ -414,16 +437,28 @@ class StepsSession:
             if not self.request.critical_only:
                 self._measure_curvature(steppers, updates, place)
             self._tell(self._gradient_cost, "making steps")
-            if clock.due:
+            if self.task.ranks.once(lambda: clock.due):
                 with clock.saving():
+                    self._gather(steppers)
                     self._keep(steppers)
+        self._gather(steppers)
         self._keep(steppers)
         if not self.request.critical_only:
             blocks = sum(len(one.blocks) + 1 for one in steppers)
-            self.products["bands"] = blocks * len(self.splits.steps) / len(self.parts)
+            self.products["bands"] += blocks * len(self.splits.steps) / len(self.parts)
 
     def _measure_curvature(self, steppers: Sequence[_Stepper], updates: Sequence[Tensor], place: int) -> None:
-        """Multiply each block's bands, with their signs, and the whole step by the Hessian of one part."""
+        """Multiply each block's bands, with their signs, and the whole step by the Hessian of one part.
+
+        One rank does, each in its turn; the others leave room for what it finds.
+        """
+        if place % self.task.ranks.count != self.task.ranks.rank:
+            for one in steppers:
+                bands = len(self._signs(one, place))
+                one.gains.append(np.zeros(bands))
+                one.images.append(np.zeros(bands))
+                one.whole.append((0.0, 0.0))
+            return
         # Each part's sum stands for all: over the parts its mean is the Hessian, however many tokens each has.
         scale = len(self.parts) / self.point.count
         with self._graph(self.parts[self._order[place % len(self._order)]]) as operator:
@@ -447,6 +482,16 @@ class StepsSession:
                         f"expected finite curvature along the step of {one.name}, got {whole}",
                         "check the checkpoint (diverged?), or use --critical-only",
                     )
+
+    def _gather(self, steppers: Sequence[_Stepper]) -> None:
+        """Take what the other ranks have measured since it was last taken."""
+        first, self._gathered = self._gathered, len(steppers[0].whole)
+        for one in steppers if self.task.ranks.count > 1 else ():
+            for rows in (one.gains, one.images):
+                if rows[first:]:
+                    rows[first:] = list(self.task.ranks.add_up(torch.from_numpy(np.stack(rows[first:]))).numpy())
+            whole = torch.tensor(one.whole[first:], dtype=torch.float64).reshape(-1, 2)
+            one.whole[first:] = [(gain, curvature) for gain, curvature in self.task.ranks.add_up(whole).tolist()]
 
     @contextmanager
     def _graph(self, batch: Batch) -> Iterator[Callable[[ParameterLayout], HessianOperator]]:
@@ -635,11 +680,17 @@ class StepsSession:
         )
         return kept.signal
 
+    def _finish_signal(self) -> None:
+        """Say what the halves agree on, and let go of them."""
+        if not self.request.critical_only:
+            self.signal = self._signal()
+            self._halves.clear()
+
     def _measure_signal(self) -> Mapping[str, SignalShare]:
         if not self._fed:  # no optimizer had to be warmed
             warm_up = partial(self._tell, self._gradient_cost, "signal or noise")
             for place, half in enumerate(self._halves):
-                warm(self.task, [half], self.splits.warm[place::2], on_batch=lambda index, gradient: warm_up())
+                warm(self.task, [half], self.splits.warm[place::2], on_batch=lambda index: warm_up())
         counts: dict[str, list[int]] = {}
         for place, (first, second) in enumerate(zip(*map(momenta, self._halves), strict=True)):
             (block, a), (_, b) = first, second
@@ -664,7 +715,7 @@ class StepsSession:
 
     def _keep(self, steppers: Sequence[_Stepper]) -> None:
         self.run_state.keep(
-            "samples",
+            self._part(steppers),
             _Samples(
                 fingerprint=self.run_state.fingerprint,
                 gains={one.name: _stacked(one.gains, one.table) for one in steppers},
@@ -678,9 +729,13 @@ class StepsSession:
             ),
         )
 
+    def _part(self, steppers: Sequence[_Stepper]) -> str:
+        """Return the name that samples are kept under: of all optimizers, or of the one that steps by itself."""
+        return "samples" if self.together else f"samples-{steppers[0].name}"
+
     def _restore(self, steppers: Sequence[_Stepper]) -> int:
         """Take up what an earlier process measured; return of how many batches."""
-        found = self.run_state.find("samples", "steps-samples")
+        found = self.run_state.find(self._part(steppers), "steps-samples")
         if not isinstance(found, _Samples):
             return 0
         for one in steppers:

@@ -1,10 +1,11 @@
 """The sharp subspace of a checkpoint and LITE's proxies of it, measured together and resumable part by part."""
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from lite_probe.measurements.requests.subspace import SubspaceRequest
 from lite_probe.measurements.spectrum import SpectrumPlan
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.gradient import loss_and_gradient
+from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
-from lite_probe.optim import OPTIMIZERS, Directions, default_proxies, spec_of
+from lite_probe.optim import OPTIMIZERS, Directions, default_proxies
 from lite_probe.results.estimate import Estimate
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
@@ -32,7 +34,14 @@ from lite_probe.results.subspace import (
     root_mean_square_condition,
 )
 from lite_probe.runtime.fingerprint import batches_digest
-from lite_probe.runtime.memory import MemoryLayout, free_memory, memory_allowed, memory_in_use, require_memory
+from lite_probe.runtime.memory import (
+    MemoryLayout,
+    free_memory,
+    memory_allowed,
+    memory_in_use,
+    peak_during,
+    require_memory,
+)
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.compatibility import require_same_task
@@ -42,6 +51,7 @@ from lite_probe.spectra.state import SavedState
 from lite_probe.steps.norms import UnitBall, sharpness_in_norm, unit_ball
 from lite_probe.subspaces.bands import cut_bands
 from lite_probe.subspaces.calibration import Proxy, Samples, calibrate, rest_of
+from lite_probe.subspaces.footprints import Footprint, footprint_of, time_steps
 from lite_probe.subspaces.overlap import (
     expected_products,
     halves,
@@ -51,8 +61,9 @@ from lite_probe.subspaces.overlap import (
 )
 from lite_probe.subspaces.preconditioned import PreconditionedOperator
 from lite_probe.subspaces.subspace import Subspace
-from lite_probe.subspaces.warming import can_take, optimizer_of, warm
+from lite_probe.subspaces.warming import can_take, optimizer_of, own_gradients, set_gradients, warm
 from lite_probe.task import Batch, Task
+from lite_probe.task.batches import with_rows
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.random import random_vector
@@ -73,7 +84,15 @@ _RANDOM_STARTS = 1
 _ASCENT_PRODUCTS = 5
 _NORM_PRODUCTS = 13  # that all ascents together take there, some ending earlier
 _ASCENT_VECTORS = 6
+_WARM_VECTORS = 3  # while states are warmed: the evaluation gradient, the parameters' copy, a batch's gradient
+_PROBE_VECTORS = 2  # a probe, and what is left of its product
+_WORDS = {"all": "", "directions": ", optimizers warmed one after another", "one": ", one optimizer after another"}
 _SHARE_FOR_VECTORS = 4  # one part in so many of --memory is for the spectrum's eigenvectors
+
+
+# What is there of the optimizers at once: all states and directions; one state after another, and all directions; or
+# one optimizer after another, each with probes of its own.
+AtOnce = Literal["all", "directions", "one"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +174,7 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
     num_hvps: int  # expected
     num_gradients: int  # expected
     layout: MemoryLayout
+    at_once: AtOnce
     loss: float
     count: int  # tokens or samples behind the loss
 
@@ -209,37 +229,53 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
 
     @classmethod
     def of(cls, task: Task, request: SubspaceRequest, on_progress: OnProgress | None) -> "SubspacePlan":
-        """Decide how to measure.
+        """Decide how to measure, and how much of the optimizers is held at once.
 
-        Cost: two gradients, one graph and two products.
+        Raises:
+            UsageError: Too little memory for one optimizer at a time.
+
+        Cost: two gradients and one of a training batch, one graph and two products; two or three steps of each
+            optimizer on a matrix of each shape.
         """
-        spectrum, size = spectrum_of(request), request.size or 0
-        products = _products(request)
+        spectrum, size, names = spectrum_of(request), request.size or 0, request.optimizers or ()
         itemsize = next(task.model.parameters()).element_size()
-        held = _held(request, task, itemsize)
-        asked = SpectrumRequest(
-            top=size,
-            bottom=0,
-            probes=2,
-            probe_steps=2,
-            seed=request.seed,
-            memory=memory_allowed(task.device, request.memory) - max(held.values()),
-        )
-        curvature = SpectrumPlan.of(task, asked.checked(task), on_progress)
+        held = _Held(task, request, itemsize, {name: footprint_of(task, name) for name in names})
+        held.require_room()
+        warm, train_seconds, train_peak = _warm_batches(task, request), [0.0], 0
+        with preserve_state(task.model):
+            train_peak = peak_during(task.device, lambda: train_seconds.append(_time_gradient(task, warm[0])))
+        ways = task.ranks.once(partial(held.ways, train_peak))
+        for at_once in ways:
+            memory = held.allowed - held.beside_products(at_once)
+            asked = SpectrumRequest(top=size, bottom=0, probes=2, probe_steps=2, seed=request.seed, memory=memory)
+            try:
+                curvature = SpectrumPlan.of(task, asked.checked(task), on_progress)
+                break
+            except UsageError:
+                if at_once == ways[-1]:
+                    raise
         require_same_task(spectrum, task, loss=curvature.loss)
+        products = _products(request, at_once)
         per_product = curvature.seconds / curvature.num_hvps
-        warmed = len(_warm_batches(task, request))
-        gradients = warmed * (min(_GROUPS, warmed) if request.preconditioned else 1) + 1
+        warmed = len(warm)
+        times = min(_GROUPS, warmed) if request.preconditioned else 1
+        gradients = warmed * times * (1 if at_once == "all" else len(names)) + 1
+        # Half of the batches cost half.
+        seconds = (sum(products.values()) - 0.5 * products.get("overlap of halves", 0)) * per_product
+        seconds += gradients * train_seconds[-1]
+        for name in names:
+            steps = time_steps(task, name)
+            seconds += warmed * times * steps.usual + (1 + times * (times > 1)) * max(steps.first - steps.usual, 0.0)
         return cls(
             request=request,
             size=size,
             num_parameters=curvature.num_parameters,
             num_hvps=sum(products.values()),
             num_gradients=gradients,
-            # Half of the batches cost half; a gradient with the steps of all optimizers about as much as a product.
-            seconds=(sum(products.values()) - 0.5 * products.get("overlap of halves", 0) + gradients) * per_product,
-            memory_bytes=_peak(request, curvature, held, itemsize),
+            seconds=seconds,
+            memory_bytes=max(held.warming(at_once, train_peak), _peak(request, curvature, held, at_once)),
             layout=curvature.layout,
+            at_once=at_once,
             scratch_bytes=_scratch_bytes(request, curvature, itemsize),
             loss=curvature.loss,
             count=curvature.count,
@@ -250,7 +286,7 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
         """Return the plan as one line for people."""
         return (
             f"{self.size} sharp directions, ~{self.num_hvps} Hessian products and {self.num_gradients} gradients, "
-            f"{self.time_and_memory}"
+            f"{self.time_and_memory}{_WORDS[self.at_once]}"
         )
 
     def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:
@@ -299,43 +335,113 @@ def _for_vectors(memory: int | None) -> int | None:
     return None if memory is None else memory // _SHARE_FOR_VECTORS
 
 
-def _held(request: SubspaceRequest, task: Task, itemsize: int) -> dict[str, int]:
-    """Return what is held beside graphs and Krylov vectors, bytes, by phase.
+class _Held:
+    """What is held beside graphs and Krylov vectors, bytes, by how much of the optimizers there is at once.
 
-    Raises:
-        UsageError: If it leaves nothing of the memory allowed.
+    Args:
+        task: Of the parameters.
+        request: What is measured.
+        itemsize: Of a parameter.
+        footprints: Of every optimizer.
     """
-    whole = spectrum_of(request).whole
-    size, wanted, names = whole.num_parameters, request.size or 0, request.optimizers or ()
-    limit = _for_vectors(request.memory)
-    pairs = int(np.count_nonzero(np.append(whole.converged, whole.lower_converged)))
-    allowed = int(free_memory(task.device) // 4) if limit is None else limit
-    vectors = sum(4 * size * count for count in (wanted, pairs) if 4 * size * count <= allowed)
-    specs = [spec_of(name) for name in names]
-    directions, states = (sum(getattr(spec, one) for spec in specs) for one in ("direction_bytes", "state_bytes"))
-    gradient = itemsize * size if request.preconditioned else 0
-    held = {
-        "warm": vectors + size * (states + directions) + gradient,
-        "directions": vectors + size * directions + gradient,
-        "overlaps": vectors + (2 * 4 * size * wanted if request.overlaps else 0),
-        "ascents": vectors + size * directions + _ASCENT_VECTORS * gradient,  # without a basis
-    }
-    purpose = f"the states of {', '.join(names)} and the eigenvectors"
-    # What is held already is the model and what has been loaded of it.
-    least = memory_in_use(task.device) + max(held.values())
-    hint = "from Python, measure_subspace(optimizers=…) can take one at a time"
-    require_memory(least, memory_allowed(task.device, request.memory), purpose, hint)
-    return held
+
+    def __init__(
+        self, task: Task, request: SubspaceRequest, itemsize: int, footprints: Mapping[str, Footprint]
+    ) -> None:
+        whole = spectrum_of(request).whole
+        size, wanted = whole.num_parameters, request.size or 0
+        limit = _for_vectors(request.memory)
+        pairs = int(np.count_nonzero(np.append(whole.converged, whole.lower_converged)))
+        held = int(free_memory(task.device) // 4) if limit is None else limit
+        self._request = request
+        self._footprints = footprints
+        self.vector = itemsize * size
+        self._gradient = self.vector if request.preconditioned else 0
+        self._sharp, self._pairs = (4 * size * count if 4 * size * count <= held else 0 for count in (wanted, pairs))
+        self._halves = 2 * 4 * size * wanted if request.overlaps else 0
+        self._in_use = memory_in_use(task.device)
+        self.allowed = task.ranks.least(memory_allowed(task.device, request.memory, task.ranks.on_host))
+
+    def require_room(self) -> None:
+        """Refuse what does not fit even for one optimizer at a time, before anything is computed.
+
+        Raises:
+            UsageError: If it does not.
+        """
+        least = max(self.warming("one", self._in_use), self._in_use + self.beside_products("one"))
+        names = ", ".join(self._footprints)
+        purpose = f"the states of {names}, one at a time, and the eigenvectors"
+        require_memory(least, self.allowed, purpose, "from Python, measure_subspace(optimizers=…) can leave some out")
+
+    def ways(self, train_peak: int) -> list[AtOnce]:
+        """Return what may be tried, the quickest first: what is warmed must fit, and leave room for a short basis."""
+        top = self._request.size or 0
+        basis = (top + max(8, top // 2) + _PROBE_VECTORS) * self.vector
+        tried: tuple[AtOnce, ...] = ("all", "directions") if len(self._footprints) > 1 else ("all",)
+        fitting = [
+            one
+            for one in tried
+            if max(self.warming(one, train_peak), self._in_use + self.beside_products(one) + basis) <= self.allowed
+        ]
+        return [*fitting, "one"] if len(self._footprints) > 1 else ["all"]
+
+    def warming(self, at_once: AtOnce, train_peak: int) -> int:
+        """Return the bytes in use when states are warmed, or directions made of them one after another.
+
+        Args:
+            at_once: How much there is.
+            train_peak: Of the process during a batch's gradient.
+        """
+        own = list(self._footprints.values())
+        highest = before = 0
+        for place, one in enumerate(own):
+            waiting = sum(other.state_bytes for other in own[place:]) if at_once == "all" else one.state_bytes
+            warmed = train_peak + _WARM_VECTORS * self.vector + before + waiting
+            made = self._in_use + self.vector + before + waiting + one.beside_state_bytes
+            highest = max(highest, warmed, made)
+            before += one.direction_bytes if at_once != "one" else 0
+        return self._sharp + highest
+
+    def beside_products(self, at_once: AtOnce) -> int:
+        """Return the bytes held beside a product at the worst moment."""
+        calibrating = self.directions(at_once) + self._pairs + _PROBE_VECTORS * self.vector
+        return self._sharp + max(calibrating, self._gradient + self.directions(at_once), self._halves)
+
+    def in_metric(self, at_once: AtOnce) -> int:
+        """Return the bytes held beside a Lanczos step in a metric, its vector scaled, or of an overlap."""
+        return self._sharp + max(self._gradient + self.directions(at_once) + self.vector, self._halves)
+
+    def ascending(self, at_once: AtOnce) -> int:
+        """Return the bytes held beside a product of an ascent, which has no basis."""
+        return self._sharp + self.directions(at_once) + _ASCENT_VECTORS * self._gradient
+
+    def directions(self, at_once: AtOnce) -> int:
+        """Return the bytes of directions and labels once bands are cut."""
+        kept = [self._kept(one) for one in self._footprints.values()]
+        return max(kept) if at_once == "one" else sum(kept)
+
+    def _kept(self, one: Footprint) -> int:
+        return one.direction_bytes - one.proxy_bytes + one.label_bytes
 
 
-def _peak(request: SubspaceRequest, curvature: SpectrumPlan, held: Mapping[str, int], itemsize: int) -> int:
-    """Return the bytes in use at the worst moment: a Lanczos step, in a metric or of an overlap, the basis full."""
+def _time_gradient(task: Task, batch: Batch) -> float:
+    """Return the seconds of a training batch's gradient."""
+    parameters = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
+    started = time.perf_counter()
+    with own_gradients(parameters):
+        set_gradients(task, parameters, batch, "warm-up batch 0")
+    return time.perf_counter() - started
+
+
+def _peak(request: SubspaceRequest, curvature: SpectrumPlan, held: _Held, at_once: AtOnce) -> int:
+    """Return the bytes in use at the worst moment of a product: a Lanczos step with the basis full, or a probe's."""
     columns = curvature.layout.basis_columns if curvature.layout.basis_placement == "device" else 0
     # A spectrum's plan expects its pairs to converge before the basis is full; those of a metric often do not.
     counted = min(columns, OperatorRequest(top=request.size or 0, bottom=0).expected_pair_products)
-    unfilled = (columns - counted) * itemsize * curvature.num_parameters
-    beside = max(held["directions"], held["overlaps"])
-    return curvature.memory_bytes + unfilled + (beside if columns else max(beside, held["ascents"]))
+    vector = held.vector
+    full = curvature.memory_bytes + (columns - counted) * vector + held.in_metric(at_once)
+    bare = curvature.memory_bytes - counted * vector
+    return max(full, bare + held.beside_products(at_once), bare + held.ascending(at_once))
 
 
 def _scratch_bytes(request: SubspaceRequest, curvature: SpectrumPlan, itemsize: int) -> int:
@@ -346,7 +452,7 @@ def _scratch_bytes(request: SubspaceRequest, curvature: SpectrumPlan, itemsize: 
     vector, wanted = itemsize * curvature.num_parameters, request.size or 0
     columns = curvature.layout.capacity(curvature.num_parameters, wanted)
     layout = replace(curvature.layout, basis_columns=columns, vectors_per_pass=1)
-    on_disk = columns * vector if layout.basis_placement == "disk" else 0
+    on_disk = 2 * columns * vector if layout.basis_placement == "disk" else 0  # rotated it is another file
     metric = scratch_bytes(_METRIC, vector, layout) if request.preconditioned else 0
     halves = 2 * 4 * curvature.num_parameters * wanted if request.overlaps else 0
     return max(metric, halves + on_disk)
@@ -356,14 +462,16 @@ class _Session:
     """Measures part after part: what needs the optimizers' states first, then the overlaps."""
 
     def __init__(self, task: Task, plan: SubspacePlan, run: ResumableRun) -> None:
-        self.task = task
         self.plan = plan
         self.request = plan.request
         self.spectrum = spectrum_of(plan.request)
         self.state = run
         self.state.expected = plan.num_hvps
         # Another memory layout rounds differently: an interrupted measurement keeps to its own.
-        self.memory = MemoryLayout(**run.pin(asdict(plan.layout)))
+        pinned = dict(run.pin({**asdict(plan.layout), "at_once": plan.at_once}))
+        self.at_once: AtOnce = pinned.pop("at_once")
+        self.memory = MemoryLayout(**pinned)
+        self.task = with_rows(task, self.memory.rows)
         self.layout = ParameterLayout(list(task.model.named_parameters()))
         self.names = tuple(plan.request.optimizers or ())
         self.vector_memory = _for_vectors(plan.request.memory)
@@ -378,7 +486,7 @@ class _Session:
         self.overlaps: list[Overlap] = []
         self.batch_shares: list[float] = []
         self.gradient_norm = self.gradient_share = 0.0
-        self.balls: dict[str, UnitBall] = {}
+        self.samples: dict[str, Samples] = {}
         self.random_share = Estimate.certain(0.0)
 
     def _left_out(self) -> list[Note]:
@@ -390,19 +498,9 @@ class _Session:
     def run(self) -> None:
         """Measure everything."""
         gradient = self._measure_gradient()
-        directions = self._warmed()
-        graphs = self._graphs(self.task)
-        hessian = self._hessian(self.task, graphs, self.plan.count)
-        calibrated = self._calibrate(directions, hessian)
-        for name, one in directions.items():
-            metric = self._metric(name, one, hessian) if self.request.preconditioned else None
-            self.calibrations[name] = ProxyCalibration(optimizer=name, blocks=calibrated[name], preconditioned=metric)
-        if self.request.preconditioned:
-            self._measure_own_norms(gradient, hessian)
+        for names in [(name,) for name in self.names] if self.at_once == "one" else [self.names]:
+            self._measure_proxies(names, gradient)
         del gradient
-        self.balls.clear()
-        directions.clear()
-        graphs.clear()
         if self.request.preconditioned:
             self._leave_batches_out()
         if self.request.overlaps:
@@ -416,6 +514,19 @@ class _Session:
             )
             self.overlaps.append(overlap_of("checkpoints", (name, first), (self.request.label, second)))
 
+    def _measure_proxies(self, names: Sequence[str], gradient: torch.Tensor) -> None:
+        """Measure what needs the directions of some optimizers."""
+        directions, balls = self._warmed(names)
+        graphs = self._graphs()
+        hessian = self._hessian(self.task, graphs, self.plan.count)
+        calibrated = self._calibrate(directions, hessian)
+        for name, one in directions.items():
+            metric = self._metric(name, one, hessian) if self.request.preconditioned else None
+            self.calibrations[name] = ProxyCalibration(optimizer=name, blocks=calibrated[name], preconditioned=metric)
+        if self.request.preconditioned:
+            self._measure_own_norms(balls, gradient, hessian)
+        graphs.clear()
+
     def _measure_gradient(self) -> torch.Tensor:
         """Return the evaluation gradient, (N,), measured."""
         gradient = loss_and_gradient(self.task, self.layout, "evaluation").gradient
@@ -424,48 +535,67 @@ class _Session:
         self.random_share = random_energy_share(self.plan.size, self.layout.size)
         return gradient
 
-    def _warmed(self) -> dict[str, list[Directions]]:
-        """Let all optimizers look at the same batches; return what their states say of directions."""
-        made = {name: optimizer_of(self.task, name) for name in self.names}
+    def _warmed(self, names: Sequence[str]) -> tuple[dict[str, list[Directions]], dict[str, UnitBall]]:
+        """Let optimizers look at the same batches; return what their states say of directions, and their unit balls.
 
-        def on_batch(index: int, gradient: torch.Tensor) -> None:
-            self.batch_shares.append(self.subspace.energy_share(gradient))
-            self.state.advance(0, f"warming optimizer states · batch {index + 1}/{len(self.warm)}")
+        States go as soon as directions are made of them.
+        """
+        directions: dict[str, list[Directions]] = {}
+        balls: dict[str, UnitBall] = {}
+        shares: list[float] = []
+        for members in [names] if self.at_once == "all" else [(name,) for name in names]:
+            made = {name: optimizer_of(self.task, name) for name in members}
+            warm(
+                self.task,
+                list(made.values()),
+                self.warm,
+                on_batch=lambda index: self.state.advance(
+                    0, f"warming optimizer states · batch {index + 1}/{len(self.warm)}"
+                ),
+                # They are the batches', whoever is warmed.
+                on_gradient=None if shares or self.batch_shares else self._note_share(shares),
+            )
+            for name, optimizer in made.items():
+                directions[name] = optimizer.directions()
+                try:
+                    balls[name] = unit_ball(optimizer, self.layout, directions[name])
+                except InputError as error:
+                    message = f"Sharpness in the norm of {name} was not measured: {error.message}."
+                    self.notes.append(Note(code="norm-unknown", message=message))
+                optimizer.drop_state()
+        self.batch_shares = self.batch_shares or shares
+        return directions, balls
 
-        warm(self.task, list(made.values()), self.warm, on_batch=on_batch)
-        directions = {name: optimizer.directions() for name, optimizer in made.items()}
-        for name, optimizer in made.items():
-            try:
-                self.balls[name] = unit_ball(optimizer, self.layout, directions[name])
-            except InputError as error:
-                message = f"Sharpness in the norm of {name} was not measured: {error.message}."
-                self.notes.append(Note(code="norm-unknown", message=message))
-        return directions
+    def _note_share(self, shares: list[float]) -> Callable[[torch.Tensor], None]:
+        return lambda gradient: shares.append(self.subspace.energy_share(gradient))
 
     def _hessian(self, task: Task, graphs: GraphStore, count: int) -> HessianOperator:
         return HessianOperator(
             task, self.layout, count=count, graphs=graphs, vectors_per_pass=self.memory.vectors_per_pass
         )
 
-    def _graphs(self, task: Task) -> GraphStore:
-        return GraphStore(min(self.memory.kept_graphs, len(task.evaluation)), self.layout.parameters)
+    def _graphs(self) -> GraphStore:
+        return GraphStore(self.memory.kept_graphs, self.layout.parameters)
 
     # -- calibration ---------------------------------------------------------------------------------------------
 
-    def _calibrate(self, directions: Mapping[str, list[Directions]], hessian: HessianOperator) -> dict[str, Any]:
-        """Hold every proxy against curvature, with the same products for all."""
-        proxies = {
-            name: Proxy(name, self.layout, one, cut_bands(self.layout, one, optimizer=name))
-            for name, one in directions.items()
-        }
+    def _calibrate(self, directions: dict[str, list[Directions]], hessian: HessianOperator) -> dict[str, Any]:
+        """Hold proxies against curvature, with the same products for all; once bands are cut, proxies go."""
+        proxies = {}
+        for name, one in directions.items():
+            bands = cut_bands(self.layout, one, optimizer=name)
+            directions[name] = [replace(each, proxy=each.proxy.new_zeros(())) for each in one]
+            proxies[name] = Proxy(name, self.layout, directions[name], bands)
         pairs = Subspace.of_pairs(self.spectrum, self.task, memory=self.vector_memory)
         samples = self._samples(proxies)
+        self.samples |= samples
         # An earlier process's products; each full probe served all optimizers.
         self.state.done += len(next(iter(samples.values())).bands) + sum(len(one.tail) for one in samples.values())
         self._run_probes(proxies, samples, pairs, hessian)
         for name, proxy in proxies.items():
             self._run_tail_probes(proxy, samples, name, pairs, hessian)
-        self.products["calibration"] = self.request.probes + sum(len(one.tail) for one in samples.values())
+        made = self.request.probes + sum(len(one.tail) for one in samples.values())
+        self.products["calibration"] = self.products.get("calibration", 0) + made
         calibrated = {}
         for name, proxy in proxies.items():
             # One after another: those of a file need not all be in memory.
@@ -485,7 +615,7 @@ class _Session:
             for probe, rest in zip(probes, rest_of(probes, pairs, hessian), strict=True):
                 for name, proxy in proxies.items():
                     samples[name].add(proxy, probe, rest)
-            self._keep_samples(samples)
+            self._keep_samples()
             self.state.advance(count, f"calibrating · probe {first + count}/{total}")
 
     def _run_tail_probes(
@@ -499,7 +629,7 @@ class _Session:
             probes = torch.stack([proxy.bands.project(vector, proxy.tail.tolist()) for vector in drawn])
             for probe, rest in zip(probes, rest_of(probes, pairs, hessian), strict=True):
                 samples[name].add_tail(proxy, probe, rest)
-            self._keep_samples(samples)
+            self._keep_samples()
             self.state.advance(count, f"calibrating {name} · tail probe {first + count}/{total}")
 
     def _random(self, *path: str | int) -> torch.Tensor:
@@ -513,16 +643,16 @@ class _Session:
         if not isinstance(found, _Probes):
             return {name: Samples([], [], [], []) for name in proxies}
         return {
-            name: Samples(*(list(one[name]) for one in (found.bands, found.sharp, found.flat, found.tail)))
+            name: Samples(*(list(one.get(name, ())) for one in (found.bands, found.sharp, found.flat, found.tail)))
             for name in proxies
         }
 
-    def _keep_samples(self, samples: Mapping[str, Samples]) -> None:
+    def _keep_samples(self) -> None:
         if self.state.path is None:
             return
 
         def table(what: str) -> dict[str, NDArray[np.float64]]:
-            rows = {name: getattr(one, what) for name, one in samples.items()}
+            rows = {name: getattr(one, what) for name, one in self.samples.items()}
             return {name: np.stack(own) if own else np.zeros((0, 0)) for name, own in rows.items()}
 
         kept = _Probes(
@@ -560,7 +690,8 @@ class _Session:
     def _measure_metric(self, name: str, directions: list[Directions], hessian: HessianOperator) -> _FinishedMetric:
         operator = PreconditionedOperator(hessian, self.layout, directions, num_batches=len(self.warm))
         asked = _metric_request(_METRIC, operator.size, derive_seed(self.request.seed, "metric", name))
-        state = SavedState(self.state.folder(f"metric-{name}", "running"), self.plan.fingerprint)
+        folder = self.state.folder(f"metric-{name}", "running")
+        state = SavedState(folder, self.plan.fingerprint, self.task.ranks)
         before = self.state.done
 
         def on_progress(done: int, expected: int, label: str) -> None:
@@ -577,9 +708,11 @@ class _Session:
 
     # -- sharpness in a norm -------------------------------------------------------------------------------------
 
-    def _measure_own_norms(self, gradient: torch.Tensor, hessian: HessianOperator) -> None:
+    def _measure_own_norms(
+        self, balls: Mapping[str, UnitBall], gradient: torch.Tensor, hessian: HessianOperator
+    ) -> None:
         """Bound the sharpness in the norm that each optimizer steps in, where one is known."""
-        for name, ball in self.balls.items():
+        for name, ball in balls.items():
             found = self._stage(
                 f"norm-{name}",
                 "subspace-norm",
@@ -626,27 +759,32 @@ class _Session:
 
     def _measure_group(self, group: int) -> _FinishedGroup:
         batches = [batch for index, batch in enumerate(self.warm) if index % _GROUPS != group]
-        made = {name: optimizer_of(self.task, name) for name in self.names}
-        warm(
-            self.task,
-            list(made.values()),
-            batches,
-            on_batch=lambda index, gradient: self.state.advance(0, "warming again"),
-        )
-        directions = {name: optimizer.directions() for name, optimizer in made.items()}
-        made.clear()  # their states are large
-        graphs = self._graphs(self.task)
+        graphs = self._graphs()
         hessian = self._hessian(self.task, graphs, self.plan.count)
         conditions = {}
-        for name, one in directions.items():
-            operator = PreconditionedOperator(hessian, self.layout, one, num_batches=len(batches))
-            # The seed is the metric's: what the probes miss is then missed by all groups alike.
-            asked = _metric_request(_LEFT_OUT, operator.size, derive_seed(self.request.seed, "metric", name))
-            measured = OperatorMeasurement(operator, asked, basis=self._basis(asked.top)).measure()
-            conditions[name] = root_mean_square_condition(measured.spectrum) or 0.0
-            self.state.advance(operator.num_products, f"metric of {name} without group {group + 1} of the batches")
+        for members in [self.names] if self.at_once == "all" else [(name,) for name in self.names]:
+            made = {name: optimizer_of(self.task, name) for name in members}
+            graphs.clear()  # which are not there while states are
+            warm(self.task, list(made.values()), batches, on_batch=lambda index: self.state.advance(0, "warming again"))
+            directions = {}
+            for name, optimizer in made.items():
+                directions[name] = optimizer.directions()
+                optimizer.drop_state()
+            for name in members:
+                conditions[name] = self._condition(name, directions.pop(name), len(batches), hessian, group)
         graphs.clear()
         return _FinishedGroup(fingerprint=self.plan.fingerprint, conditions=conditions, num_hvps=hessian.num_products)
+
+    def _condition(
+        self, name: str, directions: list[Directions], num_batches: int, hessian: HessianOperator, group: int
+    ) -> float:
+        """Return λ₁ over the root mean square λ in a metric; 0 where that is not known."""
+        operator = PreconditionedOperator(hessian, self.layout, directions, num_batches=num_batches)
+        # The seed is the metric's: what the probes miss is then missed by all groups alike.
+        asked = _metric_request(_LEFT_OUT, operator.size, derive_seed(self.request.seed, "metric", name))
+        measured = OperatorMeasurement(operator, asked, basis=self._basis(asked.top)).measure()
+        self.state.advance(operator.num_products, f"metric of {name} without group {group + 1} of the batches")
+        return root_mean_square_condition(measured.spectrum) or 0.0
 
     # -- overlaps ------------------------------------------------------------------------------------------------
 
@@ -680,7 +818,7 @@ class _Session:
     def _measure_half(self, task: Task, place: int) -> _FinishedHalf:
         with torch.no_grad():
             count = sum(task.loss(batch)[1] for batch in task.evaluation)
-        name, graphs = f"half {place} of the batches", self._graphs(task)
+        name, graphs = f"half {place} of the batches", self._graphs()
         operator = self._hessian(task, graphs, count)
         space = self._sharp_subspace(operator, name, "batches", name)
         graphs.clear()
@@ -688,7 +826,7 @@ class _Session:
             fingerprint=self.plan.fingerprint,
             eigenvalues=space.eigenvalues,
             residual_norms=space.residual_norms,
-            vectors=np.stack([space.vector(index).cpu().numpy() for index in range(space.size)]),
+            vectors=space.stacked(),
             num_hvps=operator.num_products,
         )
 
@@ -702,7 +840,7 @@ class _Session:
             self.overlaps.append(found.overlap)
 
     def _overlap_of_operators(self) -> _FinishedOverlap:
-        graphs = self._graphs(self.task)
+        graphs = self._graphs()
         operator = GaussNewtonOperator(self.task, self.layout, count=self.plan.count, graphs=graphs, vectors_per_pass=1)
         space = self._sharp_subspace(operator, "the Gauss–Newton matrix", "ggn")
         graphs.clear()
@@ -719,7 +857,7 @@ class _Session:
         )
 
     def _basis(self, pairs: int) -> KrylovBasis:
-        return self.memory.basis(self.layout, pairs, self.state.folder())
+        return self.memory.basis(self.layout, pairs, self.state.folder(), self.task.ranks)
 
     def _stage(self, part: str, kind: str, measure: Callable[[], Kept], products: Callable[[Kept], int]) -> Kept:
         """Return a finished stage; the products of one that an earlier process finished count as made."""
@@ -731,9 +869,8 @@ class _Session:
 
 
 def _space_of(half: _FinishedHalf) -> Subspace:
-    return Subspace(
-        torch.from_numpy(np.array(half.vectors)), eigenvalues=half.eigenvalues, residual_norms=half.residual_norms
-    )
+    """Return a half's subspace where its vectors lie: no copy of them is made."""
+    return Subspace(mapped=half.vectors.T, eigenvalues=half.eigenvalues, residual_norms=half.residual_norms)
 
 
 def _tail_probes(request: SubspaceRequest) -> int:
@@ -746,10 +883,11 @@ def _metric_request(asked: OperatorRequest, size: int, seed: int) -> OperatorReq
     return replace(asked, top=min(asked.top, size - bottom), bottom=bottom, seed=seed)
 
 
-def _products(request: SubspaceRequest) -> dict[str, int]:
-    """Return the products that each part is expected to take."""
+def _products(request: SubspaceRequest, at_once: AtOnce) -> dict[str, int]:
+    """Return the products that each part is expected to take; full probes serve all that is there at once."""
     names = request.optimizers or ()
-    products = {"calibration": request.probes + len(names) * _tail_probes(request)}
+    full = request.probes * (len(names) if at_once == "one" else 1)
+    products = {"calibration": full + len(names) * _tail_probes(request)}
     if request.preconditioned:
         products |= {f"preconditioned {name}": _METRIC.expected_products for name in names}
         products |= {f"norm of {name}": _NORM_PRODUCTS for name in names}

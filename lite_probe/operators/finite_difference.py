@@ -13,7 +13,9 @@ from torch import Tensor
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.task import Split, Task
+from lite_probe.task.batches import parts_of
 from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.random import random_vector
 from lite_probe.vectors.reductions import norm
 
 _FACTOR = 4.0  # between neighbouring steps that are tried
@@ -24,8 +26,8 @@ class FiniteDifferenceOperator(SymmetricOperator):
     """H by central differences; weights are perturbed in place and restored bitwise, also when the loss raises.
 
     Attributes:
-        relative_step: ε‖v‖/‖θ‖; None until the first product chose it.
-        relative_error: ‖difference to the neighbouring step‖/‖Hv‖ of the first product, an estimate of the error.
+        relative_step: ε‖v‖/‖θ‖; None until `settle` or the first product chose it.
+        relative_error: ‖difference to the neighbouring step‖/‖Hv‖ of that product, an estimate of the error.
 
     Cost of a product: two gradients; the first one ten.
     """
@@ -39,6 +41,17 @@ class FiniteDifferenceOperator(SymmetricOperator):
         self.relative_step: float | None = None
         self.relative_error: float | None = None
         self._parameter_norm = self._length(*(p.detach().flatten() for p in layout.parameters))
+
+    def settle(self, seed: int) -> None:
+        """Choose the step on a random vector: whoever continues with the same seed chooses the same.
+
+        Cost: ten gradients.
+        """
+        part = self.task.ranks.part(self.size) if self.vector_size < self.size else slice(0, self.size)
+        vector = random_vector(
+            self.size, seed=seed, dtype=self.dtype, device=self.device, start=part.start, stop=part.stop
+        )
+        self._choose_step(vector, self._length(vector))
 
     def _products(self, rows: Tensor) -> Tensor:
         return torch.stack([self._product(row) for row in rows])
@@ -106,7 +119,7 @@ class GaussNewtonDifferenceOperator(FiniteDifferenceOperator):
     def _read(self) -> Tensor:
         """Return ∇_z ℓ of every batch, one after another, flat."""
         rows = []
-        for batch in self.task.batches(self.split):
+        for _, batch in parts_of(self.task, self.split):
             with torch.no_grad():
                 outputs = self.task.predict(self.task.model, batch)
             free = outputs.requires_grad_()
@@ -118,7 +131,7 @@ class GaussNewtonDifferenceOperator(FiniteDifferenceOperator):
         """Return Jᵀ of one entry per output: flat → (N,)."""
         product = torch.zeros(self.layout.size, dtype=self.dtype, device=self.device)
         start = 0
-        for batch in self.task.batches(self.split):
+        for _, batch in parts_of(self.task, self.split):
             outputs = self.task.predict(self.task.model, batch)
             rows = difference[start : start + outputs.numel()].view_as(outputs)
             start += outputs.numel()

@@ -1,5 +1,6 @@
 """Loss and gradient of a task, in the layout of its parameters."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from lite_probe.errors import InputError, NumericsError
 from lite_probe.operators.guards import KEPT_GRAPH, explain_autograd_error
 from lite_probe.seeds import derive_seed
 from lite_probe.task import Split, Task
+from lite_probe.task.batches import in_rows, parts_of
 from lite_probe.vectors.layout import ParameterLayout, require_whole
 from lite_probe.vectors.reductions import norm
 
@@ -35,35 +37,36 @@ def loss_and_gradient(
 ) -> LossAndGradient:
     """Compute the mean loss over all counted tokens of a split and its gradient, the batches dealt to the ranks.
 
+    The device is waited for once, at the end.
+
     Raises:
-        InputError: If the split has no batches or counts nothing, or the model is sharded.
+        InputError: If the split has no batches or counts nothing, or parameters are shards.
         NumericsError: If a batch's loss is not finite; the batch is named.
 
     Cost: one gradient.
     """
-    require_whole(task.model.parameters(), "the model")
+    require_whole(task.model.parameters())
     require_batches(task, split)
     first = layout.parameters[0]
     gradient = torch.zeros(layout.size, dtype=first.dtype, device=first.device)
     used = [False] * len(layout.parameters)
-    total, count = 0.0, 0
-    bad: tuple[int, float] | None = None
+    losses: list[tuple[int, Tensor]] = []
+    own_count = 0
     for index, batch in task.own_batches(split):
-        loss, batch_count = task.loss(batch)
-        value = float(loss.detach())
-        if value != value or abs(value) == float("inf"):
-            bad = index, value
-            break
-        total += value
-        count += batch_count
-        if loss.requires_grad:
-            grads = _gradients(loss, layout)
-            layout.accumulate(gradient, grads, 1.0)
-            used = [was or grad is not None for was, grad in zip(used, grads, strict=True)]
+        for part in in_rows(batch, task.rows):
+            loss, part_count = task.loss(part)
+            losses.append((index, loss.detach().reshape(())))
+            own_count += part_count
+            if loss.requires_grad:
+                grads = _gradients(loss, layout)
+                layout.accumulate(gradient, grads, 1.0)
+                used = [was or grad is not None for was, grad in zip(used, grads, strict=True)]
+                del grads  # before the next part's graph is built
         if on_batch is not None:
             on_batch(index)
+    own_total, bad = finite_sum(losses)
     require_finite(task.ranks.from_every(bad), split)
-    sums = task.ranks.add_up(torch.tensor([total, count, *used], dtype=torch.float64)).tolist()
+    sums = task.ranks.add_up(torch.tensor([own_total, own_count, *used], dtype=torch.float64)).tolist()
     total, count, used = sums[0], int(sums[1]), [bool(was) for was in sums[2:]]
     require_count(count, split)
     task.ranks.add_up(gradient)
@@ -90,6 +93,20 @@ def require_count(count: int, split: Split) -> None:
     """
     if count == 0:
         raise InputError(f"expected counted tokens in the {split} batches, got none")
+
+
+def finite_sum(losses: Sequence[tuple[int, Tensor]]) -> tuple[float, tuple[int, float] | None]:
+    """Add up losses, each with the number of its batch; return the first that is not finite beside the sum.
+
+    Cost: one wait for the device.
+    """
+    total = 0.0
+    values = torch.stack([loss for _, loss in losses]).cpu().tolist() if losses else []
+    for (index, _), value in zip(losses, values, strict=True):
+        if not math.isfinite(value):
+            return total, (index, value)
+        total += value
+    return total, None
 
 
 def require_finite(found: Sequence[tuple[int, float] | None], split: Split) -> None:
@@ -212,8 +229,10 @@ def _loss_beside(task: Task, split: Split, parameters: Sequence[nn.Parameter]) -
             size = float(parameter.double().square().mean().sqrt()) or 1.0
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32).to(parameter)
             parameter.add_(noise, alpha=_NUDGE * size)
-        sums, counts = zip(*((float(loss), count) for loss, count in map(task.loss, task.batches(split))), strict=True)
+        parts = parts_of(task, split)
+        losses, counts = zip(*(task.loss(part) for _, part in parts), strict=True)
+        total = float(torch.stack([loss.reshape(()) for loss in losses]).double().sum())
     finally:
         for parameter, value in zip(parameters, saved, strict=True):
             parameter.copy_(value)
-    return float(sum(sums) / sum(counts))
+    return float(total / sum(counts))

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from lite_probe.criteria import CrossEntropy
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.guards import explain_autograd_error, require_double_backward
 from lite_probe.task import Batch, Split, Task
+from lite_probe.task.batches import parts_of
 from lite_probe.vectors.layout import ParameterLayout, require_whole
 
 
@@ -44,7 +47,7 @@ class _GraphOperator(SymmetricOperator):
         graphs: "GraphStore | None" = None,
         vectors_per_pass: int = 4,
     ) -> None:
-        require_whole(task.model.parameters(), "the model")
+        require_whole(task.model.parameters())
         first = layout.parameters[0]
         super().__init__(layout.size, device=first.device, dtype=first.dtype)
         self.task = task
@@ -73,8 +76,8 @@ class _GraphOperator(SymmetricOperator):
         return self.task.ranks.add_up(result).div_(self.count)
 
     def _each_graph(self) -> Iterator[tuple[Any, Batch]]:
-        """Yield each batch's graph: kept ones from the store, the others built and dropped."""
-        for index, (_, batch) in enumerate(self.task.own_batches(self.split)):
+        """Yield each part's graph: kept ones from the store, the others built and dropped."""
+        for index, (_, batch) in enumerate(parts_of(self.task, self.split)):
             if index < self.graphs.capacity:
                 if index not in self.graphs.kept:
                     self.graphs.kept[index] = self._build(batch, self.graphs.parameters)
@@ -85,12 +88,12 @@ class _GraphOperator(SymmetricOperator):
     def _select(self, graph: Any) -> Any:
         """Reduce a kept graph over all parameters to those of the layout."""
         positions = self.graphs.positions(self.layout.parameters)
-        outputs, gradients = graph
-        return outputs, [gradients[position] for position in positions]
+        outputs, roots = graph
+        return outputs, [roots[position] for position in positions]
 
     @abstractmethod
     def _build(self, batch: Batch, parameters: Sequence[nn.Parameter]) -> Any:
-        """Build `(outputs, differentiable gradients)` of one batch."""
+        """Build `(outputs, roots of the differentiable gradients)` of one batch."""
 
     @abstractmethod
     def _through(self, graph: Any, batch: Batch, cotangent: list[Tensor]) -> Sequence[Tensor | None]:
@@ -101,7 +104,7 @@ class GraphStore:
     """Graphs that outlive one product, shared by all operators on the same batches.
 
     Args:
-        capacity: Batches of this rank whose graphs may be kept, the first ones.
+        capacity: Parts of this rank's batches whose graphs may be kept, the first ones.
         parameters: The parameters the kept graphs are differentiated by; any operator's are among them.
     """
 
@@ -132,19 +135,15 @@ class HessianOperator(_GraphOperator):
         if not loss.requires_grad:
             return None, [None] * len(parameters)
         self.written |= require_double_backward(loss)
-        return None, torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        return None, _roots(torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True))
 
     def _through(self, graph: Any, batch: Batch, cotangent: list[Tensor]) -> Sequence[Tensor | None]:
-        _, gradients = graph
-        used = [
-            (gradient, vector)
-            for gradient, vector in zip(gradients, cotangent, strict=True)
-            if gradient is not None and gradient.requires_grad
-        ]
+        _, roots = graph
+        used = [(root, vector) for root, vector in zip(roots, cotangent, strict=True) if root is not None]
         if not used:  # a loss linear in θ
             return [None] * len(cotangent)
         return torch.autograd.grad(
-            [gradient for gradient, _ in used],
+            [root for root, _ in used],
             self.layout.parameters,
             grad_outputs=[vector for _, vector in used],
             retain_graph=True,
@@ -166,19 +165,15 @@ class GaussNewtonOperator(_GraphOperator):
         self.written |= require_double_backward(outputs)
         dummy = torch.zeros_like(outputs, requires_grad=True)
         gradients = torch.autograd.grad(outputs, parameters, grad_outputs=dummy, create_graph=True, allow_unused=True)
-        return (outputs, dummy), gradients
+        return (outputs, dummy), _roots(gradients)
 
     def _through(self, graph: Any, batch: Batch, cotangent: list[Tensor]) -> Sequence[Tensor | None]:
-        (outputs, dummy), gradients = graph
-        used = [
-            (gradient, vector)
-            for gradient, vector in zip(gradients, cotangent, strict=True)
-            if gradient is not None and gradient.requires_grad
-        ]
+        (outputs, dummy), roots = graph
+        used = [(root, vector) for root, vector in zip(roots, cotangent, strict=True) if root is not None]
         if not used:
             return [None] * len(cotangent)
         (tangent,) = torch.autograd.grad(
-            [gradient for gradient, _ in used],
+            [root for root, _ in used],
             dummy,
             grad_outputs=[vector for _, vector in used],
             retain_graph=True,
@@ -186,14 +181,17 @@ class GaussNewtonOperator(_GraphOperator):
         return torch.autograd.grad(
             outputs,
             self.layout.parameters,
-            grad_outputs=self._output_hessian(outputs.detach(), batch, tangent),
+            grad_outputs=self._output_hessian(outputs.detach(), batch, _own(tangent, cotangent)),
             retain_graph=True,
             allow_unused=True,
         )
 
     def _output_hessian(self, outputs: Tensor, batch: Batch, tangent: Tensor) -> Tensor:
-        """Return ∇²_z ℓ · u for one batch."""
-        closed_form = getattr(self.task.criterion, "hessian_product", None)
+        """Return ∇²_z ℓ · u for one batch; it may take the place of `tangent`."""
+        criterion = self.task.criterion
+        closed_form = getattr(criterion, "hessian_product", None)
+        if isinstance(criterion, CrossEntropy) and type(criterion).hessian_product is CrossEntropy.hessian_product:
+            return criterion.hessian_product(outputs, batch, tangent, out=tangent)
         if closed_form is not None:
             product: Tensor = closed_form(outputs, batch, tangent)
             return product
@@ -205,3 +203,17 @@ class GaussNewtonOperator(_GraphOperator):
             return torch.zeros_like(tangent)
         (product,) = torch.autograd.grad(gradient, free, grad_outputs=tangent)
         return product
+
+
+def _roots(gradients: Sequence[Tensor | None]) -> list[GradientEdge | None]:
+    """Return where to enter the gradients' graph: it needs not their values, which are as large as the parameters."""
+    return [
+        None if gradient is None or not gradient.requires_grad else get_gradient_edge(gradient)
+        for gradient in gradients
+    ]
+
+
+def _own(tensor: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Return a derivative as a contiguous tensor that shares no memory with the vectors it was made of."""
+    theirs = {other.untyped_storage().data_ptr() for other in others}
+    return tensor.clone() if tensor.untyped_storage().data_ptr() in theirs else tensor.contiguous()

@@ -216,13 +216,22 @@ class ProcessRanks(Ranks):
         return found
 
     def once(self, compute: Callable[[], Value]) -> Value:
-        """Return what rank 0 computes, a value that pickle takes.
+        """Return what rank 0 computes, a value that pickle takes; what it refuses, all refuse.
 
         Raises:
-            PeerError: If it does not come within the timeout.
+            LiteProbeError: What rank 0's computation raises.
+            PeerError: If its value does not come within the timeout.
         """
-        value = compute() if self.is_first else None
-        content = pickle.dumps(value) if self.is_first else b""
+        value: Value | None = None
+        error: LiteProbeError | None = None
+        if self.is_first:
+            try:
+                value = compute()
+            except PeerError:
+                raise
+            except LiteProbeError as refusal:
+                error = refusal
+        content = pickle.dumps((value, error)) if self.is_first else b""
         message = _message(content, _ROOM)
         self._do(lambda: dist.broadcast(message, 0, async_op=True), is_cuda=False)
         size = _length(message)
@@ -230,8 +239,11 @@ class ProcessRanks(Ranks):
             message = _message(content, _HEAD + size)
             self._do(lambda: dist.broadcast(message, 0, async_op=True), is_cuda=False)
         # What another rank of the same job sends is as trusted as its code, which is this one's.
-        found: Value = value if self.is_first else pickle.loads(_content(message))  # type: ignore[assignment]
-        return found
+        if not self.is_first:
+            value, error = pickle.loads(_content(message))
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
 
     def from_every(self, value: Value) -> list[Value]:
         """Return every rank's value, by rank; pickle must take it.

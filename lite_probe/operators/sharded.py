@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lite_probe.errors import LiteProbeError
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator
-from lite_probe.operators.gradient import LossAndGradient, require_batches, require_count, require_finite
+from lite_probe.operators.gradient import LossAndGradient, finite_sum, require_batches, require_count, require_finite
 from lite_probe.task import Split, Task
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.ranks import Ranks, Value
@@ -81,6 +82,21 @@ class ShardRanks(Ranks):
         """Return what rank 0 computes."""
         return self._ranks.once(compute)
 
+    def together(self, compute: Callable[[], Value]) -> Value:
+        """Return what rank 0 computes where no rank can do so alone; what it refuses, all refuse."""
+        own, refusal = None, None
+        try:
+            own = compute()
+        except LiteProbeError as error:
+            refusal = error
+
+        def told() -> Value:
+            if refusal is not None:
+                raise refusal
+            return own  # type: ignore[return-value]
+
+        return self._ranks.once(told)
+
     def from_every(self, value: Value) -> list[Value]:
         """Return every rank's value, by rank."""
         return self._ranks.from_every(value)
@@ -139,26 +155,24 @@ def sharded_loss_and_gradient(
     require_batches(task, split)
     own = task.own_batches(split)
     turns = len(task.ranks.shares(task.batches(split))[0])  # of rank 0, which has most
-    total, count = 0.0, 0
-    bad: tuple[int, float] | None = None
+    losses: list[tuple[int, Tensor]] = []
+    own_count = 0
     with _gathering(task.model, layout):
         for turn in range(turns):
             has_own = turn < len(own)
             index, batch = own[turn] if has_own else (0, task.batches(split)[0])
             loss, batch_count = task.loss(batch)
-            value = float(loss.detach())
             if has_own:
-                total += value
-                count += batch_count
-                if bad is None and (value != value or abs(value) == float("inf")):
-                    bad = index, value
+                losses.append((index, loss.detach().reshape(())))
+                own_count += batch_count
             if loss.requires_grad:
                 (loss if has_own else 0.0 * loss).backward()  # type: ignore[no-untyped-call]
             if on_batch is not None:
                 on_batch(index)
         gradient, unused = _taken(layout)
+    own_total, bad = finite_sum(losses)
     require_finite(task.ranks.from_every(bad), split)
-    sums = task.ranks.add_up(torch.tensor([total, count], dtype=torch.float64)).tolist()
+    sums = task.ranks.add_up(torch.tensor([own_total, own_count], dtype=torch.float64)).tolist()
     total, count = sums[0], int(sums[1])
     require_count(count, split)
     return LossAndGradient(total / count, gradient.div_(count), count, unused)

@@ -13,7 +13,7 @@ hyperparameter `flat_lr_ratio` tells sharp directions from flat ones, by its geo
 
 from typing import TYPE_CHECKING, Any
 
-from lite_probe.optim.directions import Directions
+from lite_probe.optim.directions import Directions, Frame
 from lite_probe.optim.factory import (
     hyperparameters_of,
     linear_recipes,
@@ -47,6 +47,7 @@ __all__ = [
     "OPTIMIZERS",
     "Bounds",
     "Directions",
+    "Frame",
     "Geometry",
     "Hyperparameter",
     "ImportedState",

@@ -4,7 +4,7 @@ The mask calls a coordinate sharp where v is large beside its mean. Two threshol
 follow the distribution of v by 5% a step so that a share ρ of the coordinates lies above h and at most ρ + s above ℓ.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from lite_probe.optim.geometry import (
     Preconditioned,
     State,
     average_square_,
+    fewer_rows,
     gated,
     is_lite,
     replace_,
@@ -65,6 +66,10 @@ class Diagonal(Geometry):
             project=None if flat is None else flat.mul,
             step_size=group["lr"] * (1.0 - b2 ** (step + 1)) ** 0.5 / (1.0 - b1 ** (step + 1)),
         )
+
+    def sample(self, shape: Sequence[int], group: Hyperparameters) -> Sequence[int]:
+        """See `Geometry.sample`: a step goes entry by entry."""
+        return fewer_rows(shape)
 
     def coordinates(self, state: State, *, step: int, group: Hyperparameters, lite: LiteSettings) -> Coordinates:
         """See `Geometry.coordinates`: the parameter's own, with v as the proxy."""

@@ -22,8 +22,8 @@ def resolution(length: int, dtype: torch.dtype) -> float:
 def singular_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvectors of GGᵀ and of GᵀG that rounding leaves, as columns, the largest eigenvalue first.
 
-    They are G's singular vectors with a σ² above `resolution` of the largest. Float64 finds them to the rounding of G,
-    where the products, in G's precision, would have lost those with a small σ.
+    They are G's singular vectors with a σ² above `resolution` of the largest. Of a G in float32 the smaller product in
+    float64 knows them to 1e-12; of one in float64 it would lose those with a small σ, and G itself is decomposed.
 
     Args:
         matrix: G, (m, n).
@@ -31,15 +31,30 @@ def singular_vectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (m, r) and (n, r), float64; r = 0 where G is zero.
 
-    Cost: one singular value decomposition in float64.
+    Cost: an eigendecomposition of the smaller product in float64; of a float64 G a singular value decomposition.
     """
+    if matrix.dtype != torch.float64:
+        return _of_product(matrix.double(), resolution(max(matrix.shape), matrix.dtype))
     left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
     known = values > math.sqrt(resolution(max(matrix.shape), matrix.dtype)) * values[0]
     return left[:, known], right.mT[:, known]
 
 
+def _of_product(matrix: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Return `singular_vectors` of a G whose σ² are known down to a share `least` of the largest."""
+    tall = matrix.shape[0] >= matrix.shape[1]
+    values, vectors = torch.linalg.eigh(matrix.mT @ matrix if tall else matrix @ matrix.mT)
+    known = values.flip(0) > least * values[-1]
+    short = vectors.flip(1)[:, known]
+    image = (matrix if tall else matrix.mT) @ short
+    long = image / torch.linalg.vector_norm(image, dim=0)
+    return (long, short) if tall else (short, long)
+
+
 def whole_basis(known: Tensor) -> Tensor:
     """Return V (n, r) with the orthonormal vectors behind it that complete it, the nearest to coordinate vectors."""
+    if known.shape[1] == len(known):
+        return known
     rest = torch.ones(len(known), dtype=torch.bool, device=known.device)
     if known.shape[1]:
         rest[_telling_rows(known)] = False

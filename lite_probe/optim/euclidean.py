@@ -1,9 +1,20 @@
 """Gradient descent with an averaged momentum: F = I. The reference that needs no explanation."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from lite_probe.optim.geometry import Coordinates, Geometry, Hyperparameters, LiteSettings, Preconditioned, State, gated
+from lite_probe.optim.geometry import (
+    Coordinates,
+    Geometry,
+    Hyperparameters,
+    LiteSettings,
+    Preconditioned,
+    State,
+    fewer_rows,
+    gated,
+)
 
 
 class Euclidean(Geometry):
@@ -35,6 +46,10 @@ class Euclidean(Geometry):
         if "momentum" in state:
             momentum = state["momentum"].lerp_(gradient, gated(1.0 - group["momentum"], gate))
         return Preconditioned(momentum=momentum, gradient=None, project=None, step_size=group["lr"])
+
+    def sample(self, shape: Sequence[int], group: Hyperparameters) -> Sequence[int]:
+        """See `Geometry.sample`: a step goes entry by entry."""
+        return fewer_rows(shape)
 
     def coordinates(self, state: State, *, step: int, group: Hyperparameters, lite: LiteSettings) -> Coordinates:
         """See `Geometry.coordinates`: the parameter's own, all alike."""

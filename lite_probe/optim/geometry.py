@@ -3,13 +3,16 @@
 A geometry works on a stack of same-shaped tensors, the first dimension counting them, and keeps their state.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+_SAMPLED = 2**20  # entries that tell how long a step takes that goes entry by entry
 
 Hyperparameters = Mapping[str, Any]  # of a parameter group
 State = dict[str, Tensor]  # name → (stack, …)
@@ -69,6 +72,7 @@ class Geometry(ABC):
     nothing_sharp: ClassVar[float] = -1.0  # a sharp ratio up to which LITE leaves the base optimizer as it is
     takes_rank: ClassVar[bool] = False  # whether sharp directions may be told by their number, `sharp_rank`
     renewable: ClassVar[tuple[str, ...]] = ()  # entries of the state that `renew` makes of the others
+    period: ClassVar[str] = ""  # the hyperparameter that says every how many steps one takes longer; empty: none does
 
     @abstractmethod
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
@@ -111,6 +115,13 @@ class Geometry(ABC):
     def coordinates(self, state: State, *, step: int, group: Hyperparameters, lite: LiteSettings) -> Coordinates:
         """Return where this geometry is diagonal, from the state as it is; nothing changes."""
 
+    def sample(self, shape: Sequence[int], group: Hyperparameters) -> Sequence[int]:
+        """Return a shape on which a step takes as long for each entry as on (…), one of a stack, and which is small.
+
+        By default the shape itself: nothing is known.
+        """
+        return shape
+
     def post_step(
         self, state: State, gradient: Tensor, *, step: int, group: Hyperparameters, gate: Tensor | None
     ) -> None:
@@ -120,6 +131,12 @@ class Geometry(ABC):
     def kind_of(self, names: Collection[str]) -> str | None:
         """Return the kind of a state with these names; None where it cannot be of this geometry."""
         return self.kinds[0]
+
+
+def fewer_rows(shape: Sequence[int], least: int = 1) -> Sequence[int]:
+    """Return a shape with fewer rows, its first dimension, where there are more than some entries."""
+    rows = max(least, _SAMPLED * shape[0] // max(math.prod(shape), 1), 1)
+    return (min(rows, shape[0]), *shape[1:])
 
 
 def is_lite(group: Hyperparameters) -> bool:

@@ -1,6 +1,6 @@
 """SOAP's geometry: Adam in the eigenbasis of Shampoo's Kronecker factors, where directions are coordinates again."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from lite_probe.optim.geometry import (
     Preconditioned,
     State,
     average_square_,
+    fewer_rows,
     gated,
     replace_,
 )
@@ -40,7 +41,7 @@ class Kronecker(Geometry):
 
     Cost: 12 products of (m, n) with its longer or shorter side a step, four to rotate, four to rotate back, four for
     L and R, in halves; LITE with weight decay rotates the weights too. A refresh adds a QR of each side
-    in float64, the first step a singular value decomposition.
+    in float64, the first step an eigendecomposition of the shorter side and what completes both bases.
     Reference: SOAP, arXiv 2409.11321.
     """
 
@@ -48,6 +49,7 @@ class Kronecker(Geometry):
     kinds = ("SOAP", "AdamW")
     stacked_on_cpu = True
     idle_steps = 1
+    period = "precondition_frequency"
 
     def new_state(self, shape: torch.Size, group: Hyperparameters, dtype: torch.dtype, device: torch.device) -> State:
         """Return zero moments and factors; the bases are zero until the first step."""
@@ -87,6 +89,13 @@ class Kronecker(Geometry):
             out_of=lambda x: _rotate_back(state, x),
             decay_last=True,
         )
+
+    def sample(self, shape: Sequence[int], group: Hyperparameters) -> Sequence[int]:
+        """See `Geometry.sample`: rows that are not rotated are alike, and so are entries of a vector."""
+        longest: int = group["max_precond_dim"]
+        if len(shape) == 1:
+            return fewer_rows(shape)
+        return fewer_rows(shape, longest + 1) if shape[0] > longest else shape
 
     def coordinates(self, state: State, *, step: int, group: Hyperparameters, lite: LiteSettings) -> Coordinates:
         """See `Geometry.coordinates`: the eigenbasis, with the rotated v as the proxy."""

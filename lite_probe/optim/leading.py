@@ -37,14 +37,29 @@ def first_basis(matrices: Tensor, width: int) -> Tensor:
 
     Cost: a product and an eigendecomposition of the smaller of MMᵀ and MᵀM, in float64; it waits for the device.
     """
-    exact = matrices.double()
-    found: Tensor
-    if matrices.shape[-2] >= matrices.shape[-1]:
-        found = torch.linalg.eigh(torch.bmm(exact.mT, exact))[1][..., -width:].flip(-1)
-    else:
-        left = torch.linalg.eigh(torch.bmm(exact, exact.mT))[1][..., -width:].flip(-1)
-        found = torch.linalg.qr(torch.bmm(exact.mT, left))[0]
-    return found.to(matrices.dtype)
+    found = []
+    for matrix in matrices:  # one after another: in float64 each is twice as large
+        exact = matrix.double()
+        basis = gram_vectors(exact)[..., :width]
+        found.append((basis if exact.shape[0] >= exact.shape[1] else _orthonormal(exact.mT @ basis)).to(matrix.dtype))
+    return torch.stack(found)
+
+
+def gram_vectors(matrices: Tensor) -> Tensor:
+    """Return the eigenvectors of the smaller of MMᵀ and MᵀM of each M (…, m, n) as columns, the largest one's first.
+
+    They are singular vectors, all but those of a σ below √eps of the largest, whose square rounding hides: of these
+    they span the space. To be called in float64, where that is 1e-8.
+    """
+    tall = matrices.shape[-2] >= matrices.shape[-1]
+    gram = matrices.mT @ matrices if tall else matrices @ matrices.mT
+    vectors: Tensor = torch.linalg.eigh(gram)[1]
+    return vectors.flip(-1)
+
+
+def _orthonormal(matrix: Tensor) -> Tensor:
+    found: Tensor = torch.linalg.qr(matrix)[0]
+    return found
 
 
 def followed_basis(matrices: Tensor, basis: Tensor) -> Tensor:

@@ -205,11 +205,11 @@ class LiteOptimizer(torch.optim.Optimizer):
 
         The state is read as it is after the last step; neither it nor the parameters change.
 
-        Cost: one copy of the state; for Muon a singular value decomposition of every momentum.
+        Cost: one copy of the state; for Muon an eigendecomposition of every momentum's smaller side.
         """
         pieces = [(piece, group) for group in self.param_groups for p in group["params"] for piece in self._pieces[p]]
+        self._forget_buckets()  # the state is stacked anew, for parameters without gradients too
         buckets = build_buckets(pieces, self.state)
-        self._arranged_for = None  # the state was stacked anew, for parameters without gradients too
         return [one for bucket in buckets for one in self._directions_of(bucket)]
 
     @property
@@ -221,7 +221,7 @@ class LiteOptimizer(torch.optim.Optimizer):
 
     def _directions_of(self, bucket: Bucket) -> list[Directions]:
         found = bucket.geometry.coordinates(bucket.state, step=bucket.step, group=bucket.group, lite=self._lite(bucket))
-        flat = found.flat if found.flat is not None else torch.zeros_like(found.divisor)
+        flat = found.flat if found.flat is not None else found.divisor.new_zeros(())
         directions, start = [], 0
         for piece in bucket.pieces:
             own = slice(start, start + piece.shape[0])
@@ -330,6 +330,7 @@ class LiteOptimizer(torch.optim.Optimizer):
         for group, entry in zip(groups, saved, strict=True):
             for parameter, index in zip(group["params"], entry["params"], strict=True):
                 self._check_state(parameter, {**group, **entry}, state_dict["state"].get(index, {}), hint)
+        self._forget_buckets()
         for group, entry in zip(groups, saved, strict=True):
             group.update({key: copy.deepcopy(value) for key, value in entry.items() if key != "params"})
             for parameter, index in zip(group["params"], entry["params"], strict=True):
@@ -337,7 +338,17 @@ class LiteOptimizer(torch.optim.Optimizer):
                 if own is None:
                     self.state.pop(parameter, None)
                 else:
+                    self.state.pop(parameter, None)  # one parameter's old and new state are there at a time
                     self.state[parameter] = {name: _moved(value, parameter.device) for name, value in own.items()}
+
+    def drop_state(self) -> None:
+        """Let go of what is kept by parameter; a state dict that is loaded brings it back."""
+        self._forget_buckets()
+        self.state.clear()
+
+    def _forget_buckets(self) -> None:
+        """Let go of the stacks, which would keep a state beside the one that takes its place."""
+        self._buckets = []
         self._arranged_for = None
 
     def _check_state(self, parameter: Tensor, group: Hyperparameters, state: Mapping[str, Any], hint: str) -> None:

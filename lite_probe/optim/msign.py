@@ -25,9 +25,10 @@ from lite_probe.optim.geometry import (
     is_lite,
     replace_,
 )
-from lite_probe.optim.leading import capped_rank, first_basis, followed_basis, kept_width, leading
+from lite_probe.optim.leading import capped_rank, first_basis, followed_basis, gram_vectors, kept_width, leading
 
 _NO_MOMENTUM = 1e-8  # a momentum below which m + g(1−θ)/θ is g/θ to rounding
+_DECOMPOSED = 2**22  # entries of square matrices of the longer side that are decomposed together
 _MSIGN_ROUNDING = 32.0  # units of rounding by which ‖S‖_F is uncertain
 # Of the iteration on a long matrix, as many as keep the accuracy of one by one; see `_iterate`.
 _STEPS_TOGETHER = {torch.float64: 3, torch.float32: 3, torch.bfloat16: 2}
@@ -232,20 +233,19 @@ class Orthogonal(Geometry):
         Q acts from the right, so its directions are columns of V. F acts from the smaller side; its value along a
         singular direction is σ/o, o what msign makes of σ. For a σ that is small beside ‖M‖ the iteration stops short
         of 1, which is its own regularisation: σ/o is never below ‖M‖ over the product of its linear coefficients.
-        M is the average alone, without the last gradient's Nesterov share.
+        M is the average alone, without the last gradient's Nesterov share. Singular vectors are those of the smaller
+        Gram matrix: those of a σ below 1e-8 of the largest are mixed with one another, as the rounding of a float32
+        average mixes them anyway.
         """
         average = state["momentum"]
         rows, columns = average.shape[1:]
-        left, values, right = torch.linalg.svd(average.double(), full_matrices=True)
-        left, right = left.to(average.dtype), right.mT.to(average.dtype)
         direction = _sign(average, group)
         count = min(rows, columns)
-        reached = (left[..., :count] * torch.bmm(direction, right[..., :count])).sum(dim=1).clamp(min=1e-6)
-        values = values.to(average.dtype)
+        left, values, right, reached = _singular_coordinates(average, direction)
         plan = COEFFICIENTS[group["ns_coefficients"]]
         gain = math.prod(plan.step(index)[0] for index in range(group["ns_steps"])) / plan.margin
         least = (frobenius_norm(average).squeeze(2) / gain).clamp(min=torch.finfo(average.dtype).tiny)
-        divisor = torch.maximum(values / reached, least) / step_scale(rows, columns, group["lr_scale"])
+        divisor = torch.maximum(values / reached.clamp(min=1e-6), least) / step_scale(rows, columns, group["lr_scale"])
         strength = torch.zeros(len(average), columns, dtype=average.dtype, device=average.device)
         strength[:, :count] = values.square()
         flat = None
@@ -257,14 +257,55 @@ class Orthogonal(Geometry):
         elif lite.projected:
             sharp = torch.bmm(_above_threshold(average, direction, state["threshold"], group), right)
             flat = (1.0 - sharp.square().sum(dim=1, keepdim=True)).clamp(0.0, 1.0)
-        wide = rows < columns
         return Coordinates(
-            left=left if wide else None,
+            left=left,
             right=right,
             proxy=strength.unsqueeze(1),
-            divisor=divisor.unsqueeze(2 if wide else 1),
+            divisor=divisor.unsqueeze(1 if left is None else 2),
             flat=flat,
         )
+
+
+def _singular_coordinates(matrices: Tensor, direction: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """Return the singular vectors of each M, its σ, and what msign makes of each, s = min(m, n) of these.
+
+    Args:
+        matrices: M, (stack, m, n).
+        direction: msign(M).
+
+    Returns:
+        (stack, m, m) left vectors where m < n, else None; (stack, s) σ; (stack, n, n) right vectors, which are
+        completed where m < n; (stack, s) uᵀ msign(M) v. All of M's dtype.
+
+    Cost: an eigendecomposition of (s, s) a matrix in float64, where m < n a QR of (n, s); a few matrices at a time.
+    """
+    stack, rows, columns = matrices.shape
+    wide, count = rows < columns, min(rows, columns)
+    left = matrices.new_empty(stack, rows, rows) if wide else None
+    right = matrices.new_empty(stack, columns, columns)
+    values, reached = matrices.new_empty(stack, count), matrices.new_empty(stack, count)
+    length = max(1, _DECOMPOSED // max(rows, columns) ** 2)
+    for start in range(0, stack, length):
+        part = slice(start, start + length)
+        exact = matrices[part].double()
+        basis = gram_vectors(exact)
+        image = torch.bmm(exact.mT if wide else exact, basis)  # σ times the vectors of the longer side
+        if left is None:
+            right[part] = basis
+            values[part] = sizes = torch.linalg.vector_norm(image, dim=1)
+            image /= sizes.clamp(min=torch.finfo(sizes.dtype).tiny).unsqueeze(1)
+            turned = torch.bmm(direction[part], right[part])
+            reached[part] = (image.to(matrices.dtype) * turned).sum(dim=1)
+        else:
+            left[part] = basis
+            found: Tensor
+            found, triangle = torch.linalg.qr(image, mode="complete")
+            diagonal = triangle.diagonal(dim1=1, dim2=2)
+            found[..., :count] *= torch.where(diagonal < 0, -1.0, 1.0).unsqueeze(1)
+            right[part], values[part] = found, diagonal.abs()
+            turned = torch.bmm(direction[part], right[part][..., :count])
+            reached[part] = (left[part] * turned).sum(dim=1)
+    return left, values, right, reached
 
 
 # Rules for the step of an (m, n) matrix by their names in torch, written as ours are.

@@ -9,8 +9,6 @@ test_amplification.py.
             name="mine",
             hyperparameters={"momentum": Hyperparameter(default=0.9, bounds=BELOW_ONE), "weight_decay": WEIGHT_DECAY},
             geometries=(Mine(),),
-            state_bytes=4,
-            direction_bytes=8,
         )
     )
 """
@@ -85,8 +83,6 @@ class OptimizerSpec:
     choose_geometry: GeometryChoice | None = None  # where there are several
     needs_blocks: bool = False  # whether a matrix of an unknown block is refused
     takes_any_shape: bool = False  # else vectors, matrices and stacks of matrices
-    state_bytes: int  # per parameter, while it is warmed
-    direction_bytes: int  # per parameter: what directions and bands hold afterwards
     linear: LinearRule | None = None  # what it is to one direction of a quadratic; None: no linear theory
     importer: StateImporter | None = None  # reads states that no kind of its geometries names; None: there are none
     orders_bands: bool = False  # whether its proxy may order the directions of a replay
@@ -276,8 +272,6 @@ def _register_ours() -> None:
         hyperparameters=_ADAMW,
         geometries=(_DIAGONAL,),
         takes_any_shape=True,
-        state_bytes=8,
-        direction_bytes=14,
         linear=diagonal_recipes,
         orders_bands=True,
     )
@@ -287,8 +281,6 @@ def _register_ours() -> None:
         geometries=(_DIAGONAL, _ORTHOGONAL),
         choose_geometry=_muons_geometry,
         needs_blocks=True,
-        state_bytes=8,
-        direction_bytes=14,
         linear=_muons_recipes,
         orders_bands=True,
     )
@@ -296,8 +288,6 @@ def _register_ours() -> None:
         name="soap",
         hyperparameters=_SOAP,
         geometries=(_KRONECKER,),
-        state_bytes=42,  # factors and bases are those of matrices up to four times as long as they are wide
-        direction_bytes=30,
         linear=kronecker_recipes,
         orders_bands=True,
     )
@@ -306,8 +296,6 @@ def _register_ours() -> None:
         hyperparameters=_SGD,
         geometries=(_EUCLIDEAN,),
         takes_any_shape=True,
-        state_bytes=4,
-        direction_bytes=8,
         linear=euclidean_recipes,
     )
     for base, damps_adamw in ((adamw, True), (muon, False), (soap, None)):

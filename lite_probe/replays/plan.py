@@ -11,6 +11,7 @@ from lite_probe.errors import NumericsError
 from lite_probe.operators.gradient import LossAndGradient
 from lite_probe.optim.interface import Replayable
 from lite_probe.replays.allocation import Point, Rule, evaluate
+from lite_probe.replays.entrants import Entrant
 from lite_probe.replays.horizon import WITHOUT, logged_steps
 from lite_probe.replays.landscape import LINE_POINTS, PLANE_POINTS, SEARCHED, differences_gradients
 from lite_probe.replays.recorder import OF_BANDS
@@ -20,11 +21,13 @@ from lite_probe.runtime.memory import peak_during
 from lite_probe.spectra.costs import probe_costs
 from lite_probe.subspaces import set_gradients, warm
 from lite_probe.subspaces.bands import EDGES
+from lite_probe.subspaces.footprints import Footprint, footprint_of, time_steps
 from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
 
 _SWEPT = 4  # learning rates that a sweep usually takes
 _VECTORS = 11  # of N entries beside model, its gradient and an optimizer's state: see `Runner` and what it calls
+_WARM_VECTORS = 4  # while states are warmed: θ₀ twice, the gradient there, and a batch's
 _SAME_VECTORS = 2  # more, where allocations are made on two sets of batches: a gradient of each at both ends of a step
 _RECORDED = 8  # numbers of a step beside those of its directions and bands: see `ReplayRun`
 _SAME_RECORDED = 4  # more, on the batches that the eigenvectors were measured on
@@ -38,26 +41,55 @@ class Costs:
     train_seconds: float  # one training gradient
     evaluation_seconds: float  # one evaluation gradient, held out where there are batches for it
     step_seconds: Mapping[str, float]  # one step, by optimizer
-    state_bytes: Mapping[str, int]
+    first_seconds: Mapping[str, float]  # what a first step, which may make bases, takes longer
+    footprints: Mapping[str, Footprint]
     peak_bytes: int  # of the process during a gradient, or a Hessian product where some are made
     product_seconds: float = 0.0  # one Hessian product, its graphs built anew
+
+    def warming(self, name: str, batches: int) -> float:
+        """Return the seconds that an optimizer is warmed in."""
+        return batches * (self.train_seconds + self.step_seconds[name]) + self.first_seconds[name]
+
+
+def footprints_of(
+    task: Task, entrants: Mapping[str, Entrant], hyperparameters: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Footprint]:
+    """Return what each optimizer will hold; of one that is not ours, AdamW's two averages, until it is made.
+
+    Raises:
+        UsageError, InputError: As `make_optimizer`.
+    """
+    vector = sum(parameter.nbytes for parameter in task.model.parameters() if parameter.requires_grad)
+    return {
+        name: footprint_of(task, name, hyperparameters.get(name, {}))
+        if entrant.is_ours
+        else Footprint(
+            state_bytes=2 * vector, direction_bytes=0, beside_state_bytes=0, proxy_bytes=0, band_bytes=0, label_bytes=0
+        )
+        for name, entrant in entrants.items()
+    }
 
 
 def measure_costs(
     task: Task,
     layout: ParameterLayout,
     batch: Batch,
-    makers: Mapping[str, Callable[[], Replayable]],
+    entrants: Mapping[str, Entrant],
+    hyperparameters: Mapping[str, Mapping[str, Any]],
+    footprints: Mapping[str, Footprint],
     on_progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[Costs, Point, float]:
-    """Time a gradient of each kind and a step of each optimizer on a training batch, at θ₀.
+    """Time a gradient of each kind at θ₀, and the steps of each optimizer.
+
+    Ours are timed on a matrix of each shape; what is not ours is known by its steps on the whole model alone.
 
     Returns them with loss and gradient on the batches that a replay's losses are of, and the loss on the evaluation
     batches. `on_progress` is told of `(done, total, label)` after each.
 
-    Cost: two evaluation gradients, three training gradients per optimizer and as many steps.
+    Cost: two evaluation gradients and two training gradients; for an optimizer that is not ours, two steps and as many
+    training gradients.
     """
-    split, total = measured_split(task), 2 + len(makers)
+    split, total = measured_split(task), 2 + len(entrants)
 
     def tell(done: int, label: str) -> None:
         if on_progress is not None:
@@ -71,25 +103,39 @@ def measure_costs(
         task.device, lambda: evaluation.append(_timed(task, lambda: points.append(evaluate(task, layout, split))))
     )
     tell(2, "planning")
-    steps, states = {}, {}
-    train = 0.0
-    for done, (name, maker) in enumerate(makers.items(), start=3):
-        optimizer = maker()
-        # The first step sets up, SOAP's builds its bases; both are seconds once, not per step.
-        warm(task, [optimizer], [batch, batch])
-        both = _timed(task, lambda optimizer=optimizer: warm(task, [optimizer], [batch]))  # type: ignore[misc]
-        train = _timed(task, lambda: set_gradients(task, layout.parameters, batch, "warm-up batch 0"))
-        steps[name] = max(both - train, 0.0)
-        states[name] = _state_bytes(optimizer)
+    train = min(
+        _timed(task, lambda: set_gradients(task, layout.parameters, batch, "warm-up batch 0")) for _ in range(2)
+    )
+    for parameter in layout.parameters:
+        parameter.grad = None
+    first, usual, held = {}, {}, dict(footprints)
+    for done, (name, entrant) in enumerate(entrants.items(), start=3):
+        own = hyperparameters.get(name, {})
+        if entrant.is_ours:
+            seconds = time_steps(task, name, own)
+            first[name], usual[name] = seconds.first - seconds.usual, seconds.usual
+        else:
+            first[name], usual[name], state = _made(task, entrant, own, batch, train)
+            held[name] = replace(held[name], state_bytes=state)
         tell(done, f"planning · {name}")
     costs = Costs(
         train_seconds=train,
         evaluation_seconds=evaluation[0],
-        step_seconds=steps,
-        state_bytes=states,
+        step_seconds=usual,
+        first_seconds={name: max(one, 0.0) for name, one in first.items()},
+        footprints=held,
         peak_bytes=peak,
     )
     return costs, points[0], loss
+
+
+def _made(
+    task: Task, entrant: Entrant, hyperparameters: Mapping[str, Any], batch: Batch, train: float
+) -> tuple[float, float, int]:
+    """Return the seconds of an optimizer's first step and of its second, and the bytes of its state."""
+    optimizer = entrant.make(task, hyperparameters)
+    first, usual = (_timed(task, lambda: warm(task, [optimizer], [batch])) - train for _ in range(2))
+    return first - max(usual, 0.0), max(usual, 0.0), _state_bytes(optimizer)
 
 
 def with_products(task: Task, layout: ParameterLayout, start: Point, costs: Costs) -> Costs:
@@ -152,7 +198,8 @@ def landscape_costs(
     lines = len(optimizers) + (3 if sharp > 1 else 2)
     losses = lines * (LINE_POINTS + SEARCHED) + PLANE_POINTS**2
     made = {name: 1 + steps + rewarmed.get(name, 0) for name in optimizers}
-    seconds = losses * costs.evaluation_seconds / 3 + lines * costs.product_seconds
+    again = sum(costs.first_seconds[name] for name in rewarmed)
+    seconds = losses * costs.evaluation_seconds / 3 + lines * costs.product_seconds + again
     seconds += sum(count * (costs.train_seconds + costs.step_seconds[name]) for name, count in made.items())
     seconds += steps * (costs.train_seconds + max(costs.step_seconds[name] for name in optimizers))
     return LandscapeCosts(
@@ -163,13 +210,21 @@ def landscape_costs(
     )
 
 
-def kept_states_bytes(costs: Costs, optimizers: Sequence[str]) -> int:
-    """Return the bytes of all optimizers' states, each there twice, beside those of the largest that are there anyway.
+def kept_states_bytes(costs: Costs, entrants: Mapping[str, Entrant]) -> int:
+    """Return the bytes of what all optimizers' runs start from, beside those of the largest that are there anyway.
 
-    An optimizer whose state is kept need not be warmed again when its run is made again.
+    An optimizer whose state is kept need not be warmed again when its run is made again. One that is not ours keeps its
+    own beside it.
     """
-    sizes = [costs.state_bytes[name] for name in optimizers]
-    return 2 * (sum(sizes) - max(sizes))
+    sizes = [costs.footprints[name].state_bytes * (1 if one.is_ours else 2) for name, one in entrants.items()]
+    return sum(sizes) - max(sizes)
+
+
+def waiting_bytes(costs: Costs, optimizers: Sequence[str], bands: str) -> int:
+    """Return the bytes that the bands' optimizer adds where its state waits for its own runs: others may need less."""
+    sizes = {name: costs.footprints[name].state_bytes for name in optimizers}
+    others = max((2 * size for name, size in sizes.items() if name != bands), default=0)
+    return max(others + sizes[bands] - 2 * max(sizes.values()), 0)
 
 
 def count_gradients(
@@ -180,6 +235,7 @@ def count_gradients(
     rule: Rule,
     warm_batches: int,
     warmed: Sequence[str],
+    shares_bands: bool,
     swept: Sequence[str],
     ablations: int,
     sets: int,
@@ -194,13 +250,14 @@ def count_gradients(
         rule: How many evaluation gradients a recorded step takes.
         warm_batches: W, as many as there are.
         warmed: Optimizers that are warmed; that of the bands always is.
+        shares_bands: Whether it is one of these, and warmed once.
         swept: Optimizers whose learning rate is swept.
         ablations: Runs without recording per optimizer and seed.
         sets: Sets of batches that a recorded step's change is allotted on: 2 where some are held out.
         ramp: R.
     """
     runs = len(optimizers) * seeds * steps * (1 + sets * WATCHED[rule] + ablations)
-    return runs + (len(warmed) + 1) * warm_batches + len(swept) * _SWEPT * steps
+    return runs + (len(warmed) + (not shares_bands)) * warm_batches + len(swept) * _SWEPT * steps
 
 
 def expected_seconds(
@@ -212,6 +269,7 @@ def expected_seconds(
     rule: Rule,
     warm_batches: int,
     warmed: Sequence[str],
+    shares_bands: bool,
     bands: str,
     swept: Sequence[str],
     ablations: int,
@@ -219,10 +277,10 @@ def expected_seconds(
     ramp: int,
 ) -> float:
     """Return the time that a replay is expected to take; arguments as for `count_gradients`."""
-    seconds = warm_batches * (costs.train_seconds + costs.step_seconds[bands])
+    seconds = 0.0 if shares_bands else costs.warming(bands, warm_batches)
     for name in optimizers:
         plain = costs.train_seconds + costs.step_seconds[name]
-        seconds += warm_batches * plain * (name in warmed)
+        seconds += costs.warming(name, warm_batches) if name in warmed else 0.0
         seconds += seeds * steps * (plain + sets * WATCHED[rule] * costs.evaluation_seconds)
         first = min(max(ramp, FIRST), steps)
         seconds += _SWEPT * (steps * plain + first * costs.evaluation_seconds / 3) * (name in swept)
@@ -230,17 +288,36 @@ def expected_seconds(
     return seconds
 
 
-def expected_memory(costs: Costs, layout: ParameterLayout, *, bands: str, sets: int) -> int:
-    """Return the bytes in use at the worst moment: a watched step of the optimizer with the largest state.
+def expected_memory(
+    peak: int,
+    footprints: Mapping[str, Footprint],
+    layout: ParameterLayout,
+    *,
+    optimizers: Sequence[str],
+    bands: str,
+    sets: int,
+) -> int:
+    """Return the bytes in use at the worst moment of a replay; the sharp subspace comes on top, where it is in memory.
 
-    The sharp subspace comes on top of them, where it is in memory.
+    That is when directions are made for the bands or for the linear theory, or a watched step. The state of an
+    optimizer is there twice, since every run starts from a copy; bases and labels of the bands stay.
 
-    Its state is there twice, since every run starts from a copy; the bases of the bands are part of another one's.
+    Args:
+        peak: Of the process during a gradient, or a product where some are made.
+        footprints: Of every optimizer, and that of the bands.
+        layout: All parameters.
+        optimizers: Those that are replayed.
+        bands: Whose directions are cut.
+        sets: Sets of batches that a step's change is allotted on.
     """
     vector = layout.size * layout.parameters[0].element_size()
-    own = 2 * max(costs.state_bytes.values())
-    vectors = _VECTORS + _SAME_VECTORS * (sets - 1)
-    return costs.peak_bytes + vectors * vector + own + costs.state_bytes[bands] // 2
+    own, kept = footprints[bands], footprints[bands].band_bytes
+    replayed = [footprints[name] for name in optimizers]
+    return peak + max(
+        _WARM_VECTORS * vector + own.state_bytes + own.beside_state_bytes + kept,
+        kept + _WARM_VECTORS * vector + max(2 * one.state_bytes + one.beside_state_bytes for one in replayed),
+        kept + (_VECTORS + _SAME_VECTORS * (sets - 1)) * vector + max(2 * one.state_bytes for one in replayed),
+    )
 
 
 def records_bytes(*, runs: int, steps: int, sharp: int, blocks: int, sets: int, products: int) -> int:
@@ -258,7 +335,8 @@ def scratch_bytes(costs: Costs, layout: ParameterLayout, *, records: int, runs: 
 
     A run in progress is saved beside its last save: parameters, state and records. What is finished waits meanwhile.
     """
-    running = layout.size * layout.parameters[0].element_size() + max(costs.state_bytes.values())
+    running = layout.size * layout.parameters[0].element_size()
+    running += max(one.state_bytes for one in costs.footprints.values())
     return 2 * (running + records // runs) + records
 
 

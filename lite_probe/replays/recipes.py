@@ -163,6 +163,7 @@ def prepare(
     warm_batches: Sequence[Batch],
     saved: SavedOptimizer | None,
     on_gradient: Callable[[], None] | None = None,
+    drops_states: bool = False,
 ) -> dict[str, Prepared]:
     """Make optimizers and bring their states to θ₀.
 
@@ -178,13 +179,14 @@ def prepare(
         warm_batches: To warm on.
         saved: What the checkpoint brought along.
         on_gradient: Told of each.
+        drops_states: Whether our optimizers give their state away, in place of a copy: it is loaded before a step.
 
     Raises:
         InputError: If "checkpoint" is asked for and nothing of the saved state is this optimizer's, or one that is not
             ours does not give all its state away.
         NumericsError: If a warm-up batch's loss or gradient is not finite.
 
-    Cost: where one has to be warmed a gradient per batch; a second copy of every state.
+    Cost: where one has to be warmed a gradient per batch; a second copy of every state that is not given away.
     """
     optimizers: dict[str, Replayable] = {}
     found: dict[str, Prepared] = {}
@@ -195,7 +197,7 @@ def prepare(
         if restored is not None and _goes_on(restored, state):
             found[name] = Prepared(
                 optimizer=optimizer,
-                state=_snapshot(optimizer),
+                state=_snapshot(optimizer, drops_states),
                 origin="checkpoint",
                 hyperparameters={**_uncommon(name, restored), **own},
                 lines=restored.lines,
@@ -207,7 +209,7 @@ def prepare(
         optimizers[name] = optimizer if restored is None else entrant.make(task, own)
     if state != "cold" and optimizers:
         members = list(optimizers.values())
-        warm(task, members, warm_batches, on_batch=lambda index, gradient: on_gradient() if on_gradient else None)
+        warm(task, members, warm_batches, on_batch=lambda index: on_gradient() if on_gradient else None)
     words = {"cold": "cold: all averages start at zero"}.get(
         state, f"warmed on {len(warm_batches)} batches at fixed parameters"
     )
@@ -217,7 +219,7 @@ def prepare(
             _require_whole_state(task, entrants[name], own, optimizer, warm_batches[0])
         found[name] = Prepared(
             optimizer=optimizer,
-            state=_snapshot(optimizer),
+            state=_snapshot(optimizer, drops_states),
             origin="cold" if state == "cold" else "warm",
             hyperparameters=dict(own),
             lines=(*lines[name], words),
@@ -374,6 +376,10 @@ def _groups(state: StateDict) -> list[Mapping[Any, Any]]:
     return [group for group in members if isinstance(group, Mapping)]
 
 
-def _snapshot(optimizer: Replayable) -> Mapping[str, Any]:
-    """Return a copy of the state that later steps do not touch."""
-    return copy.deepcopy(optimizer.state_dict())
+def _snapshot(optimizer: Replayable, drops_state: bool = False) -> Mapping[str, Any]:
+    """Return a copy of the state that later steps do not touch; or that of ours itself, which it then has no more."""
+    if not drops_state or not isinstance(optimizer, LiteOptimizer):
+        return copy.deepcopy(optimizer.state_dict())
+    given = optimizer.state_dict()
+    optimizer.drop_state()
+    return {"state": given["state"], "param_groups": copy.deepcopy(given["param_groups"])}

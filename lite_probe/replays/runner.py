@@ -475,9 +475,15 @@ def evaluate_loss(task: Task, split: Split = "evaluation") -> float:
         NumericsError: If it is not finite.
     """
     total, count = 0.0, 0
-    for index, batch in enumerate(task.batches(split)):
+    bad: tuple[int, float] | None = None
+    for index, batch in task.own_batches(split):
         loss, batch_count = task.loss(batch)
         total, count = total + float(loss), count + batch_count
         if not math.isfinite(total):
-            raise NumericsError(f"expected a finite loss, got {float(loss)} on {split} batch {index}")
-    return total / count
+            bad = index, float(loss)
+            break
+    if found := [one for one in task.ranks.from_every(bad) if one is not None]:
+        index, value = min(found)
+        raise NumericsError(f"expected a finite loss, got {value} on {split} batch {index}")
+    sums = task.ranks.add_up(torch.tensor([total, count], dtype=torch.float64))
+    return float(sums[0]) / float(sums[1])

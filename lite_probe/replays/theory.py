@@ -1,8 +1,11 @@
 """What the linear theory predicts of an optimizer along each sharp eigenvector."""
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lite_probe.optim import (
+    Directions,
     LinearRecipe,
     LiteOptimizer,
     predicted_rate,
@@ -10,6 +13,7 @@ from lite_probe.optim import (
 )
 from lite_probe.results.replay import LinearTheory
 from lite_probe.subspaces import Subspace
+from lite_probe.subspaces.cuts import STRETCH
 from lite_probe.vectors.layout import ParameterLayout
 
 
@@ -50,12 +54,10 @@ def linear_theory(
     for place in range(subspace.size):
         views = layout.views(subspace.vector(place))
         totals = np.zeros(3)  # Σ weight, Σ weight·θ, Σ weight·β
-        for one, both in zip(directions, recipes, strict=True):
-            squares = one.rotate(one.piece.view(views[index[one.piece.name]])).double().square()
-            scaled = squares / one.divisor.double()
-            share = one.flat.double()
-            for recipe, part in ((both.sharp, scaled * (1.0 - share)), (both.flat, scaled * share)):
-                weight = recipe.lr_ratio * both.metric_ratio * float(part.sum())
+        parts = [_parts(one, one.piece.view(views[index[one.piece.name]])) for one in directions]
+        for own, both in zip(torch.stack(parts).tolist(), recipes, strict=True):
+            for recipe, part in zip((both.sharp, both.flat), own, strict=True):
+                weight = recipe.lr_ratio * both.metric_ratio * part
                 totals += weight * np.array([1.0, recipe.momentum, recipe.damping])
         weight, momentum, damping = totals
         # The weights are v²χ/F of the gradient's own share; momentum's average adds nothing to a steady one.
@@ -63,3 +65,17 @@ def linear_theory(
         effective[place] = mean.lr * (1.0 + mean.damping)
         rates[place] = float(predicted_rate(mean, subspace.eigenvalues[place]))
     return LinearTheory(effective_lrs=effective, rates=rates)
+
+
+def _parts(one: Directions, x: Tensor) -> Tensor:
+    """Return Σ x²/F of a piece, rotated, over its sharp and its flat directions, (2,) float64; rows at a time."""
+    rotated = one.rotate(x)
+    divisor, flat = one.divisor.expand(rotated.shape), one.flat.expand(rotated.shape)
+    found = torch.zeros(2, dtype=torch.float64, device=x.device)
+    length = max(1, STRETCH * rotated.shape[-2] // max(rotated.numel(), 1))
+    for start in range(0, rotated.shape[-2], length):
+        rows = (..., slice(start, start + length), slice(None))
+        scaled = rotated[rows].double().square() / divisor[rows].double()
+        share = flat[rows].double()
+        found += torch.stack([(scaled * (1.0 - share)).sum(), (scaled * share).sum()])
+    return found

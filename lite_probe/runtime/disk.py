@@ -43,4 +43,6 @@ def _existing(folder: Path) -> Path:
 
 
 def _held(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+    """Return the bytes of the files in a folder, one of two names once."""
+    found = (path.lstat() for path in folder.rglob("*") if not path.is_dir())
+    return sum({(status.st_dev, status.st_ino): status.st_size for status in found}.values())

@@ -28,16 +28,28 @@ class MemoryLayout:
     """How a measurement of curvature is laid out in memory.
 
     Attributes:
-        kept_graphs: Batches whose graphs stay.
+        rows: Of a batch that one graph is of; None where it is of a whole batch.
+        kept_graphs: Parts of batches whose graphs stay.
         vectors_per_pass: Vectors that share a rebuilt graph.
-        basis_placement: Where Krylov vectors are.
+        basis_placement: Where Krylov vectors are: with the operator, on an accelerator's host, or on disk.
         basis_columns: How many there is room for.
     """
 
+    rows: int | None
     kept_graphs: int
     vectors_per_pass: int
     basis_placement: Placement
     basis_columns: int
+
+    @property
+    def place(self) -> str:
+        """Say where the basis is."""
+        return {"device": "on device", "cpu": "in host memory", "disk": "on disk"}[self.basis_placement]
+
+    @property
+    def graph_of(self) -> str:
+        """Say what one graph is of."""
+        return "a batch" if self.rows is None else f"{self.rows} row{'' if self.rows == 1 else 's'} of a batch"
 
     def basis(self, layout: ParameterLayout, pairs: int, folder: Path | None, ranks: Ranks = ALONE) -> KrylovBasis:
         """Make room for Krylov vectors.
@@ -87,6 +99,11 @@ def memory_allowed(device: torch.device, memory: int | None, sharing: int = 1) -
     return memory_in_use(device) + int(share * free_memory(device))
 
 
+def host_memory_allowed(device: torch.device, sharing: int = 1) -> int | None:
+    """Return the bytes of its host that a measurement on an accelerator may take beside; None on a CPU."""
+    return None if device.type == "cpu" else int(_SHARE_OF_FREE / sharing * free_memory(torch.device("cpu")))
+
+
 def require_memory(least: int, allowed: int, purpose: str, remedy: str = "") -> None:
     """Refuse a measurement whose leanest layout does not fit into what is allowed.
 
@@ -101,12 +118,12 @@ def require_memory(least: int, allowed: int, purpose: str, remedy: str = "") -> 
     """
     if least > allowed:
         raise UsageError(
-            f"expected at least {_size(least)} of memory for {purpose}, got {_size(allowed)}",
+            f"expected at least {size_text(least)} of memory for {purpose}, got {size_text(allowed)}",
             "allow more with --memory" + (f", or {remedy}" if remedy else ""),
         )
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
     """Return bytes to four digits, so that what is asked for and what came do not read the same."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 2**power:
@@ -146,9 +163,10 @@ def peak_during(device: torch.device, call: Callable[[], object]) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that can still be taken."""
+    """Return the bytes that can still be taken, on an accelerator with what torch's allocator caches for later."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + int(cached)
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,9 +1,10 @@
 """A measurement in progress on disk, so that the same command continues after a kill with the same numbers.
 
 A folder per operator holds `head.json` and two kinds of vector files: `basis-E.bin` grows by appending while epoch E
-lasts (a restart begins a new one), `vectors-S.bin` is written anew by save S. The head names its files, how much of
-them counts and the digests of that, and is put in place last: whatever moment a kill hits, head and files belong
-together, and what was changed since is not continued from.
+lasts (a restart begins a new one), `vectors-S.bin` is written anew by save S. Of a basis on disk `basis-E.bin` is its
+own file by a second name, where the file system has those: rows are only ever added to it, and a restart writes another
+file. The head names its files, how much of them counts and the digests of that, and is put in place last: whatever
+moment a kill hits, head and files belong together, and what was changed since is not continued from.
 
 Of several ranks each has a folder in that folder for its slices of the vectors. The head is rank 0's, who writes it
 once all have written theirs; what it supersedes is removed once it is there.
@@ -173,6 +174,11 @@ class SavedState:
         if epoch != self._epoch:
             self._epoch, self._rows_written, self._basis_digest = epoch, 0, hashlib.sha256()
         path = self._basis_path(epoch)
+        if basis.link_to(path):
+            for row in basis.each(self._rows_written):
+                self._basis_digest.update(_bytes(row))
+            self._rows_written = basis.size
+            return
         with path.open("r+b") if self._rows_written else create_anew(path) as file:
             # A kill may have left more than the head counts: go on from where the head stands.
             file.seek(self._rows_written * basis.vector_size * basis.rows.element_size())
@@ -196,9 +202,13 @@ class SavedState:
 
 
 def _write_row(file: Any, row: NDArray[Any], digest: Any) -> None:
-    content = row.data.cast("B")
+    content = _bytes(row)
     file.write(content)
     digest.update(content)
+
+
+def _bytes(row: NDArray[Any]) -> memoryview:
+    return row.view(np.uint8).data  # also of no entries, which a memoryview cannot cast
 
 
 def _sync(file: Any) -> None:
@@ -231,5 +241,5 @@ def _digest_of(path: Path, size: int, expected: str) -> Any:
 def _rows_of(path: Path, count: int, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
     """Yield the first rows of a file one by one."""
     kind = _kind_of(dtype)
-    offsets = range(0, count * size * kind.itemsize, size * kind.itemsize)
+    offsets = (index * size * kind.itemsize for index in range(count))
     return (torch.from_numpy(np.fromfile(path, dtype=kind, count=size, offset=offset)) for offset in offsets)

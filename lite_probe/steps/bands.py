@@ -8,13 +8,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lite_probe.optim import Directions
 from lite_probe.results import replay
 from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.steps import FIRST_RANK, StepBands
-from lite_probe.subspaces.bands import Bands, Labelled
+from lite_probe.subspaces.bands import Bands, Labelled, order_of, renumbered
+from lite_probe.subspaces.cuts import stretches
 from lite_probe.vectors.layout import ParameterLayout
 
 _RANKS = (1, 4, 8)  # singular directions of every matrix up to which there are bands of their own
@@ -55,7 +57,7 @@ def cut_step_bands(
         directions: From the optimizer's state; they partition the parameters.
         optimizer: Its name.
 
-    Cost: a sort of N numbers.
+    Cost: a few passes over N numbers; beside the labels, of two bytes each, a stretch of them.
     """
     found: list[BlockBands] = []
     present: list[int] = []  # of every band, its index into `_NAMES`
@@ -66,15 +68,16 @@ def cut_step_bands(
         names = {one.piece.name for one in members}
         layout = ParameterLayout([(name, parameter) for name, parameter in named_parameters if name in names])
         keys = _keys(members)
-        own = sorted({int(key) for one in keys for key in torch.unique(one).tolist()})
-        sizes = np.array([_dimensions(members, keys, key) for key in own], dtype=np.int64)
+        counted = _dimensions(members, keys)
+        own = np.flatnonzero(counted)
+        sizes = counted[own]
         edges = np.concatenate([[0.0], np.cumsum(sizes) / sizes.sum()])
         table = replay.Bands(
             optimizer=optimizer, blocks=(block,) * len(own), low=edges[:-1], high=edges[1:], dimensions=sizes
         )
         bands = Bands(layout, _labelled(layout, members, keys, own), table, np.zeros(len(own)), {})
         found.append(BlockBands(block, layout, bands, first=len(present)))
-        present += own
+        present += own.tolist()
     tables = [one.bands.table for one in found]
     return found, StepBands(
         blocks=tuple(block for table in tables for block in table.blocks),
@@ -87,16 +90,15 @@ def cut_step_bands(
 
 
 def _labelled(
-    layout: ParameterLayout, members: Sequence[Directions], keys: Sequence[Tensor], present: Sequence[int]
+    layout: ParameterLayout, members: Sequence[Directions], keys: Sequence[Tensor], present: NDArray[np.intp]
 ) -> list[Labelled]:
     """Return the pieces of a block with their bands; keys become their places among those present."""
     index = {name: place for place, name in enumerate(layout.names)}
-    known = torch.tensor(present, dtype=torch.int16)
     return [
         Labelled(
-            directions=one,
+            frame=one.frame,
             parameter=index[one.piece.name],
-            labels=torch.bucketize(key, known.to(key.device)).to(torch.int16),
+            labels=renumbered(key.view(-1), present, 0).view(key.shape),
             is_column=key.numel() < one.piece.shape.numel(),
         )
         for one, key in zip(members, keys, strict=True)
@@ -105,18 +107,13 @@ def _labelled(
 
 def _keys(members: Sequence[Directions]) -> list[Tensor]:
     """Return, per piece, the index into `_NAMES` of each direction's band."""
-    alone = [one for one in members if not _is_ranked(one)]
-    shared = iter(_by_share([_expanded(one) for one in alone]))
+    shared = iter(_by_share([one for one in members if not _is_ranked(one)]))
     return [_by_rank(one.proxy) if _is_ranked(one) else next(shared) for one in members]
 
 
 def _is_ranked(one: Directions) -> bool:
     """Whether a direction stands for a column: a singular vector."""
     return 1 < one.proxy.numel() < one.piece.shape.numel()
-
-
-def _expanded(one: Directions) -> Tensor:
-    return one.proxy if one.proxy.ndim else one.proxy.expand(one.piece.shape)
 
 
 def _by_rank(proxy: Tensor) -> Tensor:
@@ -131,19 +128,13 @@ def _by_rank(proxy: Tensor) -> Tensor:
     return torch.where(flat > 0, label, _UNORDERED).to(torch.int16).view(proxy.shape)
 
 
-def _by_share(proxies: Sequence[Tensor]) -> list[Tensor]:
+def _by_share(members: Sequence[Directions]) -> list[Tensor]:
     """Label coordinates within their block."""
-    if not proxies:
+    if not members:
         return []
-    values = torch.cat([proxy.flatten() for proxy in proxies])
-    order = values.argsort(descending=True, stable=True)
-    seen = int((values > 0).sum())
-    shares = (torch.arange(len(values), device=values.device, dtype=torch.float64) + 0.5) / max(seen, 1)
-    labels = torch.empty(len(values), dtype=torch.int16, device=values.device)
-    labels[order] = _shares(shares).to(torch.int16)
-    labels[values <= 0] = _UNORDERED
-    parts = labels.split_with_sizes([proxy.numel() for proxy in proxies])
-    return [part.view(proxy.shape) for part, proxy in zip(parts, proxies, strict=True)]
+    places = order_of(members).places(_SHARES[:-1], of_seen=True)
+    # Behind the last edge comes the last of the shares, and what has no order is the band behind it.
+    return [place.add_(_BY_SHARE).view(one.piece.shape) for place, one in zip(places, members, strict=True)]
 
 
 def _shares(shares: Tensor) -> Tensor:
@@ -151,7 +142,12 @@ def _shares(shares: Tensor) -> Tensor:
     return torch.bucketize(shares, edges, right=True) + _BY_SHARE
 
 
-def _dimensions(members: Sequence[Directions], keys: Sequence[Tensor], key: int) -> int:
-    """Return the dimensions of one band."""
-    pairs = zip(members, keys, strict=True)
-    return sum(int((own == key).sum()) * (one.piece.shape.numel() // own.numel()) for one, own in pairs)
+def _dimensions(members: Sequence[Directions], keys: Sequence[Tensor]) -> NDArray[np.int64]:
+    """Return the dimensions of every band of `_NAMES`."""
+    counted = torch.zeros(len(_NAMES), dtype=torch.int64, device=keys[0].device)
+    for one, own in zip(members, keys, strict=True):
+        depth = one.piece.shape.numel() // own.numel()
+        for part in stretches(own):
+            counted += depth * torch.bincount(part, minlength=len(_NAMES))
+    found: NDArray[np.int64] = counted.cpu().numpy()
+    return found

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from lite_probe.errors import InputError
 from lite_probe.operators.base import SymmetricOperator
-from lite_probe.optim import Directions, LiteOptimizer, msign
+from lite_probe.optim import Directions, Frame, LiteOptimizer, msign
 from lite_probe.optim.msign import step_scale
 from lite_probe.results.subspace import NormSharpness
 from lite_probe.vectors.layout import ParameterLayout
@@ -69,17 +69,15 @@ class ProductBall:
 
     Args:
         layout: Of the vectors.
-        directions: Pieces that partition the parameters; where entries count, they do in their coordinates.
+        frames: Pieces that partition the parameters; where entries count, they do in their coordinates.
         scales: For each, the largest singular value that its matrices may have; None where entries count.
     """
 
     is_normalised = True
 
-    def __init__(
-        self, layout: ParameterLayout, directions: Sequence[Directions], scales: Sequence[float | None]
-    ) -> None:
+    def __init__(self, layout: ParameterLayout, frames: Sequence[Frame], scales: Sequence[float | None]) -> None:
         self._layout = layout
-        self._pieces = list(zip(directions, scales, strict=True))
+        self._pieces = list(zip(frames, scales, strict=True))
         self._index = {name: place for place, name in enumerate(layout.names)}
 
     @property
@@ -140,7 +138,7 @@ def unit_ball(optimizer: LiteOptimizer, layout: ParameterLayout, directions: Seq
             scales.append(step_scale(rows, columns, groups[id(one.piece.parameter)]["lr_scale"]))
         else:
             scales.append(None)
-    return ProductBall(layout, directions, scales)
+    return ProductBall(layout, [one.frame for one in directions], scales)
 
 
 def sharpness_in_norm(

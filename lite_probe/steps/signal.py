@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lite_probe.optim import LiteOptimizer
+from lite_probe.optim.leading import first_basis
 from lite_probe.seeds import derive_seed
 from lite_probe.vectors.random import random_vector
 
@@ -34,13 +35,14 @@ def agreeing_directions(first: Tensor, second: Tensor, rank: int) -> int:
     Returns:
         How many of r have |u_A·u_B||v_A·v_B| > 0.7 with one of the other's r.
 
-    Cost: two singular value decompositions in float64.
+    Cost: two eigendecompositions of the smaller side in float64.
     """
     left, right = [], []
     for matrix in (first, second):
-        u, _, v = torch.linalg.svd(matrix.double(), full_matrices=False)
-        left.append(u[:, :rank])
-        right.append(v[:rank].mT)
+        exact = matrix.double()
+        (found,) = first_basis(exact.unsqueeze(0), rank)
+        left.append(torch.linalg.qr(exact @ found)[0])
+        right.append(found)
     overlaps = (left[0].mT @ left[1]).abs() * (right[0].mT @ right[1]).abs()
     return int((overlaps.amax(dim=1) > AGREEMENT).sum())
 

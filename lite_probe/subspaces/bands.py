@@ -4,7 +4,8 @@ The orthogonal projectors on the bands sum to I, since in its rotated coordinate
 is never materialised: what is wanted of it are inner products and energies, sums over the coordinates of its label.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lite_probe.optim import Directions
+from lite_probe.optim import Directions, Frame
 from lite_probe.results import replay
 from lite_probe.results.blocks import BLOCK_NAMES
+from lite_probe.subspaces.cuts import STRETCH, Order
 from lite_probe.vectors.layout import ParameterLayout
 
 EDGES = (0.0, 0.01, *(tenth / 10 for tenth in range(1, 11)))  # of a block's dimensions: the top 1%, then to deciles
@@ -24,10 +26,29 @@ EDGES = (0.0, 0.01, *(tenth / 10 for tenth in range(1, 11)))  # of a block's dim
 class Labelled:
     """One piece of a parameter and the band of each of its directions."""
 
-    directions: Directions
+    frame: Frame
     parameter: int  # index into the layout's parameters
     labels: Tensor  # int16, of the proxy's shape: (count, m, n), or (count, 1, n) where a column is one direction
     is_column: bool  # rows of a column share a label
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Return a piece so that stretches of it are ranges of rows; what is not rotated has rows of one entry."""
+        return x.reshape(-1, 1) if self._is_flat else x
+
+    def stretches(self, shape: Sequence[int]) -> Iterator[slice]:
+        """Yield ranges of rows that can be rotated by themselves; where columns are rotated all come at once."""
+        count = shape[-2]
+        length = count if self.frame.left is not None else max(1, STRETCH * count // max(math.prod(shape), 1))
+        for start in range(0, count, length):
+            yield slice(start, min(start + length, count))
+
+    def labels_of(self, part: slice) -> Tensor:
+        """Return the bands of some rows."""
+        return self.labels if self.is_column else self.rows(self.labels)[..., part, :]
+
+    @property
+    def _is_flat(self) -> bool:
+        return self.frame.left is None and self.frame.right is None and not self.is_column
 
 
 class Bands:
@@ -65,7 +86,7 @@ class Bands:
         tensors = [
             tensor
             for one in self._labelled
-            for tensor in (one.labels, one.directions.left, one.directions.right)
+            for tensor in (one.labels, one.frame.left, one.frame.right)
             if tensor is not None
         ]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -77,17 +98,21 @@ class Bands:
             vectors: Each (N,).
             pairs: Which of them to multiply, by index.
 
-        Cost: a rotation of each vector and a pass for each pair, piece by piece: no copy of a vector is made.
+        Cost: a rotation of each vector and a pass for each pair, by stretches of a piece where its rows can be rotated
+        by themselves, else piece by piece: no copy of a vector is made.
         """
         views = [self._layout.views(vector) for vector in vectors]
         total = torch.zeros(len(pairs), len(self), dtype=torch.float64, device=vectors[0].device)
         for one in self._labelled:
-            rotated = [one.directions.rotate(one.directions.piece.view(view[one.parameter])) for view in views]
-            for row, (first, second) in enumerate(pairs):
-                product = (rotated[first] * rotated[second]).double()
-                if one.is_column:
-                    product = product.sum(dim=-2, keepdim=True)
-                total[row] += torch.bincount(one.labels.flatten(), weights=product.flatten(), minlength=len(self))
+            sources = [one.rows(one.frame.piece.view(view[one.parameter])) for view in views]
+            for part in one.stretches(sources[0].shape):
+                rotated = [one.frame.rotate(source[..., part, :]) for source in sources]
+                for row, (first, second) in enumerate(pairs):
+                    product = (rotated[first] * rotated[second]).double()
+                    if one.is_column:
+                        product = product.sum(dim=-2, keepdim=True)
+                    labels = one.labels_of(part).flatten()
+                    total[row] += torch.bincount(labels, weights=product.flatten(), minlength=len(self))
         return total
 
     def products(self, x: Tensor, y: Tensor) -> Tensor:
@@ -106,10 +131,16 @@ class Bands:
         targets = self._layout.views(result)
         views = self._layout.views(vector)
         for one in self._labelled:
-            rotated = one.directions.rotate(one.directions.piece.view(views[one.parameter]))
-            kept = one.directions.rotate_back(rotated * weights[one.labels.long()])
-            place = one.directions.piece.place(targets[one.parameter])
-            place.copy_(kept.reshape(place.shape))
+            piece = one.frame.piece
+            place = piece.place(targets[one.parameter])
+            is_whole = place.shape == piece.shape and place.is_contiguous()
+            kept = place if is_whole else vector.new_empty(piece.shape)
+            source, target = one.rows(piece.view(views[one.parameter])), one.rows(kept)
+            for part in one.stretches(source.shape):
+                rotated = one.frame.rotate(source[..., part, :])
+                target[..., part, :] = one.frame.rotate_back(rotated * weights[one.labels_of(part).long()])
+            if not is_whole:
+                place.copy_(kept.reshape(place.shape))
         return result
 
 
@@ -125,7 +156,7 @@ def cut_bands(layout: ParameterLayout, directions: Sequence[Directions], *, opti
         directions: From an optimizer's state; they partition the parameters.
         optimizer: Its name, for the record.
 
-    Cost: a sort of N numbers.
+    Cost: a few passes over N numbers; beside the labels, of two bytes each, a stretch of them.
     """
     index = {name: place for place, name in enumerate(layout.names)}
     blocks = [one for one in BLOCK_NAMES if any(part.piece.block == one for part in directions)]
@@ -134,14 +165,12 @@ def cut_bands(layout: ParameterLayout, directions: Sequence[Directions], *, opti
     unseen = {}
     for block in blocks:
         members = [part for part in directions if part.piece.block == block]
-        proxies = [_expanded(part) for part in members]
-        depths = [_size(part) // proxy.numel() for part, proxy in zip(members, proxies, strict=True)]
-        own, block_rows, unseen[block] = _cut(proxies, depths, first=len(rows))
+        own, block_rows, unseen[block] = _cut(members, first=len(rows))
         rows += [(block, *row) for row in block_rows]
         labels |= {id(part): one for part, one in zip(members, own, strict=True)}
     labelled = [
         Labelled(
-            directions=part,
+            frame=part.frame,
             parameter=index[part.piece.name],
             labels=labels[id(part)],
             is_column=labels[id(part)].numel() < _size(part),
@@ -162,42 +191,46 @@ def _size(part: Directions) -> int:
     return part.piece.shape.numel()
 
 
-def _expanded(part: Directions) -> Tensor:
-    """Return a proxy with one entry per direction; where one number stands for all, it is spread over the piece."""
-    if part.proxy.ndim:
-        return part.proxy
-    return part.proxy.to(part.piece.parameter.detach()).expand(part.piece.shape)
-
-
 def _cut(
-    proxies: Sequence[Tensor], depths: Sequence[int], *, first: int
+    members: Sequence[Directions], *, first: int
 ) -> tuple[list[Tensor], list[tuple[float, float, int, float]], float]:
     """Cut one block: return labels of each piece, (low, high, dimensions, mean proxy) per band, and the unseen share.
 
     Args:
-        proxies: Per piece, one entry per direction.
-        depths: Dimensions of each direction of a piece.
+        members: The block's pieces.
         first: Label of the block's first band.
     """
-    values = torch.cat([proxy.flatten() for proxy in proxies]).double()
-    sizes = torch.cat([torch.full((p.numel(),), d, device=p.device) for p, d in zip(proxies, depths, strict=True)])
-    order = values.argsort(descending=True, stable=True)
-    ordered = sizes[order].double()
-    total = float(ordered.sum())
-    middles = (ordered.cumsum(0) - 0.5 * ordered) / total
-    edges = torch.tensor(EDGES[1:-1], dtype=torch.float64, device=values.device)
-    places = torch.bucketize(middles, edges, right=True)
-    is_unseen = values[order] <= 0
-    unseen = float(ordered[is_unseen].sum()) / total
-    places[is_unseen] = len(EDGES)  # behind all others
-    found, dense = torch.unique(places, return_inverse=True)
-    count = len(found)
-    dimensions = torch.bincount(dense, weights=ordered, minlength=count)
-    means = torch.bincount(dense, weights=ordered * values[order], minlength=count) / dimensions
-    bounds = [1.0 - unseen if place == len(EDGES) else EDGES[place] for place in found.tolist()] + [1.0]
+    order = order_of(members)
+    places = order.places(EDGES[1:-1])
+    sizes, means = order.tally(places, len(EDGES))
+    present = np.flatnonzero(sizes)
+    unseen = float(sizes[-1]) / order.size
+    bounds = [1.0 - unseen if place == len(EDGES) - 1 else EDGES[place] for place in present.tolist()] + [1.0]
     bounds[0] = 0.0
-    rows = [(bounds[place], bounds[place + 1], int(dimensions[place]), float(means[place])) for place in range(count)]
-    labels = torch.empty(len(values), dtype=torch.int16, device=values.device)
-    labels[order] = (dense + first).to(torch.int16)
-    parts = labels.split_with_sizes([proxy.numel() for proxy in proxies])
-    return [part.view(proxy.shape) for part, proxy in zip(parts, proxies, strict=True)], rows, unseen
+    rows = [(bounds[row], bounds[row + 1], int(sizes[place]), float(means[place])) for row, place in enumerate(present)]
+    labels = [
+        renumbered(own, present, first).view(_shape_of_labels(part)) for part, own in zip(members, places, strict=True)
+    ]
+    return labels, rows, unseen
+
+
+def order_of(members: Sequence[Directions]) -> Order:
+    """Return some pieces' directions in the order of their proxy; a single number stands for every entry of a piece."""
+    counts = [_shape_of_labels(one).numel() for one in members]
+    depths = [_size(one) // count for one, count in zip(members, counts, strict=True)]
+    return Order([one.proxy for one in members], counts, depths)
+
+
+def renumbered(labels: Tensor, present: NDArray[np.integer], first: int) -> Tensor:
+    """Replace labels by their places among those present, counted from `first`, in place."""
+    table = torch.zeros(int(present.max()) + 1, dtype=torch.int16)
+    table[torch.from_numpy(present)] = torch.arange(first, first + len(present), dtype=torch.int16)
+    table = table.to(labels.device)
+    for start in range(0, labels.numel(), STRETCH):
+        part = slice(start, start + STRETCH)
+        labels[part] = table[labels[part].long()]
+    return labels
+
+
+def _shape_of_labels(part: Directions) -> torch.Size:
+    return part.proxy.shape if part.proxy.ndim else part.piece.shape

@@ -19,6 +19,7 @@ matrices to about 0.3 of what sixteen full ones give for Muon and 0.4 for SOAP; 
 flat, they are as good as sixteen. In the sharp bands and on LITE's two sides they would gain nothing.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,7 @@ from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.estimate import Estimate, Ratio
 from lite_probe.results.subspace import BlockCalibration
 from lite_probe.subspaces.bands import Bands
+from lite_probe.subspaces.cuts import STRETCH, stretches
 from lite_probe.subspaces.subspace import Subspace
 from lite_probe.vectors.layout import ParameterLayout
 
@@ -88,25 +90,29 @@ class Proxy:
         self.distinguishes = np.zeros(len(self.blocks), dtype=bool)
         self.flat_dimensions = np.zeros(len(self.blocks))
         self.dimensions = np.zeros(len(self.blocks))
-        for one in directions:
+        means = torch.stack([_mean(one.flat) for one in directions]).tolist()
+        for one, mean in zip(directions, means, strict=True):
             place = self._block[one.piece.block]
             size = one.piece.shape.numel()
             self.dimensions[place] += size
-            self.flat_dimensions[place] += size * float(one.flat.double().mean())
+            self.flat_dimensions[place] += size * mean
             self.distinguishes[place] |= one.distinguishes
 
     def sides(self, x: Tensor, y: Tensor) -> tuple[FloatArray, FloatArray]:
         """Return xᵀ(I − Q)y and xᵀQy per block, for x and y of length N. Cost: two rotations, one pass."""
-        sharp, flat = np.zeros(len(self.blocks)), np.zeros(len(self.blocks))
+        sums = torch.zeros(2, len(self.blocks), dtype=torch.float64, device=x.device)  # all, and what Q leaves
         first, second = self._layout.views(x), self._layout.views(y)
         for one in self._directions:
             place, parameter = self._block[one.piece.block], self._index[one.piece.name]
-            a = one.rotate(one.piece.view(first[parameter])).double()
-            product = a * one.rotate(one.piece.view(second[parameter])).double()
-            total, flat_part = float(product.sum()), float((product * one.flat.double()).sum())
-            sharp[place] += total - flat_part
-            flat[place] += flat_part
-        return sharp, flat
+            a, b = (one.rotate(one.piece.view(view[parameter])) for view in (first, second))
+            flat = one.flat.expand(a.shape)
+            for start in range(0, a.shape[-2], step := _rows_of(a.shape)):
+                rows = (..., slice(start, start + step), slice(None))
+                product = a[rows].double() * b[rows].double()
+                sums[0, place] += product.sum()
+                sums[1, place] += (product * flat[rows].double()).sum()
+        whole, flat_part = sums.cpu().numpy()
+        return whole - flat_part, flat_part
 
     def exact(self, vectors: Iterable[Tensor], eigenvalues: FloatArray) -> Exact:
         """Return what pairs contribute to every band and side."""
@@ -117,6 +123,16 @@ class Proxy:
             one, other = self.sides(vector, vector)
             sharp, flat = sharp + value * one, flat + value * other
         return Exact(bands=bands, sharp=sharp, flat=flat)
+
+
+def _rows_of(shape: Sequence[int]) -> int:
+    """Return how many rows of a piece are multiplied at once."""
+    return max(1, STRETCH * shape[-2] // max(math.prod(shape), 1))
+
+
+def _mean(weights: Tensor) -> Tensor:
+    """Return the mean in float64, of a stretch at a time."""
+    return torch.stack([part.double().sum() for part in stretches(weights)]).sum() / weights.numel()
 
 
 @dataclass(slots=True)

@@ -64,7 +64,7 @@ def sharp_subspace(
             on_product()
     # The basis holds many more vectors than these.
     return Subspace(
-        run.basis.rows[:count].float().clone(),
+        run.basis.whole(run.basis.rows[:count]).float().clone(),
         eigenvalues=pairs.values[:count],
         residual_norms=np.hypot(pairs.residual_norms[:count], missed),
     )

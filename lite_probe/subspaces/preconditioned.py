@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.optim import Directions
+from lite_probe.subspaces.cuts import stretches
 from lite_probe.vectors.layout import ParameterLayout
 
 
@@ -41,36 +42,41 @@ class PreconditionedOperator(SymmetricOperator):
         self._layout = layout
         self._directions = directions
         self._index = {name: place for place, name in enumerate(layout.names)}
-        self._least = [_least_divisor(one.divisor, num_batches) for one in directions]
-        self._scales = [
-            one.divisor.clamp(min=least).rsqrt() for one, least in zip(directions, self._least, strict=True)
-        ]
+        squares = torch.stack([_mean_square(one.divisor) for one in directions])
+        self._least: list[float] = (squares / num_batches).sqrt().tolist()
 
     @property
     def bounded_share(self) -> float:
         """Share of the parameters whose F had to be bounded."""
-        bounded = total = 0.0
-        for one, least in zip(self._directions, self._least, strict=True):
-            size = one.piece.shape.numel()
-            total += size
-            bounded += size * float((one.divisor < least).double().mean())
-        return bounded / total
+        below = [(one.divisor < least).sum() for one, least in zip(self._directions, self._least, strict=True)]
+        shares = [
+            found / one.divisor.numel()
+            for found, one in zip(torch.stack(below).tolist(), self._directions, strict=True)
+        ]
+        sizes = [one.piece.shape.numel() for one in self._directions]
+        return sum(size * share for size, share in zip(sizes, shares, strict=True)) / sum(sizes)
 
     def _products(self, rows: Tensor) -> Tensor:
-        scaled = torch.stack([self._scale(row) for row in rows])
-        return torch.stack([self._scale(row) for row in self.operator.matmat(scaled.T).T.contiguous()])
+        scaled = torch.empty_like(rows)
+        for row, target in zip(rows, scaled, strict=True):
+            self._scale(row, target)
+        images = self.operator.matmat(scaled.T).T.contiguous()
+        del scaled
+        for image in images:
+            self._scale(image, image)
+        return images
 
-    def _scale(self, vector: Tensor) -> Tensor:
-        """Return F^(-1/2) x."""
-        result = torch.empty_like(vector)
+    def _scale(self, vector: Tensor, result: Tensor) -> None:
+        """Write F^(-1/2) x into a vector, which may be x."""
         sources, targets = self._layout.views(vector), self._layout.views(result)
-        for one, scale in zip(self._directions, self._scales, strict=True):
+        for one, least in zip(self._directions, self._least, strict=True):
             index = self._index[one.piece.name]
-            rotated = one.rotate(one.piece.view(sources[index]))
+            scaled = one.rotate(one.piece.view(sources[index])) * one.divisor.clamp(min=least).rsqrt_()
             place = one.piece.place(targets[index])
-            place.copy_(one.rotate_back(rotated * scale).reshape(place.shape))
-        return result
+            place.copy_(one.rotate_back(scaled).reshape(place.shape))
 
 
-def _least_divisor(divisor: Tensor, num_batches: int) -> float:
-    return float((divisor.double().square().mean() / num_batches).sqrt())
+def _mean_square(divisor: Tensor) -> Tensor:
+    """Return the mean of F² in float64, of a stretch at a time."""
+    parts = [part.double().square().sum() for part in stretches(divisor)]
+    return torch.stack(parts).sum() / divisor.numel()

@@ -180,6 +180,13 @@ class Subspace:
         row = self._rows[index]
         return row.float() if row.dtype == torch.bfloat16 else row
 
+    def stacked(self) -> NDArray[np.float32]:
+        """Return all vectors, (k, N) on the CPU; those in its memory as they are, to be read."""
+        if self._rows is None:
+            return np.ascontiguousarray(self._file[:, self._columns].T)
+        found: NDArray[np.float32] = self._rows.float().cpu().numpy()
+        return found
+
     def coefficients(self, vectors: Tensor) -> Tensor:
         """Return the coefficients Vᵀx of some vectors' parts in the subspace, (b, N) → (k, b) float64.
 

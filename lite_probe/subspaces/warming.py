@@ -14,14 +14,27 @@ from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout, require_whole
 
 
-def optimizer_of(task: Task, name: str, hyperparameters: Mapping[str, Any] = {}) -> LiteOptimizer:
+def optimizer_of(
+    task: Task, name: str, hyperparameters: Mapping[str, Any] = {}, *, device: str | None = None
+) -> LiteOptimizer:
     """Make an optimizer of a task's parameters, in the blocks the task knows; its learning rate is 1 until it is set.
+
+    Args:
+        task: Whose parameters.
+        name: Of the optimizer.
+        hyperparameters: Those not at their defaults.
+        device: Of copies of the parameters that it is made of, "meta" for what it would hold; None: of themselves.
 
     Raises:
         UsageError, InputError: As `make_optimizer`.
     """
     config = getattr(task.model, "config", None)
-    named = task.model.named_parameters()
+    named = list(task.model.named_parameters())
+    if device is not None:
+        named = [
+            (key, nn.Parameter(parameter.detach().to(device), requires_grad=parameter.requires_grad))
+            for key, parameter in named
+        ]
     return make_optimizer(name, named, lr=1.0, blocks=task.blocks, config=config, **hyperparameters)
 
 
@@ -39,7 +52,8 @@ def warm(
     optimizers: Sequence[Replayable],
     batches: Sequence[Batch],
     *,
-    on_batch: Callable[[int, Tensor], None] | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    on_gradient: Callable[[Tensor], None] | None = None,
 ) -> None:
     """Feed every batch's gradient at θ₀ to some optimizers, at learning rate 0.
 
@@ -50,7 +64,8 @@ def warm(
         task: Its parameters come back bitwise, and so does their `grad`.
         optimizers: Of the task's parameters. Their learning rates are as before.
         batches: Each is one step.
-        on_batch: Told the batch's index and its gradient, (N,) in `ParameterLayout`'s order; not to be kept.
+        on_batch: Told the index of each batch.
+        on_gradient: Told its gradient before that, (N,) in `ParameterLayout`'s order; not to be kept.
 
     Raises:
         NumericsError: If a batch's loss or gradient is not finite; the batch is named.
@@ -58,7 +73,8 @@ def warm(
     Cost: one gradient per batch, and one step of each optimizer.
     """
     layout = ParameterLayout(list(task.model.named_parameters()))
-    flat = torch.zeros(layout.size, dtype=layout.parameters[0].dtype, device=layout.parameters[0].device)
+    first = layout.parameters[0]
+    flat = first.new_zeros(layout.size if on_gradient is not None else 0, requires_grad=False)
     rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     with own_gradients(layout.parameters), unmoved(layout.parameters):
         try:
@@ -68,10 +84,12 @@ def warm(
                 set_gradients(task, layout.parameters, batch, f"warm-up batch {index}")
                 for optimizer in optimizers:
                     optimizer.step()
-                if on_batch is not None:
+                if on_gradient is not None:
                     flat.zero_()
                     layout.accumulate(flat, [parameter.grad for parameter in layout.parameters], 1.0)
-                    on_batch(index, flat)
+                    on_gradient(flat)
+                if on_batch is not None:
+                    on_batch(index)
         finally:
             groups = (group for optimizer in optimizers for group in optimizer.param_groups)
             for group, rate in zip(groups, rates, strict=True):
@@ -87,7 +105,7 @@ def set_gradients(task: Task, parameters: Sequence[nn.Parameter], batch: Batch, 
 
     Cost: one gradient of the batch.
     """
-    require_whole(parameters, "the model")
+    require_whole(parameters)
     total, count = task.loss(batch)
     if count == 0:
         raise NumericsError(f"expected counted tokens in {name}, got none", "check the data")

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree
 
-from lite_probe.task.task import Batch
+from lite_probe.task.task import Batch, Split, Task
 
 _Rebuild = Callable[[list[Any]], Any]
 
@@ -41,6 +41,30 @@ def num_samples(batch: Batch) -> int:
     """Return the first dimension that all leaves of a batch share; 0 where they do not, or one is no tensor."""
     counts = {len(leaf) if isinstance(leaf, Tensor) and leaf.ndim else 0 for leaf in leaves_of(batch)}
     return counts.pop() if len(counts) == 1 else 0
+
+
+def in_rows(batch: Batch, rows: int | None) -> list[Batch]:
+    """Return a batch in parts of so many rows, which are views of it; whole where its leaves share no rows."""
+    samples = num_samples(batch)
+    if rows is None or rows >= samples:
+        return [batch]
+
+    def part(start: int) -> Batch:
+        return map_leaves(lambda leaf: leaf[start : start + rows], batch)
+
+    return [part(start) for start in range(0, samples, rows)]
+
+
+def parts_of(task: Task, split: Split) -> list[tuple[int, Batch]]:
+    """Return what this rank computes at a time, in order: the number of a batch of its own, and a part of it."""
+    return [(index, part) for index, batch in task.own_batches(split) for part in in_rows(batch, task.rows)]
+
+
+def with_rows(task: Task, rows: int | None) -> Task:
+    """Return the same task, computed in parts of so many rows."""
+    same = copy.copy(task)
+    same.rows = rows
+    return same
 
 
 def _size(leaf: Any) -> int:

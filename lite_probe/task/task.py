@@ -4,6 +4,7 @@ Operators, spectra and replays know a task only. `make_task` builds one for a la
 user builds one by hand for any other PyTorch model (`--task FILE.py:FUNCTION`).
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -16,6 +17,7 @@ from lite_probe.results.blocks import BlockMap
 from lite_probe.vectors.ranks import ALONE, Ranks
 
 Split = Literal["evaluation", "train", "held-out"]
+_FIELDS: dict[Split, str] = {"evaluation": "evaluation", "train": "train", "held-out": "heldout"}
 Batch = Any  # a tensor, tuple, dict, or whatever `predict` and `criterion` take
 
 
@@ -62,6 +64,8 @@ class Task:
         heldout: Batches that a replay's loss is measured on: as many as `evaluation`, and none of its samples, so that
             progress along eigenvectors is not judged on the batches that made them.
         ranks: The processes that measure the task together, each with all of it: batches are dealt to them.
+        rows: Rows of a batch that are computed at a time, where memory holds no more; None computes whole batches.
+            The summed loss must add up over rows.
     """
 
     model: nn.Module
@@ -73,6 +77,7 @@ class Task:
     info: TaskInfo = field(default_factory=TaskInfo)
     heldout: Sequence[Batch] = ()
     ranks: Ranks = ALONE
+    rows: int | None = None
 
     def __post_init__(self) -> None:
         """Find the parts of every parameter.
@@ -106,11 +111,21 @@ class Task:
 
     def batches(self, split: Split) -> Sequence[Batch]:
         """Return the batches of one split."""
-        return {"evaluation": self.evaluation, "train": self.train, "held-out": self.heldout}[split]
+        batches: Sequence[Batch] = getattr(self, _FIELDS[split])
+        return batches
 
     def own_batches(self, split: Split) -> list[tuple[int, Batch]]:
         """Return this rank's batches of one split, each with its place among all."""
         return self.ranks.own(self.batches(split))
+
+    def of_first_rank(self, split: Split) -> "Task":
+        """Return the same task with rank 0's batches of one split alone: none has more of them."""
+        if self.ranks.count == 1:
+            return self
+        same = copy.copy(self)
+        setattr(same, _FIELDS[split], self.ranks.shares(self.batches(split))[0])
+        same.ranks = ALONE
+        return same
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the summed loss of one batch, with its graph, and the count in it."""

@@ -64,12 +64,13 @@ class KrylovBasis:
         self.capacity = capacity
         self.size = 0
         self.rows_read = self.rows_written = 0
+        self._file = file if size else None
         self._map: mmap.mmap | None = None
-        if file is None or size == 0:
+        if self._file is None:
             self.rows = torch.empty(capacity, size, dtype=dtype, device=device)
         else:
-            self._map = _reserve(file, capacity * size * dtype.itemsize)
-            self.rows = torch.from_numpy(self._mapped(capacity, dtype))
+            self._map, self._inode = _reserve(self._file, capacity * size * dtype.itemsize)
+            self.rows = torch.from_numpy(self._mapped(self._map, capacity, dtype))
 
     @property
     def device(self) -> torch.device:
@@ -84,6 +85,7 @@ class KrylovBasis:
     def each(self, start: int) -> Iterator[NDArray[Any]]:
         """Yield the rows from `start` on as numpy arrays, one at a time."""
         for index in range(start, self.size):
+            self.rows_read += 1
             yield self.rows[index].cpu().numpy()
             self._give_back()
 
@@ -91,7 +93,30 @@ class KrylovBasis:
         """Return the first rows, (count, n), as numpy: on the CPU a view, of a basis on disk the mapped file."""
         if self._map is None:
             return self.rows[:count].cpu().numpy()
-        return self._mapped(count, self.rows.dtype)
+        return self._mapped(self._map, count, self.rows.dtype)
+
+    def link_to(self, path: Path) -> bool:
+        """Put the rows' file on disk and give it a second name, in place of what has it; `rotate` leaves it there.
+
+        Returns:
+            False where the rows have no file, or its file system has no second names.
+        """
+        if self._file is None or self._map is None:
+            return False
+        self._map.flush()
+        if _inode_of(path) == self._inode:
+            return True
+        beside = path.with_name(f"{path.name}.new")
+        try:
+            beside.unlink(missing_ok=True)
+            os.link(self._file, beside, follow_symlinks=False)
+            if _inode_of(beside) != self._inode:  # somebody else's, by our file's name
+                beside.unlink()
+                return False
+            beside.replace(path)
+        except OSError:
+            return False
+        return True
 
     def append(self, vectors: Iterable[Tensor]) -> None:
         """Store vectors (n,) behind the others; they must be orthonormal to them already."""
@@ -192,10 +217,13 @@ class KrylovBasis:
         return first + left, left
 
     def rotate(self, coefficients: Tensor) -> None:
-        """Replace the basis by coefficientsᵀ · basis, in place and chunk by chunk.
+        """Replace the basis by coefficientsᵀ · basis, chunk by chunk: in memory in place, on disk by a new file.
 
         Args:
             coefficients: (size, p) float64 with orthonormal columns, p ≤ size.
+
+        Raises:
+            OutputError: If there is no space for the new file.
 
         Cost: one pass, 2·size·p·n operations.
         """
@@ -204,18 +232,25 @@ class KrylovBasis:
         width = CHUNK
         if self.device.type != "cpu":  # where the time goes into starting kernels
             width = max(CHUNK, _ROTATED_BYTES // (8 * max(1, self.size)) // CHUNK * CHUNK)
+        rotated, target = None, self.rows
+        if self._file is not None:
+            rotated, inode = _reserve(self._file, self.rows.nbytes)
+            target = torch.from_numpy(self._mapped(rotated, self.capacity, self.rows.dtype))
         for part in self._stretches(self.size):
             for start in range(part.start, part.stop, width):
                 chunk = slice(start, min(start + width, part.stop))
                 # float64 within the chunk: restarts repeat this, and float32 rounding would pile up.
-                self.rows[:kept, chunk] = (weights @ self.filled[:, chunk].double()).to(self.rows.dtype)
+                target[:kept, chunk] = (weights @ self.filled[:, chunk].double()).to(self.rows.dtype)
+            if rotated is not None:
+                rotated.madvise(mmap.MADV_DONTNEED)
+        if rotated is not None:
+            self._map, self._inode, self.rows = rotated, inode, target
         self.rows_written += kept
         self.size = kept
 
-    def _mapped(self, count: int, dtype: torch.dtype) -> NDArray[Any]:
+    def _mapped(self, mapped: mmap.mmap, count: int, dtype: torch.dtype) -> NDArray[Any]:
         kind = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
-        flat = np.frombuffer(self._map or b"", dtype=kind, count=count * self.vector_size)
-        return flat.reshape(count, self.vector_size)
+        return np.frombuffer(mapped, dtype=kind, count=count * self.vector_size).reshape(count, self.vector_size)
 
     def _subtract_and_project(self, block: Tensor, coefficients: Tensor, projected: Tensor) -> Tensor:
         """Take coefficientsᵀ · basis out of `block` (b, n) in place; return basis · projectedᵀ then. One pass."""
@@ -241,15 +276,25 @@ class KrylovBasis:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
-def _reserve(file: Path, size: int) -> mmap.mmap:
+def _reserve(file: Path, size: int) -> tuple[mmap.mmap, tuple[int, int]]:
     """Make a file of this size, its space taken, and map it: a full disk shows here and not as a fault later."""
     try:
         with create_anew(file) as opened:
             os.posix_fallocate(opened.fileno(), 0, size)
-            return mmap.mmap(opened.fileno(), size)
+            status = os.fstat(opened.fileno())
+            return mmap.mmap(opened.fileno(), size), (status.st_dev, status.st_ino)
     except OSError as error:
         file.unlink(missing_ok=True)
         raise OutputError(
             f"expected {size / 2**30:.1f} GiB of disk for a basis in {file.parent}, got: {error.strerror}",
             "free some space, choose another --scratch, or allow more --memory",
         ) from error
+
+
+def _inode_of(path: Path) -> tuple[int, int] | None:
+    """Return which file has this name, a link itself and not what it leads to; None where none has."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino

@@ -52,10 +52,10 @@ class ParameterLayout:
         self.parameters: list[nn.Parameter] = []
         self.pieces: list[Piece] = []
         offset = 0
+        require_whole(parameter for _, parameter in named_parameters)
         for name, parameter in named_parameters:
             if not parameter.requires_grad:
                 continue
-            require_whole([parameter], name)
             shapes = _shapes_in_block(name, parameter, block, block_map)
             if not shapes:
                 continue
@@ -112,24 +112,21 @@ class ParameterLayout:
 
 def is_sharded(parameter: Tensor) -> bool:
     """Whether a parameter is a DTensor of torch.distributed, which need not be loaded to tell."""
-    return hasattr(parameter, "to_local")
+    return hasattr(parameter, "device_mesh")
 
 
-def require_whole(parameters: Iterable[Tensor], name: str) -> None:
-    """Refuse parameters that autograd returns no gradient for, without an error.
-
-    Args:
-        parameters: Of a model.
-        name: Theirs, for the error.
+def require_whole(parameters: Iterable[Tensor]) -> None:
+    """Refuse parameters of which this process holds a shard: `torch.autograd.grad` has no gradient for them.
 
     Raises:
-        InputError: If one is sharded.
+        InputError: If one is a DTensor, as of FSDP2.
     """
-    if any(map(is_sharded, parameters)):
+    found = [is_sharded(parameter) for parameter in parameters]
+    if any(found):
         raise InputError(
-            f"expected whole parameters, got a shard of {name}",
-            "shard a model with lite_probe.operators.sharding.shard_task, for spectra by finite differences; measure "
-            "all else on a model that was not sharded",
+            f"expected whole parameters on every rank, got {sum(found)} of {len(found)} as shards (DTensor)",
+            "load the whole model on every rank; for a spectrum by finite differences, let "
+            "lite_probe.operators.sharding.shard_task cut it",
         )
 
 

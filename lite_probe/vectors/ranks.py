@@ -76,7 +76,11 @@ class Ranks:
         return math.hypot(*self.add_up(norms).tolist())
 
     def once(self, compute: Callable[[], Value]) -> Value:
-        """Return what rank 0 computes."""
+        """Return what rank 0 computes; what it refuses, all refuse."""
+        return compute()
+
+    def together(self, compute: Callable[[], Value]) -> Value:
+        """Return what rank 0 computes where no rank can do so alone: all of them go through it."""
         return compute()
 
     def from_every(self, value: Value) -> list[Value]:

@@ -53,8 +53,12 @@ def require_same_spectrum(found: Path, alone: Path) -> None:
     one, other = load(found, "spectrum"), load(alone, "spectrum")
     assert one.fingerprint == other.fingerprint
     assert one.notes == other.notes
-    for name in ("eigenvalues", "lower_eigenvalues", "nodes", "weights"):
-        np.testing.assert_allclose(getattr(one.whole, name), getattr(other.whole, name), rtol=1e-12, atol=1e-12)
+    # Probes are deflated by Ritz vectors, which turn by a rounding over the gap to the next one, here 1e-2.
+    tolerances = {"eigenvalues": 1e-12, "lower_eigenvalues": 1e-12, "nodes": 1e-9, "weights": 1e-9}
+    for name, tolerance in tolerances.items():
+        np.testing.assert_allclose(
+            getattr(one.whole, name), getattr(other.whole, name), rtol=tolerance, atol=tolerance, err_msg=name
+        )
     assert one.whole.trace.value == pytest.approx(other.whole.trace.value, rel=1e-12)
     assert one.whole.num_hvps == other.whole.num_hvps
     assert one.loss == other.loss
@@ -93,7 +97,5 @@ def test_a_killed_rank_ends_all_and_the_same_command_goes_on(
     assert ", on each of 2 ranks" in said
     require_same_spectrum(out, alone)
     assert names(out) == names(alone)
-    # Both are told that it is there.
-    code, printed, said = finished(by_ranks(*asked))
-    assert code == 0, said
-    assert said.count("already measured") == 1
+    assert load(out, "spectrum").provenance.details["ranks"] == str(RANKS)
+    assert "ranks" not in load(alone, "spectrum").provenance.details

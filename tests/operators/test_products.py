@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lite_probe import criteria
 from lite_probe.criteria import CrossEntropy, next_token_cross_entropy, squared_error
 from lite_probe.operators.base import SymmetricOperator
-from lite_probe.operators.finite_difference import FiniteDifferenceOperator
+from lite_probe.operators.finite_difference import FiniteDifferenceOperator, GaussNewtonDifferenceOperator
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
 from lite_probe.task import Task
+from lite_probe.task.batches import with_rows
 from lite_probe.vectors.layout import ParameterLayout
 from tests import models, oracles
 
@@ -318,6 +320,117 @@ def test_the_closed_form_equals_autograd_through_the_criterion(ignoring: bool) -
         task.criterion = without_closed_form
         got = gauss_newton_of(task).matmat(vectors)
     assert (got - expected).norm() <= 1e-13 * expected.norm() * len(vectors) ** 0.5
+
+
+def test_many_classes_go_through_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers as of all positions at once, in place of the tangent or not."""
+    generator = torch.Generator().manual_seed(0)
+    outputs, tangent = torch.randn(2, 3, 5, 7, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 7, (3, 5), generator=generator)
+    targets[1, :2] = -100
+    criterion = CrossEntropy()
+    whole = criterion.hessian_product(outputs, (None, targets), tangent)
+    probabilities = torch.softmax(outputs, dim=-1)
+    dense = torch.diag_embed(probabilities) - probabilities.unsqueeze(-1) * probabilities.unsqueeze(-2)
+    expected = (dense @ tangent.unsqueeze(-1)).squeeze(-1) * (targets != -100).unsqueeze(-1)
+    assert torch.allclose(whole, expected, rtol=1e-14, atol=1e-15)
+    before = tangent.clone()
+    for rows in (1, 4):  # the last chunk is shorter
+        monkeypatch.setattr(criteria, "_CHUNK_BYTES", rows * 7 * 8)
+        assert torch.equal(criterion.hessian_product(outputs, (None, targets), tangent), whole)
+        assert torch.equal(tangent, before)
+        assert torch.equal(criterion.hessian_product(outputs, (None, targets), tangent.clone(), out=tangent), whole)
+        tangent.copy_(before)
+    assert criterion.hessian_product(outputs, (None, targets), tangent, out=tangent) is tangent
+    assert torch.equal(tangent, whole)
+
+
+class _Table(nn.Module):
+    """Logits that are the parameters themselves, so that J is the identity and Jv is v."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.arange(12.0).reshape(3, 4).sin())
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.logits
+
+
+def test_a_product_leaves_its_vector_alone() -> None:
+    """Also where the tangent of the outputs is the vector itself, which the product would be written over."""
+    batch = torch.zeros(3, 1), torch.tensor([0, 3, 1])
+    task = Task(model=_Table(), predict=models.predict_first, criterion=CrossEntropy(), evaluation=[batch])
+    operator = GaussNewtonOperator(task, layout_of(task), count=3)
+    rows = torch.arange(12.0).cos().unsqueeze(1)
+    before = rows.clone()
+    product = operator.matmat(rows)
+    assert torch.equal(rows, before)
+    outputs = task.model(batch[0]).detach()
+    expected = CrossEntropy().hessian_product(outputs, batch, before.view(3, 4)).reshape(-1, 1) / 3
+    assert torch.allclose(product, expected)
+
+
+class _ShiftedCrossEntropy(CrossEntropy):
+    """A criterion with a closed form of its own."""
+
+    def hessian_product(
+        self, outputs: Tensor, batch: tuple[Tensor, Tensor], tangent: Tensor, *, out: Tensor | None = None
+    ) -> Tensor:
+        return 3.0 * tangent
+
+
+def test_a_closed_form_of_ones_own_counts() -> None:
+    batch = torch.zeros(3, 1), torch.tensor([0, 3, 1])
+    task = Task(model=_Table(), predict=models.predict_first, criterion=_ShiftedCrossEntropy(), evaluation=[batch])
+    vector = torch.arange(12.0)
+    assert torch.allclose(GaussNewtonOperator(task, layout_of(task), count=3).matvec(vector), vector)
+
+
+@pytest.mark.parametrize("make", [hessian_of, gauss_newton_of])
+def test_kept_graphs_hold_no_gradient(make: type) -> None:
+    """A gradient is as large as the parameters, and its graph is entered without it."""
+    task = models.make_task("mlp", torch.float32)
+    operator = make(task, kept=2)
+    operator.matvec(torch.ones(operator.size))
+    assert len(operator.graphs.kept) == 2
+    for _, roots in operator.graphs.kept.values():
+        assert len(roots) == len(operator.layout.parameters)
+        assert not any(isinstance(root, Tensor) for root in roots)
+
+
+@pytest.mark.parametrize("kept", [0, 2, 10])
+@pytest.mark.parametrize("make", [hessian_of, gauss_newton_of])
+@pytest.mark.parametrize("name", ["mlp", "gpt2"])
+def test_parts_of_batches_add_up(name: str, make: type, kept: int) -> None:
+    task = models.make_task(name)
+    with oracles.mathematical_attention():
+        whole = make(task)
+        vectors = columns(whole.size, 2, torch.float64)
+        expected, evaluated = whole.matmat(vectors), loss_and_gradient(task, whole.layout, "evaluation")
+        for rows in (1, 2):
+            parts = with_rows(task, rows)
+            product = make(parts, kept=kept).matmat(vectors)
+            assert (product - expected).norm() <= 1e-14 * expected.norm() * len(vectors) ** 0.5
+            found = loss_and_gradient(parts, whole.layout, "evaluation")
+            assert found.loss == pytest.approx(evaluated.loss, rel=1e-14)
+            assert found.count == evaluated.count
+            assert (found.gradient - evaluated.gradient).norm() <= 1e-13 * evaluated.gradient.norm()
+
+
+def test_a_gradient_in_parts_tells_of_whole_batches() -> None:
+    task = with_rows(models.make_task("mlp"), 3)
+    told: list[int] = []
+    loss_and_gradient(task, layout_of(task), "evaluation", told.append)
+    assert told == [0, 1]
+
+
+@pytest.mark.parametrize("operator", [FiniteDifferenceOperator, GaussNewtonDifferenceOperator])
+def test_differences_in_parts_are_those_of_whole_batches(operator: type) -> None:
+    task = models.make_task("mlp")
+    vector = columns(layout_of(task).size, 1, torch.float64)[:, 0]
+    expected = operator(task, layout_of(task)).matvec(vector)
+    found = operator(with_rows(task, 2), layout_of(task)).matvec(vector)
+    assert (found - expected).norm() <= 1e-8 * expected.norm()
 
 
 # -- finite differences ----------------------------------------------------------------------------------------------

@@ -85,12 +85,12 @@ def test_a_batch_that_is_not_finite_is_named_on_all_ranks(found: list[dict[str, 
 @models
 def test_nothing_takes_a_shard_for_a_parameter(found: list[dict[str, Any]], name: str) -> None:
     for rank in found:
-        layout, *by_autograd, method, blocks, again = rank[name]["refusals"]
-        assert layout.startswith("InputError: expected whole parameters, got a shard of ")
-        assert "embed" in layout or "wte" in layout
-        assert len(by_autograd) == 4
-        for text in by_autograd:
-            assert text.startswith("InputError: expected whole parameters, got a shard of the model; shard a model ")
+        *whole, method, blocks, again = rank[name]["refusals"]
+        assert len(whole) == 5
+        count = len(list(make_task(name).model.parameters()))
+        for text in whole:
+            found_shards = f"InputError: expected whole parameters on every rank, got {count} of {count} as shards"
+            assert text.startswith(found_shards)
         assert method.startswith("UsageError: expected finite differences for a model in shards, got --method autograd")
         assert blocks.startswith("UsageError: expected the whole spectrum for a model in shards, got --per-block")
         assert again.startswith("InputError: expected a whole model to shard, got shards")

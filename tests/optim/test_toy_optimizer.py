@@ -55,9 +55,7 @@ def recipes(group: Hyperparameters, *_: object) -> LinearRecipes:
 
 
 SETTINGS = {"theta": Hyperparameter(default=0.5), "weight_decay": Hyperparameter(default=0.0)}
-TOY = OptimizerSpec(
-    name="toy", hyperparameters=SETTINGS, geometries=(Halved(),), state_bytes=4, direction_bytes=8, linear=recipes
-)
+TOY = OptimizerSpec(name="toy", hyperparameters=SETTINGS, geometries=(Halved(),), linear=recipes)
 
 
 @pytest.fixture(params=[TOY, replace(TOY, linear=None)], ids=["theory", "none"])

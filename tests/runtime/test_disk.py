@@ -12,6 +12,8 @@ from lite_probe.measurements.base import discard_state
 from lite_probe.results.store import save
 from lite_probe.runtime import resumable
 from lite_probe.runtime.disk import disk_size, require_room
+from lite_probe.spectra.costs import scratch_bytes
+from lite_probe.spectra.operator import OperatorRequest
 from tests import models
 from tests.disks import held, leave_room
 from tests.plans import laid_out, plan_spectrum
@@ -27,9 +29,8 @@ def test_the_plan_says_how_much_goes_to_disk(placement: Any, tmp_path: Path, mon
     monkeypatch.setattr(resumable, "_LONGEST_INTERVAL", 0.0)
     task = models.make_task("gpt2", torch.float32)
     plan = laid_out(plan_spectrum(task, **_ASKED), basis_placement=placement)
-    vector = 4 * plan.num_parameters
-    if placement == "disk":
-        plan = replace(plan, scratch_bytes=plan.scratch_bytes + plan.layout.basis_columns * vector)
+    asked = OperatorRequest(top=10, bottom=3, probes=2)
+    plan = replace(plan, scratch_bytes=scratch_bytes(asked, 4 * plan.num_parameters, plan.layout))
     seen = []
     spectrum = plan.run(task, state_directory=tmp_path, on_progress=lambda *now: seen.append(held(tmp_path)))
     small = 2**16  # heads
@@ -73,3 +74,13 @@ def test_what_lies_there_already_needs_no_room(tmp_path: Path, monkeypatch: pyte
 def test_sizes_are_those_of_disks() -> None:
     assert disk_size(32_000_000_000) == "32.0 GB"
     assert disk_size(1_500_000) == "1.5 MB"
+
+
+def test_a_file_of_two_names_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies there counts towards the need: a saved basis on disk is its own file."""
+    (tmp_path / "basis.bin").write_bytes(bytes(1000))
+    (tmp_path / "basis-0.bin").hardlink_to(tmp_path / "basis.bin")
+    leave_room(monkeypatch, 999)
+    with pytest.raises(OutputError, match="expected"):
+        require_room([(tmp_path, 2000)])
+    require_room([(tmp_path, 1999)])

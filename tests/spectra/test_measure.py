@@ -5,6 +5,7 @@ promise, random estimates to standard errors that are computed from the true spe
 """
 
 import functools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,15 +21,17 @@ from torch.autograd.function import once_differentiable
 
 from lite_probe.criteria import squared_error
 from lite_probe.errors import InputError, NumericsError, UsageError
+from lite_probe.measurements import spectrum as measuring
 from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.operators.hessian import GaussNewtonOperator, HessianOperator
 from lite_probe.results.blocks import BLOCK_NAMES, BlockPart
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.runtime.fingerprint import task_fingerprint
-from lite_probe.spectra import OperatorRequest
 from lite_probe.spectra import costs as planning
-from lite_probe.spectra.costs import Costs, lay_out
+from lite_probe.spectra.costs import Costs
 from lite_probe.task import Task
+from lite_probe.task.batches import parts_of
+from lite_probe.vectors.layout import ParameterLayout
 from tests import models, oracles
 from tests.plans import laid_out, plan_spectrum
 
@@ -434,95 +437,133 @@ def test_fewer_products_give_fewer_pairs_converged_and_a_note() -> None:
 
 # -- memory layouts --------------------------------------------------------------------------------------------------
 
-_REQUEST = OperatorRequest(top=4, bottom=2, probes=2)
-# Numbers that tell their origin: 5 at rest, 1,000 a graph, 10 a vector; a product through one graph was measured.
-_COSTS = Costs(product_bytes=5 + 1000 + 20, graph_bytes=1000, vector_bytes=10, build_seconds=0.0, product_seconds=0.0)
-_AMPLE = 10_000
-_LONGEST, _SHORTEST = 3 * 6 + 30, 6 + 8
+# Resident memory is never quiet: a plan's costs are given, in units that dwarf what a process holds.
+_GIB = 2**30
+_COSTS = Costs(
+    held_bytes=10 * _GIB,
+    product_bytes=113 * _GIB,
+    graph_bytes=100 * _GIB,
+    vector_bytes=_GIB,
+    build_seconds=0.0,
+    product_seconds=0.0,
+)
 
 
-def chosen(costs: Costs, budget: int, size: int = 1000) -> tuple[int, int, str]:
-    """Return graphs kept, basis vectors and their place, of three batches."""
-    layout = lay_out(_REQUEST, costs, 3, budget, size)
-    assert layout.vectors_per_pass == (1 if layout.kept_graphs == 3 or costs.graph_bytes == 0 else 4)
-    return layout.kept_graphs, layout.basis_columns, layout.basis_placement
-
-
-def layouts_down_to_nothing() -> list[tuple[int, tuple[int, int, str]]]:
-    """The layout of every budget from ample to refused, in steps of a tenth of a vector."""
-    found = []
-    for budget in range(_AMPLE, 0, -1):
-        try:
-            found.append((budget, chosen(_COSTS, budget)))
-        except UsageError:
-            return found
-    raise AssertionError("a budget of nothing was accepted")
-
-
-def test_ample_memory_keeps_every_graph_and_a_long_basis() -> None:
-    assert chosen(_COSTS, _AMPLE) == (3, _LONGEST, "device")
-
-
-def test_memory_is_saved_in_order_of_cost() -> None:
-    """First a shorter basis, then fewer graphs, then a basis on disk with as many graphs as fit, then a refusal."""
-    distinct = list(dict.fromkeys(layout for _, layout in layouts_down_to_nothing()))
-    on_device = [layout for layout in distinct if layout[2] == "device"]
-    assert distinct[: len(on_device)] == on_device
-    assert on_device[: _LONGEST - _SHORTEST + 1] == [(3, n, "device") for n in range(_LONGEST, _SHORTEST - 1, -1)]
-    fewer = on_device[_LONGEST - _SHORTEST + 1 :]
-    assert fewer
-    assert {columns for _, columns, _ in fewer} == {_SHORTEST}
-    on_disk = distinct[len(on_device) :]
-    assert {placement for _, _, placement in on_disk} == {"disk"}
-    for kept in ([graphs for graphs, _, _ in fewer], [graphs for graphs, _, _ in on_disk]):
-        assert kept == sorted(kept, reverse=True)
-        assert kept[-1] == 0
-
-
-def test_a_rebuilt_graph_comes_on_top_of_kept_ones() -> None:
-    """Where some batches' graphs are kept, another one's is alive beside them in a product."""
-    for budget, (kept, columns, placement) in layouts_down_to_nothing():
-        alive = kept + (1 if kept < 3 else 0)
-        assert 1000 * alive + (10 * columns if placement == "device" else 0) < budget, (budget, kept)
+def of_rows(task: Task, *_: Any) -> Costs:
+    """What a part takes: 100 GiB for three rows, the most that a batch has."""
+    rows = max(len(part) for _, part in parts_of(task, "evaluation"))
+    graph = 100 * _GIB * rows // 3
+    return replace(_COSTS, graph_bytes=graph, product_bytes=13 * _GIB + graph)
 
 
 def test_too_little_memory_is_refused() -> None:
-    with pytest.raises(
-        UsageError, match=r"expected at least 1\.108 KiB of memory for one batch's graph, got 1000 bytes"
-    ):
-        lay_out(_REQUEST, _COSTS, 3, 1000, 1000)
-    task = models.make_task("mlp")
-    with pytest.raises(UsageError, match="allow more with --memory, or lower --batch-size"):
-        plan_spectrum(task, memory=1)
-
-
-def test_a_basis_never_has_more_columns_than_parameters() -> None:
-    assert chosen(_COSTS, 10**9, 20) == (3, 20, "device")
+    with pytest.raises(UsageError, match=r"expected at least .* for one product \(.* for the weights .*, got 1 bytes"):
+        plan_spectrum(models.make_task("mlp"), memory=1)
 
 
 def test_finite_differences_keep_no_graphs() -> None:
-    costs = replace(_COSTS, graph_bytes=0)
-    assert chosen(costs, 10**9) == (0, _LONGEST, "device")
     plan = plan_spectrum(models.make_task("mlp"), method="finite-differences")
     assert (plan.graph_mode, plan.layout.kept_graphs, plan.layout.vectors_per_pass) == ("none", 0, 1)
     assert "finite differences" in plan.summary()
 
 
 def test_the_memory_option_moves_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two budgets that differ in nothing but what they allow; costs are fixed, resident memory is never quiet."""
-    size = 1176
-    costs = replace(_COSTS, graph_bytes=10**6, vector_bytes=4 * size, product_bytes=3 * 10**6)
-    monkeypatch.setattr(planning, "probe_costs", lambda *args: costs)
+    """Three budgets that differ in nothing but what they allow."""
+    monkeypatch.setattr(planning, "probe_costs", of_rows)
     task = models.make_task("llama", torch.float32)
-    ample = plan_spectrum(task, top=4, bottom=2, probes=2, memory=10**8)
+    asked: dict[str, Any] = {"top": 4, "bottom": 2, "probes": 2}
+    ample = plan_spectrum(task, **asked, memory=10_000 * _GIB)
     assert (ample.graph_mode, ample.layout.basis_placement, ample.layout.vectors_per_pass) == ("kept", "device", 1)
-    least = plan_spectrum(task, top=4, bottom=2, probes=2, memory=costs.product_bytes + 15 * costs.vector_bytes)
-    assert (least.graph_mode, least.layout.basis_placement) == ("recomputed", "disk")
-    assert least.layout.vectors_per_pass > 1
+    assert ample.layout.rows is None
+    assert "parts" not in ample.summary()
+    fewer = plan_spectrum(task, **asked, memory=145 * _GIB)
+    assert (fewer.graph_mode, fewer.layout.rows, fewer.layout.basis_placement) == ("partly kept", 1, "device")
+    assert "2 graphs kept, batches in parts of 1 row, basis of" in fewer.summary()
+    least = plan_spectrum(task, **asked, memory=52 * _GIB)
+    assert (least.graph_mode, least.layout.rows, least.layout.basis_placement) == ("recomputed", 1, "disk")
     assert "graphs rebuilt" in least.summary()
     assert "on disk" in least.summary()
-    assert least.memory_bytes < ample.memory_bytes
-    assert least.fingerprint == ample.fingerprint
+    assert least.memory_bytes < fewer.memory_bytes < ample.memory_bytes
+    assert least.fingerprint == fewer.fingerprint == ample.fingerprint
+    with pytest.raises(UsageError, match=r"33\.33 GiB for the graph of 1 row of a batch"):
+        plan_spectrum(task, **asked, memory=40 * _GIB)
+
+
+def test_a_part_that_does_not_fit_after_all_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row may tell too little of a batch, on an accelerator until it runs out of memory."""
+    probed: list[int | None] = []
+
+    def probe(task: Task, *_: Any) -> Costs:
+        probed.append(task.rows)
+        if task.rows is None:
+            raise torch.OutOfMemoryError
+        return replace(of_rows(task), product_bytes=10**6 * _GIB) if task.rows == 2 else of_rows(task)
+
+    monkeypatch.setattr(planning, "probe_costs", probe)
+    plan = plan_spectrum(models.make_task("llama", torch.float32), memory=10_000 * _GIB)
+    assert probed == [1, None, 2]
+    assert plan.layout.rows == 1
+
+
+def test_parts_of_batches_give_the_same_pairs(tmp_path: Path) -> None:
+    task = models.make_task("gpt2", torch.float32)
+    asked: dict[str, Any] = {"top": 10, "bottom": 3, "probes": 2}
+    plan = laid_out(plan_spectrum(task, **asked), rows=1, kept_graphs=2, vectors_per_pass=2, graph_mode="partly kept")
+    spectrum = plan.run(task, state_directory=tmp_path)
+    assert task.rows is None
+    assert spectrum.provenance.details["batches"] == "in parts of 1 row"
+    dense = oracles.known_hessian("gpt2").numpy()
+    assert spectrum.whole.converged.all()
+    assert_pairs(spectrum.whole, dense, torch.float32, float(np.linalg.norm(dense, 2)))
+    assert_traces(spectrum.whole, np.linalg.eigvalsh(dense), ROUNDING[torch.float32])
+
+
+def test_a_loss_that_mixes_its_rows_keeps_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where parts would have been taken it is said."""
+    monkeypatch.setattr(planning, "probe_costs", of_rows)
+    task = models.make_task("llama", torch.float32)
+    criterion = task.criterion
+    tight: dict[str, Any] = {"top": 4, "bottom": 2, "probes": 2, "memory": 145 * _GIB}
+    assert plan_spectrum(task, **tight).layout.rows == 1
+    task.criterion = lambda outputs, batch: (criterion(outputs, batch)[0].square(), criterion(outputs, batch)[1])
+    plan = plan_spectrum(task, **tight)
+    assert (plan.layout.rows, plan.rows_mix) == (None, True)
+    (note,) = [note for note in plan.run(task).notes if note.code == "batches-whole"]
+    assert note.message.startswith("the loss of a batch is not the sum of its rows' losses")
+    assert not plan_spectrum(task, **{**tight, "memory": 10_000 * _GIB}).rows_mix
+
+
+def test_a_gradient_is_taken_in_parts_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before there is a plan, by what autograd saves for one row."""
+    task = models.make_task("mlp", torch.float32)
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    options = planning.row_options(task, "evaluation")
+    assert options == [None, 6, 3, 2, 1]
+    monkeypatch.setattr(planning, "memory_in_use", lambda device: 1000)
+    vectors = 3 * 4 * layout.size
+    # One row: 10 numbers of tanh, 7 before and 7 after GELU, 4 log-probabilities and the weight of the target.
+    per_row = 1.5 * 4 * (10 + 7 + 7 + 4 + 1)
+    for rows in (12, 6, 3, 2, 1):
+        budget = math.ceil(1000 + vectors + rows * per_row)
+        found = planning.gradient_rows(task, layout, "evaluation", options, budget)
+        assert (found or 12) == rows
+        if rows > 1:
+            less = planning.gradient_rows(task, layout, "evaluation", options, budget - 40)
+            assert less is not None
+            assert less < rows
+    assert planning.gradient_rows(task, layout, "evaluation", options, 0) == 1
+    seen: list[int | None] = []
+    original = measuring.require_deterministic
+
+    def watched(task: Task, *args: Any) -> Any:
+        seen.append(task.rows)
+        return original(task, *args)
+
+    monkeypatch.setattr(measuring, "require_deterministic", watched)
+    monkeypatch.setattr(planning, "probe_costs", of_rows)
+    with pytest.raises(UsageError):  # a product takes more
+        plan_spectrum(task, memory=math.ceil(1000 + vectors + 3 * per_row))
+    assert seen == [3]
 
 
 _REBUILT: dict[str, Any] = {"kept_graphs": 0, "vectors_per_pass": 4, "graph_mode": "recomputed"}

@@ -225,6 +225,104 @@ def test_rounds_that_look_for_missed_pairs_are_continued_bitwise(tmp_path: Path)
     assert not different, f"of {len(told)} steps these changed the result: {different}"
 
 
+# -- a basis on disk -------------------------------------------------------------------------------------------------
+
+
+def on_disk(folder: Path | None, file: Path, on_progress: Any = None) -> Measured:
+    """A run that restarts, its basis in a file."""
+    matrix = oracles.matrix_with(np.r_[10, 9, 8.5, 8, -2, np.linspace(-0.5, 7, 75)])
+    return OperatorMeasurement(
+        MatrixOperator(matrix),
+        OperatorRequest(top=3, bottom=1, probes=2, probe_steps=4),
+        basis=KrylovBasis(80, 12, dtype=torch.float64, device=torch.device("cpu"), file=file),
+        state=SavedState(folder, "one"),
+        on_progress=on_progress,
+    ).measure()
+
+
+@pytest.mark.parametrize("has_second_names", [True, False], ids=["linked", "copied"])
+def test_a_basis_on_disk_is_continued_bitwise(
+    has_second_names: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before and after restarts, and once more after it was continued."""
+    if not has_second_names:
+        monkeypatch.setattr("os.link", refused)
+    monkeypatch.setattr(resumable, "_LONGEST_INTERVAL", 0.0)
+    told: list[str] = []
+    undisturbed = on_disk(None, tmp_path / "whole.bin", lambda *now: told.append(now[2]))
+    assert len(told) > 20  # a basis of twelve has restarted
+    different, shared = [], []
+    for call in range(2, len(told) - 1, 5):
+        folder, file = tmp_path / str(call), tmp_path / f"{call}.bin"
+        with pytest.raises(_KilledError):
+            on_disk(folder, file, killed_at(call))
+        with pytest.raises(_KilledError):
+            on_disk(folder, file, killed_at(2))
+        (saved,) = folder.glob("basis-*.bin")
+        shared.append(saved.samefile(file))  # not where a restart came after the save
+        continued = on_disk(folder, file)
+        if not torch.equal(continued.eigenvectors, undisturbed.eigenvectors):
+            different.append(call)
+    assert not different
+    assert any(shared) == has_second_names
+
+
+def refused(*asked: Any, **named: Any) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_what_was_saved_of_a_basis_on_disk_outlives_rotations_and_what_follows(tmp_path: Path) -> None:
+    """The saved rows are the file's own: nothing is written twice, and nothing changes them."""
+    state, file = SavedState(tmp_path / "state", "one"), tmp_path / "basis.bin"
+    basis = KrylovBasis(5, 4, dtype=torch.float32, device=torch.device("cpu"), file=file)
+    basis.append(torch.arange(10.0).view(2, 5))
+    state.save({}, basis=basis, epoch=0, vectors=[])
+    saved = tmp_path / "state" / "basis-0.bin"
+    assert saved.samefile(file)
+    basis.append(torch.ones(1, 5))
+    basis.rotate(torch.eye(3, dtype=torch.float64).flip(0))
+    assert not saved.samefile(file)
+    assert torch.equal(basis.filled, torch.tensor([[1.0] * 5, [5, 6, 7, 8, 9], [0, 1, 2, 3, 4]]))
+
+    def loaded() -> torch.Tensor:
+        found = SavedState(tmp_path / "state", "one").load(5, torch.float32)
+        assert found is not None
+        return torch.stack(list(found[1]))
+
+    assert torch.equal(loaded(), torch.arange(10.0).view(2, 5))
+    state.save({}, basis=basis, epoch=1, vectors=[])
+    assert not saved.exists()
+    assert (tmp_path / "state" / "basis-1.bin").samefile(file)
+    assert torch.equal(loaded(), basis.filled)
+    # A process that continues writes its rows to another file of the same name; the saved one stays until its save.
+    again = KrylovBasis(5, 4, dtype=torch.float32, device=torch.device("cpu"), file=file)
+    assert torch.equal(loaded(), basis.filled)
+    continuing = SavedState(tmp_path / "state", "one")
+    found = continuing.load(5, torch.float32)
+    assert found is not None
+    again.append(found[1])
+    again.append(torch.zeros(1, 5))
+    continuing.save({}, basis=again, epoch=1, vectors=[])
+    assert (tmp_path / "state" / "basis-1.bin").samefile(file)
+    assert torch.equal(loaded(), again.filled)
+
+
+def test_a_link_in_the_place_of_the_basis_is_not_saved(tmp_path: Path) -> None:
+    """What somebody put there under the file's name is not ours: the rows are copied then."""
+    file, other = tmp_path / "basis.bin", tmp_path / "other.bin"
+    basis = KrylovBasis(5, 4, dtype=torch.float32, device=torch.device("cpu"), file=file)
+    basis.append(torch.ones(2, 5))
+    file.unlink()
+    other.write_bytes(b"other")
+    file.symlink_to(other)
+    SavedState(tmp_path / "state", "one").save({}, basis=basis, epoch=0, vectors=[])
+    saved = tmp_path / "state" / "basis-0.bin"
+    assert not saved.is_symlink()
+    assert saved.read_bytes() == basis.filled.numpy().tobytes()
+    assert other.read_bytes() == b"other"
+    assert [path.name for path in (tmp_path / "state").glob("basis*")] == ["basis-0.bin"]
+
+
 # -- what is not continued -------------------------------------------------------------------------------------------
 
 

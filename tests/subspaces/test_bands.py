@@ -1,13 +1,17 @@
 """Bands: orthogonal projectors on the directions of each block, in the order of an optimizer's proxy."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
 
 from lite_probe.subspaces import Bands, cut_bands, optimizer_of, warm
+from lite_probe.subspaces import bands as bands_module
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
 from tests import models
+from tests.dispatch import Watch
 from tests.oracles import block_indices
 
 
@@ -111,3 +115,48 @@ def test_labels_say_how_a_band_is_cut() -> None:
     _, _, bands = warmed("llama", "soap")
     assert {"ffn 0–1%", "ffn 1–10%", "ffn 90–100%"} <= set(bands.table.labels)
     assert bands.num_bytes > 0
+
+
+def test_bands_keep_labels_and_bases_alone() -> None:
+    """What orders directions is not held with them: AdamW's bands are two bytes for each parameter."""
+    _, layout, bands = warmed("llama", "adamw")
+    assert bands.num_bytes == 2 * layout.size
+    assert {field.name for field in fields(bands._labelled[0].frame)} == {"piece", "left", "right"}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "soap"])
+def test_stretches_give_what_whole_pieces_do(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of some rows or entries at a time, to the order of the sums."""
+    _, layout, bands = warmed("llama", optimizer)
+    generator = torch.Generator().manual_seed(4)
+    x, y = torch.randn(2, layout.size, generator=generator)
+    weights = torch.randn(len(bands), generator=generator)
+    whole = bands.products_of([x, y], [(0, 1), (1, 1)]), bands.weighted(x, weights)
+    monkeypatch.setattr(bands_module, "STRETCH", 8)
+    torch.testing.assert_close(bands.products_of([x, y], [(0, 1), (1, 1)]), whole[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(bands.weighted(x, weights), whole[1], rtol=1e-6, atol=1e-6)
+
+
+def test_products_of_bands_make_doubles_of_a_stretch(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, layout, bands = warmed("llama", "adamw")
+    monkeypatch.setattr(bands_module, "STRETCH", 8)
+    x = torch.ones(layout.size)
+    watch = Watch()
+    with watch:
+        bands.products(x, x)
+    assert watch.largest[torch.float64] <= max(8, len(bands))
+    assert watch.largest[torch.float32] <= 8
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "soap"])
+def test_cutting_bands_waits_for_no_single_number(optimizer: str) -> None:
+    task = models.make_task("llama", torch.float32)
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    made = optimizer_of(task, optimizer)
+    warm(task, [made], task.evaluation * 4)
+    directions = made.directions()
+    watch = Watch()
+    with watch:
+        bands = cut_bands(layout, directions, optimizer=optimizer)
+    assert watch.waits == 0
+    assert len(bands) > 20

@@ -17,6 +17,8 @@ from lite_probe.results.subspace import SubspaceMeasurement
 from lite_probe.subspaces import cut_bands, optimizer_of, warm
 from lite_probe.subspaces.calibration import Exact, Proxy, Samples, calibrate, rank_correlation
 from lite_probe.vectors.layout import ParameterLayout
+from tests import models
+from tests.dispatch import Watch
 from tests.subspaces import landscapes
 
 pytestmark = pytest.mark.slow
@@ -304,3 +306,19 @@ def test_a_calibration_without_a_tail_uses_full_probes() -> None:
         size = sum(int(np.prod(landscapes.SHAPES[key])) for key, own in landscapes.BLOCKS.items() if own == name)
         np.testing.assert_allclose(block.curvature, [9.0 / size])
         np.testing.assert_allclose(block.curvature_stderr, [2.0 / size])
+
+
+def test_sides_are_asked_for_once() -> None:
+    """Both sides of all blocks come in one piece: no number is waited for by itself."""
+    task = models.make_task("llama", torch.float32)
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    made = optimizer_of(task, "soap-lite")
+    warm(task, [made], task.evaluation * 2)
+    directions = made.directions()
+    x = torch.ones(layout.size)
+    watch = Watch()
+    with watch:
+        proxy = Proxy("soap-lite", layout, directions, cut_bands(layout, directions, optimizer="soap-lite"))
+        sharp, flat = proxy.sides(x, x)
+    assert watch.waits == 0
+    assert float((sharp + flat).sum()) == pytest.approx(layout.size, rel=1e-5)

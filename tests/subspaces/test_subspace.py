@@ -250,3 +250,15 @@ def test_a_size_that_is_not_there_is_refused(size: int, spectrum: Spectrum) -> N
 def test_vectors_are_in_one_place() -> None:
     with pytest.raises(ValueError, match="either in memory or mapped"):
         Subspace(eigenvalues=np.ones(1), residual_norms=np.ones(1))
+
+
+def test_vectors_in_memory_are_stacked_without_a_copy(spectrum: Spectrum) -> None:
+    inside = Subspace.of_spectrum(spectrum, landscapes.quadratic_task())
+    stacked = inside.stacked()
+    assert np.shares_memory(stacked, inside.vector(1).numpy())
+    on_disk = Subspace.of_spectrum(spectrum, landscapes.quadratic_task(), memory=0)
+    np.testing.assert_array_equal(on_disk.stacked(), stacked)
+    # Rows that wait to be compared are read where they lie.
+    read = Subspace(mapped=stacked.T, eigenvalues=inside.eigenvalues, residual_norms=inside.residual_norms)
+    assert np.shares_memory(read._file, stacked)
+    np.testing.assert_array_equal(read.vector(2).numpy(), stacked[2])

@@ -22,7 +22,7 @@ def test_averages_fill_while_nothing_moves(task: Task) -> None:
     first.grad = torch.full_like(first, 2.0)
     optimizers = [optimizer_of(task, name) for name in ("adamw", "muon-lite", "soap-lite")]
     seen: list[torch.Tensor] = []
-    warm(task, optimizers, task.evaluation, on_batch=lambda index, gradient: seen.append(gradient.clone()))
+    warm(task, optimizers, task.evaluation, on_gradient=lambda gradient: seen.append(gradient.clone()))
     assert all(torch.equal(a, b) for a, b in zip(before, task.model.parameters(), strict=True))
     assert first.grad is not None
     assert bool((first.grad == 2.0).all())

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from lite_probe.task.batches import leaves_of, map_leaves, num_entries, num_samples
+from lite_probe.task.batches import in_rows, leaves_of, map_leaves, num_entries, num_samples, parts_of, with_rows
+from tests import models
 
 
 class _Pair(NamedTuple):
@@ -88,3 +89,36 @@ def test_samples_are_what_all_tensors_share() -> None:
     assert num_samples(_Pair(torch.zeros(4, 2), torch.zeros(3))) == 0
     assert num_samples(_Record(torch.zeros(4, 2), 0.5)) == 0
     assert num_samples(torch.tensor(1.0)) == 0
+
+
+def test_a_batch_in_parts_is_of_the_same_make_and_a_view() -> None:
+    batch = {"inputs": torch.arange(10.0).reshape(5, 2), "targets": torch.arange(5)}
+    parts = in_rows(batch, 2)
+    assert [part["targets"].tolist() for part in parts] == [[0, 1], [2, 3], [4]]
+    assert torch.equal(torch.cat([part["inputs"] for part in parts]), batch["inputs"])
+    storage = batch["inputs"].untyped_storage().data_ptr()
+    assert {part["inputs"].untyped_storage().data_ptr() for part in parts} == {storage}
+    record = _Pair(torch.zeros(3, 2), torch.zeros(3))
+    assert [type(part) for part in in_rows(record, 1)] == [_Pair] * 3
+
+
+@pytest.mark.parametrize("rows", [None, 4, 9])
+def test_a_batch_of_no_more_rows_stays_itself(rows: int | None) -> None:
+    batch = (torch.zeros(4, 2), torch.zeros(4))
+    assert in_rows(batch, rows)[0] is batch
+
+
+@pytest.mark.parametrize("batch", [(torch.zeros(4, 2), torch.zeros(3)), (torch.zeros(4), 0.5), torch.zeros(())])
+def test_a_batch_without_rows_stays_whole(batch: Any) -> None:
+    (part,) = in_rows(batch, 1)
+    assert part is batch
+
+
+def test_parts_know_their_batch() -> None:
+    task = models.make_task("llama")
+    whole = parts_of(task, "evaluation")
+    assert [index for index, _ in whole] == [0, 1, 2]
+    split = with_rows(task, 2)
+    assert [(index, len(part)) for index, part in parts_of(split, "evaluation")] == [(0, 2), (0, 1), (1, 2), (2, 1)]
+    assert task.rows is None
+    assert split.model is task.model

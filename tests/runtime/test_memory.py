@@ -1,0 +1,25 @@
+"""What is held and what is free, on an accelerator as its allocator sees it."""
+
+import pytest
+import torch
+
+from lite_probe.runtime.memory import free_memory, memory_allowed, memory_in_use
+
+_GPU = torch.device("cuda")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device of 1,000 bytes: 100 with others, 500 with this process, which uses 200 of them."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (400, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_the_allocator_caches_is_free() -> None:
+    """A peak that is over must not count against what comes next."""
+    assert memory_in_use(_GPU) == 200
+    assert free_memory(_GPU) == 400 + (500 - 200)
+    assert memory_allowed(_GPU, None) == 200 + int(0.8 * 700)
+    assert memory_allowed(_GPU, 123) == 123

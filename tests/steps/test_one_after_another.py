@@ -1,0 +1,113 @@
+"""Optimizers that step one after another, where memory does not hold the states of all."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lite_probe.measurements import steps as measuring
+from lite_probe.measurements import steps_session
+from lite_probe.measurements.requests.steps import StepsRequest
+from lite_probe.measurements.steps import StepsPlan
+from lite_probe.measurements.steps_session import StepsSession
+from lite_probe.results.steps import Steps
+from tests.replays.conftest import with_training
+
+NAMES = ("adamw", "muon-lite")
+
+
+@cache
+def planned(critical_only: bool = False) -> StepsPlan:
+    request = StepsRequest(
+        optimizers=NAMES, lr=1e-3, warm_batches=4, step_batches=16, critical_batches=1, critical_only=critical_only
+    )
+    plan = request.plan(with_training("llama", 24, torch.float32))
+    assert isinstance(plan, StepsPlan)
+    return plan
+
+
+@cache
+def measured(together: bool) -> tuple[Steps, list[int]]:
+    """The steps, and how many optimizers had a state after each."""
+    states: list[int] = []
+    original = StepsSession._step
+
+    def counted(self: StepsSession, one: Any) -> torch.Tensor:
+        update = original(self, one)
+        states.append(sum(bool(other.optimizer.state) for other in self._steppers) + len(self._halves))
+        return update
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepsSession, "_step", counted)
+        found: Steps = replace(planned(), together=together).run(with_training("llama", 24, torch.float32))
+    return found, states
+
+
+def test_the_numbers_are_the_same() -> None:
+    together, one = measured(True)[0], measured(False)[0]
+    for name in NAMES:
+        first, second = together.optimizers[name], one.optimizers[name]
+        for field in ("gains", "images", "signs", "whole_gains", "whole_curvatures"):
+            np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
+        assert first.joint is not None
+        assert second.joint is not None
+        np.testing.assert_array_equal(first.joint.curvatures, second.joint.curvatures)
+        for kind, steps in first.critical.items():
+            np.testing.assert_array_equal(steps.low, second.critical[kind].low)
+    assert together.signal == one.signal
+    assert together.signal
+    assert together.products == pytest.approx(one.products)
+
+
+def test_no_state_is_held_twice_between_steps() -> None:
+    """What a step starts from is there alone, and so are no halves of the batches any more."""
+    for together in (True, False):
+        assert set(measured(together)[1]) == {0}
+
+
+def test_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, request = with_training("llama", 24, torch.float32), planned().request
+    monkeypatch.setattr(measuring, "memory_allowed", lambda device, memory: limit)
+    limit = planned().memory_bytes + 2**30
+    assert request.plan(task).together
+    assert "after another" not in request.plan(task).summary()
+    asked: list[tuple[str, ...]] = []
+
+    def needs(*args: Any, together: bool) -> int:
+        names = args[4]
+        asked.append(tuple(names))
+        assert together == (len(names) > 1)
+        return limit + 1 if together else limit - 1
+
+    monkeypatch.setattr(measuring, "_needs", needs)
+    alone = request.plan(task)
+    assert not alone.together
+    assert NAMES in asked
+    assert alone.memory_bytes == limit - 1
+    assert alone.summary().endswith(", one state after another")
+    assert alone.num_gradients > planned().num_gradients
+
+
+def test_a_stopped_one_goes_on_the_way_it_went(tmp_path: Any) -> None:
+    """Whatever a later process would choose: samples are kept by optimizer."""
+    stopped = RuntimeError("stopped")
+
+    def stop(done: int, expected: int, label: str) -> None:
+        if label.startswith("muon-lite · batch 9"):
+            raise stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps_session.SaveClock, "due", True)
+        with pytest.raises(RuntimeError, match="stopped"):
+            replace(planned(), together=False).run(
+                with_training("llama", 24, torch.float32), state_directory=tmp_path, on_progress=stop
+            )
+        found = replace(planned(), together=True).run(
+            with_training("llama", 24, torch.float32), state_directory=tmp_path
+        )
+    for name in NAMES:
+        expected = measured(False)[0].optimizers[name]
+        np.testing.assert_array_equal(found.optimizers[name].images, expected.images)
