@@ -43,6 +43,7 @@ def shard_task(task: Task, ranks: ProcessRanks, device: torch.device) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # sums, and not means, over the ranks
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
     trainable: list[Any] = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sizes = ranks.from_every([local(parameter).numel() for parameter in trainable])
     task.ranks = ShardRanks(ranks, [list(of_one) for of_one in zip(*sizes, strict=True)])

@@ -152,6 +152,23 @@ def collected(task: Task, own: Tensor, size: int) -> Tensor | None:
     return task.ranks.collected(own, size)
 
 
+def in_float32(ranks: ProcessRanks) -> dict[str, Any]:
+    """A product and a gradient in float32."""
+    task = make_task("tied_llama", torch.float32)
+    vector = own_slice(direction(task), ranks.rank, ranks.count).float()
+    shard_task(task, ranks, torch.device("cpu"))
+    layout = layout_of(task)
+    with preserve_state(task.model):
+        gradient = sharded_loss_and_gradient(task, layout, "evaluation").gradient
+        operator = ShardedDifferenceOperator(task, layout)
+        product = operator.matvec(vector)
+    return {
+        "gradient": collected(task, gradient, layout.whole_size),
+        "product": collected(task, product, layout.whole_size),
+        "error": operator.relative_error,
+    }
+
+
 def attention(ranks: ProcessRanks) -> list[str]:
     """The attention of models in shards: one that may be fused, and one whose loss would change."""
     chosen = []
@@ -172,7 +189,9 @@ def main(out: Path) -> None:
     """Find everything."""
     with ProcessRanks(timeout=60.0) as ranks:
         found: dict[str, Any] = {name: measured(name, ranks) for name in MODELS}
-        torch.save({**found, "attention": attention(ranks)}, out / f"found-{ranks.rank}.pt")
+        torch.save(
+            {**found, "attention": attention(ranks), "float32": in_float32(ranks)}, out / f"found-{ranks.rank}.pt"
+        )
 
 
 if __name__ == "__main__":

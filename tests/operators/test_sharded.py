@@ -51,6 +51,19 @@ def test_a_product_of_shards_is_that_of_autograd(found: list[dict[str, Any]], na
     assert min(slices) > 0.4 * operator.size
 
 
+def test_float32_is_as_near_as_the_differences_say(found: list[dict[str, Any]]) -> None:
+    operator = operator_of("tied_llama")
+    vector = torch.cat([one.flatten() for one in sharded_worker.direction(operator.task)])
+    with preserve_state(operator.task.model):
+        expected = operator.matvec(vector)
+        gradient = loss_and_gradient(operator.task, operator.layout, "evaluation").gradient
+    one = found[0]["float32"]
+    torch.testing.assert_close(one["gradient"].double(), gradient, rtol=1e-4, atol=1e-6)
+    apart = float((one["product"].double() - expected).norm() / expected.norm())
+    # The best of five steps, neighbours four times apart: their difference is of the error's size.
+    assert apart < 5.0 * one["error"] < 0.05
+
+
 @models
 def test_loss_and_gradient_of_few_and_unequal_batches_are_those_of_one_process(
     found: list[dict[str, Any]], name: str
