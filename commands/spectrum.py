@@ -60,16 +60,20 @@ class SpectrumMeasuring(Measuring):
                 "expected several ranks for --sharded, got one process",
                 "start torchrun --nproc-per-node N -m lite_probe spectrum … --sharded, with N of at least 2",
             )
+        if found := self._unsharded():
+            raise UsageError(
+                f"expected the whole Hessian for a model in shards, got {' and '.join(found)}",
+                f"leave out {' and '.join(found)}, or let every rank hold the whole model",
+            )
+
+    def _unsharded(self) -> list[str]:
+        """Return the options asked for that need the whole model."""
         asked = {
             "--operator ggn": self.request.operator != "hessian",
             "--per-block": self.request.per_block,
             "--verify": self.own["verify"],
         }
-        if found := [name for name, is_asked in asked.items() if is_asked]:
-            raise UsageError(
-                f"expected the whole Hessian for a model in shards, got {' and '.join(found)}",
-                f"leave out {' and '.join(found)}, or let every rank hold the whole model",
-            )
+        return [name for name, is_asked in asked.items() if is_asked]
 
     def loaded(self) -> Opened:
         """Return the task asked for; of several ranks each has the whole model, or a shard of it."""
@@ -79,7 +83,7 @@ class SpectrumMeasuring(Measuring):
             return super().loaded()
         asked, device = self.asked, choose_device(self.asked.device)
         is_own = asked.checkpoint is None and asked.device == "auto"  # a task that stays where it is
-        if not self.own["sharded"] and (is_own or device.type == "cpu"):
+        if not self.own["sharded"] and (is_own or device.type == "cpu" or self._unsharded()):
             return super().loaded()
         self.asked = replace(asked, device="cpu")
         opened = super().loaded()
@@ -88,7 +92,6 @@ class SpectrumMeasuring(Measuring):
         if not is_sharded:
             move_task(opened.task, device.type, None)
             return opened
-        self._require_for_shards()
         return self._sharded(opened, device)
 
     def _sharded(self, opened: Opened, device: "torch.device") -> Opened:

@@ -134,7 +134,8 @@ class SpectrumPlan(Plan[Spectrum]):
             if on_progress is not None:
                 on_progress(done, 2 * num_batches + 1, "planning")  # two gradients, and the graph of one batch
 
-        options, rows_mix = [None] if ranks.is_sharded else costing.row_options(fullest, request.split), False
+        options: list[int | None] = [None] if ranks.is_sharded else costing.row_options(fullest, request.split)
+        rows_mix = False
         budget = ranks.least(memory_allowed(task.device, request.memory, ranks.on_host))
         rows = ranks.once(partial(costing.gradient_rows, fullest, layout, request.split, options, budget))
         if rows is not None and not costing.adds_up(fullest, request.split, rows):
@@ -151,17 +152,18 @@ class SpectrumPlan(Plan[Spectrum]):
         kind = _kind(request)
         whole = _operator_request(request, _WHOLE)
         host = host_memory_allowed(task.device, ranks.on_host)
-        room: dict[str, int | None] = {"budget": budget, "host": None if host is None else ranks.least(host)}
+        host = None if host is None else ranks.least(host)
         plan_memory = partial(
             costing.plan_memory,
             *(fullest, layout, evaluated, whole, request.split, kind),
-            **room,
+            budget=budget,
+            host=host,
             ranks=ranks.count,
         )
         options = options[options.index(rows) :] if kind != "finite-differences" else [rows]
         if ranks.is_sharded:
-            plan_shards = partial(costing.plan_shards, task, layout, evaluated, whole, request.split, **room)
-            costs, memory = ranks.together(plan_shards)
+            plan_shards = partial(costing.plan_shards, task, layout, evaluated, whole, request.split)
+            costs, memory = ranks.together(partial(plan_shards, budget=budget, host=host))
         else:
             costs, memory = ranks.once(partial(plan_memory, options=options))
         if rows is None and memory.rows is not None and not costing.adds_up(fullest, request.split, memory.rows):

@@ -67,7 +67,7 @@ class ShardRanks(Ranks):
         Cost: a message of its size from each rank, one for every parameter.
         """
         whole = torch.empty(size, dtype=row.dtype) if self.is_first else None
-        own, place = torch.split(row, [sizes[self.rank] for sizes in self._sizes]), 0  # type: ignore[no-untyped-call]
+        own, place = torch.split(row, [sizes[self.rank] for sizes in self._sizes]), 0
         for shard, sizes in zip(own, self._sizes, strict=True):
             padded = row.new_zeros(1, max(sizes))
             padded[0, : len(shard)] = shard

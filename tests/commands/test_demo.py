@@ -117,7 +117,7 @@ def test_the_richest_variant_that_fits_is_chosen(
     asked = TaskOptions(
         checkpoint=str(tiny_llama), data_path=str(text), tokenizer="bytes", seq_len=16, batch_size=4, batches=1
     )
-    one = SpectrumMeasuring(Terminal(""), asked, RunOptions(), SpectrumRequest(), {"verify": False})
+    one = SpectrumMeasuring(Terminal(""), asked, RunOptions(), SpectrumRequest(), {"verify": False, "sharded": False})
     variants = [{"top": 2, "bottom": 1, "probes": 2, "per_block": rich} for rich in (True, False)]
     opened = one.open()
     assert one.choose(opened, tmp_path, variants, seconds) == chosen
