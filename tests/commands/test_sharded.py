@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from lite_probe.commands import compute
 from lite_probe.commands import spectrum as command
+from lite_probe.commands.console import Terminal
+from lite_probe.commands.measuring import Measuring, RunOptions
+from lite_probe.commands.task import Opened, TaskOptions
+from lite_probe.errors import UsageError
+from lite_probe.measurements.requests.spectrum import SpectrumRequest
 from lite_probe.results.store import load
 from lite_probe.runtime import memory
+from lite_probe.vectors.ranks import Ranks
 from tests.commands.conftest import save_llama
 from tests.commands.running import run
 from tests.launching import finished, process_of, started
@@ -76,3 +83,59 @@ def test_a_model_is_sharded_where_a_device_does_not_hold_it(monkeypatch: pytest.
     assert not command._exceeds(task, torch.device("cuda", 0), None)  # 8 of 10
     assert command._exceeds(task, torch.device("cuda", 0), 8 * size - 1)
     assert not command._exceeds(task, torch.device("cuda", 0), 8 * size)
+
+
+def measuring(*, sharded: bool, verify: bool = False, **asked: Any) -> command.SpectrumMeasuring:
+    """The command on one of several ranks."""
+    options = TaskOptions(checkpoint="model", data_path="text")
+    own = {"verify": verify, "sharded": sharded}
+    one = command.SpectrumMeasuring(Terminal(""), options, RunOptions(), SpectrumRequest(**asked), own)
+    one.ranks = Ranks()
+    return one
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"operator": "ggn"}, "--operator ggn"),
+        ({"per_block": True}, "--per-block"),
+        ({"operator": "ggn", "verify": True}, "--operator ggn and --verify"),
+    ],
+)
+def test_what_shards_do_not_give_is_refused(asked: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=f"expected the whole Hessian for a model in shards, got {named}") as refusal:
+        measuring(sharded=True, **asked).vet()
+    assert f"leave out {named}, " in refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    ("exceeds", "asked", "expected"),
+    [
+        (True, {}, ["load on cpu", "shards on cuda:0"]),
+        (False, {}, ["load on cpu", "whole on cuda"]),
+        (True, {"per_block": True}, ["load on auto"]),  # the planner says what does not fit
+    ],
+)
+def test_a_checkpoint_is_sharded_by_itself_where_it_must(
+    exceeds: bool, asked: dict[str, Any], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    opened = Opened(task=make_task("mlp"), checkpoint=None, summary=None, notes=())
+
+    def loaded(one: Measuring) -> Opened:
+        done.append(f"load on {one.asked.device}")
+        return opened
+
+    def sharded(one: Measuring, opened: Opened, device: torch.device) -> Opened:
+        done.append(f"shards on {device}")
+        return opened
+
+    monkeypatch.setattr(compute, "choose_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(compute, "move_task", lambda task, device, precision: done.append(f"whole on {device}"))
+    monkeypatch.setattr(command, "_exceeds", lambda task, device, memory: exceeds)
+    monkeypatch.setattr(Measuring, "loaded", loaded)
+    monkeypatch.setattr(command.SpectrumMeasuring, "_sharded", sharded)
+    one = measuring(sharded=False, **asked)
+    assert one.loaded() is opened
+    assert done == expected
+    assert one.asked.device == "auto"
