@@ -124,5 +124,5 @@ def test_the_richest_variant_that_fits_is_chosen(
     assert one.request.per_block is (chosen == 0)
     # What is there is asked for again, whatever it would take.
     one.measured(opened, tmp_path)
-    again = SpectrumMeasuring(Terminal(""), asked, RunOptions(), SpectrumRequest(), {"verify": False})
+    again = SpectrumMeasuring(Terminal(""), asked, RunOptions(), SpectrumRequest(), {"verify": False, "sharded": False})
     assert again.choose(again.open(), tmp_path, variants, 0.0) == (0 if chosen == 0 else 1)
