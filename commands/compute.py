@@ -52,6 +52,11 @@ def move_task(task: Task, device: str, precision: str | None) -> None:
     if place is None and dtype is None:
         return
     task.model.to(device=place, dtype=dtype)
+    move_batches(task, place, dtype)
+
+
+def move_batches(task: Task, place: torch.device | None, dtype: torch.dtype | None) -> None:
+    """Move a task's batches, and convert what floats in them; None leaves it as it is."""
     task.evaluation = [_moved(batch, place, dtype) for batch in task.evaluation]
     task.train = [_moved(batch, place, dtype) for batch in task.train]
     task.heldout = [_moved(batch, place, dtype) for batch in task.heldout]

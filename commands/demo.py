@@ -199,7 +199,7 @@ class _Demo:
         )
         kind = KINDS[measuring.kind].load("request")
         wanted = kind(seed=self.seed, **variants[0].request, **request)
-        own = {"verify": False, "relative_path": None, "shards_by": DEALT}
+        own = {"verify": False, "sharded": False, "relative_path": None, "shards_by": DEALT}
         one = measuring(self.terminal, asked, RunOptions(fresh=self.fresh), wanted, own)
         opened = one.open()
         # Checkpoints of another seed have the same names.

@@ -243,10 +243,15 @@ class Measuring:
         """Open the task; refuse what cannot be measured on it."""
         with self.terminal.waiting(OPENING):
             self.vet()
-            opened = open_task(self.asked, train_batches=self.request.train_batches(self.asked.batches))
-            if self.ranks is not None:
-                opened.task.ranks = self.ranks
+            opened = self.loaded()
             self.request = self.prepared(opened).checked(opened.task)
+        return opened
+
+    def loaded(self) -> Opened:
+        """Return the task asked for, for the ranks that there are."""
+        opened = open_task(self.asked, train_batches=self.request.train_batches(self.asked.batches))
+        if self.ranks is not None:
+            opened.task.ranks = self.ranks
         return opened
 
     def go(self, opened: Opened, folder: Path) -> "Shown":
@@ -344,7 +349,7 @@ class Measuring:
 
         A task of the user's own is known by its loss, too, which a plan evaluates.
         """
-        if opened.checkpoint is None:
+        if opened.checkpoint is None or opened.task.ranks.is_sharded:  # no rank can tell a sharded model alone
             return None, ""
         spectrum = getattr(self.request, "spectrum", None)
 

@@ -120,6 +120,7 @@ class Plan(ABC, Generic[Result]):
             **request.config,
             "device": task.device.type,
             "precision": precision_of(task),
+            **({"sharded": True} if task.ranks.is_sharded else {}),
             "lite_probe": __version__,
             "torch": torch.__version__,
         }
@@ -177,7 +178,7 @@ class Plan(ABC, Generic[Result]):
             folder = _state_folder(state_directory, self.request.kind)
         run = ResumableRun(folder, self.fingerprint, on_progress, task.ranks)
         run.require_ranks()
-        with preserve_state(task.model):
+        with preserve_state(task.model, fused_attention=task.ranks.is_sharded):
             outcome = self.measure(task, run, on_event)
         result: Result = KINDS[self.request.kind].load("record")(
             **outcome.fields,

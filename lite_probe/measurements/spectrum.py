@@ -16,9 +16,10 @@ from lite_probe.measurements.base import OnEvent, Outcome, Plan, precision_of
 from lite_probe.measurements.requests import OnProgress, takes
 from lite_probe.measurements.requests.spectrum import SpectrumRequest
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator
-from lite_probe.operators.gradient import require_deterministic
+from lite_probe.operators.gradient import gradient_norm, require_deterministic
 from lite_probe.operators.guards import preserve_state, require_precision
 from lite_probe.operators.hessian import GraphStore
+from lite_probe.operators.sharded import layout_of, sharded_loss_and_gradient
 from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
@@ -58,7 +59,7 @@ class SpectrumPlan(Plan[Spectrum]):
     """How a spectrum will be measured, and what that takes."""
 
     shown: ClassVar[tuple[str, ...]] = (
-        *("num_parameters", "num_hvps", "seconds", "memory_bytes", "graph_mode", "layout"),
+        *("num_parameters", "num_hvps", "seconds", "memory_bytes", "graph_mode", "num_shards", "layout"),
         *("multiplication", "scratch_bytes", "result_bytes", "fingerprint"),
     )
 
@@ -70,6 +71,7 @@ class SpectrumPlan(Plan[Spectrum]):
     gradient_norm: float
     count: int  # tokens or samples behind the loss
     unused: tuple[str, ...]  # parameters without influence on the loss
+    num_shards: int  # that the model is cut into; 1 where every rank holds it whole
     rows_mix: bool  # a batch's loss is not the sum of its rows', so that batches are computed whole
     multiplication: Multiplication  # what products are multiplied in
     checkpointing_off: bool  # the model checkpoints activations reentrantly, which a measurement leaves out
@@ -82,7 +84,7 @@ class SpectrumPlan(Plan[Spectrum]):
             UsageError: More pairs than parameters, or blocks of a task that has none.
             InputError: Parameters in half precision.
         """
-        size = ParameterLayout(list(task.model.named_parameters())).size
+        size = sum(parameter.numel() for parameter in task.model.parameters() if parameter.requires_grad)
         if size == 0:
             raise UsageError("expected a model with trainable parameters, got none")
         require_precision(task.model)
@@ -94,6 +96,8 @@ class SpectrumPlan(Plan[Spectrum]):
             )
         if request.products == "auto" and not pays_to_try(task.device, kind, request.method):
             request = replace(request, products="float32")
+        if task.ranks.is_sharded:
+            _require_for_shards(request)
         if request.top + request.bottom > size:
             raise UsageError(
                 f"expected --top plus --bottom of at most {size:,}, the number of parameters, "
@@ -123,13 +127,13 @@ class SpectrumPlan(Plan[Spectrum]):
 
         Cost: two gradients; of one row and of the part of a batch that is chosen, one graph and two products.
         """
-        with preserve_state(task.model) as log:
+        with preserve_state(task.model, fused_attention=task.ranks.is_sharded) as log:
             plan = cls._of(task, request, on_progress)
         return replace(plan, checkpointing_off=log.checkpoints > 0)
 
     @classmethod
     def _of(cls, task: Task, request: SpectrumRequest, on_progress: OnProgress | None) -> "SpectrumPlan":
-        layout = ParameterLayout(list(task.model.named_parameters()))
+        layout = layout_of(task)
         ranks = task.ranks
         fullest = task.of_first_rank(request.split)
         num_batches = len(fullest.batches(request.split))
@@ -141,30 +145,41 @@ class SpectrumPlan(Plan[Spectrum]):
             if on_progress is not None:
                 on_progress(done, 2 * num_batches + 1, "planning")  # two gradients, and the graph of one batch
 
-        options, rows_mix = costing.row_options(fullest, layout, request.split), False
-        whole_batches = replace(options, rows=(None,))
+        if ranks.is_sharded:
+            options = costing.RowOptions((None,), 0, 0)
+        else:
+            options = costing.row_options(fullest, layout, request.split)
+        whole_batches, rows_mix = replace(options, rows=(None,)), False
         budget = ranks.least(memory_allowed(task.device, request.memory, ranks.on_host))
         rows = ranks.once(partial(costing.gradient_rows, options, layout, budget))
         if rows is not None and not costing.adds_up(fullest, request.split, rows):
             options, rows, rows_mix = whole_batches, None, True
         started = time.perf_counter()
-        evaluated = require_deterministic(with_rows(task, rows), layout, request.split, on_batch)
+        if ranks.is_sharded:
+            evaluated = require_deterministic(task, layout, request.split, on_batch, sharded_loss_and_gradient)
+        else:
+            evaluated = require_deterministic(with_rows(task, rows), layout, request.split, on_batch)
         gradient_seconds = (time.perf_counter() - started) / 2.0
-        gradient_norm = float(evaluated.gradient.double().square().sum().sqrt())
+        length = gradient_norm(task, evaluated)
         # N numbers that are no longer needed; a slice would keep them.
         evaluated = replace(evaluated, gradient=evaluated.gradient.new_empty(0))
         kind = _kind(request)
         whole, host = _operator_request(request, _WHOLE), host_memory_allowed(task.device, ranks.on_host)
+        host = None if host is None else ranks.least(host)
         plan_memory = partial(
             costing.plan_memory,
             *(fullest, layout, evaluated, whole, request.split, kind),
             budget=budget,
-            host=None if host is None else ranks.least(host),
+            host=host,
             ranks=ranks.count,
         )
         differences = replace(options, rows=(rows,))  # nothing but gradients
         options = differences if kind == "finite-differences" else options.down_from(rows)
-        costs, memory = ranks.once(partial(plan_memory, options=options))
+        if ranks.is_sharded:
+            plan_shards = partial(costing.plan_shards, task, layout, evaluated, whole, request.split)
+            costs, memory = ranks.together(partial(plan_shards, budget=budget, host=host))
+        else:
+            costs, memory = ranks.once(partial(plan_memory, options=options))
         if rows is None and memory.rows is not None and not costing.adds_up(fullest, request.split, memory.rows):
             costs, memory = ranks.once(partial(plan_memory, options=whole_batches))
             rows_mix = True
@@ -204,7 +219,7 @@ class SpectrumPlan(Plan[Spectrum]):
             mode = "kept"
         return cls(
             request=request,
-            num_parameters=layout.size,
+            num_parameters=layout.whole_size,
             num_hvps=sum(multiplication.count(one) for one in asked),
             seconds=seconds,
             memory_bytes=peak + (residuals if multiplication.is_polishing(whole) else 0),
@@ -212,11 +227,12 @@ class SpectrumPlan(Plan[Spectrum]):
             layout=memory,
             fingerprint=cls.key(task, request, evaluated.loss),
             loss=evaluated.loss,
-            gradient_norm=gradient_norm,
+            gradient_norm=length,
             count=evaluated.count,
             unused=evaluated.unused,
-            scratch_bytes=costing.scratch_bytes(whole, costs.vector_bytes, memory),
-            result_bytes=4 * layout.size * (request.top + request.bottom),  # eigenvectors, in float32
+            scratch_bytes=costing.scratch_bytes(whole, layout.whole_size * layout.parameters[0].element_size(), memory),
+            result_bytes=4 * layout.whole_size * (request.top + request.bottom),  # eigenvectors, in float32
+            num_shards=ranks.count if ranks.is_sharded else 1,
             rows_mix=rows_mix,
             multiplication=multiplication,
             checkpointing_off=False,
@@ -233,8 +249,9 @@ class SpectrumPlan(Plan[Spectrum]):
         parts = "" if self.layout.rows is None else f", batches in parts of {_rows(self.layout.rows)}"
         where = "" if self.layout.basis_placement == "device" else f" {self.layout.place}"
         bits = f"; {self.multiplication.told()}" if self.multiplication.is_fast else ""
+        shards = f"the model in {self.num_shards} shards, " if self.num_shards > 1 else ""
         return (
-            f"~{self.num_hvps} Hessian products, {self.time_and_memory} ({graphs}{parts}, basis of "
+            f"~{self.num_hvps} Hessian products, {self.time_and_memory} ({shards}{graphs}{parts}, basis of "
             f"{self.layout.basis_columns} vectors{where}{bits})"
         )
 
@@ -259,6 +276,7 @@ class SpectrumPlan(Plan[Spectrum]):
             notes=[*notes, *(note for block in finished.values() for note in block.notes)],
             details={
                 "graphs": self.graph_mode,
+                **({"model": f"{self.num_shards} shards"} if self.num_shards > 1 else {}),
                 "vectors per pass": str(self.layout.vectors_per_pass),
                 "basis": f"{self.layout.basis_columns} vectors {self.layout.place}",
                 **({} if self.layout.rows is None else {"batches": f"in parts of {_rows(self.layout.rows)}"}),
@@ -365,8 +383,9 @@ class _Session:
     def _measure(self, name: str, report: OnProgress) -> _Finished:
         """Measure one operator."""
         is_whole = name == _WHOLE
-        blocks: dict[str, Any] = {} if is_whole else {"block": name, "block_map": self.task.blocks}
-        layout = ParameterLayout(self.parameters, **blocks)
+        layout = layout_of(self.task)
+        if not is_whole:
+            layout = ParameterLayout(self.parameters, block=name, block_map=self.task.blocks)
         build = partial(
             costing.build_operator,
             self.task,
@@ -378,7 +397,9 @@ class _Session:
             vectors_per_pass=self.memory.vectors_per_pass,
         )
         operator = build()
-        request = _operator_request(self.plan.request, name, layout.size)
+        request = _operator_request(self.plan.request, name, layout.whole_size)
+        if isinstance(operator, FiniteDifferenceOperator):
+            operator.settle(derive_seed(request.seed, "step"))
         state = SavedState(self.state.folder(name, "running"), self.plan.fingerprint, self.ranks)
         measurement = OperatorMeasurement(
             operator,
@@ -415,14 +436,33 @@ class _Session:
             else:
                 whole = np.empty(shape, np.float32)
         for place in range(count):
-            row = basis.whole(basis.rows[place : place + 1])[0]  # one at a time: they need not fit into memory
-            if whole is not None:
-                whole[place] = row.cpu().numpy()
+            # One at a time: they need not fit into memory.
+            row = self.ranks.collected(basis.rows[place], basis.whole_size)
+            if whole is not None and row is not None:
+                whole[place] = row.numpy()
         return None if whole is None else whole.T
 
 
 def _without_vectors(finished: _Finished) -> _Finished:
     return replace(finished, eigenvectors=None)
+
+
+def _require_for_shards(request: SpectrumRequest) -> None:
+    """Refuse what shards of a model do not give.
+
+    Raises:
+        UsageError: Products by autograd, or blocks.
+    """
+    if request.method != "finite-differences":
+        raise UsageError(
+            f"expected finite differences for a model in shards, got --method {request.method}",
+            "pass --method finite-differences: autograd differentiates no shard",
+        )
+    if request.per_block:
+        raise UsageError(
+            "expected the whole spectrum for a model in shards, got --per-block",
+            "leave out --per-block, or measure on ranks that each hold the whole model",
+        )
 
 
 def _rows(count: int) -> str:

@@ -15,14 +15,16 @@ class SymmetricOperator(ABC):
         size: n.
         device: Where vectors must live.
         dtype: Precision of vectors and products.
+        vector_size: Entries of a vector that it takes: n, or those of this rank's slice.
         num_products: Products made so far, one per vector.
         vectors_per_pass: Vectors that one pass serves at no extra memory; callers batch up to this many.
     """
 
     vectors_per_pass: int = 1
 
-    def __init__(self, size: int, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, size: int, *, device: torch.device, dtype: torch.dtype, vector_size: int | None = None) -> None:
         self.size = size
+        self.vector_size = size if vector_size is None else vector_size
         self.device = device
         self.dtype = dtype
         self.num_products = 0
@@ -37,8 +39,8 @@ class SymmetricOperator(ABC):
         Raises:
             ValueError: If shape, dtype or device is not the operator's.
         """
-        if matrix.ndim != 2 or matrix.shape[0] != self.size:
-            raise ValueError(f"expected vectors of shape ({self.size}, b), got {tuple(matrix.shape)}")
+        if matrix.ndim != 2 or matrix.shape[0] != self.vector_size:
+            raise ValueError(f"expected vectors of shape ({self.vector_size}, b), got {tuple(matrix.shape)}")
         if matrix.dtype != self.dtype or matrix.device != self.device:
             raise ValueError(f"expected {self.dtype} on {self.device}, got {matrix.dtype} on {matrix.device}")
         self.num_products += matrix.shape[1]

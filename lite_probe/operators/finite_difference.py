@@ -5,6 +5,7 @@ right one scales with ‖θ‖/‖v‖; the step is chosen on the first product 
 """
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.task import Split, Task
 from lite_probe.task.batches import parts_of
 from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.random import random_vector
 from lite_probe.vectors.reductions import norm
 
 _FACTOR = 4.0  # between neighbouring steps that are tried
@@ -24,27 +26,38 @@ class FiniteDifferenceOperator(SymmetricOperator):
     """H by central differences; weights are perturbed in place and restored bitwise, also when the loss raises.
 
     Attributes:
-        relative_step: ε‖v‖/‖θ‖; None until the first product chose it.
-        relative_error: ‖difference to the neighbouring step‖/‖Hv‖ of the first product, an estimate of the error.
+        relative_step: ε‖v‖/‖θ‖; None until `settle` or the first product chose it.
+        relative_error: ‖difference to the neighbouring step‖/‖Hv‖ of that product, an estimate of the error.
 
     Cost of a product: two gradients; the first one ten.
     """
 
     def __init__(self, task: Task, layout: ParameterLayout, *, split: Split = "evaluation") -> None:
         first = layout.parameters[0]
-        super().__init__(layout.size, device=first.device, dtype=first.dtype)
+        super().__init__(layout.whole_size, device=first.device, dtype=first.dtype, vector_size=layout.size)
         self.task = task
         self.layout = layout
         self.split: Split = split
         self.relative_step: float | None = None
         self.relative_error: float | None = None
-        self._parameter_norm = sum(norm(p.detach().flatten()) ** 2 for p in layout.parameters) ** 0.5
+        self._parameter_norm = self._length(*(p.detach().flatten() for p in layout.parameters))
+
+    def settle(self, seed: int) -> None:
+        """Choose the step on a random vector: whoever continues with the same seed chooses the same.
+
+        Cost: ten gradients.
+        """
+        part = self.task.ranks.part(self.size) if self.vector_size < self.size else slice(0, self.size)
+        vector = random_vector(
+            self.size, seed=seed, dtype=self.dtype, device=self.device, start=part.start, stop=part.stop
+        )
+        self._choose_step(vector, self._length(vector))
 
     def _products(self, rows: Tensor) -> Tensor:
         return torch.stack([self._product(row) for row in rows])
 
     def _product(self, vector: Tensor) -> Tensor:
-        length = norm(vector)
+        length = self._length(vector)
         if length == 0.0:
             return torch.zeros_like(vector)
         if self.relative_step is None:
@@ -56,7 +69,7 @@ class FiniteDifferenceOperator(SymmetricOperator):
         center = torch.finfo(self.dtype).eps ** (1.0 / 3.0)
         steps = [center * _FACTOR ** (index - _STEPS_TRIED // 2) for index in range(_STEPS_TRIED)]
         products = [self._difference(vector, length, step) for step in steps]
-        apart = [norm(a - b) / max(norm(a), 1e-300) for a, b in itertools.pairwise(products)]
+        apart = [self._length(a - b) / max(self._length(a), 1e-300) for a, b in itertools.pairwise(products)]
         best = min(range(len(apart)), key=apart.__getitem__)
         self.relative_step = steps[best]
         self.relative_error = apart[best]
@@ -74,6 +87,10 @@ class FiniteDifferenceOperator(SymmetricOperator):
         finally:
             self._move(saved, directions, 0.0)
         return self._pull_back((ahead - behind) / (2.0 * epsilon))
+
+    def _length(self, *vectors: Tensor) -> float:
+        """Return the norm of vectors (n,), one after another."""
+        return math.hypot(*map(norm, vectors))
 
     def _read(self) -> Tensor:
         """Return what is differenced, at the weights as they stand: the gradient, (N,)."""

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from lite_probe.errors import InputError, NumericsError
-from lite_probe.operators.guards import KEPT_GRAPH, explain_autograd_error, require_whole
+from lite_probe.operators.guards import KEPT_GRAPH, explain_autograd_error
 from lite_probe.seeds import derive_seed
 from lite_probe.task import Split, Task
 from lite_probe.task.batches import in_rows, parts_of
-from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.layout import ParameterLayout, require_whole
 from lite_probe.vectors.reductions import norm
 
 _NUDGE = 0.01  # of a parameter's root mean square, by which it is moved to see whether the loss depends on it
@@ -24,7 +24,7 @@ class LossAndGradient:
     """The loss over all batches of a split and its gradient."""
 
     loss: float  # nats per counted token, or loss per sample
-    gradient: Tensor  # (N,)
+    gradient: Tensor  # (N,), or this rank's slice of it where the model is sharded
     count: int  # tokens or samples
     unused: tuple[str, ...]  # parameters that no batch's loss depends on
 
@@ -45,10 +45,8 @@ def loss_and_gradient(
 
     Cost: one gradient.
     """
-    require_whole(layout.parameters)
-    batches = task.batches(split)
-    if not batches:
-        raise InputError(f"expected at least one {split} batch, got none", f"give the task {split} batches")
+    require_whole(task.model.parameters())
+    require_batches(task, split)
     first = layout.parameters[0]
     gradient = torch.zeros(layout.size, dtype=first.dtype, device=first.device)
     used = [False] * len(layout.parameters)
@@ -66,19 +64,38 @@ def loss_and_gradient(
                 del grads  # before the next part's graph is built
         if on_batch is not None:
             on_batch(index)
-    own_total, bad = _finite_sum(losses)
-    _require_finite(task.ranks.from_every(bad), split)
+    own_total, bad = finite_sum(losses)
+    require_finite(task.ranks.from_every(bad), split)
     sums = task.ranks.add_up(torch.tensor([own_total, own_count, *used], dtype=torch.float64)).tolist()
     total, count, used = sums[0], int(sums[1]), [bool(was) for was in sums[2:]]
-    if count == 0:
-        raise InputError(f"expected counted tokens in the {split} batches, got none")
+    require_count(count, split)
     task.ranks.add_up(gradient)
     gradient /= count
     unused = tuple(name for name, was in zip(layout.names, used, strict=True) if not was)
     return LossAndGradient(total / count, gradient, count, unused)
 
 
-def _finite_sum(losses: Sequence[tuple[int, Tensor]]) -> tuple[float, tuple[int, float] | None]:
+def require_batches(task: Task, split: Split) -> None:
+    """Refuse a split without batches.
+
+    Raises:
+        InputError: If it has none.
+    """
+    if not task.batches(split):
+        raise InputError(f"expected at least one {split} batch, got none", f"give the task {split} batches")
+
+
+def require_count(count: int, split: Split) -> None:
+    """Refuse batches that count nothing.
+
+    Raises:
+        InputError: If they do not.
+    """
+    if count == 0:
+        raise InputError(f"expected counted tokens in the {split} batches, got none")
+
+
+def finite_sum(losses: Sequence[tuple[int, Tensor]]) -> tuple[float, tuple[int, float] | None]:
     """Add up losses, each with the number of its batch; return the first that is not finite beside the sum.
 
     Cost: one wait for the device.
@@ -92,7 +109,7 @@ def _finite_sum(losses: Sequence[tuple[int, Tensor]]) -> tuple[float, tuple[int,
     return total, None
 
 
-def _require_finite(found: Sequence[tuple[int, float] | None], split: Split) -> None:
+def require_finite(found: Sequence[tuple[int, float] | None], split: Split) -> None:
     """Refuse losses that are not finite.
 
     Args:
@@ -121,7 +138,11 @@ def _gradients(loss: Tensor, layout: ParameterLayout) -> Sequence[Tensor | None]
 
 
 def require_deterministic(
-    task: Task, layout: ParameterLayout, split: Split, on_batch: Callable[[int], None] | None = None
+    task: Task,
+    layout: ParameterLayout,
+    split: Split,
+    on_batch: Callable[[int], None] | None = None,
+    evaluate: Callable[..., LossAndGradient] = loss_and_gradient,
 ) -> LossAndGradient:
     """Return loss and gradient after two passes gave the same, up to rounding, and gradients reach what they should.
 
@@ -134,13 +155,13 @@ def require_deterministic(
 
     Cost: two gradients; where parameters have no gradient, a forward pass more.
     """
-    first = loss_and_gradient(task, layout, split, on_batch)
-    second = loss_and_gradient(task, layout, split, on_batch)
+    first = evaluate(task, layout, split, on_batch)
+    second = evaluate(task, layout, split, on_batch)
     _require_connected(task, layout, split, first)
-    scale = norm(first.gradient)
+    scale = gradient_norm(task, first)
     if scale != scale or scale == float("inf"):
         raise NumericsError("expected a finite gradient, got NaN or infinity", "check the weights")
-    apart = norm(first.gradient - second.gradient)
+    apart = gradient_norm(task, replace(first, gradient=first.gradient - second.gradient))
     if not _same_loss(first.loss, second.loss, layout) or apart > _rounding(layout) * scale:
         raise NumericsError(
             f"expected the same loss and gradient twice, got losses {first.loss:.9g} and {second.loss:.9g} "
@@ -148,6 +169,12 @@ def require_deterministic(
             "switch off dropout and other randomness in the task's predict and criterion",
         )
     return first
+
+
+def gradient_norm(task: Task, evaluated: LossAndGradient) -> float:
+    """Return the norm of a gradient, of which each rank may hold a slice."""
+    own = norm(evaluated.gradient)
+    return task.ranks.hypot(own) if task.ranks.is_sharded else own
 
 
 def _rounding(layout: ParameterLayout) -> float:

@@ -1,7 +1,7 @@
 """How a measurement treats a model: nothing moves, attention is differentiable twice, precision is explicit."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,16 @@ class GuardLog:
 
 
 @contextmanager
-def preserve_state(model: nn.Module) -> Iterator[GuardLog]:
+def preserve_state(model: nn.Module, *, fused_attention: bool = False) -> Iterator[GuardLog]:
     """Leave no trace: mode, buffers, random state and matmul precision come back bitwise, also after an error.
 
     Inside, the model is in evaluation mode, attention runs its mathematical form, which can be differentiated
     twice, and float32 products are float32 (no TF32, no bfloat16). Gradients are on, whatever the caller is in, and
     reentrant activation checkpointing is off. Operators touch neither parameters nor `p.grad`.
+
+    Args:
+        model: That is measured.
+        fused_attention: Leave attention to any kernel: for what takes first derivatives only.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
@@ -48,7 +52,7 @@ def preserve_state(model: nn.Module) -> Iterator[GuardLog]:
             torch.inference_mode(False),
             torch.enable_grad(),
             multiplying_in("float32"),
-            sdpa_kernel(SDPBackend.MATH),
+            nullcontext() if fused_attention else sdpa_kernel(SDPBackend.MATH),
             _without_reentrant_checkpointing() as log,
         ):
             yield log
@@ -106,20 +110,6 @@ def require_precision(model: nn.Module) -> None:
         raise InputError(
             f"expected parameters all in float32, or all in float64, got {found}",
             "pass --precision float32, or convert model and batches with .float()",
-        )
-
-
-def require_whole(parameters: Sequence[nn.Parameter]) -> None:
-    """Refuse parameters of which this process holds a shard: `torch.autograd.grad` has no gradient for them.
-
-    Raises:
-        InputError: If one is a DTensor, as of FSDP2.
-    """
-    sharded = sum(hasattr(parameter, "device_mesh") for parameter in parameters)
-    if sharded:
-        raise InputError(
-            f"expected whole parameters on every rank, got {sharded} of {len(parameters)} as shards (DTensor)",
-            "load the whole model on every rank: batches are dealt to ranks, weights are not",
         )
 
 

@@ -16,11 +16,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from lite_probe.criteria import CrossEntropy
 from lite_probe.operators.base import SymmetricOperator
-from lite_probe.operators.guards import explain_autograd_error, require_double_backward, require_whole
+from lite_probe.operators.guards import explain_autograd_error, require_double_backward
 from lite_probe.operators.precision import Precision, multiplying_in
 from lite_probe.task import Batch, Split, Task
 from lite_probe.task.batches import parts_of
-from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.layout import ParameterLayout, require_whole
 
 
 class _GraphOperator(SymmetricOperator):
@@ -36,6 +36,9 @@ class _GraphOperator(SymmetricOperator):
         graphs: The store of kept graphs; operators of one task share it, so that a block reuses the whole's.
         precision: What products are multiplied in. Graphs that are kept are built in float32 whatever it is: operators
             of either precision share them.
+
+    Raises:
+        InputError: If the model is sharded.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class _GraphOperator(SymmetricOperator):
         vectors_per_pass: int = 4,
         precision: Precision = "float32",
     ) -> None:
-        require_whole(layout.parameters)
+        require_whole(task.model.parameters())
         first = layout.parameters[0]
         super().__init__(layout.size, device=first.device, dtype=first.dtype)
         self.task = task

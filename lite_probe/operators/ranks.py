@@ -1,4 +1,6 @@
-"""Ranks: processes that `torchrun` has started, and what they tell each other. Nothing else knows torch.distributed.
+"""Ranks: processes that `torchrun` has started, and what they tell each other.
+
+Beside `sharding`, nothing else knows torch.distributed.
 
     with ProcessRanks(timeout=60) as ranks:
         task.ranks = ranks
@@ -369,6 +371,9 @@ class ProcessRanks(Ranks):
             raise self._named(error) from None
         except BaseException as error:
             self._termination.hold()
+            if not self._settled and _is_lost(error):
+                self._settled = True
+                raise self._named(_missed([], error)) from None
             if not self._settled:
                 self._settled = True
                 self._tell(error)
@@ -521,7 +526,12 @@ def _judge(words: Mapping[int, Mapping[str, Any]], count: int) -> dict[str, Any]
     return {"ranks": sorted(missed), "how": "closed" if closed else "silent", "text": ""}
 
 
-def _missed(peers: Sequence[int], error: RuntimeError) -> _MissedError:
+def _is_lost(error: BaseException) -> bool:
+    """Whether torch says so of a connection, in the middle of a model whose shards it gathers."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
+def _missed(peers: Sequence[int], error: BaseException) -> _MissedError:
     said = _first_line(error)
     return _MissedError(peers, closed="timed out" not in said.lower(), said=said)
 

@@ -39,12 +39,13 @@ def task_fingerprint(task: Task, split: Split, config: Mapping[str, object]) -> 
     Raises:
         InputError: If a batch holds something whose content cannot be told.
 
-    Cost: one pass over weights and batches at the speed of SHA-256.
+    Cost: one pass over weights and batches at the speed of SHA-256. Shards are put together parameter by parameter, on
+    every rank: all of them call this together.
     """
     digest = hashlib.sha256()
     for name, tensor in [*task.model.named_parameters(), *task.model.named_buffers()]:
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}:{tensor.requires_grad}".encode())
-        digest.update(_bytes(tensor))
+        digest.update(_bytes(getattr(tensor, "full_tensor", tensor.detach)()))
     for batch in task.batches(split):
         _update(digest, batch)
     digest.update(json.dumps(config, sort_keys=True).encode())

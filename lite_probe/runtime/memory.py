@@ -72,8 +72,8 @@ class MemoryLayout:
                 raise OutputError(f"expected a folder for the basis at {folder}, got {error.strerror}") from error
             file = folder / "basis.bin"
         device = first.device if self.basis_placement == "device" else torch.device("cpu")
-        columns = self.capacity(layout.size, pairs)
-        return KrylovBasis(layout.size, columns, dtype=first.dtype, device=device, file=file, ranks=ranks)
+        columns = self.capacity(layout.whole_size, pairs)
+        return KrylovBasis(layout.whole_size, columns, dtype=first.dtype, device=device, file=file, ranks=ranks)
 
     def capacity(self, size: int, pairs: int) -> int:
         """Return the columns that a basis for some pairs is made with, of n = `size`."""

@@ -21,6 +21,7 @@ from lite_probe.operators.finite_difference import FiniteDifferenceOperator, Gau
 from lite_probe.operators.gradient import LossAndGradient
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
 from lite_probe.operators.precision import Precision
+from lite_probe.operators.sharded import ShardedDifferenceOperator
 from lite_probe.runtime.memory import (
     MemoryLayout,
     Placement,
@@ -60,10 +61,10 @@ class Costs:
     held_bytes: int  # before a graph is built: the weights, on a CPU the process itself
     product_bytes: int  # the peak during a product through one graph
     graph_bytes: int  # of one part, the largest
-    vector_bytes: int  # of one vector of N entries
+    vector_bytes: int  # of one vector of N entries, or of a rank's slice where the model is sharded
     build_seconds: float  # all graphs
     product_seconds: float  # one product through kept graphs, all batches
-    ranks: int = 1  # that hold slices of the basis
+    ranks: int = 1  # that hold slices of the basis, and whole vectors beside it
 
     @property
     def row_bytes(self) -> int:
@@ -208,6 +209,28 @@ def plan_memory(
             left.remove(rows)
 
 
+def plan_shards(
+    task: Task,
+    layout: ParameterLayout,
+    evaluated: LossAndGradient,
+    request: OperatorRequest,
+    split: Split,
+    *,
+    budget: int,
+    host: int | None,
+) -> tuple[Costs, MemoryLayout]:
+    """Lay out finite differences of whole batches on ranks that each hold a shard of the model.
+
+    All ranks call this together: a product takes part of all of them.
+
+    Raises:
+        UsageError: If a product does not fit.
+    """
+    costs = probe_costs(task, layout, evaluated, split, "finite-differences")
+    num_batches = len(task.ranks.shares(task.batches(split))[0])  # of rank 0, which has most
+    return costs, lay_out(request, costs, num_batches, budget, layout.whole_size, host=host)
+
+
 def _of_rows(costs: Costs, measured: int, rows: int) -> Costs:
     """Return what a part of other rows takes: all but what is held and vectors grows with them."""
     vectors = _PRODUCT_VECTORS * costs.vector_bytes
@@ -247,7 +270,7 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
     held = memory_in_use(device)
     if kind == "finite-differences":
         vector = torch.ones(layout.size, 1, dtype=layout.parameters[0].dtype, device=device)
-        differences = FiniteDifferenceOperator(task, layout, split=split)
+        differences = _difference_operator(task, layout, split)
         differences.matmat(vector)  # chooses its step
         times: list[float] = []
         peak = peak_during(device, lambda: times.append(_timed(lambda: differences.matmat(vector))))
@@ -471,7 +494,7 @@ def build_operator(
 ) -> SymmetricOperator:
     """Make the operator that a plan calls for, on all parameters or one block."""
     if kind == "finite-differences":
-        return FiniteDifferenceOperator(task, layout, split=split)
+        return _difference_operator(task, layout, split)
     return _graph_operator(kind)(
         task,
         layout,
@@ -481,6 +504,11 @@ def build_operator(
         vectors_per_pass=vectors_per_pass,
         precision=precision,
     )
+
+
+def _difference_operator(task: Task, layout: ParameterLayout, split: Split) -> FiniteDifferenceOperator:
+    kind = ShardedDifferenceOperator if task.ranks.is_sharded else FiniteDifferenceOperator
+    return kind(task, layout, split=split)
 
 
 def _graph_operator(kind: str) -> type[HessianOperator] | type[GaussNewtonOperator]:

@@ -514,8 +514,12 @@ def check_residuals(run: Lanczos, pairs: RitzPairs, *, seed: int, units: FloatAr
 def multiply(operator: SymmetricOperator, basis: KrylovBasis, rows: Tensor) -> Tensor:
     """Return the products of vectors of a basis, (b, n) → (b, n) on its device, each rank's slices of them.
 
+    An operator on shards takes and gives slices; any other one whole vectors.
+
     Cost: b products.
     """
+    if basis.ranks.is_sharded:
+        return operator.matmat(rows.to(operator.device).T).T.contiguous().to(basis.device)
     whole = basis.whole(rows.to(operator.device))
     images = operator.matmat(whole.T).T
     return images[:, basis.part].contiguous().to(basis.device)

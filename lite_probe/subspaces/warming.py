@@ -11,7 +11,7 @@ from lite_probe.errors import InputError, NumericsError
 from lite_probe.optim import LiteOptimizer, make_optimizer
 from lite_probe.optim.interface import Replayable
 from lite_probe.task import Batch, Task
-from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.layout import ParameterLayout, require_whole
 
 
 def optimizer_of(
@@ -100,10 +100,12 @@ def set_gradients(task: Task, parameters: Sequence[nn.Parameter], batch: Batch, 
     """Give each parameter the gradient of one batch's mean loss as its `grad`; return that loss.
 
     Raises:
+        InputError: If a parameter is sharded.
         NumericsError: If the loss is not finite; `name` says whose it is.
 
     Cost: one gradient of the batch.
     """
+    require_whole(parameters)
     total, count = task.loss(batch)
     if count == 0:
         raise NumericsError(f"expected counted tokens in {name}, got none", "check the data")

@@ -1,11 +1,12 @@
 """How parameters lie in one flat vector, whole or restricted to a block."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from lite_probe.errors import InputError
 from lite_probe.results.blocks import BlockMap, BlockPart
 
 
@@ -31,6 +32,13 @@ class ParameterLayout:
         named_parameters: (name, parameter) pairs; those that need no gradient are left out.
         block: Restrict to one block of `block_map`.
         block_map: Name → parts; needed with `block`.
+
+    Attributes:
+        size: N.
+        whole_size: Of the vector that this one is a slice of, where several ranks hold the model in shards; else N.
+
+    Raises:
+        InputError: If a parameter is sharded: autograd returns no gradient for it, without an error.
     """
 
     def __init__(
@@ -44,6 +52,7 @@ class ParameterLayout:
         self.parameters: list[nn.Parameter] = []
         self.pieces: list[Piece] = []
         offset = 0
+        require_whole(parameter for _, parameter in named_parameters)
         for name, parameter in named_parameters:
             if not parameter.requires_grad:
                 continue
@@ -55,7 +64,7 @@ class ParameterLayout:
             for part, shape in shapes:
                 self.pieces.append(Piece(len(self.parameters) - 1, shape, offset, part))
                 offset += shape.numel()
-        self.size = offset
+        self.size = self.whole_size = offset
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Return the pieces of a flat (N,) vector as views of it, without a copy."""
@@ -99,6 +108,26 @@ class ParameterLayout:
             if tensor is not None:
                 source = tensor if piece.part is None else narrow(tensor, piece.part)
                 view.add_(source, alpha=weight)
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether a parameter is a DTensor of torch.distributed, which need not be loaded to tell."""
+    return hasattr(parameter, "device_mesh")
+
+
+def require_whole(parameters: Iterable[Tensor]) -> None:
+    """Refuse parameters of which this process holds a shard: `torch.autograd.grad` has no gradient for them.
+
+    Raises:
+        InputError: If one is a DTensor, as of FSDP2.
+    """
+    found = [is_sharded(parameter) for parameter in parameters]
+    if any(found):
+        raise InputError(
+            f"expected whole parameters on every rank, got {sum(found)} of {len(found)} as shards (DTensor)",
+            "load the whole model on every rank; for a spectrum by finite differences, let "
+            "lite_probe.operators.sharding.shard_task cut it",
+        )
 
 
 def narrow(tensor: Tensor, part: BlockPart) -> Tensor:

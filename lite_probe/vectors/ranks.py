@@ -26,11 +26,13 @@ class Ranks:
         rank: Of this process.
         count: Ranks.
         on_host: Ranks that share this one's host, and its memory.
+        is_sharded: Whether each holds a shard of the model, and not all of it.
     """
 
     rank: int = 0
     count: int = 1
     on_host: int = 1
+    is_sharded: bool = False
 
     @property
     def name(self) -> str:
@@ -77,6 +79,10 @@ class Ranks:
         """Return what rank 0 computes; what it refuses, all refuse."""
         return compute()
 
+    def together(self, compute: Callable[[], Value]) -> Value:
+        """Return what rank 0 computes where no rank can do so alone: all of them go through it."""
+        return compute()
+
     def from_every(self, value: Value) -> list[Value]:
         """Return every rank's value, by rank."""
         return [value]
@@ -88,6 +94,15 @@ class Ranks:
     def whole(self, rows: Tensor, size: int) -> Tensor:
         """Return vectors (b, size) from this rank's slices of them, (b, entries of `part`)."""
         return rows
+
+    def collected(self, row: Tensor, size: int) -> Tensor | None:
+        """Return a vector (size,), by the model's parameters, on the CPU of rank 0 from every rank's slice of it."""
+        whole = self.whole(row.unsqueeze(0), size)[0]
+        return whole.cpu() if self.is_first else None
+
+    def gather(self, stack: Tensor) -> Tensor:
+        """Return the rows of all ranks, one after another."""
+        return stack
 
     def least(self, own: int) -> int:
         """Return the smallest of every rank's number."""

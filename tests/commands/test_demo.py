@@ -117,12 +117,12 @@ def test_the_richest_variant_that_fits_is_chosen(
     asked = TaskOptions(
         checkpoint=str(tiny_llama), data_path=str(text), tokenizer="bytes", seq_len=16, batch_size=4, batches=1
     )
-    one = SpectrumMeasuring(Terminal(""), asked, RunOptions(), SpectrumRequest(), {"verify": False})
+    one = SpectrumMeasuring(Terminal(""), asked, RunOptions(), SpectrumRequest(), {"verify": False, "sharded": False})
     variants = [{"top": 2, "bottom": 1, "probes": 2, "per_block": rich} for rich in (True, False)]
     opened = one.open()
     assert one.choose(opened, tmp_path, variants, seconds) == chosen
     assert one.request.per_block is (chosen == 0)
     # What is there is asked for again, whatever it would take.
     one.measured(opened, tmp_path)
-    again = SpectrumMeasuring(Terminal(""), asked, RunOptions(), SpectrumRequest(), {"verify": False})
+    again = SpectrumMeasuring(Terminal(""), asked, RunOptions(), SpectrumRequest(), {"verify": False, "sharded": False})
     assert again.choose(again.open(), tmp_path, variants, 0.0) == (0 if chosen == 0 else 1)

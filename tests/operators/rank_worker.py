@@ -182,8 +182,8 @@ def sharded() -> str:
     """What is said of a model whose parameters are shards."""
     task = make_task("mlp", torch.float32)
     fully_shard(task.model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
-    layout = ParameterLayout(list(task.model.named_parameters()))
-    return refused(lambda: loss_and_gradient(task, layout, "evaluation"))
+    named = list(task.model.named_parameters())
+    return refused(lambda: loss_and_gradient(task, ParameterLayout(named), "evaluation"))
 
 
 def refuse(rank: int) -> None:

@@ -186,6 +186,11 @@ def test_attention_is_mathematical_inside() -> None:
 # -- what cannot be differentiated twice -----------------------------------------------------------------------------
 
 
+def test_attention_may_be_fused_for_first_derivatives() -> None:
+    with preserve_state(nn.Linear(1, 1), fused_attention=True), pytest.raises(NumericsError, match="fused kernel"):
+        require_double_backward(attention(None))
+
+
 def test_fused_attention_is_refused_by_name() -> None:
     expected = "expected attention that can be differentiated twice, got the fused kernel ScaledDotProductFlash"
     with pytest.raises(NumericsError, match=expected) as caught:
