@@ -126,7 +126,9 @@ def test_pairs_of_products_that_err_are_those_of_exact_ones(
     alone = measurement_of(None, columns=columns).measure().spectrum
     assert alone.num_fast_hvps == 0
     assert alone.product_error is None
-    assert num_exact(measured.spectrum) < alone.num_hvps - ASKED.probes * (ASKED.probe_steps - 1)
+    # Products that err more are polished more than once, which on so small a spectrum saves those of the probes alone.
+    saved = ASKED.probes * (ASKED.probe_steps - 1) if share < 1e-2 else 0
+    assert num_exact(measured.spectrum) < alone.num_hvps - saved
     assert measured.spectrum.num_fast_hvps == measurement.fast.num_products  # type: ignore[union-attr]
     assert num_exact(measured.spectrum) == measurement.operator.num_products
 
