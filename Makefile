@@ -14,7 +14,7 @@ OLDEST_BIN := .venv-oldest/bin
 OLDEST_READY := .venv-oldest/.ready
 
 # Products in both precisions, checkpoints, and families from the command line, their page included.
-OLDEST_TESTS := tests/operators tests/checkpoints/test_formats.py tests/commands/test_families.py
+OLDEST_TESTS := tests/operators/test_products.py tests/checkpoints/test_formats.py tests/commands/test_families.py
 
 .PHONY: demo test test-fast test-gpu test-oldest lint benchmark benchmark-gpu screenshots clean
 
