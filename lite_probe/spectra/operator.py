@@ -300,9 +300,13 @@ class OperatorMeasurement:
         self.check = max(check_residuals(self.run, pairs, seed=seed, units=self.units) for seed in seeds)
 
     def residuals(self, pairs: RitzPairs) -> FloatArray:
-        """Return ‖Hv − λv‖: the recurrence's, and what fresh products found beside it; the two are independent."""
-        beside = (self.check or 0.0) * (self.units if self.units is not None else 1.0)
-        return np.asarray(np.hypot(pairs.residual_norms, beside))
+        """Return ‖Hv − λv‖: the recurrence's, and what fresh products found beside it.
+
+        The two are independent errors of exact products; those of fast ones may point the same way, and are added.
+        """
+        if self.units is None:
+            return np.asarray(np.hypot(pairs.residual_norms, self.check or 0.0))
+        return np.asarray(pairs.residual_norms + (self.check or 0.0) * self.units)
 
     def _are_found(self, pairs: RitzPairs) -> NDArray[np.bool_]:
         """Tell which pairs have converged, or are negligible, by their residuals."""

@@ -118,6 +118,8 @@ def test_the_json_object_holds_what_the_readme_promises(make_spectrum: MakeSpect
     per_operator = {
         "num_parameters",
         "num_hvps",
+        "num_fast_hvps",
+        "product_error",
         "eigenvalues",
         "residual_norms",
         "lower_eigenvalues",

@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from lite_probe.operators.ranks import ProcessRanks
 from lite_probe.results.replay import Replay
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.store import load
+from lite_probe.runtime.resumable import SaveClock
 from lite_probe.task import Task
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
@@ -169,7 +171,8 @@ def resumed(ranks: Ranks, folder: Path, make: Callable[[], Task]) -> dict[str, A
         if done >= 20:
             raise StoppedError
 
-    with suppress(StoppedError):
+    # It is saved when that is cheap beside what has passed: here at every step.
+    with suppress(StoppedError), mock.patch.object(SaveClock, "due", True):
         measure_spectrum(replace(make(), ranks=ranks), state_directory=folder, on_progress=interrupt, **ASKED)
     refusal = refused(lambda: measure_spectrum(make(), state_directory=folder, **ASKED))
     task = replace(make(), ranks=ranks)

@@ -88,7 +88,7 @@ def test_a_spectrum_from_slices_is_that_of_one_process(found: list[dict[str, Any
 
 def test_an_interrupted_spectrum_goes_on_bit_by_bit(found: list[dict[str, Any]]) -> None:
     for one in found:
-        assert one["resumed"]["continued from"] > 5  # it saves when that is cheap beside what passed
+        assert one["resumed"]["continued from"] > 5
         for name, tensor in one["spectrum"].items():
             assert torch.equal(one["resumed"]["numbers"][name], tensor), name
         assert "with the 2 ranks that began, got 1; start 2 ranks again" in one["resumed"]["refusal"]

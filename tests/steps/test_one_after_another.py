@@ -70,7 +70,7 @@ def test_no_state_is_held_twice_between_steps() -> None:
 
 def test_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     task, request = with_training("llama", 24, torch.float32), planned().request
-    monkeypatch.setattr(measuring, "memory_allowed", lambda device, memory: limit)
+    monkeypatch.setattr(measuring, "memory_allowed", lambda device, memory, sharing: limit)
     limit = planned().memory_bytes + 2**30
     assert request.plan(task).together
     assert "after another" not in request.plan(task).summary()
