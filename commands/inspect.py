@@ -172,15 +172,17 @@ def _planned(path: Path, blocks: "Given | None") -> _Found:
 
 def _count_on_gpus(terminal: Terminal, found: _Found, gpus: int, seq_len: int) -> "list[Footprint]":
     """Count what each of 1, 2, 4 … GPUs holds and sends, up to all of them."""
-    from lite_probe.spectra.sizes import count_graph, footprint
+    from lite_probe.spectra.sizes import count_graph, footprint, sharded_footprint
 
     with terminal.waiting(f"counting the graph of 1 × {seq_len:,} tokens"):
         skeleton = found.skeleton()
-        graph = count_graph(skeleton, rows=1, seq_len=seq_len)
+        graph, gradient = (count_graph(skeleton, rows=1, seq_len=seq_len, twice=twice) for twice in (True, False))
     numbers = [2**power for power in range(gpus.bit_length()) if 2**power < gpus] + [gpus]
-    return [
-        footprint(skeleton, graph_bytes=graph, gpus=number, basis_columns=_TYPICAL_BASIS_COLUMNS) for number in numbers
-    ]
+    columns = _TYPICAL_BASIS_COLUMNS
+    whole = [footprint(skeleton, graph_bytes=graph, gpus=number, basis_columns=columns) for number in numbers]
+    if gpus == 1:
+        return whole
+    return [*whole, sharded_footprint(skeleton, graph_bytes=gradient, gpus=gpus, basis_columns=columns)]
 
 
 def tell_unknown_blocks(terminal: Terminal, checkpoint: "Checkpoint") -> None:
@@ -285,7 +287,7 @@ def print_footprints(terminal: Terminal, footprints: "Sequence[Footprint]", seq_
         ["GPUs", "weights", "vectors", "graph", "basis", "together", "sent per product"],
         [
             [
-                f"{one.gpus:,}",
+                f"{one.gpus:,}{' in shards' if one.is_sharded else ''}",
                 *map(size, (one.weights_bytes, one.vectors_bytes, one.graph_bytes, one.basis_bytes, one.held_bytes)),
                 size(one.sent_bytes),
             ]

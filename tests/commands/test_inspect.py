@@ -80,13 +80,17 @@ def test_gpus_are_counted_on_a_config_without_weights(tmp_path: Path) -> None:
     told = json.loads(found.stdout)
     assert told["num_parameters"] == 6_738_415_616
     assert sum(told["block_parameters"].values()) == told["num_parameters"]
-    assert [one["gpus"] for one in told["gpus"]] == [1, 2, 4, 6]
-    assert told["gpus"][-1]["sent_bytes"] == 2 * 4 * 6_738_415_616 * 5 // 6
+    assert [(one["gpus"], one["is_sharded"]) for one in told["gpus"]] == [
+        *((gpus, False) for gpus in (1, 2, 4, 6)),
+        (6, True),
+    ]
+    assert [one["sent_bytes"] for one in told["gpus"][-2:]] == [share * 4 * 6_738_415_616 * 5 // 6 for share in (2, 6)]
     shown = CliRunner().invoke(cli, ["inspect", str(config), "--gpus", "2", "--seq-len", "64"])
     lines = shown.stderr.splitlines()
     assert lines[0] == "config · llama · 32 layers · hidden 4,096 · 6.74 B parameters · no weights"
-    assert lines[-4].split()[:3] == ["GPUs", "weights", "vectors"]
-    assert lines[-2].split()[0] == "2"
+    header = next(place for place, line in enumerate(lines) if line.startswith("GPUs"))
+    assert [line.split()[0] for line in lines[header + 1 : header + 4]] == ["1", "2", "2"]
+    assert lines[header + 3].startswith("2 in shards")
 
 
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from lite_probe.checkpoints.models import build_skeleton, parse_config
 from lite_probe.errors import InputError
 from lite_probe.operators.guards import preserve_state
-from lite_probe.spectra.sizes import count_graph, footprint
+from lite_probe.spectra.sizes import count_graph, footprint, sharded_footprint
 from tests.families import CONFIGS, make_model
 
 EXPERTS = {"olmoe", "deepseek_v3"}
@@ -72,3 +72,18 @@ def test_gpus_share_the_basis_and_send_a_ring_of_every_product() -> None:
     assert alone.basis_bytes == 48 * vector
     assert four.basis_bytes == 12 * vector
     assert alone.held_bytes - four.held_bytes == 36 * vector
+
+
+def test_shards_hold_a_share_of_the_weights_and_send_them_for_either_gradient() -> None:
+    skeleton = skeleton_of("gpt_neox")
+    vector = 4 * sum(parameter.numel() for parameter in skeleton.parameters())
+    two, four = (sharded_footprint(skeleton, graph_bytes=1000, gpus=gpus, basis_columns=45) for gpus in (2, 4))
+    assert four.sent_bytes == 6 * vector * 3 // 4
+    assert two.weights_bytes - four.weights_bytes == vector // 4
+    assert two.basis_bytes + two.vectors_bytes == 2 * (four.basis_bytes + four.vectors_bytes)
+
+
+def test_a_gradient_saves_less_than_a_product() -> None:
+    skeleton = skeleton_of("gpt_neox")
+    once, twice = (count_graph(skeleton, rows=1, seq_len=16, twice=one) for one in (False, True))
+    assert 0 < once < twice / 2
