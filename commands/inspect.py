@@ -287,7 +287,7 @@ def print_footprints(terminal: Terminal, footprints: "Sequence[Footprint]", seq_
         ["GPUs", "weights", "vectors", "graph", "basis", "together", "sent per product"],
         [
             [
-                f"{one.gpus:,}{' in shards' if one.is_sharded else ''}",
+                f"{one.gpus:,}" + ("\u00a0shards" if one.is_sharded else ""),
                 *map(size, (one.weights_bytes, one.vectors_bytes, one.graph_bytes, one.basis_bytes, one.held_bytes)),
                 size(one.sent_bytes),
             ]
