@@ -90,7 +90,7 @@ def test_gpus_are_counted_on_a_config_without_weights(tmp_path: Path) -> None:
     assert lines[0] == "config · llama · 32 layers · hidden 4,096 · 6.74 B parameters · no weights"
     header = next(place for place, line in enumerate(lines) if line.startswith("GPUs"))
     assert [line.split()[0] for line in lines[header + 1 : header + 4]] == ["1", "2", "2"]
-    assert lines[header + 3].startswith("2\u00a0shards")
+    assert lines[header + 3].startswith("2 shards")
 
 
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path) -> None:
