@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from lite_probe.operators.hessian import HessianOperator
 from lite_probe.runtime.memory import memory_in_use, peak_during
+from lite_probe.spectra.operator import Measured, OperatorMeasurement
 from tests.commands.conftest import save_llama
 from tests.commands.running import BATCH, run
 from tests.gpu.cases import large_task, make_task
@@ -79,12 +79,12 @@ def test_memory_that_runs_out_says_what_to_do(
     checkpoint, text = save_llama(tmp_path / "model", seed=5), tmp_path / "text.txt"
     text.write_text("".join(f"line {index}: {index * index} is a square.\n" for index in range(400)))
 
-    def run_out(self: HessianOperator, rows: torch.Tensor) -> torch.Tensor:
+    def run_out(self: OperatorMeasurement) -> Measured:
         if device.type == "cuda":
             torch.empty(card(device) + 2**30, dtype=torch.uint8, device=device)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(HessianOperator, "_products", run_out)
+    monkeypatch.setattr(OperatorMeasurement, "measure", run_out)  # what a plan meets, it refuses
     found = run(
         *("spectrum", checkpoint, "--data", text, "--out", tmp_path / "run", *BATCH, "--device", device.type),
         *("--top", "2", "--probes", "2"),
