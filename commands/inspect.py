@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lite_probe.blocks import Given
     from lite_probe.checkpoints import Checkpoint
     from lite_probe.results.checkpoint import CheckpointSummary
-    from lite_probe.spectra.sizes import Footprint
+    from lite_probe.spectra.sizes import PerGpu
 
 _TYPICAL_BASIS_COLUMNS = 45  # seen for ten pairs at a tolerance of 1e-3, on trained language models
 # A Hessian product costs about two gradients, a gradient 6 floating-point operations per parameter and token.
@@ -170,7 +170,7 @@ def _planned(path: Path, blocks: "Given | None") -> _Found:
     return _Found(facts=facts, num_parameters=number, block_parameters=sizes, skeleton=lambda: skeleton)
 
 
-def _count_on_gpus(terminal: Terminal, found: _Found, gpus: int, seq_len: int) -> "list[Footprint]":
+def _count_on_gpus(terminal: Terminal, found: _Found, gpus: int, seq_len: int) -> "list[PerGpu]":
     """Count what each of 1, 2, 4 … GPUs holds and sends, up to all of them."""
     from lite_probe.spectra.sizes import count_graph, footprint, sharded_footprint
 
@@ -277,7 +277,7 @@ def print_needs(terminal: Terminal, needs: Needs) -> None:
     )
 
 
-def print_footprints(terminal: Terminal, footprints: "Sequence[Footprint]", seq_len: int) -> None:
+def print_footprints(terminal: Terminal, footprints: "Sequence[PerGpu]", seq_len: int) -> None:
     """Show what each of some GPUs would hold and send."""
     terminal.line(
         f"each GPU would hold, with the graph of 1 × {seq_len:,} tokens at a time and a basis of "

@@ -48,3 +48,16 @@ def finished(process: "subprocess.Popen[str]", seconds: float = 200.0) -> tuple[
             process.wait(40)  # it kills the slow ones after thirty seconds
             raise
     return process.returncode, printed, said
+
+
+def killed_once_there(process: "subprocess.Popen[str]", path: Path) -> None:
+    """Kill rank 1 once a file is there, and see that all end and name it."""
+    victim = process_of(process, rank=1)
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    os.kill(victim, signal.SIGKILL)
+    code, printed, said = finished(process)
+    assert code != 0
+    assert printed == ""
+    assert "expected every rank to go on, got no word from rank 1" in said or "from rank 1, whose process" in said, said

@@ -361,11 +361,9 @@ class ReplaySession:
         """Settle an optimizer's learning rate; predict what the linear theory says of it."""
         sweep_once = partial(self.ranks.once, lambda: self._sweep(name, prepared))
         recipe, sweep, notes = settle_rate(self.request, name, prepared, sweep_once)
-        if sweep is not None:
-            # The linear theory reads the state at θ₀, where the last trial has not left it.
-            load_state(prepared.optimizer, prepared.state)
         theory = None
         if prepared.origin != "cold" and isinstance(prepared.optimizer, LiteOptimizer):
+            # It reads the state at θ₀, which is given away by now, or where a sweep's last trial has left it.
             load_state(prepared.optimizer, prepared.state)
             theory = linear_theory(prepared.optimizer, name, recipe.lr, self.layout, self.subspace)
         known = _FinishedRecipe(

@@ -62,9 +62,7 @@ def footprints_of(
     return {
         name: footprint_of(task, name, hyperparameters.get(name, {}))
         if entrant.is_ours
-        else Footprint(
-            state_bytes=2 * vector, direction_bytes=0, beside_state_bytes=0, proxy_bytes=0, band_bytes=0, label_bytes=0
-        )
+        else Footprint(state_bytes=2 * vector)
         for name, entrant in entrants.items()
     }
 

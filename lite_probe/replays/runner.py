@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lite_probe.errors import InputError, NumericsError
+from lite_probe.operators.gradient import finite_sum, require_finite
 from lite_probe.optim.interface import Replayable, load_state, set_learning_rate
 from lite_probe.replays.allocation import ROUNDINGS, Point, Rule, StepChange, evaluate, integrate_step
 from lite_probe.replays.horizon import QuadraticModel, logged_steps
@@ -474,16 +475,13 @@ def evaluate_loss(task: Task, split: Split = "evaluation") -> float:
     Raises:
         NumericsError: If it is not finite.
     """
-    total, count = 0.0, 0
-    bad: tuple[int, float] | None = None
+    losses: list[tuple[int, Tensor]] = []
+    count = 0
     for index, batch in task.own_batches(split):
         loss, batch_count = task.loss(batch)
-        total, count = total + float(loss), count + batch_count
-        if not math.isfinite(total):
-            bad = index, float(loss)
-            break
-    if found := [one for one in task.ranks.from_every(bad) if one is not None]:
-        index, value = min(found)
-        raise NumericsError(f"expected a finite loss, got {value} on {split} batch {index}")
+        losses.append((index, loss.reshape(())))
+        count += batch_count
+    total, bad = finite_sum(losses)
+    require_finite(task.ranks.from_every(bad), split)
     sums = task.ranks.add_up(torch.tensor([total, count], dtype=torch.float64))
     return float(sums[0]) / float(sums[1])

@@ -3,12 +3,14 @@
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from lite_probe.errors import OutputError, UsageError
 from lite_probe.vectors.basis import KrylovBasis
@@ -165,6 +167,23 @@ def peak_during(device: torch.device, call: Callable[[], object]) -> int:
     began_anew = _begin_new_peak()
     call()
     return (_status("VmHWM") if began_anew else None) or peak_memory(device)
+
+
+@contextmanager
+def saved_bytes(own: Iterable[Tensor]) -> Iterator[dict[int, int]]:
+    """Count what autograd saves meanwhile, on the meta device too: bytes by storage, but for those of some tensors."""
+    known = {tensor.untyped_storage()._cdata for tensor in own}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            saved[storage._cdata] = storage.nbytes()
+        # A detached alias: packing an output itself would tie it to its own graph in a cycle.
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield saved
 
 
 def free_memory(device: torch.device) -> int:

@@ -8,7 +8,6 @@ two products through each, timed, with the memory they needed.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -29,6 +28,7 @@ from lite_probe.runtime.memory import (
     part_text,
     peak_during,
     require_memory,
+    saved_bytes,
     size_text,
 )
 from lite_probe.seeds import derive_seed
@@ -103,7 +103,7 @@ def row_options(task: Task, layout: ParameterLayout, split: Split) -> RowOptions
         return whole
     (row, *_) = in_rows(max(batches, key=num_entries), 1)
     try:
-        with _saved_bytes(layout, row) as saved:
+        with saved_bytes(_held(layout, row)) as saved:
             task.loss(row)
     except (RuntimeError, ValueError, TypeError, LookupError):  # what takes whole batches only
         return whole
@@ -242,22 +242,9 @@ def _of_rows(costs: Costs, measured: int, rows: int) -> Costs:
     )
 
 
-@contextmanager
-def _saved_bytes(layout: ParameterLayout, batch: Batch) -> Iterator[dict[int, int]]:
-    """Count what autograd saves: the bytes of each storage, by its address, but for parameters and the batch."""
-    saved: dict[int, int] = {}
-    held = [*layout.parameters, *(leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor))]
-    own = {tensor.untyped_storage().data_ptr() for tensor in held}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        # A detached alias: packing an output itself would tie it to its own graph in a cycle.
-        return tensor.detach()
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield saved
+def _held(layout: ParameterLayout, batch: Batch) -> list[Tensor]:
+    """Return what is there before a graph is."""
+    return [*layout.parameters, *(leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor))]
 
 
 def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient, split: Split, kind: str) -> Costs:
@@ -291,7 +278,7 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
     saved: dict[int, int] = {}
 
     def build_and_multiply() -> None:
-        with _saved_bytes(layout, largest) as seen:
+        with saved_bytes(_held(layout, largest)) as seen:
             times.append(_timed(lambda: operator.matmat(vector)))
         saved.update(seen)
         times.append(_timed(lambda: operator.matmat(vector)))

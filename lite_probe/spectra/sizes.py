@@ -7,7 +7,6 @@ does not depend on the batch is a number of vectors of N entries.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 from lite_probe.checkpoints.models import quiet_transformers
 from lite_probe.errors import InputError
 from lite_probe.operators.sharding import layers
+from lite_probe.runtime.memory import saved_bytes
 
 # Whole vectors of N entries beside the weights: the one that is multiplied, its image, and what one batch adds to it.
 _WHOLE_VECTORS = 3
@@ -27,7 +27,7 @@ _BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
+class PerGpu:
     """What each of some GPUs holds while a product is made, and what it sends; the basis lies in slices."""
 
     gpus: int
@@ -62,24 +62,15 @@ def count_graph(skeleton: PreTrainedModel, *, rows: int, seq_len: int, twice: bo
 
     Cost: one pass over the graph, without arithmetic.
     """
-    own = {tensor.untyped_storage()._cdata for tensor in (*skeleton.parameters(), *skeleton.buffers())}
-    saved: dict[int, torch.UntypedStorage] = {}  # kept alive, since the next storage would take the place of a dead one
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            saved[storage._cdata] = storage
-        return tensor.detach()
-
     try:
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with saved_bytes((*skeleton.parameters(), *skeleton.buffers())) as saved:
             _multiply(skeleton, rows, seq_len, twice)
     except NotImplementedError as error:
         raise InputError(
             f"expected a model whose graph does not depend on its tokens, got a {skeleton.config.model_type}",
             "leave out --gpus; lite-probe spectrum CKPT --dry-run measures the graph of a batch",
         ) from error
-    return sum(storage.nbytes() for storage in saved.values())
+    return sum(saved.values())
 
 
 def _multiply(skeleton: PreTrainedModel, rows: int, seq_len: int, twice: bool) -> None:
@@ -98,7 +89,7 @@ def _multiply(skeleton: PreTrainedModel, rows: int, seq_len: int, twice: bool) -
         torch.autograd.grad(used, parameters, [torch.empty_like(one) for one in used], True, allow_unused=True)
 
 
-def footprint(skeleton: PreTrainedModel, *, graph_bytes: int, gpus: int, basis_columns: int) -> Footprint:
+def footprint(skeleton: PreTrainedModel, *, graph_bytes: int, gpus: int, basis_columns: int) -> PerGpu:
     """Say what each of some GPUs holds and sends, each with the whole model and a slice of the basis.
 
     Args:
@@ -109,7 +100,7 @@ def footprint(skeleton: PreTrainedModel, *, graph_bytes: int, gpus: int, basis_c
     """
     size = sum(parameter.numel() for parameter in skeleton.parameters())
     vector = _BYTES * size
-    return Footprint(
+    return PerGpu(
         gpus=gpus,
         is_sharded=False,
         num_parameters=size,
@@ -121,7 +112,7 @@ def footprint(skeleton: PreTrainedModel, *, graph_bytes: int, gpus: int, basis_c
     )
 
 
-def sharded_footprint(skeleton: PreTrainedModel, *, graph_bytes: int, gpus: int, basis_columns: int) -> Footprint:
+def sharded_footprint(skeleton: PreTrainedModel, *, graph_bytes: int, gpus: int, basis_columns: int) -> PerGpu:
     """Say what each of some GPUs holds and sends, each with a shard of the model: a product is two gradients.
 
     Args:
@@ -136,7 +127,7 @@ def sharded_footprint(skeleton: PreTrainedModel, *, graph_bytes: int, gpus: int,
     outside = size - sum(own)
     gathered = _BYTES * (_GATHERED * max(own, default=0) + 2 * outside)  # what is in no layer, and its gradient
     vector = _BYTES * size
-    return Footprint(
+    return PerGpu(
         gpus=gpus,
         is_sharded=True,
         num_parameters=size,

@@ -38,6 +38,7 @@ from lite_probe.spectra.lanczos import Lanczos  # noqa: E402
 from lite_probe.task import Task  # noqa: E402
 from lite_probe.vectors.basis import KrylovBasis  # noqa: E402
 from lite_probe.vectors.layout import ParameterLayout  # noqa: E402
+from tests.benchmarks.spectra import Logits  # noqa: E402
 
 SIZES: dict[str, dict[str, int]] = {
     "124M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12},
@@ -265,18 +266,6 @@ def peers(bench: Bench) -> None:
             parameter.grad = None
 
 
-class _Logits(nn.Module):
-    """The model as a function to (tokens, V) logits, for libraries that know tensors only."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, ids: Tensor) -> Tensor:
-        logits: Tensor = self.inner(input_ids=ids, use_cache=False).logits
-        return logits.flatten(0, 1)
-
-
 def _pairs(task: Task) -> list[tuple[Tensor, Tensor]]:
     return [(batch[:, :-1], batch[:, 1:].flatten()) for batch in task.evaluation]
 
@@ -296,7 +285,7 @@ def _pyhessian(task: Task, layout: ParameterLayout) -> Callable[[], Any]:
     from pyhessian import hessian
 
     on_gpu = task.device.type == "cuda"
-    peer = hessian(_Logits(task.model), functional.cross_entropy, dataloader=_pairs(task), cuda=on_gpu)
+    peer = hessian(Logits(task.model), functional.cross_entropy, dataloader=_pairs(task), cuda=on_gpu)
     vector = [torch.randn_like(parameter) for parameter in layout.parameters]
     return lambda: peer.dataloader_hv_product(vector)
 
@@ -311,7 +300,7 @@ def _curvlinops(task: Task, layout: ParameterLayout, vector: Tensor) -> Callable
     for module in task.model.modules():
         if hasattr(module, "act_fn"):
             module.act_fn = Silu()
-    peer = HessianLinearOperator(_Logits(task.model), nn.CrossEntropyLoss(), layout.parameters, _pairs(task))
+    peer = HessianLinearOperator(Logits(task.model), nn.CrossEntropyLoss(), layout.parameters, _pairs(task))
     return lambda: peer @ vector.squeeze(1)
 
 

@@ -1,8 +1,5 @@
 """`spectrum --sharded`: two ranks with a shard each write a result, stop together and go on; what it does not take."""
 
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from lite_probe.runtime import memory
 from lite_probe.vectors.ranks import Ranks
 from tests.commands.conftest import save_llama
 from tests.commands.running import run
-from tests.launching import finished, process_of, started
+from tests.launching import finished, killed_once_there, started
 from tests.models import make_task
 
 BATCH = ("--tokenizer", "bytes", "--seq-len", "16", "--batch-size", "4", "--batches", "3", "--threads", "1")
@@ -40,23 +37,14 @@ def by_ranks(*asked: str) -> Any:
 @pytest.mark.slow
 def test_killed_shards_end_all_and_the_same_command_goes_on(text: Path, tmp_path: Path) -> None:
     asked = arguments(save_llama(tmp_path / "llama", seed=5), text, tmp_path / "out")
-    process = by_ranks(*asked)
-    victim = process_of(process, rank=1)
     head = tmp_path / "out" / "spectrum.state" / "whole" / "running" / "head.json"
-    while not head.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    os.kill(victim, signal.SIGKILL)
-    code, printed, said = finished(process)
-    assert code != 0
-    assert printed == ""
-    assert "expected every rank to go on, got no word from rank 1" in said or "from rank 1, whose process" in said, said
-    code, printed, said = finished(by_ranks(*asked))
+    killed_once_there(by_ranks(*asked), head)
+    code, _, said = finished(by_ranks(*asked))
     assert code == 0, said
     assert "(the model in 2 shards, finite differences, " in said
     resumed = load(tmp_path / "out", "spectrum")
     again = arguments(tmp_path / "llama", text, tmp_path / "again")
-    code, printed, said = finished(by_ranks(*again))
+    code, _, said = finished(by_ranks(*again))
     assert code == 0, said
     found = load(tmp_path / "again", "spectrum")
     assert found.fingerprint == resumed.fingerprint

@@ -1,9 +1,6 @@
 """Commands under torchrun: two ranks write what one process writes, stop together, and go on where they were."""
 
 import json
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import pytest
 from lite_probe.results.store import load
 from tests.commands.conftest import save_llama
 from tests.commands.running import run
-from tests.launching import RANKS, finished, process_of, started
+from tests.launching import RANKS, finished, killed_once_there, started
 
 pytestmark = pytest.mark.slow
 
@@ -71,17 +68,8 @@ def test_a_killed_rank_ends_all_and_the_same_command_goes_on(
 ) -> None:
     out = tmp_path / "out"
     asked = arguments("spectrum", llama, text, out, *SPECTRUM)
-    process = by_ranks(*asked)
-    victim = process_of(process, rank=1)
     head = out / "spectrum.state" / "whole" / "running" / "head.json"
-    while not head.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
-    os.kill(victim, signal.SIGKILL)
-    code, printed, said = finished(process)
-    assert code != 0
-    assert printed == ""
-    assert "expected every rank to go on, got no word from rank 1" in said or "from rank 1, whose process" in said, said
+    killed_once_there(by_ranks(*asked), head)
     assert names(head.parent) == {"head.json", *(f"rank-{rank}-of-{RANKS}" for rank in range(RANKS))}
     # Two ranks' slices are no other number's: one process refuses them.
     refused = run(*asked)
