@@ -105,7 +105,12 @@ class Plan(ABC, Generic[Result]):
     @property
     def time_and_memory(self) -> str:
         """Say what it takes, for `summary`."""
-        return f"~{duration(self.seconds)}, {self.memory_bytes / 2**30:.1f} GiB"
+        return f"~{duration(self.seconds)}, {self.memory_text}"
+
+    @property
+    def memory_text(self) -> str:
+        """Say what memory it takes."""
+        return f"{self.memory_bytes / 2**30:.1f} GiB"
 
     @abstractmethod
     def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:

@@ -59,12 +59,13 @@ class SpectrumPlan(Plan[Spectrum]):
     """How a spectrum will be measured, and what that takes."""
 
     shown: ClassVar[tuple[str, ...]] = (
-        *("num_parameters", "num_hvps", "seconds", "memory_bytes", "graph_mode", "num_shards", "layout"),
-        *("multiplication", "scratch_bytes", "result_bytes", "fingerprint"),
+        *("num_parameters", "num_hvps", "seconds", "memory_bytes", "most_memory_bytes", "graph_mode", "num_shards"),
+        *("layout", "multiplication", "scratch_bytes", "result_bytes", "fingerprint"),
     )
 
     request: SpectrumRequest
     num_hvps: int  # expected, all operators together
+    most_memory_bytes: int  # where pairs take all the vectors that there is room for
     graph_mode: Literal["kept", "partly kept", "recomputed", "none"]
     layout: MemoryLayout
     loss: float
@@ -188,9 +189,10 @@ class SpectrumPlan(Plan[Spectrum]):
         rebuild_seconds = costs.build_seconds * rebuilt / num_parts
         seconds = 2 * gradient_seconds + costs.build_seconds
         asked = [_operator_request(request, name) for name in _operators(task, request)]
-        # The basis's room is taken as it fills.
-        filled = min(memory.basis_columns, whole.expected_pair_products)
-        peak = costing.peak_bytes(costs, num_parts, memory, apart=host is not None, filled=filled)
+        most = peak = costing.peak_bytes(costs, num_parts, memory, apart=host is not None)
+        if host is None:  # a CPU, where room is taken as the basis fills
+            filled = min(memory.basis_columns, whole.expected_pair_products)
+            peak = costing.peak_bytes(costs, num_parts, memory, apart=False, filled=filled)
         # Of all pairs at once, when exact products polish them.
         residuals = 2 * (whole.top + whole.bottom + 1) * costs.row_bytes
         multiplication = ranks.once(
@@ -203,7 +205,7 @@ class SpectrumPlan(Plan[Spectrum]):
                 split=request.split,
                 count=evaluated.count,
                 graphs_kept=memory.kept_graphs > 0,
-                room_for_pairs=peak + residuals <= budget,
+                room_for_pairs=most + residuals <= budget,
             )
         )
         for one, share in zip(asked, [1.0, *[_BLOCK_PRODUCT_SHARE] * len(asked)], strict=False):
@@ -217,12 +219,14 @@ class SpectrumPlan(Plan[Spectrum]):
             mode = "none"
         elif rebuilt == 0:
             mode = "kept"
+        polished = residuals if multiplication.is_polishing(whole) else 0
         return cls(
             request=request,
             num_parameters=layout.whole_size,
             num_hvps=sum(multiplication.count(one) for one in asked),
             seconds=seconds,
-            memory_bytes=peak + (residuals if multiplication.is_polishing(whole) else 0),
+            memory_bytes=peak + polished,
+            most_memory_bytes=most + polished,
             graph_mode=mode,
             layout=memory,
             fingerprint=cls.key(task, request, evaluated.loss),
@@ -237,6 +241,12 @@ class SpectrumPlan(Plan[Spectrum]):
             multiplication=multiplication,
             checkpointing_off=False,
         )
+
+    @property
+    def memory_text(self) -> str:
+        """Say what is expected, and what there will be where pairs are harder to find."""
+        expected, most = (f"{size / 2**30:.1f}" for size in (self.memory_bytes, self.most_memory_bytes))
+        return f"{expected} GiB" if most == expected else f"{expected} to {most} GiB"
 
     def summary(self) -> str:
         """Return the plan as one line for people."""

@@ -435,11 +435,8 @@ def _time_gradient(task: Task, batch: Batch) -> float:
 def _peak(request: SubspaceRequest, curvature: SpectrumPlan, held: _Held, at_once: AtOnce) -> int:
     """Return the bytes in use at the worst moment of a product: a Lanczos step with the basis full, or a probe's."""
     columns = curvature.layout.basis_columns if curvature.layout.basis_placement == "device" else 0
-    # A spectrum's plan expects its pairs to converge before the basis is full; those of a metric often do not.
-    counted = min(columns, OperatorRequest(top=request.size or 0, bottom=0).expected_pair_products)
-    vector = held.vector
-    full = curvature.memory_bytes + (columns - counted) * vector + held.in_metric(at_once)
-    bare = curvature.memory_bytes - counted * vector
+    full = curvature.most_memory_bytes + held.in_metric(at_once)  # pairs in a metric often take all the vectors
+    bare = curvature.most_memory_bytes - columns * held.vector
     return max(full, bare + held.beside_products(at_once), bare + held.ascending(at_once))
 
 

@@ -3,6 +3,8 @@
 Vectors are contiguous rows, so that a chunk of the whole basis is a matrix that fits the cache. Where the operator
 lives on an accelerator and the basis does not, only the vectors of one block travel. A basis on disk is a mapped file
 whose pages are given back after every stretch of columns: the process stays small, and the system caches what it can.
+Every second pass goes through the stretches backwards, where that cache is warm: of a file that is somewhat larger
+than it, passes in one direction would find nothing there.
 
 Several ranks hold a slice of every vector each. What is a sum over entries is then added up over the ranks.
 """
@@ -134,10 +136,10 @@ class KrylovBasis:
             total += project(rows[:, part], block[:, part])
         return self.ranks.add_up(total)
 
-    def subtract(self, block: Tensor, coefficients: Tensor) -> None:
+    def subtract(self, block: Tensor, coefficients: Tensor, *, backward: bool = False) -> None:
         """Take coefficientsᵀ · the first rows out of `block` (b, n) in place; coefficients (count, b). One pass."""
         count = coefficients.shape[0]
-        for part in self._stretches(count):
+        for part in self._stretches(count, backward):
             subtract(block[:, part], self.rows[:count, part], coefficients)
 
     def inner(self, first: Tensor, second: Tensor) -> Tensor:
@@ -162,7 +164,7 @@ class KrylovBasis:
 
     def remove(self, block: Tensor, count: int) -> None:
         """Take the span of the first `count` rows out of `block` (b, n) in place, once. Cost: two passes."""
-        self.subtract(block, self.project(block, count))
+        self.subtract(block, self.project(block, count), backward=True)
 
     def combine(self, weights: Tensor) -> Tensor:
         """Return Σ_i weights[i] · row_i over the first rows, (count,) → (n,). Cost: one pass."""
@@ -188,7 +190,7 @@ class KrylovBasis:
         if self.size == 0:
             return torch.zeros(0, block.shape[0], dtype=torch.float64, device=block.device)
         first = self.project(block)
-        second = self._subtract_and_project(block, first, block)
+        second = self._subtract_and_project(block, first, block, backward=True)
         self.subtract(block, second)
         return first + second
 
@@ -212,7 +214,7 @@ class KrylovBasis:
         first = self.project(image) if owed is None else self._subtract_and_project(vectors, owed, image)
         first = torch.cat([first, self.inner(vectors, image)])
         self.append(vectors)
-        left = self._subtract_and_project(image, first, image)
+        left = self._subtract_and_project(image, first, image, backward=True)
         return first + left, left
 
     def rotate(self, coefficients: Tensor) -> None:
@@ -251,21 +253,28 @@ class KrylovBasis:
         kind = np.dtype(np.float64 if dtype == torch.float64 else np.float32)
         return np.frombuffer(mapped, dtype=kind, count=count * self.vector_size).reshape(count, self.vector_size)
 
-    def _subtract_and_project(self, block: Tensor, coefficients: Tensor, projected: Tensor) -> Tensor:
+    def _subtract_and_project(
+        self, block: Tensor, coefficients: Tensor, projected: Tensor, *, backward: bool = False
+    ) -> Tensor:
         """Take coefficientsᵀ · basis out of `block` (b, n) in place; return basis · projectedᵀ then. One pass."""
+        found = [
+            subtract_and_project(block[:, part], self.filled[:, part], coefficients, projected[:, part])
+            for part in self._stretches(self.size, backward)
+        ]
         total = torch.zeros(self.size, projected.shape[0], dtype=torch.float64, device=block.device)
-        for part in self._stretches(self.size):
-            total += subtract_and_project(block[:, part], self.filled[:, part], coefficients, projected[:, part])
+        for one in reversed(found) if backward else found:  # the direction decides no bit
+            total += one
         return self.ranks.add_up(total)
 
-    def _stretches(self, count: int) -> Iterator[slice]:
+    def _stretches(self, count: int, backward: bool = False) -> Iterator[slice]:
         """Cut the columns into stretches of `count` rows to go through one by one: one in memory, more on disk."""
         self.rows_read += count
         width = max(1, self.vector_size)
         if self._map is not None:
             row_bytes = max(1, self.size) * self.rows.element_size()
             width = max(CHUNK, _STRETCH_BYTES // row_bytes // CHUNK * CHUNK)
-        for start in range(0, self.vector_size, width):
+        starts = range(0, self.vector_size, width)
+        for start in reversed(starts) if backward else starts:
             yield slice(start, min(start + width, self.vector_size))
             self._give_back()
 

@@ -493,6 +493,23 @@ def test_the_memory_option_moves_the_plan(monkeypatch: pytest.MonkeyPatch) -> No
         plan_spectrum(task, **asked, memory=40 * _GIB)
 
 
+def test_a_plan_says_what_a_basis_takes_that_fills(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 48 vectors that there is room for 26 are expected; an accelerator takes their room at once."""
+    monkeypatch.setattr(planning, "probe_costs", of_rows)
+    task = models.make_task("llama", torch.float32)
+    asked: dict[str, Any] = {"top": 4, "bottom": 2, "probes": 2, "memory": 10_000 * _GIB}
+    plan = plan_spectrum(task, **asked)
+    assert plan.layout.basis_columns == 48
+    assert plan.most_memory_bytes - plan.memory_bytes == (48 - 26) * _COSTS.row_bytes
+    assert f"{plan.memory_bytes / _GIB:.1f} to {plan.most_memory_bytes / _GIB:.1f} GiB" in plan.summary()
+    on_disk = plan_spectrum(task, **{**asked, "memory": 52 * _GIB})
+    assert on_disk.layout.basis_placement == "disk"
+    assert on_disk.most_memory_bytes == on_disk.memory_bytes
+    monkeypatch.setattr(measuring, "host_memory_allowed", lambda device, sharing: 100 * _GIB)
+    taken = plan_spectrum(task, **asked)
+    assert taken.memory_bytes == taken.most_memory_bytes == plan.most_memory_bytes
+
+
 def test_a_basis_that_an_accelerator_does_not_hold_goes_to_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "probe_costs", of_rows)
     monkeypatch.setattr(measuring, "host_memory_allowed", lambda device, sharing: 100 * _GIB)

@@ -1,5 +1,8 @@
 """A basis is gone through as seldom as its mathematics allows, and a step waits for few numbers."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch import Tensor
 from lite_probe.operators.base import MatrixOperator
 from lite_probe.spectra.density import advance_probes, no_probes
 from lite_probe.spectra.lanczos import Lanczos, lanczos
+from lite_probe.vectors import basis as storage
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.reductions import CHUNK, norms
 from tests import oracles
@@ -94,6 +98,30 @@ def test_a_basis_is_rotated_once_at_the_end() -> None:
     run.rotate_to_ritz()
     # One pass to finish the pending vector, one that rotates.
     assert (basis.rows_read - read, basis.rows_written - written) == (2 * size, size)
+
+
+def test_a_pass_begins_where_the_last_one_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file larger than the system's cache would not be in it from its beginning again; no bit rests on it."""
+    rows, vectors = orthonormal(6, 5 * CHUNK + 100, torch.float32), normal(2, 5 * CHUNK + 100)
+    monkeypatch.setattr(storage, "_STRETCH_BYTES", 2 * CHUNK * 4 * 7)
+    cut, starts = KrylovBasis._stretches, []
+
+    def extended(name: str, *, alternating: bool) -> list[Tensor]:
+        def stretches(self: KrylovBasis, count: int, backward: bool = False) -> Iterator[slice]:
+            for part in cut(self, count, backward and alternating):
+                starts.append(part.start // CHUNK)
+                yield part
+
+        monkeypatch.setattr(KrylovBasis, "_stretches", stretches)
+        basis = KrylovBasis(rows.shape[1], 7, dtype=rows.dtype, device=CPU, file=tmp_path / name)
+        basis.append(rows)
+        image, owed = vectors[:1].clone(), 1e-6 * normal(6, 1, dtype=torch.float64, seed=3)
+        return [*basis.extend(vectors[1:].clone(), owed, image), image]
+
+    found = extended("alternating.bin", alternating=True)
+    assert starts == [0, 2, 4, 4, 2, 0]
+    for one, other in zip(found, extended("forward.bin", alternating=False), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_no_number_is_waited_for_one_by_one() -> None:
