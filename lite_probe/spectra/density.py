@@ -79,7 +79,7 @@ def no_probes(run: Lanczos, count: int) -> Probes:
 def advance_probes(run: Lanczos, num_deflated: int, probes: Probes, steps: int, *, seed: int) -> bool:
     """Make one step with the running group, or start the next; return False once all have made `steps`.
 
-    Cost: one product per living probe of the group.
+    Cost: one product per living probe of the group, two passes over the deflated vectors for all together.
     """
     living = [index for index in probes.running if probes.alive[index] and len(probes.diagonals[index]) < steps]
     if not living:
@@ -124,7 +124,6 @@ def _step(run: Lanczos, num_deflated: int, probes: Probes, living: list[int]) ->
             raise NumericsError(
                 "expected Hessian products whose squares a float64 holds, got larger ones", "check the checkpoint"
             ) from error
-    run.basis.remove(images, num_deflated)
     lengths = run.basis.norms(images)
     if not all(map(math.isfinite, lengths)):
         raise NumericsError("expected finite Hessian products, got NaN or infinity", "check the checkpoint")
@@ -137,6 +136,7 @@ def _step(run: Lanczos, num_deflated: int, probes: Probes, living: list[int]) ->
             center = run.basis.inner(current, image)
             subtract(image, current, center)
             centers[position] += center.view(())
+    # Once is enough: H blows up what rounding leaves here, and the next step takes that out before it adds up.
     run.basis.remove(images, num_deflated)
     remainders = run.basis.norms(images)
     results = zip(rows, living, lengths, centers.tolist(), remainders, strict=True)

@@ -17,7 +17,9 @@ from scipy import stats
 from lite_probe.operators.base import MatrixOperator
 from lite_probe.results.spectrum import OperatorSpectrum
 from lite_probe.spectra import OperatorRequest, measure_operator
-from lite_probe.spectra.density import deflate_rule
+from lite_probe.spectra.density import advance_probes, deflate_rule, no_probes
+from lite_probe.spectra.lanczos import lanczos
+from lite_probe.vectors.basis import KrylovBasis
 from tests import oracles
 
 FloatArray = NDArray[np.float64]
@@ -204,6 +206,20 @@ def test_deflated_outliers_do_not_come_back() -> None:
     margin = 1e-3 * 30  # the tolerance of the pairs that were deflated
     assert spectrum.nodes.max() <= rest.max() + margin
     assert spectrum.nodes.min() >= rest.min() - margin
+
+
+def test_a_probe_stays_orthogonal_to_the_pairs_however_large_these_are() -> None:
+    """Each product blows up what rounding left of them by λ₁ over the bulk, here 10⁴; no step lets it add up."""
+    n, eps = 400, torch.finfo(torch.float32).eps
+    matrix = oracles.matrix_with(np.r_[1e4, 5e3, 1e3, np.linspace(-1.0, 1.0, n - 3)]).float()
+    basis = KrylovBasis(n, 60, dtype=torch.float32, device=torch.device("cpu"))
+    run, _ = lanczos(MatrixOperator(matrix), top=3, basis=basis, tolerance=1e-4)
+    run.rotate_to_ritz()
+    probes, shares = no_probes(run, 2), []
+    while advance_probes(run, 3, probes, 40, seed=0):
+        shares.append(float(basis.project(probes.current, 3).abs().max()))
+    assert len(shares) == 2 * 40
+    assert max(shares) <= 2 * eps
 
 
 def test_quantiles_are_those_of_the_matrix() -> None:

@@ -290,7 +290,7 @@ def test_what_a_measurement_on_disk_reads_and_writes(tmp_path: Path, monkeypatch
     steps = sum(2 * k + 1 for k in range(size))  # two passes each
     saves = 2 * size  # what is new is hashed, and what is rotated
     end = 2 * size + 2 * wanted  # the last vector is finished, all rotated, the residuals checked
-    probes = 2 * (4 * wanted + 2 * size + 5 * 4 * wanted)  # made orthogonal to the pairs, at first to the whole basis
+    probes = 2 * (4 * wanted + 2 * size + 5 * 2 * wanted)  # made orthogonal to the pairs, at first to the whole basis
     assert basis.rows_read == steps + saves + end + probes
     assert (folder / f"basis-{measurement.epoch}.bin").samefile(file)
 
