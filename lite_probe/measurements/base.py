@@ -55,6 +55,7 @@ class Plan(ABC, Generic[Result]):
         num_parameters: N.
         seconds: Expected.
         memory_bytes: Expected peak of the process (CPU) or of the device's allocations.
+        most_memory_bytes: The highest that it can be, where that is another: pairs may be harder to find.
         scratch_bytes: On disk at the worst moment, while it runs.
         result_bytes: Of the saved result.
         fingerprint: Of checkpoint content, batches and request: a result's key.
@@ -69,6 +70,7 @@ class Plan(ABC, Generic[Result]):
     num_parameters: int
     seconds: float
     memory_bytes: int
+    most_memory_bytes: int | None = None
     scratch_bytes: int
     result_bytes: int = 0
     fingerprint: str
@@ -110,7 +112,8 @@ class Plan(ABC, Generic[Result]):
     @property
     def memory_text(self) -> str:
         """Say what memory it takes."""
-        return f"{self.memory_bytes / 2**30:.1f} GiB"
+        expected, most = (f"{size / 2**30:.1f}" for size in (self.memory_bytes, self.most_memory_bytes or 0))
+        return f"{expected} GiB" if most in (expected, "0.0") else f"{expected} to {most} GiB"
 
     @abstractmethod
     def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:

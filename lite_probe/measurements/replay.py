@@ -56,6 +56,7 @@ class ReplayPlan(Plan[Replay]):
     no_curvature: str  # why the bands' curvature cannot be measured; empty where it can, or nobody asks
     vector_memory: int | None  # bytes that the sharp subspace may take; None leaves it to what is free
     shares_bands: bool  # whether the optimizer of the bands is replayed too, and warmed once for both
+    stores_states: bool  # whether what our optimizers' runs start from is in files
     keeps_states: bool  # whether every optimizer's state is kept for the landscape, which else warms it again
     by_differences: bool  # whether the landscape's curvatures are differences of gradients
     num_runs: int
@@ -144,23 +145,27 @@ class ReplayPlan(Plan[Replay]):
         purpose, remedy = "a step and the states of its optimizers", "lower --batch-size or --seq-len"
         footprints = planning.footprints_of(task, everyone, request.hyperparameters)
         needs = partial(planning.expected_memory, layout=layout, optimizers=request.names, bands=bands, sets=sets)
+        ours = tuple(name for name, entrant in entrants.items() if entrant.is_ours)
+        least = partial(needs, stored=ours)
         # What is known before anything is computed: the states, and the vectors beside them.
-        require_memory(needs(memory_in_use(task.device), footprints), allowed, purpose, remedy)
+        require_memory(least(memory_in_use(task.device), footprints), allowed, purpose, remedy)
         with preserve_state(task.model), own_gradients(layout.parameters):
             costs, start, evaluated = planning.measure_costs(
                 task, layout, splits.warm[0], everyone, request.hyperparameters, footprints, on_progress
             )
-            needs_of = partial(_needs, needs)
-            costs, no_products = _with_products(task, layout, start, costs, request, needs_of, allowed)
+            costs, no_products = _with_products(task, layout, start, costs, request, partial(_needs, least), allowed)
         require_same_task(spectrum, task, loss=evaluated)
         taken = inherited_by(task, request)
         swept = tuple(name for name, rate in request.rates.items() if rate == "sweep")
         ablated = len(ABLATIONS) if request.ablations else 0
         warmed = tuple(name for name in request.names if request.state != "cold" and name not in taken)
-        needed = needs_of(costs)
+        needed = _needs(needs, costs)
+        stored = ours if needed > allowed else ()
+        if stored:
+            needed = _needs(least, costs)
         # One with settings of its own has another state than that of the bands.
         is_shared = bands in warmed and everyone[bands].is_ours and not request.hyperparameters.get(bands)
-        waiting = planning.waiting_bytes(costs, request.names, bands) if is_shared else 0
+        waiting = planning.waiting_bytes(costs, request.names, bands) if is_shared and not stored else 0
         is_shared = is_shared and needed + waiting <= allowed
         common: dict[str, Any] = {
             "shares_bands": is_shared,
@@ -180,7 +185,7 @@ class ReplayPlan(Plan[Replay]):
         # file.
         vectors = None if request.memory is None else allowed - needed
         basis = Subspace.of_spectrum(spectrum, task, memory=vectors)
-        kept = planning.kept_states_bytes(costs, entrants) if request.landscape else 0
+        kept = planning.kept_states_bytes(costs, entrants, stored) if request.landscape else 0
         keeps_states = request.landscape and needed + basis.num_bytes + kept <= allowed
         runs = len(request.names) * request.seeds * (1 + ablated)
         products = 0
@@ -215,10 +220,12 @@ class ReplayPlan(Plan[Replay]):
             + around.seconds,
             memory_bytes=needed + basis.num_bytes + kept * keeps_states,
             vector_memory=vectors,
+            stores_states=bool(stored),
             keeps_states=keeps_states,
             shares_bands=is_shared,
             by_differences=by_differences,
-            scratch_bytes=planning.scratch_bytes(costs, layout, records=records, runs=runs) + around.result_bytes,
+            scratch_bytes=planning.scratch_bytes(costs, layout, records=records, runs=runs, stored=stored)
+            + around.result_bytes,
             result_bytes=records + around.result_bytes,
             num_runs=runs,
             swept=swept,
@@ -232,7 +239,8 @@ class ReplayPlan(Plan[Replay]):
         counts = ((self.num_runs, "run"), (self.request.steps, "step"), (self.request.seeds, "seed"))
         runs, steps, seeds = (f"{number:,} {thing}{'' if number == 1 else 's'}" for number, thing in counts)
         products = f" and {self.num_hvps:,} Hessian products" if self.num_hvps else ""
-        return f"{runs} of {steps}, {seeds}{sweep}: ~{self.num_gradients:,} gradients{products}, {self.time_and_memory}"
+        work = f"~{self.num_gradients:,} gradients{products}, {self.time_and_memory}"
+        return f"{runs} of {steps}, {seeds}{sweep}: {work}" + (", states on disk" if self.stores_states else "")
 
     def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:
         """Replay one optimizer after another; `on_event` is told a `ReplayStep` of every step."""
@@ -251,6 +259,7 @@ class ReplayPlan(Plan[Replay]):
                 run,
                 on_event,
                 keeps_states=self.keeps_states,
+                stores_states=self.stores_states,
                 shares_bands=self.shares_bands,
                 by_differences=self.by_differences,
             )

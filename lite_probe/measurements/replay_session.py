@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lite_probe.errors import NumericsError
+from lite_probe.errors import NumericsError, UsageError
 from lite_probe.measurements.optimizers import settle_rate
 from lite_probe.measurements.replay_landscape import LandscapeSurvey
 from lite_probe.measurements.requests.replay import ReplayRequest
@@ -17,7 +17,6 @@ from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator
 from lite_probe.operators.hessian import HessianOperator
 from lite_probe.optim import LiteOptimizer
-from lite_probe.optim.interface import load_state
 from lite_probe.replays import plan as planning
 from lite_probe.replays.allocation import MOST_GRADIENTS, Point, evaluate
 from lite_probe.replays.curvature import KINDS, PRODUCT_GRADIENTS, BandProbes
@@ -28,6 +27,7 @@ from lite_probe.replays.recipes import Prepared, prepare
 from lite_probe.replays.recorder import Recorder
 from lite_probe.replays.runner import Ablation, RecordingConfig, Runner, RunRequest
 from lite_probe.replays.segments import BatchSplits, deal_segments, measured_split
+from lite_probe.replays.stored import StoredState, load_start
 from lite_probe.replays.sweep import Trial, sweep_learning_rates
 from lite_probe.replays.theory import linear_theory
 from lite_probe.results import replay as results
@@ -112,6 +112,7 @@ class ReplaySession:
         on_step: Callable[[ReplayStep], None] | None,
         *,
         keeps_states: bool,
+        stores_states: bool,
         shares_bands: bool,
         by_differences: bool,
     ) -> None:
@@ -129,6 +130,7 @@ class ReplaySession:
         self.subspace = subspace
         self.on_step = on_step
         self.keeps_states = keeps_states
+        self.stores_states = stores_states
         self.shares_bands = shares_bands
         self.by_differences = by_differences
         self.landscape: Landscape | None = None
@@ -195,7 +197,7 @@ class ReplaySession:
             optimizer = prepared.optimizer
             if not isinstance(optimizer, LiteOptimizer):
                 raise TypeError(f"expected an optimizer of lite-probe, got {type(optimizer).__name__}")
-            load_state(optimizer, prepared.state)
+            load_start(optimizer, prepared.state)
         else:
             optimizer = optimizer_of(self.task, name)
             self._label = f"warming {name} for the bands"
@@ -355,7 +357,19 @@ class ReplaySession:
             on_gradient=lambda: self._on_gradients(1),
             drops_states=True,
         )
-        return prepared[name]
+        found = prepared[name]
+        if not self.stores_states or not self.entrants[name].is_ours:
+            return found
+        folder = self.state.folder()
+        if folder is None:
+            raise UsageError(
+                "expected a state_directory for the states of optimizers, got none", "pass one, or allow more memory"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        place = f"start-{self.request.names.index(name)}-{self.ranks.rank}.pt"
+        stored = StoredState(folder / place, f"{self.state.fingerprint} {name}", self.task.device)
+        stored.write(found.state)
+        return replace(found, state=stored)
 
     def _choose(self, name: str, prepared: Prepared) -> "_FinishedRecipe":
         """Settle an optimizer's learning rate; predict what the linear theory says of it."""
@@ -364,7 +378,7 @@ class ReplaySession:
         theory = None
         if prepared.origin != "cold" and isinstance(prepared.optimizer, LiteOptimizer):
             # It reads the state at θ₀, which is given away by now, or where a sweep's last trial has left it.
-            load_state(prepared.optimizer, prepared.state)
+            load_start(prepared.optimizer, prepared.state)
             theory = linear_theory(prepared.optimizer, name, recipe.lr, self.layout, self.subspace)
         known = _FinishedRecipe(
             fingerprint=self.state.fingerprint, recipe=recipe, sweep=sweep, theory=theory, notes=notes

@@ -65,7 +65,6 @@ class SpectrumPlan(Plan[Spectrum]):
 
     request: SpectrumRequest
     num_hvps: int  # expected, all operators together
-    most_memory_bytes: int  # where pairs take all the vectors that there is room for
     graph_mode: Literal["kept", "partly kept", "recomputed", "none"]
     layout: MemoryLayout
     loss: float
@@ -241,12 +240,6 @@ class SpectrumPlan(Plan[Spectrum]):
             multiplication=multiplication,
             checkpointing_off=False,
         )
-
-    @property
-    def memory_text(self) -> str:
-        """Say what is expected, and what there will be where pairs are harder to find."""
-        expected, most = (f"{size / 2**30:.1f}" for size in (self.memory_bytes, self.most_memory_bytes))
-        return f"{expected} GiB" if most == expected else f"{expected} to {most} GiB"
 
     def summary(self) -> str:
         """Return the plan as one line for people."""

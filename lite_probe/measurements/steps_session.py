@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +21,14 @@ from lite_probe.measurements.optimizers import settle_rate
 from lite_probe.measurements.requests.steps import StepsRequest
 from lite_probe.operators.hessian import GraphStore, HessianOperator
 from lite_probe.optim import LiteOptimizer
-from lite_probe.optim.interface import load_state, set_learning_rate
+from lite_probe.optim.interface import set_learning_rate
 from lite_probe.replays.allocation import ROUNDINGS, Point, evaluate
 from lite_probe.replays.entrants import Entrant, entrants_of
 from lite_probe.replays.ramp import ramp_steps
 from lite_probe.replays.recipes import Prepared, prepare
 from lite_probe.replays.runner import Runner, RunRequest, evaluate_loss
 from lite_probe.replays.segments import Segment
+from lite_probe.replays.stored import OptimizerState, load_start
 from lite_probe.replays.sweep import sweep_learning_rates
 from lite_probe.results.provenance import Note
 from lite_probe.results.replay import Recipe, Sweep
@@ -194,7 +194,7 @@ class _Stepper:
 
     name: str
     optimizer: LiteOptimizer
-    state: Mapping[str, Any]
+    state: OptimizerState
     lr: float
     blocks: list[BlockBands]
     table: StepBands | None
@@ -340,7 +340,7 @@ class StepsSession:
             blocks: list[BlockBands] = []
             table: StepBands | None = None
             if not self.request.critical_only:
-                load_state(optimizer, one.state)
+                load_start(optimizer, one.state)
                 blocks, table = cut_step_bands(named, optimizer.directions(), optimizer=name)
             optimizer.drop_state()
             steppers.append(
@@ -400,7 +400,7 @@ class StepsSession:
 
         It is made from zero weights, on which an update does not depend: so it is not rounded to those of θ₀.
         """
-        load_state(one.optimizer, one.state)
+        load_start(one.optimizer, one.state)
         set_learning_rate(one.optimizer, one.lr)
         for group in one.optimizer.param_groups:
             group["weight_decay"] = 0.0

@@ -164,8 +164,8 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
     """What a measurement will do, and what that takes."""
 
     shown: ClassVar[tuple[str, ...]] = (
-        *("size", "num_parameters", "num_hvps", "num_gradients", "seconds", "memory_bytes", "scratch_bytes"),
-        "fingerprint",
+        *("size", "num_parameters", "num_hvps", "num_gradients", "seconds", "memory_bytes", "most_memory_bytes"),
+        *("scratch_bytes", "fingerprint"),
     )
 
     request: SubspaceRequest
@@ -174,6 +174,7 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
     num_gradients: int  # expected
     layout: MemoryLayout
     at_once: AtOnce
+    halves_on_disk: bool  # the sharp subspace of one half of the batches, while the other's is measured
     loss: float
     count: int  # tokens or samples behind the loss
 
@@ -275,8 +276,12 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
             num_gradients=gradients,
             seconds=seconds,
             memory_bytes=max(held.warming(at_once, train_peak), _peak(request, curvature, held, at_once)),
+            most_memory_bytes=max(
+                held.warming(at_once, train_peak), _peak(request, curvature, held, at_once, is_full=True)
+            ),
             layout=curvature.layout,
             at_once=at_once,
+            halves_on_disk=held.halves_on_disk,
             scratch_bytes=_scratch_bytes(request, curvature, itemsize),
             loss=curvature.loss,
             count=curvature.count,
@@ -362,6 +367,11 @@ class _Held:
         self._halves = 2 * 4 * size * wanted if request.overlaps else 0
         self._in_use = memory_in_use(task.device)
         self.allowed = task.ranks.least(memory_allowed(task.device, request.memory, task.ranks.on_host))
+        # The shortest basis with its probes.
+        self._shortest = (wanted + max(8, wanted // 2) + _PROBE_VECTORS) * self.vector
+        self.halves_on_disk = self._in_use + self._sharp + self._halves + self._shortest > self.allowed
+        if self.halves_on_disk:
+            self._halves = 0
 
     def require_room(self) -> None:
         """Refuse what does not fit even for one optimizer at a time, before anything is computed.
@@ -376,13 +386,12 @@ class _Held:
 
     def ways(self, train_peak: int) -> list[AtOnce]:
         """Return what may be tried, the quickest first: what is warmed must fit, and leave room for a short basis."""
-        top = self._request.size or 0
-        basis = (top + max(8, top // 2) + _PROBE_VECTORS) * self.vector
         tried: tuple[AtOnce, ...] = ("all", "directions") if len(self._footprints) > 1 else ("all",)
         fitting = [
             one
             for one in tried
-            if max(self.warming(one, train_peak), self._in_use + self.beside_products(one) + basis) <= self.allowed
+            if self.warming(one, train_peak) <= self.allowed
+            and self._in_use + self.beside_products(one) + self._shortest <= self.allowed
         ]
         return [*fitting, "one"] if len(self._footprints) > 1 else ["all"]
 
@@ -432,12 +441,25 @@ def _time_gradient(task: Task, batch: Batch) -> float:
         return timed(task, lambda: set_gradients(task, parameters, batch, "warm-up batch 0"))
 
 
-def _peak(request: SubspaceRequest, curvature: SpectrumPlan, held: _Held, at_once: AtOnce) -> int:
-    """Return the bytes in use at the worst moment of a product: a Lanczos step with the basis full, or a probe's."""
+def _peak(
+    request: SubspaceRequest, curvature: SpectrumPlan, held: _Held, at_once: AtOnce, *, is_full: bool = False
+) -> int:
+    """Return the bytes in use at the worst moment of a product: a Lanczos step, or a probe's.
+
+    Args:
+        request: What is measured.
+        curvature: How products are laid out.
+        held: Beside them.
+        at_once: How much of the optimizers.
+        is_full: Whether pairs take all the vectors that there is room for; else as many as are expected.
+    """
     columns = curvature.layout.basis_columns if curvature.layout.basis_placement == "device" else 0
-    full = curvature.most_memory_bytes + held.in_metric(at_once)  # pairs in a metric often take all the vectors
-    bare = curvature.most_memory_bytes - columns * held.vector
-    return max(full, bare + held.beside_products(at_once), bare + held.ascending(at_once))
+    most = curvature.most_memory_bytes or curvature.memory_bytes
+    bare = most - columns * held.vector
+    if not is_full:
+        columns = min(columns, OperatorRequest(top=request.size or 0, bottom=0).expected_pair_products)
+    solving = bare + columns * held.vector + held.in_metric(at_once)
+    return max(solving, bare + held.beside_products(at_once), bare + held.ascending(at_once))
 
 
 def _scratch_bytes(request: SubspaceRequest, curvature: SpectrumPlan, itemsize: int) -> int:
@@ -462,6 +484,11 @@ class _Session:
         self.request = plan.request
         self.spectrum = spectrum_of(plan.request)
         self.state = run
+        if plan.halves_on_disk and run.folder() is None:
+            raise UsageError(
+                "expected a state_directory for the sharp subspaces of halves of the batches, got none",
+                "pass one, or allow more memory",
+            )
         self.state.expected = plan.num_hvps
         # Another memory layout rounds differently: an interrupted measurement keeps to its own.
         pinned = dict(run.pin({**asdict(plan.layout), "at_once": plan.at_once}))
@@ -807,9 +834,9 @@ class _Session:
 
     def _half(self, task: Task, place: int) -> _FinishedHalf:
         """Return the sharp subspace of a half of the batches; what an earlier process found of it is not made again."""
-        return self._stage(
-            f"half {place}", "subspace-half", lambda: self._measure_half(task, place), lambda kept: kept.num_hvps
-        )
+        part, kind = f"half {place}", "subspace-half"
+        found = self._stage(part, kind, lambda: self._measure_half(task, place), lambda kept: kept.num_hvps)
+        return self.state.from_file(part, kind, found) if self.plan.halves_on_disk else found
 
     def _measure_half(self, task: Task, place: int) -> _FinishedHalf:
         with torch.no_grad():
@@ -848,6 +875,7 @@ class _Session:
             operator,
             self.plan.size,
             basis=self._basis(self.plan.size),
+            keeps_basis=self.plan.halves_on_disk,
             seed=derive_seed(self.request.seed, *path),
             on_product=lambda: self.state.advance(1, f"sharp subspace of {name}"),
         )

@@ -1,6 +1,6 @@
 """What a replay will take: gradients, time and memory, from one gradient and a few steps of each optimizer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -205,14 +205,15 @@ def landscape_costs(
     )
 
 
-def kept_states_bytes(costs: Costs, entrants: Mapping[str, Entrant]) -> int:
+def kept_states_bytes(costs: Costs, entrants: Mapping[str, Entrant], stored: Collection[str] = ()) -> int:
     """Return the bytes of what all optimizers' runs start from, beside those of the largest that are there anyway.
 
     An optimizer whose state is kept need not be warmed again when its run is made again. One that is not ours keeps its
-    own beside it.
+    own beside it. What is stored takes none.
     """
-    sizes = [costs.footprints[name].state_bytes * (1 if one.is_ours else 2) for name, one in entrants.items()]
-    return sum(sizes) - max(sizes)
+    in_memory = {name: one for name, one in entrants.items() if name not in stored}
+    sizes = [costs.footprints[name].state_bytes * (1 if one.is_ours else 2) for name, one in in_memory.items()]
+    return sum(sizes) - max(sizes, default=0)
 
 
 def waiting_bytes(costs: Costs, optimizers: Sequence[str], bands: str) -> int:
@@ -291,11 +292,13 @@ def expected_memory(
     optimizers: Sequence[str],
     bands: str,
     sets: int,
+    stored: Collection[str] = (),
 ) -> int:
     """Return the bytes in use at the worst moment of a replay; the sharp subspace comes on top, where it is in memory.
 
     That is when directions are made for the bands or for the linear theory, or a watched step. The state of an
-    optimizer is there twice, since every run starts from a copy; bases and labels of the bands stay.
+    optimizer is there twice, since every run starts from a copy, or while one that is stored is read; bases and labels
+    of the bands stay.
 
     Args:
         peak: Of the process during a gradient, or a product where some are made.
@@ -304,14 +307,17 @@ def expected_memory(
         optimizers: Those that are replayed.
         bands: Whose directions are cut.
         sets: Sets of batches that a step's change is allotted on.
+        stored: Optimizers whose runs start from a file.
     """
     vector = layout.size * layout.parameters[0].element_size()
     own, kept = footprints[bands], footprints[bands].band_bytes
     replayed = [footprints[name] for name in optimizers]
+    running = {name: (1 if name in stored else 2) * footprints[name].state_bytes for name in optimizers}
     return peak + max(
         _WARM_VECTORS * vector + own.state_bytes + own.beside_state_bytes + kept,
-        kept + _WARM_VECTORS * vector + max(2 * one.state_bytes + one.beside_state_bytes for one in replayed),
-        kept + (_VECTORS + _SAME_VECTORS * (sets - 1)) * vector + max(2 * one.state_bytes for one in replayed),
+        kept + _WARM_VECTORS * vector + max(2 * one.state_bytes for one in replayed),
+        kept + _WARM_VECTORS * vector + max(running[name] + footprints[name].beside_state_bytes for name in optimizers),
+        kept + (_VECTORS + _SAME_VECTORS * (sets - 1)) * vector + max(running.values()),
     )
 
 
@@ -325,14 +331,17 @@ def records_bytes(*, runs: int, steps: int, sharp: int, blocks: int, sets: int, 
     return runs * steps * 8 * (_RECORDED + 3 * sharp + bands + same) + 16 * products
 
 
-def scratch_bytes(costs: Costs, layout: ParameterLayout, *, records: int, runs: int) -> int:
+def scratch_bytes(
+    costs: Costs, layout: ParameterLayout, *, records: int, runs: int, stored: Collection[str] = ()
+) -> int:
     """Return the bytes of working files at the worst moment.
 
-    A run in progress is saved beside its last save: parameters, state and records. What is finished waits meanwhile.
+    A run in progress is saved beside its last save: parameters, state and records. What is finished waits meanwhile,
+    and what runs start from where that is in files.
     """
     running = layout.size * layout.parameters[0].element_size()
     running += max(one.state_bytes for one in costs.footprints.values())
-    return 2 * (running + records // runs) + records
+    return 2 * (running + records // runs) + records + sum(costs.footprints[name].state_bytes for name in stored)
 
 
 def _state_bytes(optimizer: Replayable) -> int:

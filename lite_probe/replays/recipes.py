@@ -19,6 +19,7 @@ from lite_probe.optim import (
 from lite_probe.optim.interface import Replayable, load_state, set_learning_rate
 from lite_probe.optim.saved_rules import average_factor, real
 from lite_probe.replays.entrants import Entrant
+from lite_probe.replays.stored import OptimizerState
 from lite_probe.replays.sweep import LOWEST
 from lite_probe.results.provenance import Note
 from lite_probe.runtime.fingerprint import batches_digest
@@ -48,7 +49,7 @@ class Prepared:
     """An optimizer made, with the state that every run of it starts from."""
 
     optimizer: Replayable
-    state: Mapping[str, Any]
+    state: OptimizerState
     origin: str  # "checkpoint", "warm" or "cold"
     hyperparameters: Mapping[str, object]  # those not at their defaults; where they differ by block, block → values
     lines: tuple[str, ...]  # what became of the state, in words

@@ -1,6 +1,5 @@
 """One optimizer on one segment: trains, and watches itself train without changing a bit of it."""
 
-import io
 import json
 import math
 import os
@@ -17,16 +16,15 @@ from torch import Tensor
 
 from lite_probe.errors import InputError, NumericsError
 from lite_probe.operators.gradient import finite_sum, require_finite
-from lite_probe.optim.interface import Replayable, load_state, set_learning_rate
+from lite_probe.optim.interface import Replayable, set_learning_rate
 from lite_probe.replays.allocation import ROUNDINGS, Point, Rule, StepChange, evaluate, integrate_step
 from lite_probe.replays.horizon import QuadraticModel, logged_steps
 from lite_probe.replays.ramp import rate_at
 from lite_probe.replays.recorder import OF_BANDS, Recorder
 from lite_probe.replays.segments import Segment
+from lite_probe.replays.stored import OptimizerState, load_start, read_tensors, write_tensors
 from lite_probe.replays.sweep import Trial
 from lite_probe.results.replay import ReplayRun
-from lite_probe.results.sealing import read_sealed, write_sealed
-from lite_probe.results.store import write_atomically
 from lite_probe.runtime.resumable import SaveClock, remove
 from lite_probe.subspaces import Subspace, set_gradients
 from lite_probe.task import Split, Task
@@ -34,7 +32,6 @@ from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.reductions import norm
 
 Ablation = Literal["none", "dominant", "bulk"]
-OptimizerState = Mapping[str, Any]  # what its `state_dict` gave
 
 # Entries of `ReplayRun` that a step adds to, whatever is recorded of it.
 _PER_STEP = ("train_losses", "losses", "update_norms")
@@ -241,7 +238,7 @@ class Runner:
 
     def _begin(self, optimizer: Replayable, state: OptimizerState, lr: float) -> None:
         self.layout.write(self.start)
-        load_state(optimizer, state)
+        load_start(optimizer, state)
         set_learning_rate(optimizer, lr)
 
     def _step(self, optimizer: Replayable, request: RunRequest, step: int) -> None:
@@ -346,10 +343,7 @@ class Runner:
                 "records": run.tensors(),
                 "seconds": run.seconds,
             }
-            owner = self._owner(request)
-            write_atomically(
-                self.state_file, lambda file: write_sealed(file, owner, lambda content: torch.save(saved, content))
-            )
+            write_tensors(self.state_file, self._owner(request), saved)
 
     def _owner(self, request: RunRequest) -> str:
         return json.dumps([self.fingerprint, request.key, request.lr, request.segment.digest])
@@ -359,18 +353,16 @@ class Runner:
         if self.state_file is None or not os.path.lexists(self.state_file):
             return False
         try:
-            content = read_sealed(self.state_file, self._owner(request), "a run in progress")
+            saved = read_tensors(self.state_file, self._owner(request), "a run in progress", self.start.device)
         except InputError as error:
             if self.on_damaged is not None:
                 self.on_damaged(error)
             remove(self.state_file)
             return False
-        if content is None:
-            return False  # of another run
-        try:
-            saved = torch.load(io.BytesIO(content), weights_only=True, map_location=self.start.device)
         except pickle.UnpicklingError:
             return False  # an optimizer that is not ours may keep what only a pickle that runs code could bring back
+        if saved is None:
+            return False  # of another run
         run.restore(saved["records"], saved["seconds"])
         self.layout.write(saved["parameters"])
         optimizer.load_state_dict(saved["optimizer"])

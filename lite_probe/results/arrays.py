@@ -70,7 +70,6 @@ def write_arrays(file: BinaryIO, arrays: Mapping[str, Array]) -> str:
     file.write(prefix)
     state = hashlib.sha256(prefix)
     for name, array in ordered:
-        mapping = _mapping_of(array)
         for rows in _row_chunks(array):
             if not np.isfinite(rows).all():
                 raise NumericsError(
@@ -80,17 +79,17 @@ def write_arrays(file: BinaryIO, arrays: Mapping[str, Array]) -> str:
             content = np.ascontiguousarray(rows).data
             file.write(content)
             state.update(content)
-            if mapping is not None:  # let go of the pages read, or a mapped array would fill the memory after all
-                mapping.madvise(mmap.MADV_DONTNEED)
+            give_back(array)
     return state.hexdigest()
 
 
-def _mapping_of(array: Array) -> mmap.mmap | None:
-    """Return the mapped file that an array is a view of, or None where it lies in memory."""
+def give_back(array: Array) -> None:
+    """Let go of the pages read of a mapped array, or it would fill the memory after all; nothing of one in memory."""
     owner: Any = array
     while owner is not None and not isinstance(owner, mmap.mmap):
         owner = owner.obj if isinstance(owner, memoryview) else getattr(owner, "base", None)
-    return owner
+    if owner is not None:
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def _row_chunks(array: Array) -> Iterator[Array]:

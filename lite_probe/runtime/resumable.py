@@ -176,6 +176,11 @@ class ResumableRun:
             self.forget(f"{part}/running")
         return found
 
+    def from_file(self, part: str, kind: str, found: Finished) -> Finished:
+        """Return a finished stage as its file has it, large arrays mapped; as it was found where this rank has none."""
+        kept: Finished | None = self._find(part, kind) if self.ranks.is_first else None
+        return found if kept is None else kept
+
     def find(self, part: str, kind: str) -> Any | None:
         """Return a finished stage, None where it has to be measured."""
         return self.ranks.once(lambda: self._find(part, kind))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from scipy import stats
 
 from lite_probe.operators.base import SymmetricOperator
@@ -31,6 +32,7 @@ def sharp_subspace(
     *,
     basis: KrylovBasis,
     seed: int,
+    keeps_basis: bool = False,
     on_product: Callable[[], None] | None = None,
 ) -> Subspace:
     """Return the span of an operator's leading eigenvectors, to a residual of 1e-2 of each eigenvalue.
@@ -40,6 +42,7 @@ def sharp_subspace(
         size: k.
         basis: Empty, with room for more than k vectors.
         seed: Of the start vector.
+        keeps_basis: Leave float32 vectors in the basis, all of which stays then: no second copy of them is made.
         on_product: Called after every product.
 
     Returns:
@@ -62,12 +65,12 @@ def sharp_subspace(
         missed = check_residuals(run, pairs, seed=derive_seed(seed, "check"))
         if on_product is not None:
             on_product()
+    values, residuals = pairs.values[:count], np.hypot(pairs.residual_norms[:count], missed)
+    if keeps_basis and run.basis.ranks.count == 1 and run.basis.rows.dtype == torch.float32:
+        return Subspace(mapped=run.basis.vectors(count).T, eigenvalues=values, residual_norms=residuals)
     # The basis holds many more vectors than these.
-    return Subspace(
-        run.basis.whole(run.basis.rows[:count]).float().clone(),
-        eigenvalues=pairs.values[:count],
-        residual_norms=np.hypot(pairs.residual_norms[:count], missed),
-    )
+    rows = run.basis.whole(run.basis.rows[:count]).float().clone()
+    return Subspace(rows, eigenvalues=values, residual_norms=residuals)
 
 
 def overlap_of(kind: str, first: tuple[str, Subspace], second: tuple[str, Subspace]) -> Overlap:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lite_probe.errors import InputError, UsageError
+from lite_probe.results.arrays import give_back
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.runtime.memory import free_memory
@@ -145,6 +146,7 @@ class Subspace:
         for start in range(0, length, _STRETCH):
             part = np.ascontiguousarray(columns[start : start + _STRETCH, chosen].T)
             rows[:, start : start + _STRETCH].copy_(torch.from_numpy(part))
+            give_back(columns)
         notes = []
         if place != task.device:
             notes.append(Note(code="subspace-on-cpu", message="Eigenvectors are in main memory, not on the GPU."))
@@ -176,14 +178,20 @@ class Subspace:
     def vector(self, index: int) -> Tensor:
         """Return one of the vectors as it is stored, (N,), float32 unless it is kept in float64."""
         if self._rows is None:
-            return torch.from_numpy(np.ascontiguousarray(self._file[:, self._columns[index]]))
+            vector = np.empty(self.num_parameters, self._file.dtype)
+            for start in range(0, len(vector), _STRETCH):  # a column touches every page of the file
+                part = slice(start, start + _STRETCH)
+                vector[part] = self._file[part, self._columns[index]]
+                give_back(self._file)
+            return torch.from_numpy(vector)
         row = self._rows[index]
         return row.float() if row.dtype == torch.bfloat16 else row
 
     def stacked(self) -> NDArray[np.float32]:
         """Return all vectors, (k, N) on the CPU; those in its memory as they are, to be read."""
         if self._rows is None:
-            return np.ascontiguousarray(self._file[:, self._columns].T)
+            rows, are_all = self._file.T, np.array_equal(self._columns, np.arange(self._file.shape[1]))
+            return np.ascontiguousarray(rows if are_all else rows[self._columns])
         found: NDArray[np.float32] = self._rows.float().cpu().numpy()
         return found
 
@@ -231,6 +239,7 @@ class Subspace:
                 yield part, self._rows[:, part].to(dtype)
             else:
                 yield part, torch.from_numpy(self._file[part][:, self._columns].T).contiguous().to(dtype)
+                give_back(self._file)
 
     @property
     def _file(self) -> NDArray[np.float32]:

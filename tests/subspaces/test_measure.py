@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import lite_probe as lp
 from lite_probe.errors import InputError, LiteProbeError, NumericsError, UsageError
+from lite_probe.measurements import subspace as measuring
 from lite_probe.measurements.base import discard_state
 from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.measurements.subspace import measure_subspace
@@ -352,15 +353,35 @@ def test_a_plan_counts_what_optimizers_hold() -> None:
     assert one.layout.basis_placement == three.layout.basis_placement == "device"
 
 
-@pytest.mark.parametrize("placement", ["cpu", "disk"])
-def test_krylov_vectors_elsewhere_give_the_same_numbers(placement: Any, tmp_path: Path) -> None:
-    asked = {**ASKED, "optimizers": ("soap-lite",)}
-    plan = plan_subspace(trained("mlp"), spectrum_of("mlp"), **asked)
-    found = [
-        one.run(trained("mlp"), state_directory=tmp_path / name)
-        for name, one in (("a", plan), ("b", laid_out(plan, basis_placement=placement)))
-    ]
+@pytest.mark.parametrize(
+    ("placement", "halves_on_disk"), [("cpu", False), ("disk", False), ("cpu", True), ("disk", True)]
+)
+def test_vectors_elsewhere_give_the_same_numbers(placement: Any, halves_on_disk: bool, tmp_path: Path) -> None:
+    asked, task = {**ASKED, "optimizers": ("soap-lite",)}, trained("mlp", torch.float32)
+    plan = plan_subspace(task, spectrum_of("mlp", torch.float32), **asked)
+    elsewhere = replace(laid_out(plan, basis_placement=placement), halves_on_disk=halves_on_disk)
+    found = [one.run(trained("mlp"), state_directory=tmp_path / name) for name, one in (("a", plan), ("b", elsewhere))]
+    assert {overlap.kind for overlap in found[0].overlaps} >= {"batches", "operators"}
     assert_same_bits(*found)
+
+
+def test_the_subspaces_of_halves_go_to_disk_where_memory_does_not_hold_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_subspace(trained("mlp"), spectrum_of("mlp"), **ASKED)
+    assert not plan.halves_on_disk
+    vector = 4 * plan.num_parameters
+    shortest, both = (plan.size + 8 + 2) * vector, 2 * plan.size * vector
+    monkeypatch.setattr(measuring, "memory_in_use", lambda device: 0)
+
+    def held(allowed: int) -> measuring._Held:
+        return measuring._Held(trained("mlp"), replace(plan.request, memory=allowed), 4, {})
+
+    sharp = plan.size * vector  # of the spectrum, where a quarter of what is allowed holds them
+    assert sharp <= (both + shortest) // 4
+    ample, tight = held(sharp + both + shortest), held(sharp + both + shortest - 1)
+    assert (ample.halves_on_disk, tight.halves_on_disk) == (False, True)
+    assert ample.beside_products("all") > tight.beside_products("all")
+    with pytest.raises(UsageError, match="expected a state_directory for the sharp subspaces of halves of the batches"):
+        replace(plan, halves_on_disk=True).run(trained("mlp"))
 
 
 def test_a_basis_on_disk_needs_a_folder() -> None:
