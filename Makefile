@@ -2,6 +2,7 @@
 # or constraints.txt. No virtual environment needs to be active.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+WORKERS ?= logical
 BENCHMARK_ARGS ?=
 DEVICE ?= cuda
 RUNS ?= probe/demo/step-00060 probe/demo/step-00300
@@ -16,16 +17,20 @@ OLDEST_READY := .venv-oldest/.ready
 # Products in both precisions, checkpoints, and families from the command line, their page included.
 OLDEST_TESTS := tests/operators/test_products.py tests/checkpoints/test_formats.py tests/commands/test_families.py
 
+# A process on every core. Each has a run of neighbouring tests, and one that is done takes half of what another still
+# has: all end at once, and what the tests of a file share is seldom made twice.
+IN_PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist worksteal
+
 .PHONY: demo test test-fast test-gpu test-oldest lint benchmark benchmark-gpu screenshots clean
 
 demo: $(READY)
 	$(BIN)/lite-probe demo
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not slow" $(PYTEST_ARGS)
 
 # The oldest releases that pyproject.toml allows, and that a CPU build of torch can be had beside: the paths to a result.
 test-oldest: $(OLDEST_READY)

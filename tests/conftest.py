@@ -7,8 +7,9 @@ import pytest
 
 from tests.tree import open_tree, require_tree
 
-# Two threads everywhere: results are then the same whatever the machine, and tests don't fight over cores.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# One thread everywhere: results are then the same whatever the machine and however many tests run at once, and these
+# don't fight over cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -213,11 +213,16 @@ def test_parameters_come_back_when_it_is_stopped(label: str, monkeypatch: pytest
     assert all(torch.equal(before[name], value) for name, value in task.model.state_dict().items())
 
 
-@pytest.mark.parametrize("label", ["eigenvector 1 of 3", "path of muon", "update of soap", "plane"])
-def test_a_stopped_one_goes_on_with_the_same_bits(label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def in_one_go() -> Replay:
     task = classifier()
+    return replay(task, ["muon", "soap"], spectrum=spectrum_of(task), lr=0.01, **ASKED)
+
+
+@pytest.mark.parametrize("label", ["eigenvector 1 of 3", "path of muon", "update of soap", "plane"])
+def test_a_stopped_one_goes_on_with_the_same_bits(label: str, in_one_go: Replay, tmp_path: Path) -> None:
+    task, whole = classifier(), in_one_go
     asked: dict[str, Any] = {"spectrum": spectrum_of(task), "lr": 0.01, **ASKED}
-    whole = replay(task, ["muon", "soap"], **asked)
     with pytest.raises(KeyboardInterrupt):
         replay(
             task,

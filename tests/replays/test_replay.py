@@ -315,6 +315,14 @@ def test_a_run_in_progress_is_taken_up_where_it_was(
     assert [step for step in steps if step] == [3, 4, 1, 2, 3, 4]  # step 3 was told before it was saved
 
 
+SOAP: dict[str, Any] = {"optimizers": ["soap"], "lr": 0.01, **SHORT}
+
+
+@pytest.fixture(scope="module")
+def soap_in_one_go(spectrum: Spectrum) -> Replay:
+    return replay(with_training("llama", BATCHES), spectrum=spectrum, **SOAP)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -330,7 +338,12 @@ def test_a_run_in_progress_is_taken_up_where_it_was(
     ],
 )
 def test_a_state_that_is_not_its_own_is_not_continued(
-    content: str, task: Task, spectrum: Spectrum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: str,
+    soap_in_one_go: Replay,
+    task: Task,
+    spectrum: Spectrum,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And is no error: the run begins anew."""
     monkeypatch.setattr(resumable, "_COST_FACTOR", 0.0)
@@ -339,7 +352,7 @@ def test_a_state_that_is_not_its_own_is_not_continued(
         if step.step == 3:
             raise _StopError
 
-    asked: dict[str, Any] = {"optimizers": ["soap"], "lr": 0.01, "spectrum": spectrum, **SHORT}
+    asked: dict[str, Any] = {"spectrum": spectrum, **SOAP}
     other = {**asked, "tolerance": 1e-3} if content == "of another replay" else asked
     with pytest.raises(_StopError):
         replay(task, **other, state_directory=tmp_path, on_step=stop)
@@ -368,7 +381,7 @@ def test_a_state_that_is_not_its_own_is_not_continued(
     steps: list[int] = []
     found = replay(task, **asked, state_directory=tmp_path, on_step=lambda step: steps.append(step.step))
     assert [step for step in steps if step] == [1, 2, 3, 4, 1, 2, 3, 4]
-    assert dict(numbers(found)) == dict(numbers(replay(task, **asked)))
+    assert dict(numbers(found)) == dict(numbers(soap_in_one_go))
     noted = [note.message for note in found.notes if note.code == "damaged-state"]
     assert len(noted) == (content != "of another replay")
 

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,12 @@ def assert_same_bits(one: Spectrum, other: Spectrum) -> None:
 
 def mlp() -> Task:
     return models.make_task("mlp", torch.float32)
+
+
+@cache
+def in_one_go() -> Spectrum:
+    """The mlp's, undisturbed."""
+    return measure_spectrum(mlp(), **ASKED)
 
 
 def calls_of(task: Task, plan: SpectrumPlan, **asked: Any) -> tuple[Spectrum, int]:
@@ -442,7 +449,7 @@ def test_a_damaged_state_starts_anew(what: str, pattern: str, tmp_path: Path) ->
     spectrum, began = first_product(mlp(), tmp_path)
     assert began == 1
     assert damage(spectrum) == ([] if (what, pattern) == ("missing", "head.json") else [path.name])
-    assert_same_bits(undamaged(spectrum), measure_spectrum(mlp(), **ASKED))
+    assert_same_bits(undamaged(spectrum), in_one_go())
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", "3", '{"fingerprint": 7}'])
@@ -460,7 +467,7 @@ def test_a_damaged_layout_starts_anew(text: str, tmp_path: Path) -> None:
     spectrum, began = first_product(mlp(), tmp_path)
     assert began == 1
     assert damage(spectrum) == ["layout.json"]
-    assert_same_bits(undamaged(spectrum), measure_spectrum(mlp(), **ASKED))
+    assert_same_bits(undamaged(spectrum), in_one_go())
 
 
 @pytest.mark.parametrize("pattern", ["basis-*.bin", "vectors-*.bin"])
@@ -480,7 +487,7 @@ def test_damaged_vectors_are_not_continued_from(what: str, pattern: str, tmp_pat
     spectrum, began = first_product(mlp(), tmp_path)
     assert began == 1
     assert damage(spectrum) == [path.name]
-    assert_same_bits(undamaged(spectrum), measure_spectrum(mlp(), **ASKED))
+    assert_same_bits(undamaged(spectrum), in_one_go())
 
 
 def test_a_state_that_was_continued_is_damaged_like_any_other(tmp_path: Path) -> None:
@@ -608,7 +615,7 @@ def test_bytes_behind_what_the_head_counts_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "spectrum.state" / "whole" / "running" / "vectors-99999.bin").write_bytes(b"left over")
     spectrum, began = first_product(mlp(), tmp_path)
     assert began == 8
-    assert_same_bits(spectrum, measure_spectrum(mlp(), **ASKED))
+    assert_same_bits(spectrum, in_one_go())
 
 
 def test_a_continued_measurement_keeps_its_memory_layout(tmp_path: Path) -> None:

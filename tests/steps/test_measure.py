@@ -1,6 +1,7 @@
 """`measure_steps` from end to end: closed forms, no trace, the same bits again, and after a kill."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,34 @@ def numbers(found: Steps) -> list[Any]:
     ] + [kind.low.tolist() for one in found.optimizers.values() for kind in one.critical.values()]
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_does_not(llama: Callable[[], Task]) -> None:
-    first, second = (measure_steps(llama(), ["adamw", "muon"], **asked()) for _ in range(2))
+@contextmanager
+def counted_products() -> Iterator[list[int]]:
+    """The rows of each product made meanwhile."""
+    made: list[int] = []
+    original = HessianOperator._products
+
+    def counted(self: HessianOperator, rows: Tensor) -> Tensor:
+        made.append(len(rows))
+        return original(self, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HessianOperator, "_products", counted)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def in_one_go(llama: Callable[[], Task]) -> tuple[Steps, int]:
+    """What is measured without a stop, and its number of products."""
+    with counted_products() as made:
+        found = measure_steps(llama(), ["adamw", "muon"], **asked())
+    return found, len(made)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(
+    llama: Callable[[], Task], in_one_go: tuple[Steps, int]
+) -> None:
+    first, _ = in_one_go
+    second = measure_steps(llama(), ["adamw", "muon"], **asked())
     other = measure_steps(llama(), ["adamw", "muon"], **asked(seed=1))
     assert numbers(first) == numbers(second)
     assert numbers(first) != numbers(other)
@@ -171,10 +198,14 @@ def test_it_leaves_no_trace(llama: Callable[[], Task]) -> None:
 
 @pytest.mark.parametrize("after", [3, 40, 200])
 def test_a_stopped_one_goes_on_with_the_same_bits(
-    llama: Callable[[], Task], tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+    llama: Callable[[], Task],
+    in_one_go: tuple[Steps, int],
+    tmp_path: Path,
+    after: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("lite_probe.runtime.resumable.SaveClock.due", property(lambda self: True))
-    whole = measure_steps(llama(), ["adamw", "muon"], **asked())
+    whole, num_products = in_one_go
     calls = 0
 
     def stop(done: int, expected: int, label: str) -> None:
@@ -185,26 +216,16 @@ def test_a_stopped_one_goes_on_with_the_same_bits(
 
     with pytest.raises(KeyboardInterrupt):
         measure_steps(llama(), ["adamw", "muon"], state_directory=tmp_path, on_progress=stop, **asked())
-    made: list[int] = []
-    original = HessianOperator._products
-
-    def counted(self: HessianOperator, rows: Tensor) -> Tensor:
-        made.append(1)
-        return original(self, rows)
-
-    monkeypatch.setattr(HessianOperator, "_products", counted)
-    again = measure_steps(llama(), ["adamw", "muon"], state_directory=tmp_path, **asked())
+    with counted_products() as made:
+        again = measure_steps(llama(), ["adamw", "muon"], state_directory=tmp_path, **asked())
     assert numbers(again) == numbers(whole)
-    resumed = len(made)
-    made.clear()
-    measure_steps(llama(), ["adamw", "muon"], **asked())
-    assert resumed < len(made) or after == 3
+    assert len(made) < num_products or after == 3
 
 
 def test_critical_steps_alone_need_no_second_derivative(
-    llama: Callable[[], Task], monkeypatch: pytest.MonkeyPatch
+    llama: Callable[[], Task], in_one_go: tuple[Steps, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both = measure_steps(llama(), ["adamw", "muon"], **asked())
+    both, _ = in_one_go
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a Hessian was made")
@@ -226,8 +247,8 @@ def test_other_data_have_a_critical_step_of_their_own(llama: Callable[[], Task])
     assert found.fingerprint != measure_steps(task, ["adamw"], critical_only=True, **asked(lr=0.01)).fingerprint
 
 
-def test_a_result_comes_back_from_disk(llama: Callable[[], Task], tmp_path: Path) -> None:
-    found = measure_steps(llama(), ["adamw", "muon"], **asked())
+def test_a_result_comes_back_from_disk(in_one_go: tuple[Steps, int], tmp_path: Path) -> None:
+    found, _ = in_one_go
     lp.save(found, tmp_path)
     back = lp.load(tmp_path / "steps.json")
     assert numbers(back) == numbers(found)
