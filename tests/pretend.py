@@ -288,9 +288,10 @@ def _move(function: Any, name: str, args: Any, kwargs: Any) -> Any:
         into.copy_(values)
         return target
     device = torch.device(kwargs.get("device") or args[0].device)
-    _count_copy(args[0], device.type == NAME)
+    if device.type != "meta":
+        _count_copy(args[0], device.type == NAME)
     source = args[0].held if isinstance(args[0], PretendTensor) else args[0]
-    made = function(source, *args[1:], **{**kwargs, "device": _CPU})
+    made = function(source, *args[1:], **{**kwargs, "device": _CPU if device.type == NAME else device})
     return PretendTensor(made) if device.type == NAME else made
 
 
@@ -318,6 +319,8 @@ def _count_reads(function: Any, name: str, args: Any) -> None:
 
 
 def _count_copy(source: Tensor, to_device: bool) -> None:
+    if not source.numel():  # nothing travels
+        return
     if isinstance(source, PretendTensor) and not to_device:
         _count("waits", "copy to the CPU")
     elif not isinstance(source, PretendTensor) and to_device:

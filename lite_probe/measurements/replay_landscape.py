@@ -31,7 +31,7 @@ from lite_probe.results.replay import ReplayRun
 from lite_probe.results.store import register
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.subspaces import Subspace
-from lite_probe.vectors.reductions import dot, norm
+from lite_probe.vectors.reductions import dots, norm
 
 _MISSED = 0.1  # of a run's loss change: where allocations miss by more, they do not say who made progress
 _SAME = 1e-3  # of the longest way from θ₀: by less, a run that is made again has gone the same way
@@ -270,7 +270,7 @@ class LandscapeSurvey:
         sharpest = self._sharpest
         seen = [(0.0, 0.0, 0.0)]
         for way in self._again(run, prepared):
-            seen.append((dot(sharpest, way), dot(flat, way), norm(way)))
+            seen.append((*dots([(sharpest, way), (flat, way)]), norm(way)))
         across, up, lengths = np.array(seen).T
         x = np.concatenate([[0.0], np.cumsum(run.sharp_updates[:, 0])])
         apart = float(np.abs(across - x).max() / lengths.max()) if lengths.max() > 0.0 else 0.0

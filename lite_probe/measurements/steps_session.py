@@ -53,7 +53,7 @@ from lite_probe.steps.signal import agreeing_directions, leading, momenta, rando
 from lite_probe.subspaces import can_take, optimizer_of, set_gradients, warm
 from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
-from lite_probe.vectors.reductions import dot
+from lite_probe.vectors.reductions import dots
 
 _SHARP_RATIO = 0.1  # of a matrix's singular directions, those that two halves of the batches are compared in
 _FORWARDS = 7  # that a critical step usually takes
@@ -464,18 +464,20 @@ class StepsSession:
         with self._graph(self.parts[self._order[place % len(self._order)]]) as operator:
             for one, update in zip(steppers, updates, strict=True):
                 signs = torch.from_numpy(self._signs(one, place)).to(update)
-                gains, images = np.zeros(len(signs)), np.zeros(len(signs))
-                for block in one.blocks:
-                    places = list(block.places)
+                sizes = [len(block.places) for block in one.blocks]
+                products: list[Tensor] = []
+                for block, chosen in zip(one.blocks, signs.split(sizes), strict=True):
                     own, gradient = (self._within(block, vector) for vector in (update, self.point.gradient))
-                    image = operator(block.layout).matvec(block.bands.weighted(own, signs[places]))
-                    products = block.bands.products_of([gradient, own, image], [(0, 1), (1, 2)]).cpu().numpy()
-                    gains[places], images[places] = -products[0], scale * products[1]
+                    image = operator(block.layout).matvec(block.bands.weighted(own, chosen))
+                    products.append(block.bands.products_of([gradient, own, image], [(0, 1), (1, 2)]))
                     self._tell(1.0 / len(self.parts), f"{one.name} · batch {place + 1}/{len(self.splits.steps)}")
-                whole = scale * dot(update, operator(self.layout).matvec(update))
-                one.gains.append(gains)
+                image = operator(self.layout).matvec(update)
+                slope, curvature = dots([(self.point.gradient, update), (update, image)])
+                slopes, curvatures = torch.cat(products, dim=1).cpu().numpy()
+                images, whole = scale * curvatures, scale * curvature
+                one.gains.append(-slopes)
                 one.images.append(images)
-                one.whole.append((-dot(self.point.gradient, update), whole))
+                one.whole.append((-slope, whole))
                 self._tell(1.0 / len(self.parts), f"{one.name} · batch {place + 1}/{len(self.splits.steps)}")
                 if not math.isfinite(whole) or not np.isfinite(images).all():
                     raise NumericsError(
@@ -657,7 +659,7 @@ class StepsSession:
 
     def _by_group(self, groups: Sequence[Group], vector: Tensor) -> NDArray[np.float64]:
         """Return the inner products of a vector (N,) with every group of the mean step."""
-        return np.array([dot(group.direction, self._within(group.block, vector)) for group in groups])
+        return np.array(dots((group.direction, self._within(group.block, vector)) for group in groups))
 
     def _change_at(self, direction: Tensor, multiple: float) -> float:
         """Return the change of the loss on the batches of the joint optimum. Cost: a forward pass."""

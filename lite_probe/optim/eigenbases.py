@@ -104,11 +104,12 @@ def completed(known: Tensor, rest: Tensor) -> Tensor:
 
     Cost: 2n(n − r)r multiplications and additions and a singular value decomposition of (r, r).
     """
-    inner, outer = known[~rest], known[rest]
+    inside, rest = (chosen.nonzero()[:, 0] for chosen in (~rest, rest))
+    inner, outer = known[inside], known[rest]
     left, cosines, right = torch.linalg.svd(inner)
     turned = outer @ right.mT
     found = known.new_empty(len(known), len(outer))
-    found[~rest] = -left @ turned.mT
+    found[inside] = -left @ turned.mT
     found[rest] = torch.eye(len(outer), dtype=known.dtype, device=known.device) - (turned / (1.0 + cosines)) @ turned.mT
     return found
 

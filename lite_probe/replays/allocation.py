@@ -18,7 +18,7 @@ from lite_probe.errors import NumericsError
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.task import Split, Task
 from lite_probe.vectors.layout import ParameterLayout
-from lite_probe.vectors.reductions import dot
+from lite_probe.vectors.reductions import dot, dots
 
 Rule = Literal["simpson", "trapezoid"]
 
@@ -100,13 +100,13 @@ def integrate_step(
     """
     end = evaluate(task, layout, split)
     change = end.loss - start.loss
-    slope, end_slope = dot(start.gradient, update), dot(end.gradient, update)
     if rule == "trapezoid":
+        slope, end_slope = dots([(start.gradient, update), (end.gradient, update)])
         mean = torch.add(start.gradient, end.gradient).mul_(0.5)
         allocation = 0.5 * (slope + end_slope)
         return StepChange(mean, end, slope, end_slope - slope, allocation, allocation - change, 1)
     odd = _gradients_at(task, layout, split, before, after, [0.5])
-    middle_slope = dot(odd, update)
+    slope, end_slope, middle_slope = dots((one, update) for one in (start.gradient, end.gradient, odd))
     curvature = -3.0 * slope + 4.0 * middle_slope - end_slope
     allowed = max(tolerance * max(abs(change), scale), ROUNDINGS * torch.finfo(update.dtype).eps * abs(start.loss))
     even: Tensor | None = None

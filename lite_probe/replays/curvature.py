@@ -7,6 +7,7 @@ taken out exactly: see `lite_probe.subspaces.calibration`.
 from typing import Literal
 
 import numpy as np
+import torch
 
 from lite_probe.errors import NumericsError
 from lite_probe.operators.hessian import HessianOperator
@@ -70,8 +71,9 @@ class BandProbes:
 
         Cost: k rotations of N numbers.
         """
+        vectors = (self.pairs.vector(index).to(self.layout.parameters[0]) for index in range(self.pairs.size))
+        energies = torch.stack([self.bands.products(vector, vector) for vector in vectors]).cpu().numpy()
         exact = np.zeros(len(self.bands))
-        for index, value in enumerate(self.pairs.eigenvalues):
-            vector = self.pairs.vector(index).to(self.layout.parameters[0])
-            exact += value * self.bands.products(vector, vector).cpu().numpy()
+        for value, own in zip(self.pairs.eigenvalues, energies, strict=True):
+            exact += value * own
         return band_curvatures(self.bands, exact, full, tail)

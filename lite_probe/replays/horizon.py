@@ -10,7 +10,7 @@ from lite_probe.operators.hessian import HessianOperator
 from lite_probe.replays.allocation import ROUNDINGS, Point
 from lite_probe.task import Split, Task
 from lite_probe.vectors.layout import ParameterLayout
-from lite_probe.vectors.reductions import dot, norm
+from lite_probe.vectors.reductions import dots, norm
 
 WITHOUT = "replay without --horizon"  # the way out where there are no products
 _LARGEST = 1e300  # of a loss that is predicted; what overflows is as far off as that
@@ -61,10 +61,11 @@ class QuadraticModel:
         direction /= length  # the squares of a long way overflow in float32
         self.layout.write(self.start)
         try:
-            curvature = dot(direction, self.hessian.matvec(direction))
+            image = self.hessian.matvec(direction)
         finally:
             self.layout.write(where)
+        slope, curvature = dots([(self.point.gradient, direction), (direction, image)])
         if not math.isfinite(curvature):
             raise NumericsError(f"expected a finite Hessian product at the start, got {curvature}", WITHOUT)
-        predicted = self.point.loss + length * dot(self.point.gradient, direction) + 0.5 * length * length * curvature
+        predicted = self.point.loss + length * slope + 0.5 * length * length * curvature
         return max(-_LARGEST, min(predicted, _LARGEST))

@@ -39,17 +39,18 @@ class Recorder:
         """
         vectors = [change.mean_gradient, update, gradient]
         weights = [self.subspace.coefficients(one.unsqueeze(0))[:, 0] for one in vectors]
-        mean, moved, start = (one.cpu().numpy() for one in weights)
         # The part of the gradient in the flat complement: its products with the update add up to the flat allocation.
         flat = self.subspace.combine(weights[0], update.dtype, update.device)
         torch.sub(change.mean_gradient, flat, out=flat)
         pairs = [(0, 1), (1, 1), (3, 1), (2, 1), (2, 2)]
-        bands = self.bands.products_of([*vectors, flat], pairs).cpu().numpy()
+        bands = self.bands.products_of([*vectors, flat], pairs)
+        found = torch.cat([*weights, bands.flatten()]).cpu().numpy()
+        mean, moved, start = found[: 3 * self.subspace.size].reshape(3, -1)
         return {
             "sharp_allocations": mean * moved,
             "sharp_updates": moved,
             "sharp_gradients": start,
-            **dict(zip(OF_BANDS, bands, strict=True)),
+            **dict(zip(OF_BANDS, found[3 * self.subspace.size :].reshape(bands.shape), strict=True)),
         }
 
     def allot(self, change: StepChange, moved: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -50,12 +50,14 @@ def linear_theory(
     recipes = [both for both in found if both is not None]
     if len(recipes) < len(directions):
         return None
-    rates, effective = np.empty(subspace.size), np.empty(subspace.size)
+    parts = []
     for place in range(subspace.size):
-        views = layout.views(subspace.vector(place))
+        views = layout.views(subspace.vector(place).to(layout.parameters[0].device))
+        parts += [_parts(one, one.piece.view(views[index[one.piece.name]])) for one in directions]
+    rates, effective = np.empty(subspace.size), np.empty(subspace.size)
+    for place, sums in enumerate(torch.stack(parts).view(subspace.size, -1, 2).tolist()):
         totals = np.zeros(3)  # Σ weight, Σ weight·θ, Σ weight·β
-        parts = [_parts(one, one.piece.view(views[index[one.piece.name]])) for one in directions]
-        for own, both in zip(torch.stack(parts).tolist(), recipes, strict=True):
+        for own, both in zip(sums, recipes, strict=True):
             for recipe, part in zip((both.sharp, both.flat), own, strict=True):
                 weight = recipe.lr_ratio * both.metric_ratio * part
                 totals += weight * np.array([1.0, recipe.momentum, recipe.damping])

@@ -179,7 +179,7 @@ class Lanczos:
         """Append the pending block, and take its image into T and into the next one."""
         owed = self.owed
         given = None if owed is None else torch.from_numpy(owed).to(image.device)
-        removed, left = (found.cpu().numpy() for found in self.basis.extend(vectors, given, image))
+        removed, left = torch.stack(self.basis.extend(vectors, given, image)).cpu().numpy()
         if owed is not None:
             # The product was of x + Qs with s owed: HQs = QTs, x's share of it aside, is not x's own.
             size = owed.shape[0]

@@ -31,7 +31,7 @@ from lite_probe.seeds import derive_seed
 from lite_probe.spectra.operator import OnProgress
 from lite_probe.task import Split, Task
 from lite_probe.vectors.layout import ParameterLayout
-from lite_probe.vectors.reductions import dot
+from lite_probe.vectors.reductions import dot, dots
 
 _PAIRS = 3
 _ITERATIONS = 100  # of power iteration per pair, PyHessian's default
@@ -177,7 +177,7 @@ def _without(vector: list[Tensor], others: list[list[Tensor]]) -> list[Tensor]:
 
 
 def _inner(first: list[Tensor], second: list[Tensor]) -> float:
-    return sum(dot(one.flatten(), other.flatten()) for one, other in zip(first, second, strict=True))
+    return sum(dots((one.flatten(), other.flatten()) for one, other in zip(first, second, strict=True)))
 
 
 def _pair(theirs: Any, vector: list[Tensor]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lite_probe.optim import Directions, Frame
 from lite_probe.results import replay
 from lite_probe.results.blocks import BLOCK_NAMES
-from lite_probe.subspaces.cuts import STRETCH, Order
+from lite_probe.subspaces.cuts import STRETCH, Order, sums_by_label
 from lite_probe.vectors.layout import ParameterLayout
 
 EDGES = (0.0, 0.01, *(tenth / 10 for tenth in range(1, 11)))  # of a block's dimensions: the top 1%, then to deciles
@@ -75,6 +75,7 @@ class Bands:
         self.table = table
         self.proxies = proxies
         self.unseen = unseen
+        self._own = {block: slice(places[0], places[-1] + 1) for block, places in table.places.items()}
 
     def __len__(self) -> int:
         """Return B."""
@@ -104,15 +105,16 @@ class Bands:
         views = [self._layout.views(vector) for vector in vectors]
         total = torch.zeros(len(pairs), len(self), dtype=torch.float64, device=vectors[0].device)
         for one in self._labelled:
+            own = self._own[one.frame.piece.block]
             sources = [one.rows(one.frame.piece.view(view[one.parameter])) for view in views]
             for part in one.stretches(sources[0].shape):
                 rotated = [one.frame.rotate(source[..., part, :]) for source in sources]
+                labels = one.labels_of(part).flatten() - own.start
                 for row, (first, second) in enumerate(pairs):
                     product = (rotated[first] * rotated[second]).double()
                     if one.is_column:
                         product = product.sum(dim=-2, keepdim=True)
-                    labels = one.labels_of(part).flatten()
-                    total[row] += torch.bincount(labels, weights=product.flatten(), minlength=len(self))
+                    total[row, own] += sums_by_label(product.flatten(), labels, own.stop - own.start)
         return total
 
     def products(self, x: Tensor, y: Tensor) -> Tensor:

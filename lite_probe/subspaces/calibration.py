@@ -98,8 +98,8 @@ class Proxy:
             self.flat_dimensions[place] += size * mean
             self.distinguishes[place] |= one.distinguishes
 
-    def sides(self, x: Tensor, y: Tensor) -> tuple[FloatArray, FloatArray]:
-        """Return xᵀ(I − Q)y and xᵀQy per block, for x and y of length N. Cost: two rotations, one pass."""
+    def sides(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return xᵀ(I − Q)y and xᵀQy, (2, blocks) float64, for x and y of length N. Cost: two rotations, one pass."""
         sums = torch.zeros(2, len(self.blocks), dtype=torch.float64, device=x.device)  # all, and what Q leaves
         first, second = self._layout.views(x), self._layout.views(y)
         for one in self._directions:
@@ -111,18 +111,25 @@ class Proxy:
                 product = a[rows].double() * b[rows].double()
                 sums[0, place] += product.sum()
                 sums[1, place] += (product * flat[rows].double()).sum()
-        whole, flat_part = sums.cpu().numpy()
-        return whole - flat_part, flat_part
+        sums[0] -= sums[1]
+        return sums
 
     def exact(self, vectors: Iterable[Tensor], eigenvalues: FloatArray) -> Exact:
         """Return what pairs contribute to every band and side."""
-        bands = np.zeros(len(self.bands))
-        sharp, flat = np.zeros(len(self.blocks)), np.zeros(len(self.blocks))
-        for vector, value in zip(vectors, eigenvalues, strict=True):
-            bands += value * self.bands.products(vector, vector).cpu().numpy()
-            one, other = self.sides(vector, vector)
-            sharp, flat = sharp + value * one, flat + value * other
+        found = torch.stack([self.products(vector, vector) for vector in vectors]).cpu().numpy()
+        total = np.zeros(found.shape[1])
+        for value, own in zip(eigenvalues, found, strict=True):
+            total += value * own
+        bands, sharp, flat = self.divided(total)
         return Exact(bands=bands, sharp=sharp, flat=flat)
+
+    def products(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return xᵀP_b y of every band and what `sides` returns, one after another, (B + 2·blocks,) float64."""
+        return torch.cat([self.bands.products(x, y), self.sides(x, y).flatten()])
+
+    def divided(self, products: FloatArray) -> list[FloatArray]:
+        """Return the parts of what `products` returned: of bands, of sharp sides, of flat ones."""
+        return np.split(products, [len(self.bands), len(self.bands) + len(self.blocks)])
 
 
 def _rows_of(shape: Sequence[int]) -> int:
@@ -146,10 +153,9 @@ class Samples:
 
     def add(self, proxy: Proxy, probe: Tensor, rest: Tensor) -> None:
         """Take a probe z and Rz in."""
-        self.bands.append(proxy.bands.products(probe, rest).cpu().numpy())
-        sharp, flat = proxy.sides(probe, rest)
-        self.sharp.append(sharp)
-        self.flat.append(flat)
+        found = proxy.divided(proxy.products(probe, rest).cpu().numpy())
+        for rows, own in zip((self.bands, self.sharp, self.flat), found, strict=True):
+            rows.append(own)
 
     def add_tail(self, proxy: Proxy, probe: Tensor, rest: Tensor) -> None:
         """Take a probe z of the tail and Rz in."""

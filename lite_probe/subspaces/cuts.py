@@ -28,6 +28,22 @@ def stretches(tensor: Tensor) -> Iterator[Tensor]:
         yield flat[start : start + STRETCH]
 
 
+def sums_by_label(values: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Return the sum of the values of each label, (n,) float64 and (n,) → (count,) float64.
+
+    Memory: on an accelerator `count` numbers for each entry of a stretch.
+    """
+    if values.device.type == "cpu":
+        return torch.bincount(labels, weights=values, minlength=count)
+    # On an accelerator `bincount` waits for the largest label, and adds in any order.
+    total = values.new_zeros(count)
+    own = torch.arange(count, dtype=labels.dtype, device=labels.device).unsqueeze(1)
+    for start in range(0, len(values), STRETCH):
+        part = slice(start, start + STRETCH)
+        total += torch.where(labels[part] == own, values[part], 0.0).sum(1)
+    return total
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """Directions in descending order of a proxy, the first of equal ones first.
@@ -86,16 +102,14 @@ class Order:
 
     def tally(self, labels: Sequence[Tensor], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the dimensions of each label, and the mean proxy over them; (count,) each. Cost: a pass."""
-        device = self.proxies[0].device
-        sizes = torch.zeros(count, dtype=torch.int64, device=device)
-        sums = torch.zeros(count, dtype=torch.float64, device=device)
+        both = torch.zeros(2, count, dtype=torch.float64, device=self.proxies[0].device)
         for piece, (own, depth) in enumerate(zip(labels, self.depths, strict=True)):
             for part, values in self._values(piece):
-                label = own[part]
-                sizes += depth * torch.bincount(label, minlength=count)
-                sums += depth * torch.bincount(label, weights=values.double(), minlength=count)
-        both = torch.stack([sizes.double(), sums]).cpu().numpy()
-        return both[0].astype(np.int64), both[1] / np.maximum(both[0], 1.0)
+                label, exact = own[part], values.double()
+                both[0] += depth * sums_by_label(torch.ones_like(exact), label, count)
+                both[1] += depth * sums_by_label(exact, label, count)
+        sizes, sums = both.cpu().numpy()
+        return sizes.astype(np.int64), sums / np.maximum(sizes, 1.0)
 
     def _thresholds(self, edges: Sequence[float], of_seen: bool) -> tuple[list[int], "_Ties"]:
         """Return the key that each edge falls on, and how those that equal it are divided."""
@@ -126,7 +140,7 @@ class Order:
         for piece in range(len(self.counts)):
             for _, keys in self._keys(piece):
                 group, matches = _group(lookup, keys[self._near(keys, is_near)])
-                found[piece] += torch.bincount(group[matches], minlength=len(distinct))
+                found[piece].index_add_(0, group, matches.long())
         table = found.cpu().numpy()
         counts = np.stack([table[:, distinct.index(one)] for one in thresholds], axis=1)
         before = np.zeros_like(counts)
@@ -146,13 +160,13 @@ class Order:
         counts = torch.zeros(len(prefixes) * _VALUES, dtype=torch.int64, device=lookup.device)
         is_near = self._first_digits([prefix << (shift + _DIGIT) for prefix in prefixes])
         for piece, depth in enumerate(self.depths):
-            weight = torch.tensor(depth, device=lookup.device)
             for _, keys in self._keys(piece):
                 digits = (keys if is_first else keys[self._near(keys, is_near)]) >> shift
+                weight = torch.full_like(digits, depth)
                 if not is_first:
                     group, matches = _group(lookup, digits >> _DIGIT)
-                    digits = (group * _VALUES + (digits & (_VALUES - 1)))[matches]
-                counts.index_add_(0, digits, weight.expand(len(digits)))
+                    digits, weight = group * _VALUES + (digits & (_VALUES - 1)), weight * matches
+                counts.index_add_(0, digits, weight)
         return counts.view(len(prefixes), _VALUES).cpu().numpy()
 
     def _unseen(self) -> int:

@@ -271,8 +271,8 @@ def principal_angles(first: Subspace, second: Subspace) -> NDArray[np.float64]:
             f"expected subspaces of the same parameters, got {first.num_parameters:,} and {second.num_parameters:,}",
             "compare checkpoints of one model",
         )
-    columns = [first.coefficients(second.vector(index).unsqueeze(0))[:, 0].cpu() for index in range(second.size)]
-    crossed = second._whitened(torch.stack(columns))
+    columns = [first.coefficients(second.vector(index).unsqueeze(0))[:, 0] for index in range(second.size)]
+    crossed = second._whitened(torch.stack(columns).cpu())
     cosines = torch.linalg.svdvals(crossed).numpy()
     return np.sort(np.arccos(np.clip(cosines, 0.0, 1.0)))
 

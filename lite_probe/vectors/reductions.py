@@ -9,7 +9,7 @@ longer than a chunk, the chunks of a long stretch are the batch of one batched p
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -69,7 +69,14 @@ def subtract_and_project(
 
 def dot(first: Tensor, second: Tensor) -> float:
     """Return the inner product of two (n,) vectors."""
-    return float(project(first.unsqueeze(0), second.unsqueeze(0)))
+    return dots([(first, second)])[0]
+
+
+def dots(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[float]:
+    """Return the inner products of pairs of (n,) vectors, one pair after another; a device is waited for once."""
+    found = [project(first.unsqueeze(0), second.unsqueeze(0)).view(()) for first, second in pairs]
+    products: list[float] = torch.stack(found).tolist() if found else []
+    return products
 
 
 def norm(vector: Tensor) -> float:

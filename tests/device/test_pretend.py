@@ -100,12 +100,32 @@ def test_a_step_waits_for_one_answer(worker: _Worker, optimizer: str) -> None:
     require_within(worker.ask("optimizer_step", optimizer)["waits"], "optimizer step")
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon-lite", "soap-lite"])
+def test_bands_wait_where_they_are_cut(worker: _Worker, optimizer: str) -> None:
+    found = worker.ask("bands", optimizer)
+    require_within(found["cut"], "bands cut")
+    require_within(found["products"], "products of bands")
+
+
+def test_sums_by_label_are_the_cpus(worker: _Worker) -> None:
+    """To the order of a million terms of at most 1, whose sums are below 1."""
+    found = worker.ask("sums")
+    assert found["found"] == pytest.approx(found["expected"], rel=1e-9, abs=1e-9)
+    assert sorted(found["found"])[-1] == float("inf")
+    assert 0.0 in found["found"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon-lite", "soap-lite"])
+def test_the_theory_waits_once_for_all_vectors(worker: _Worker, optimizer: str) -> None:
+    require_within(worker.ask("theory", optimizer)["vector"], "theory along a vector")
+
+
 def test_a_subspace_is_measured_there(worker: _Worker) -> None:
-    assert worker.ask("subspace", "tied_llama")["calibrated"] == ["muon-lite"]
+    require_within(worker.ask("subspace", "tied_llama")["probe"], "calibration probe")
 
 
 def test_steps_are_measured_there(worker: _Worker) -> None:
-    worker.ask("steps", "tied_llama")
+    require_within(worker.ask("steps", "tied_llama")["step"], "measured step")
 
 
 def test_a_segment_is_replayed_there(worker: _Worker) -> None:

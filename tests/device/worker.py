@@ -7,10 +7,12 @@ import copy
 import json
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,16 +23,19 @@ from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
 from lite_probe.optim import make_optimizer
+from lite_probe.replays.theory import linear_theory
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.spectra.density import advance_probes, no_probes
 from lite_probe.spectra.lanczos import Lanczos
+from lite_probe.subspaces import Subspace, cut_bands, optimizer_of, warm
+from lite_probe.subspaces.cuts import STRETCH, sums_by_label
 from lite_probe.task import Task
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
 from tests import families, models, pretend
 from tests.replays.conftest import with_training
 
-_TRAIN = 18  # 2 to warm, 16 to step
+_TRAIN = 26  # 2 to warm, 24 to step
 _SHORT: dict[str, Any] = {"top": 1, "bottom": 0, "probes": 2, "probe_steps": 2, "tolerance": 0.3}
 
 
@@ -93,9 +98,10 @@ def steps_of_a_spectrum(name: str) -> dict[str, Any]:
     """What one Lanczos step and one step of a probe wait for, and one gradient over all batches."""
     task = pretend.place(models.make_task(name, torch.float32))
     layout = ParameterLayout(list(task.model.named_parameters()))
+    counted: dict[str, pretend.Traffic] = {}
     with preserve_state(task.model):
         count = loss_and_gradient(task, layout, "evaluation").count
-        with pretend.traffic() as gradient:
+        with pretend.traffic() as counted["gradient"]:
             loss_and_gradient(task, layout, "evaluation")
         kept = GraphStore(len(task.evaluation), layout.parameters)
         operator = HessianOperator(task, layout, count=count, graphs=kept)
@@ -104,15 +110,15 @@ def steps_of_a_spectrum(name: str) -> dict[str, Any]:
         run = Lanczos(operator, top=2, bottom=0, basis=basis, seed=0)
         for _ in range(4):
             run.step()
-        with pretend.traffic() as lanczos:
+        with pretend.traffic() as counted["lanczos step"]:
             run.step()
         run.rotate_to_ritz()
         probes = no_probes(run, 1)
         advance_probes(run, 1, probes, 9, seed=0)
         advance_probes(run, 1, probes, 9, seed=0)
-        with pretend.traffic() as probe:
+        with pretend.traffic() as counted["probe step"]:
             advance_probes(run, 1, probes, 9, seed=0)
-    return {"gradient": gradient.waits, "lanczos step": lanczos.waits, "probe step": probe.waits}
+    return {key: one.waits + one.uploads for key, one in counted.items()}
 
 
 def optimizer_step(optimizer: str) -> dict[str, Any]:
@@ -128,28 +134,79 @@ def optimizer_step(optimizer: str) -> dict[str, Any]:
     return {"waits": counted.waits + counted.uploads}
 
 
+def bands(optimizer: str) -> dict[str, Any]:
+    """What cutting an optimizer's directions into bands and products with them wait for."""
+    task = pretend.place(models.make_task("llama", torch.float32))
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    made = optimizer_of(task, optimizer)
+    with preserve_state(task.model):
+        warm(task, [made], task.evaluation)
+    directions = made.directions()
+    with pretend.traffic() as cut:
+        found = cut_bands(layout, directions, optimizer=optimizer)
+    vector = torch.linspace(-1.0, 1.0, layout.size).to(pretend.NAME)
+    with pretend.traffic() as multiplied:
+        found.products(vector, vector)
+    return {"cut": cut.waits + cut.uploads, "products": multiplied.waits + multiplied.uploads}
+
+
+def sums() -> dict[str, Any]:
+    """Add up more than a stretch of numbers by label there and on the CPU; one is not finite."""
+    values = torch.linspace(-1.0, 1.0, STRETCH + 5, dtype=torch.float64)
+    values[-1] = torch.inf
+    labels = torch.arange(len(values)).remainder(3).to(torch.int16)
+    found = sums_by_label(values.to(pretend.NAME), labels.to(pretend.NAME), 4)
+    return {"found": found.tolist(), "expected": sums_by_label(values, labels, 4).tolist()}
+
+
+def theory(optimizer: str) -> dict[str, Any]:
+    """What the linear theory waits for along one more vector of two, which are kept in main memory."""
+    task = pretend.place(models.make_task("llama", torch.float32))
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    made = optimizer_of(task, optimizer)
+    with preserve_state(task.model):
+        warm(task, [made], task.evaluation)
+    rows = torch.linalg.qr(torch.randn(layout.size, 2, generator=torch.Generator().manual_seed(0)))[0].T.contiguous()
+
+    def predict(count: int) -> Counter[str]:
+        sharp = Subspace(rows[:count], eigenvalues=np.array([2.0, 1.0])[:count], residual_norms=np.zeros(count))
+        with pretend.traffic() as counted:
+            assert linear_theory(made, optimizer, 1e-3, layout, sharp) is not None
+        return counted.waits + counted.uploads
+
+    return {"vector": _more(predict(1), predict(2), 1)}
+
+
 def subspace(name: str) -> dict[str, Any]:
-    """Measure a sharp subspace and calibrate a proxy."""
-    task, spectrum = _placed(name)
-    with pretend.traffic() as counted:
-        found = lp.measure_subspace(
-            task, spectrum, probes=2, warm_batches=2, optimizers=["muon-lite"], overlaps=False, preconditioned=False
-        )
-    return {"waits": counted.waits, "calibrated": sorted(found.calibrations)}
+    """Measure a sharp subspace and calibrate a proxy, by two probes and by four; what one more waits for."""
+
+    def measure(probes: int) -> Counter[str]:
+        task, spectrum = _placed(name)
+        with pretend.traffic() as counted:
+            asked = {"optimizers": ["muon-lite"], "overlaps": False, "preconditioned": False}
+            lp.measure_subspace(task, spectrum, probes=probes, warm_batches=2, **asked)
+        return counted.waits + counted.uploads
+
+    return {"probe": _more(measure(2), measure(4), 2)}
 
 
 def steps(name: str) -> dict[str, Any]:
-    """Measure steps of an optimizer."""
-    task, _ = _placed(name)
-    with pretend.traffic() as counted:
-        lp.measure_steps(task, optimizers=["muon-lite"], lr=0.01, warm_batches=2, step_batches=16, critical_batches=1)
-    return {"waits": counted.waits}
+    """Measure sixteen steps of an optimizer, then 24; what one more waits for."""
+
+    def measure(count: int) -> Counter[str]:
+        task, _ = _placed(name)
+        with pretend.traffic() as counted:
+            asked = {"optimizers": ["muon-lite"], "lr": 0.01, "warm_batches": 2, "critical_batches": 1}
+            lp.measure_steps(task, step_batches=count, **asked)
+        return counted.waits + counted.uploads
+
+    return {"step": _more(measure(16), measure(24), 8)}
 
 
 def replay(name: str) -> dict[str, Any]:
-    """Replay two steps, then four; what a step and seed more waits for."""
-    counts = []
-    for length in (2, 4):
+    """Replay two steps, then four, none of them refined; what one more waits for."""
+
+    def measure(count: int) -> Counter[str]:
         task, spectrum = _placed(name)
         with pretend.traffic() as counted:
             lp.replay(
@@ -157,15 +214,22 @@ def replay(name: str) -> dict[str, Any]:
                 optimizers=["muon-lite"],
                 lr=0.01,
                 spectrum=spectrum,
-                steps=length,
+                steps=count,
                 seeds=1,
                 warm_batches=2,
                 curvature_probes=2,
+                tolerance=0.9,
                 landscape=False,
             )
-        counts.append(counted.waits)
-    more = {key: (count - counts[0][key]) / 2.0 for key, count in counts[1].items() if count != counts[0][key]}
-    return {"step": more}
+        return counted.waits + counted.uploads
+
+    return {"step": _more(measure(2), measure(4), 2)}
+
+
+def _more(fewer: Counter[str], more: Counter[str], steps: int) -> dict[str, float]:
+    """Return what one of some steps more waits for; batches are hashed before the first."""
+    found = {key: (count - fewer[key]) / steps for key, count in more.items() if count != fewer[key]}
+    return {key: count for key, count in found.items() if "fingerprint.py" not in key}
 
 
 def mixed() -> dict[str, Any]:
@@ -230,7 +294,8 @@ def main() -> None:
     torch.set_num_threads(1)
     pretend.install()
     requests: list[Callable[..., dict[str, Any]]] = [
-        *(family, operators, steps_of_a_spectrum, optimizer_step, subspace, steps, replay, mixed),
+        *(family, operators, steps_of_a_spectrum, optimizer_step),
+        *(bands, sums, theory, subspace, steps, replay, mixed),
     ]
     known = {request.__name__: request for request in requests}
     for line in sys.stdin:
