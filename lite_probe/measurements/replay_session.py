@@ -358,7 +358,7 @@ class ReplaySession:
             drops_states=True,
         )
         found = prepared[name]
-        if not self.stores_states or not self.entrants[name].is_ours:
+        if not self.stores_states or not self.entrants[name].is_ours or isinstance(found.state, StoredState):
             return found
         folder = self.state.folder()
         if folder is None:
