@@ -9,7 +9,7 @@ from torch import nn
 
 from lite_probe.errors import OutputError
 from lite_probe.measurements.base import discard_state
-from lite_probe.replays import runner
+from lite_probe.replays import stored
 from lite_probe.results.blocks import BlockPart
 from lite_probe.results.store import save, write_atomically
 from lite_probe.runtime import resumable
@@ -41,7 +41,7 @@ def test_the_plan_says_how_much_goes_to_disk(tmp_path: Path, monkeypatch: pytest
         write_atomically(path, write_and_look)
 
     monkeypatch.setattr(resumable, "_LONGEST_INTERVAL", 0.0)
-    monkeypatch.setattr(runner, "write_atomically", watched)
+    monkeypatch.setattr(stored, "write_atomically", watched)
     task = with_training("mlp", 60)
     torch.manual_seed(0)
     task.model = nn.Sequential(nn.Linear(5, 160), nn.Tanh(), nn.Linear(160, 160), nn.Tanh(), nn.Linear(160, 4))
