@@ -270,7 +270,8 @@ class LandscapeSurvey:
         sharpest = self._sharpest
         seen = [(0.0, 0.0, 0.0)]
         for way in self._again(run, prepared):
-            seen.append((*dots([(sharpest, way), (flat, way)]), norm(way)))
+            first, second = dots([(sharpest, way), (flat, way)])
+            seen.append((first, second, norm(way)))
         across, up, lengths = np.array(seen).T
         x = np.concatenate([[0.0], np.cumsum(run.sharp_updates[:, 0])])
         apart = float(np.abs(across - x).max() / lengths.max()) if lengths.max() > 0.0 else 0.0

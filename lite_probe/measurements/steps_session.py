@@ -466,7 +466,7 @@ class StepsSession:
                 signs = torch.from_numpy(self._signs(one, place)).to(update)
                 sizes = [len(block.places) for block in one.blocks]
                 products: list[Tensor] = []
-                for block, chosen in zip(one.blocks, signs.split(sizes), strict=True):
+                for block, chosen in zip(one.blocks, torch.split(signs, sizes), strict=True):
                     own, gradient = (self._within(block, vector) for vector in (update, self.point.gradient))
                     image = operator(block.layout).matvec(block.bands.weighted(own, chosen))
                     products.append(block.bands.products_of([gradient, own, image], [(0, 1), (1, 2)]))
