@@ -19,9 +19,9 @@ BUDGETS = {
     "measured step": 8,
     "calibration probe": 2,  # the pairs' eigenvalues; what is found in bands and on LITE's sides, together
     "products of bands": 0,
-    # Once for each optimizer: of a piece three looks for what is near an edge and four tables, of a block four tables
-    # of what was found and three of what to look for; proxies that are equal on an edge.
-    "bands cut": 7 * PIECES + 7 * BLOCKS + 5,
+    # Once for each optimizer: of a piece three looks for what is near an edge and three tables, of a block six tables
+    # of what to look for and four of what was found; proxies that are equal on an edge.
+    "bands cut": 6 * PIECES + 10 * BLOCKS + 5,
     "theory along a vector": 1,  # its copy where it is in main memory; what is found along all is read together
 }
 

@@ -35,7 +35,7 @@ from lite_probe.vectors.layout import ParameterLayout
 from tests import families, models, pretend
 from tests.replays.conftest import with_training
 
-_TRAIN = 26  # 2 to warm, 24 to step
+_TRAIN = 18  # 2 to warm, 16 to step
 _SHORT: dict[str, Any] = {"top": 1, "bottom": 0, "probes": 2, "probe_steps": 2, "tolerance": 0.3}
 
 
@@ -174,62 +174,69 @@ def theory(optimizer: str) -> dict[str, Any]:
             assert linear_theory(made, optimizer, 1e-3, layout, sharp) is not None
         return counted.waits + counted.uploads
 
-    return {"vector": _more(predict(1), predict(2), 1)}
+    return {"vector": predict(2) - predict(1)}
 
 
 def subspace(name: str) -> dict[str, Any]:
-    """Measure a sharp subspace and calibrate a proxy, by two probes and by four; what one more waits for."""
-
-    def measure(probes: int) -> Counter[str]:
-        task, spectrum = _placed(name)
-        with pretend.traffic() as counted:
-            asked = {"optimizers": ["muon-lite"], "overlaps": False, "preconditioned": False}
-            lp.measure_subspace(task, spectrum, probes=probes, warm_batches=2, **asked)
-        return counted.waits + counted.uploads
-
-    return {"probe": _more(measure(2), measure(4), 2)}
+    """Measure a sharp subspace and calibrate a proxy; what one probe waits for."""
+    task, spectrum = _placed(name)
+    seen: list[Counter[str]] = []
+    with pretend.traffic() as counted:
+        lp.measure_subspace(
+            task,
+            spectrum,
+            probes=2,
+            warm_batches=2,
+            optimizers=["muon-lite"],
+            overlaps=False,
+            preconditioned=False,
+            on_progress=lambda done, expected, label: _note(seen, counted, label.startswith("calibrating · probe")),
+        )
+    return {"probe": seen[-1] - seen[-2]}
 
 
 def steps(name: str) -> dict[str, Any]:
-    """Measure sixteen steps of an optimizer, then 24; what one more waits for."""
-
-    def measure(count: int) -> Counter[str]:
-        task, _ = _placed(name)
-        with pretend.traffic() as counted:
-            asked = {"optimizers": ["muon-lite"], "lr": 0.01, "warm_batches": 2, "critical_batches": 1}
-            lp.measure_steps(task, step_batches=count, **asked)
-        return counted.waits + counted.uploads
-
-    return {"step": _more(measure(16), measure(24), 8)}
+    """Measure steps of an optimizer; what the last of them waits for."""
+    task, _ = _placed(name)
+    seen: list[Counter[str]] = []
+    with pretend.traffic() as counted:
+        lp.measure_steps(
+            task,
+            optimizers=["muon-lite"],
+            lr=0.01,
+            warm_batches=2,
+            step_batches=16,
+            critical_batches=1,
+            on_progress=lambda done, expected, label: _note(seen, counted, label == "making steps"),
+        )
+    return {"step": seen[-1] - seen[-2]}
 
 
 def replay(name: str) -> dict[str, Any]:
-    """Replay two steps, then four, none of them refined; what one more waits for."""
-
-    def measure(count: int) -> Counter[str]:
-        task, spectrum = _placed(name)
-        with pretend.traffic() as counted:
-            lp.replay(
-                task,
-                optimizers=["muon-lite"],
-                lr=0.01,
-                spectrum=spectrum,
-                steps=count,
-                seeds=1,
-                warm_batches=2,
-                curvature_probes=2,
-                tolerance=0.9,
-                landscape=False,
-            )
-        return counted.waits + counted.uploads
-
-    return {"step": _more(measure(2), measure(4), 2)}
+    """Replay some steps, none of them refined; what the last of them waits for."""
+    task, spectrum = _placed(name)
+    seen: list[Counter[str]] = []
+    with pretend.traffic() as counted:
+        lp.replay(
+            task,
+            optimizers=["muon-lite"],
+            lr=0.01,
+            spectrum=spectrum,
+            steps=3,
+            seeds=1,
+            warm_batches=2,
+            curvature_probes=2,
+            tolerance=0.9,
+            landscape=False,
+            on_step=lambda told: _note(seen, counted, told.phase == "replay" and told.step > 0),
+        )
+    return {"step": seen[-1] - seen[-2]}
 
 
-def _more(fewer: Counter[str], more: Counter[str], steps: int) -> dict[str, float]:
-    """Return what one of some steps more waits for; batches are hashed before the first."""
-    found = {key: (count - fewer[key]) / steps for key, count in more.items() if count != fewer[key]}
-    return {key: count for key, count in found.items() if "fingerprint.py" not in key}
+def _note(seen: list[Counter[str]], counted: pretend.Traffic, is_wanted: bool) -> None:
+    """Keep what was counted until now."""
+    if is_wanted:
+        seen.append(counted.waits + counted.uploads)
 
 
 def mixed() -> dict[str, Any]:
