@@ -112,8 +112,9 @@ class Plan(ABC, Generic[Result]):
     @property
     def memory_text(self) -> str:
         """Say what memory it takes."""
-        expected, most = (f"{size / 2**30:.1f}" for size in (self.memory_bytes, self.most_memory_bytes or 0))
-        return f"{expected} GiB" if most in (expected, "0.0") else f"{expected} to {most} GiB"
+        sizes = (self.memory_bytes, self.most_memory_bytes or self.memory_bytes)
+        expected, most = (f"{size / 2**30:.1f}" for size in sizes)
+        return f"{expected} GiB" if most == expected else f"{expected} to {most} GiB"
 
     @abstractmethod
     def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:

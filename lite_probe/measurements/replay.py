@@ -159,10 +159,8 @@ class ReplayPlan(Plan[Replay]):
         swept = tuple(name for name, rate in request.rates.items() if rate == "sweep")
         ablated = len(ABLATIONS) if request.ablations else 0
         warmed = tuple(name for name in request.names if request.state != "cold" and name not in taken)
-        needed = _needs(needs, costs)
-        stored = ours if needed > allowed else ()
-        if stored:
-            needed = _needs(least, costs)
+        stored = ours if _needs(needs, costs) > allowed else ()
+        needed = _needs(partial(needs, stored=stored), costs)
         # One with settings of its own has another state than that of the bands.
         is_shared = bands in warmed and everyone[bands].is_ours and not request.hyperparameters.get(bands)
         waiting = planning.waiting_bytes(costs, request.names, bands) if is_shared and not stored else 0

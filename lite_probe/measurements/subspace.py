@@ -268,6 +268,7 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
         for name in names:
             steps = time_steps(task, name)
             seconds += warmed * times * steps.usual + (1 + times * (times > 1)) * max(steps.first - steps.usual, 0.0)
+        warming = held.warming(at_once, train_peak)
         return cls(
             request=request,
             size=size,
@@ -275,10 +276,8 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
             num_hvps=sum(products.values()),
             num_gradients=gradients,
             seconds=seconds,
-            memory_bytes=max(held.warming(at_once, train_peak), _peak(request, curvature, held, at_once)),
-            most_memory_bytes=max(
-                held.warming(at_once, train_peak), _peak(request, curvature, held, at_once, is_full=True)
-            ),
+            memory_bytes=max(warming, _peak(request, curvature, held, at_once)),
+            most_memory_bytes=max(warming, _peak(request, curvature, held, at_once, is_full=True)),
             layout=curvature.layout,
             at_once=at_once,
             halves_on_disk=held.halves_on_disk,

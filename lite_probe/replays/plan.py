@@ -311,11 +311,10 @@ def expected_memory(
     """
     vector = layout.size * layout.parameters[0].element_size()
     own, kept = footprints[bands], footprints[bands].band_bytes
-    replayed = [footprints[name] for name in optimizers]
     running = {name: (1 if name in stored else 2) * footprints[name].state_bytes for name in optimizers}
     return peak + max(
         _WARM_VECTORS * vector + own.state_bytes + own.beside_state_bytes + kept,
-        kept + _WARM_VECTORS * vector + max(2 * one.state_bytes for one in replayed),
+        kept + _WARM_VECTORS * vector + 2 * max(footprints[name].state_bytes for name in optimizers),
         kept + _WARM_VECTORS * vector + max(running[name] + footprints[name].beside_state_bytes for name in optimizers),
         kept + (_VECTORS + _SAME_VECTORS * (sets - 1)) * vector + max(running.values()),
     )

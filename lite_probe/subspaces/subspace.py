@@ -178,12 +178,12 @@ class Subspace:
     def vector(self, index: int) -> Tensor:
         """Return one of the vectors as it is stored, (N,), float32 unless it is kept in float64."""
         if self._rows is None:
-            vector = np.empty(self.num_parameters, self._file.dtype)
-            for start in range(0, len(vector), _STRETCH):  # a column touches every page of the file
-                part = slice(start, start + _STRETCH)
-                vector[part] = self._file[part, self._columns[index]]
+            column = self._file[:, self._columns[index]]
+            vector = torch.empty(len(column), dtype=torch.from_numpy(column[:0].copy()).dtype)
+            for start in range(0, len(column), _STRETCH):  # a column touches every page of the file
+                vector.numpy()[start : start + _STRETCH] = column[start : start + _STRETCH]
                 give_back(self._file)
-            return torch.from_numpy(vector)
+            return vector
         row = self._rows[index]
         return row.float() if row.dtype == torch.bfloat16 else row
 

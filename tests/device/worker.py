@@ -22,7 +22,7 @@ from lite_probe.criteria import next_token_cross_entropy
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
-from lite_probe.optim import make_optimizer
+from lite_probe.optim import LiteOptimizer, make_optimizer
 from lite_probe.replays.theory import linear_theory
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.spectra.density import advance_probes, no_probes
@@ -134,13 +134,18 @@ def optimizer_step(optimizer: str) -> dict[str, Any]:
     return {"waits": counted.waits + counted.uploads}
 
 
-def bands(optimizer: str) -> dict[str, Any]:
-    """What cutting an optimizer's directions into bands and products with them wait for."""
+def _warmed(optimizer: str) -> tuple[ParameterLayout, LiteOptimizer]:
+    """The Llama's parameters, and an optimizer of them that has seen its batches."""
     task = pretend.place(models.make_task("llama", torch.float32))
-    layout = ParameterLayout(list(task.model.named_parameters()))
     made = optimizer_of(task, optimizer)
     with preserve_state(task.model):
         warm(task, [made], task.evaluation)
+    return ParameterLayout(list(task.model.named_parameters())), made
+
+
+def bands(optimizer: str) -> dict[str, Any]:
+    """What cutting an optimizer's directions into bands and products with them wait for."""
+    layout, made = _warmed(optimizer)
     directions = made.directions()
     with pretend.traffic() as cut:
         found = cut_bands(layout, directions, optimizer=optimizer)
@@ -161,11 +166,7 @@ def sums() -> dict[str, Any]:
 
 def theory(optimizer: str) -> dict[str, Any]:
     """What the linear theory waits for along one more vector of two, which are kept in main memory."""
-    task = pretend.place(models.make_task("llama", torch.float32))
-    layout = ParameterLayout(list(task.model.named_parameters()))
-    made = optimizer_of(task, optimizer)
-    with preserve_state(task.model):
-        warm(task, [made], task.evaluation)
+    layout, made = _warmed(optimizer)
     rows = torch.linalg.qr(torch.randn(layout.size, 2, generator=torch.Generator().manual_seed(0)))[0].T.contiguous()
 
     def predict(count: int) -> Counter[str]:

@@ -1,6 +1,7 @@
 """Tasks with known answers, and spectra that belong to them."""
 
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -97,3 +98,14 @@ def windows(vocab: int, count: int) -> list[Tensor]:
 def powers(factors: Sequence[float] | np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
     """(count + 1, k): factors^0 … factors^count."""
     return np.array([np.asarray(factors) ** step for step in range(count + 1)])
+
+
+def figures(record: Any) -> Any:
+    """Everything measured, to the bit, but for seconds."""
+    if isinstance(record, np.ndarray):
+        return record.tobytes()
+    if isinstance(record, tuple):
+        return [figures(one) for one in record]
+    if is_dataclass(record):
+        return {one.name: figures(getattr(record, one.name)) for one in fields(record) if one.name != "seconds"}
+    return record

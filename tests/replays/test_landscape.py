@@ -1,7 +1,7 @@
 """The loss around the start of a replay: against closed forms, without a trace, repeatable and resumable."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
 from tests.oracles import matrix_with
 from tests.plans import plan_replay
-from tests.replays.conftest import HalfForm, quadratic_task, spectrum_of, with_training
+from tests.replays.conftest import HalfForm, figures, quadratic_task, spectrum_of, with_training
 from tests.reports.fixtures import make_replay
 
 pytestmark = pytest.mark.slow
@@ -60,17 +60,6 @@ def plane_of(found: Replay) -> LossPlane:
     plane = around(found).plane
     assert plane is not None
     return plane
-
-
-def figures(record: Any) -> Any:
-    """Everything measured, to the bit, but for seconds."""
-    if isinstance(record, np.ndarray):
-        return record.tobytes()
-    if isinstance(record, tuple):
-        return [figures(one) for one in record]
-    if is_dataclass(record):
-        return {one.name: figures(getattr(record, one.name)) for one in fields(record) if one.name != "seconds"}
-    return record
 
 
 def loss_of(theta: NDArray[np.float64]) -> float:

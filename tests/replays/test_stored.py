@@ -1,11 +1,10 @@
 """States that runs start from, in files where memory does not hold them twice: planned by memory, the same numbers."""
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,7 +16,7 @@ from lite_probe.replays.stored import StoredState
 from lite_probe.subspaces import Subspace
 from lite_probe.task import Task
 from tests.plans import plan_replay
-from tests.replays.conftest import spectrum_of, with_training
+from tests.replays.conftest import figures, spectrum_of, with_training
 
 STEPS, SEEDS, WARM = 2, 2, 2
 NAMES = ["soap", "muon", "adamw"]
@@ -31,17 +30,6 @@ def planned(task: Task, names: list[Any] = NAMES, **asked: Any) -> ReplayPlan:
 
 def task() -> Task:
     return with_training("mlp", WARM + STEPS * (SEEDS + 1))
-
-
-def figures(record: Any) -> Any:
-    """Everything measured, to the bit, but for times."""
-    if isinstance(record, np.ndarray):
-        return record.tobytes()
-    if isinstance(record, tuple):
-        return [figures(one) for one in record]
-    if is_dataclass(record):
-        return {one.name: figures(getattr(record, one.name)) for one in fields(record) if one.name != "seconds"}
-    return record
 
 
 @pytest.mark.slow
