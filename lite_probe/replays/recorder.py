@@ -35,16 +35,16 @@ class Recorder:
             gradient: (N,) ∇L at its start.
             update: (N,) d.
 
-        Cost: four passes over the subspace, four rotations of N numbers and five passes over them.
+        Cost: two passes over the subspace, four rotations of N numbers and five passes over them.
         """
         vectors = [change.mean_gradient, update, gradient]
-        weights = [self.subspace.coefficients(one.unsqueeze(0))[:, 0] for one in vectors]
+        weights = self.subspace.coefficients(vectors).T
         # The part of the gradient in the flat complement: its products with the update add up to the flat allocation.
         flat = self.subspace.combine(weights[0], update.dtype, update.device)
         torch.sub(change.mean_gradient, flat, out=flat)
         pairs = [(0, 1), (1, 1), (3, 1), (2, 1), (2, 2)]
         bands = self.bands.products_of([*vectors, flat], pairs)
-        found = torch.cat([*weights, bands.flatten()]).cpu().numpy()
+        found = torch.cat([weights.flatten(), bands.flatten()]).cpu().numpy()
         mean, moved, start = found[: 3 * self.subspace.size].reshape(3, -1)
         return {
             "sharp_allocations": mean * moved,

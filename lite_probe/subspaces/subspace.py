@@ -1,6 +1,6 @@
 """The sharp subspace: the leading eigenvectors of a spectrum, wherever k × N numbers have room."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -195,8 +195,8 @@ class Subspace:
         found: NDArray[np.float32] = self._rows.float().cpu().numpy()
         return found
 
-    def coefficients(self, vectors: Tensor) -> Tensor:
-        """Return the coefficients Vᵀx of some vectors' parts in the subspace, (b, N) → (k, b) float64.
+    def coefficients(self, vectors: Tensor | Sequence[Tensor]) -> Tensor:
+        """Return the coefficients Vᵀx of some vectors' parts in the subspace, (b, N), or b of (N,) → (k, b) float64.
 
         Cost: one pass over the subspace.
         """
@@ -223,11 +223,13 @@ class Subspace:
     def _whitened(self, inner: Tensor) -> Tensor:
         return inner if self._whitening is None else self._whitening.to(inner.device) @ inner
 
-    def _inner(self, vectors: Tensor) -> Tensor:
-        """Return the inner products with the stored vectors, (b, N) → (k, b) float64, accumulated in float64."""
-        total = torch.zeros(self.size, len(vectors), dtype=torch.float64, device=vectors.device)
-        for part, rows in self._stretches(vectors.dtype):
-            total += project(rows, vectors[:, part].to(rows.device)).to(total.device)
+    def _inner(self, vectors: Tensor | Sequence[Tensor]) -> Tensor:
+        """Return the inner products with the stored vectors, as `coefficients`, accumulated in float64."""
+        several = [vectors] if isinstance(vectors, Tensor) else [vector.unsqueeze(0) for vector in vectors]
+        total = torch.zeros(self.size, len(vectors), dtype=torch.float64, device=several[0].device)
+        for part, rows in self._stretches(several[0].dtype):
+            found = [project(rows, some[:, part].to(rows.device)) for some in several]
+            total += torch.cat(found, dim=1).to(total.device)
         return total
 
     def _stretches(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

@@ -94,6 +94,8 @@ def test_coefficients_are_inner_products_of_each_vector() -> None:
     coefficients = subspace.coefficients(block)
     assert coefficients.dtype == torch.float64
     np.testing.assert_allclose(coefficients.numpy(), expected, atol=ROUNDING * N**0.5)
+    one_by_one = torch.cat([subspace.coefficients(x.unsqueeze(0)) for x in block], dim=1)
+    assert torch.equal(subspace.coefficients(list(block)), one_by_one)
 
 
 def test_combine_is_the_transpose_of_coefficients() -> None:
