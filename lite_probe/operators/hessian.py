@@ -73,6 +73,7 @@ class _GraphOperator(SymmetricOperator):
                     with self._multiplying():
                         product = self._through(graph, batch, cotangent)
                     self.layout.accumulate(result[index], product, 1.0)
+                    del product  # before the next is made
                 del graph  # before the next batch's graph is built
         except RuntimeError as error:
             explained = explain_autograd_error(error)

@@ -1,5 +1,7 @@
 """Hessian, Gauss–Newton and finite-difference products equal dense curvature computed by torch.func."""
 
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -396,6 +398,34 @@ def test_kept_graphs_hold_no_gradient(make: type) -> None:
     for _, roots in operator.graphs.kept.values():
         assert len(roots) == len(operator.layout.parameters)
         assert not any(isinstance(root, Tensor) for root in roots)
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+@pytest.mark.parametrize("make", [hessian_of, gauss_newton_of])
+def test_one_batch_s_product_is_gone_before_the_next_is_made(
+    make: type, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is as large as the model: at 135 M parameters half a GiB that no plan counts."""
+    operator = make(models.make_task("mlp", torch.float32), kept=kept)
+    parts, through, build = [], operator._through, operator._build
+
+    def forgotten() -> None:
+        assert not any(part() is not None for part in parts)
+
+    def watched_product(*arguments: object) -> object:
+        forgotten()
+        product = through(*arguments)
+        parts.extend(weakref.ref(part) for part in product if part is not None)
+        return product
+
+    def watched_build(*arguments: object) -> object:
+        forgotten()
+        return build(*arguments)
+
+    monkeypatch.setattr(operator, "_through", watched_product)
+    monkeypatch.setattr(operator, "_build", watched_build)
+    operator.matmat(columns(operator.size, 2, torch.float32))
+    assert len(parts) >= 4
 
 
 @pytest.mark.parametrize("kept", [0, 2, 10])
