@@ -21,7 +21,11 @@ _TF32_DROPPED = 13  # of the 23 bits behind a float32's point
 
 
 def has_units(precision: Precision, device: torch.device) -> bool:
-    """Tell whether a device multiplies in a precision faster than in float32; elsewhere it is emulated."""
+    """Tell whether a device multiplies in a precision faster than in float32; elsewhere it is emulated.
+
+    Of CPUs only those with AMX do: where a processor has bfloat16 instructions for vectors alone, oneDNN multiplies
+    float32 matrices in float32 whatever it is allowed.
+    """
     if precision == "float32":
         return True
     if device.type == "cuda":
@@ -30,8 +34,7 @@ def has_units(precision: Precision, device: torch.device) -> bool:
     if device.type != "cpu" or precision == "tf32":
         return False
     cpu: Any = torch.cpu
-    supported = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return supported and bool(cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and bool(cpu._is_amx_tile_supported())
 
 
 @contextmanager

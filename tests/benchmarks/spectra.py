@@ -136,11 +136,13 @@ def ours(task: lp.Task, layout: ParameterLayout, count: int, gradient: float, ju
     report("lite-probe", "ten pairs", seconds, gradient, products=spent, stop=reason, **verdict(found))
     ROWS[-1]["eigenvalues"] = pairs.values.tolist()
     operator.graphs.clear()
-    seconds, spectrum = timed(lambda: lp.measure_spectrum(task, top=PAIRS, bottom=3, tolerance=TOLERANCE))
+    # The same ten from both ends: what the peers' rows add up to.
+    top = sum(value > 0.0 for value in pairs.values)
+    seconds, spectrum = timed(lambda: lp.measure_spectrum(task, top=top, bottom=PAIRS - top, tolerance=TOLERANCE))
     trace, square = spectrum.trace, spectrum.whole.trace_h2
     report(
         "lite-probe",
-        "13 pairs, density, trace together",
+        "pairs, density, trace together",
         seconds,
         gradient,
         products=spectrum.whole.num_hvps,
