@@ -30,8 +30,9 @@ _SIZE = 1000
 _PLACES = ("device", "cpu", "disk")
 
 
-def laid(budget: float, *, costs: Costs = _COSTS, parts: int = _PARTS, size: int = _SIZE, **more: Any) -> MemoryLayout:
-    return lay_out(_REQUEST, costs, parts, int(budget * _UNIT), size, **more)
+def laid(room: float, *, costs: Costs = _COSTS, parts: int = _PARTS, size: int = _SIZE, **more: Any) -> MemoryLayout:
+    """Lay out what fits into some room, and the reserve beside it."""
+    return lay_out(_REQUEST, costs, parts, math.ceil(room * _UNIT * (1 + 1 / 32)), size, **more)
 
 
 def needed(layout: MemoryLayout, *, apart: bool = False) -> float:
@@ -164,8 +165,8 @@ def test_a_refusal_names_what_is_largest(costs: Costs, rows: int | None, remedy:
 def test_a_refusal_says_what_takes_how_much() -> None:
     """5 units at rest, 1,000 of a graph; 3 vectors of a product, 2 beside it, and 8 units of a mapped basis."""
     message = (
-        "expected at least 16.61 GiB of memory for one product (80 MiB for the weights and whatever else is held, "
-        "15.62 GiB for the graph of 2 rows of a batch, 928 MiB for vectors of 160 MiB each), got 15.62 GiB"
+        "expected at least 17.13 GiB of memory for one product (80 MiB for the weights and whatever else is held, "
+        "15.62 GiB for the graph of 2 rows of a batch, 928 MiB for vectors of 160 MiB each, 531.5 MiB in reserve), got 16.11 GiB"
     )
     with pytest.raises(UsageError, match=re.escape(message)):
         laid(1000, rows=2)
