@@ -18,7 +18,7 @@ from lite_probe.replays.runner import FIRST
 from lite_probe.replays.segments import measured_split
 from lite_probe.runtime.memory import peak_during
 from lite_probe.spectra.costs import probe_costs
-from lite_probe.subspaces import set_gradients, warm
+from lite_probe.subspaces import drop_gradients, set_gradients, warm
 from lite_probe.subspaces.bands import EDGES
 from lite_probe.subspaces.footprints import Footprint, footprint_of, time_steps, timed
 from lite_probe.task import Batch, Task
@@ -101,8 +101,7 @@ def measure_costs(
     )
     tell(2, "planning")
     train = min(timed(task, lambda: set_gradients(task, layout.parameters, batch, "warm-up batch 0")) for _ in range(2))
-    for parameter in layout.parameters:
-        parameter.grad = None
+    drop_gradients(layout.parameters)
     first, usual, held = {}, {}, dict(footprints)
     for done, (name, entrant) in enumerate(entrants.items(), start=3):
         own = hyperparameters.get(name, {})

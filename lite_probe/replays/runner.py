@@ -26,7 +26,7 @@ from lite_probe.replays.stored import OptimizerState, load_start, read_tensors, 
 from lite_probe.replays.sweep import Trial
 from lite_probe.results.replay import ReplayRun
 from lite_probe.runtime.resumable import SaveClock, remove
-from lite_probe.subspaces import Subspace, set_gradients
+from lite_probe.subspaces import Subspace, drop_gradients, set_gradients
 from lite_probe.task import Split, Task
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.reductions import norm
@@ -246,6 +246,7 @@ class Runner:
         if step < request.ramp:
             set_learning_rate(optimizer, rate_at(request.lr, request.ramp, step))
         optimizer.step()
+        drop_gradients(self.layout.parameters)
 
     def _project(self, before: Tensor, ablation: Ablation, subspace: Subspace | None) -> Tensor:
         """Return where the step ends; an ablation moves the parameters there."""

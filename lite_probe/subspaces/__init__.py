@@ -2,13 +2,21 @@
 
 from lite_probe.subspaces.bands import Bands, cut_bands
 from lite_probe.subspaces.subspace import Subspace, principal_angles
-from lite_probe.subspaces.warming import can_take, optimizer_of, own_gradients, set_gradients, warm
+from lite_probe.subspaces.warming import (
+    can_take,
+    drop_gradients,
+    optimizer_of,
+    own_gradients,
+    set_gradients,
+    warm,
+)
 
 __all__ = [
     "Bands",
     "Subspace",
     "can_take",
     "cut_bands",
+    "drop_gradients",
     "optimizer_of",
     "own_gradients",
     "principal_angles",

@@ -103,9 +103,10 @@ def set_gradients(task: Task, parameters: Sequence[nn.Parameter], batch: Batch, 
         InputError: If a parameter is sharded.
         NumericsError: If the loss is not finite; `name` says whose it is.
 
-    Cost: one gradient of the batch.
+    Cost: one gradient of the batch; what was in `grad` is gone before.
     """
     require_whole(parameters)
+    drop_gradients(parameters)
     total, count = task.loss(batch)
     if count == 0:
         raise NumericsError(f"expected counted tokens in {name}, got none", "check the data")
@@ -119,6 +120,12 @@ def set_gradients(task: Task, parameters: Sequence[nn.Parameter], batch: Batch, 
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     return value
+
+
+def drop_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Let go of each parameter's `grad`, which is as large as the parameter."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 @contextmanager

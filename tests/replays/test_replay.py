@@ -76,6 +76,28 @@ def numbers(found: Replay) -> Iterator[tuple[str, Any]]:
     yield "bands", (bands.labels, bands.dimensions.tobytes(), bands.curvatures.tobytes())
 
 
+def test_a_step_is_watched_without_the_gradient_that_made_it(
+    task: Task, spectrum: Spectrum, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it there while the next is made: it is as large as the model."""
+    held: list[bool] = []
+
+    def watched(name: str) -> None:
+        original = getattr(runner, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            held.append(any(parameter.grad is not None for parameter in task.model.parameters()))
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(runner, name, call)
+
+    watched("integrate_step")
+    watched("set_gradients")
+    replay(task, ["adamw", "muon"], spectrum=spectrum, lr=RATES["muon"], **SHORT)
+    assert len(held) >= 2 * 2 * STEPS * SEEDS
+    assert not any(held)
+
+
 def test_all_see_the_same_batches_and_the_numbers_repeat(task: Task, spectrum: Spectrum) -> None:
     first = replay(task, list(RATES), spectrum=spectrum, lr=RATES, **SHORT)
     assert first.optimizers == tuple(RATES)
