@@ -166,7 +166,8 @@ def test_a_refusal_says_what_takes_how_much() -> None:
     """5 units at rest, 1,000 of a graph; 3 vectors of a product, 2 beside it, and 8 units of a mapped basis."""
     message = (
         "expected at least 17.13 GiB of memory for one product (80 MiB for the weights and whatever else is held, "
-        "15.62 GiB for the graph of 2 rows of a batch, 928 MiB for vectors of 160 MiB each, 531.5 MiB in reserve), got 16.11 GiB"
+        "15.62 GiB for the graph of 2 rows of a batch, 928 MiB for vectors of 160 MiB each, 531.5 MiB in reserve), "
+        "got 16.11 GiB"
     )
     with pytest.raises(UsageError, match=re.escape(message)):
         laid(1000, rows=2)
