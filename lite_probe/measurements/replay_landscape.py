@@ -188,9 +188,11 @@ class LandscapeSurvey:
             _, line = self._line(Direction(f"update of {name}", "update", update, name))
         del update
         seen = self._along([(f"update of {name}", line)])
+        prepared.rest()  # another may run, to find the flat direction
         if self._flat is None or name not in self._runs:
             return seen
         path, apart = self._follow(self._runs[name], self._flat, prepared)
+        prepared.rest()
         if apart <= _SAME:
             return replace(seen, paths=(path,))
         message = (
@@ -252,6 +254,7 @@ class LandscapeSurvey:
         self._begin(f"way of {run.optimizer}")
         for displacement in self._again(run, prepared):  # noqa: B007 - the last is wanted
             pass
+        prepared.rest()
         if displacement is None:
             return None
         displacement -= self.subspace.component(displacement)

@@ -283,8 +283,8 @@ class ReplaySession:
                 )
                 finished[key] = run
                 self._own.keep(f"run-{request.key}", _FinishedRun(fingerprint=self.state.fingerprint, run=run))
-        if prepared is not None and isinstance(prepared.optimizer, LiteOptimizer):
-            prepared.optimizer.drop_state()  # what its runs start from is there still, where it is kept
+        if prepared is not None:
+            prepared.rest()
 
     def _is_own(self, key: _Key) -> bool:
         """Whether a run is this rank's."""

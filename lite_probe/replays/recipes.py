@@ -55,6 +55,11 @@ class Prepared:
     lines: tuple[str, ...]  # what became of the state, in words
     notes: tuple[Note, ...]
 
+    def rest(self) -> None:
+        """Let go of what a run has made of the state; what runs start from stays. One that is not ours keeps both."""
+        if isinstance(self.optimizer, LiteOptimizer):
+            self.optimizer.drop_state()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedRate:

@@ -1,6 +1,6 @@
 """The loss around the start of a replay: against closed forms, without a trace, repeatable and resumable."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,21 @@ def loss_of(theta: NDArray[np.float64]) -> float:
     """The held-out loss."""
     h = matrix_with(EIGENVALUES, seed=5).numpy()
     return float(0.5 * theta @ h @ theta + 0.7 * SLOPE.numpy() @ theta)
+
+
+def test_no_optimizer_keeps_the_state_that_it_has_run_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its runs start from is kept for every one; what the last run made of it would come on top."""
+    held, plane, task = [], LandscapeSurvey._plane, classifier()
+
+    def watched(self: LandscapeSurvey, paths: Sequence[PlanePath]) -> LossPlane:
+        held.extend(len(self.prepared(name).optimizer.state) for name in self.asked)
+        return plane(self, paths)
+
+    monkeypatch.setattr(LandscapeSurvey, "_plane", watched)
+    plan = plan_replay(task, ["adamw", "muon"], spectrum=spectrum_of(task), lr=1e-3, **ASKED)
+    assert plan.keeps_states
+    plan.run(task)
+    assert held == [0, 0]
 
 
 @pytest.fixture(scope="module")
