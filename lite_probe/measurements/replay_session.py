@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lite_probe.errors import NumericsError, UsageError
+from lite_probe.errors import NumericsError
 from lite_probe.measurements.optimizers import settle_rate
 from lite_probe.measurements.replay_landscape import LandscapeSurvey
 from lite_probe.measurements.requests.replay import ReplayRequest
@@ -27,7 +27,7 @@ from lite_probe.replays.recipes import Prepared, prepare
 from lite_probe.replays.recorder import Recorder
 from lite_probe.replays.runner import Ablation, RecordingConfig, Runner, RunRequest
 from lite_probe.replays.segments import BatchSplits, deal_segments, measured_split
-from lite_probe.replays.stored import StoredState, load_start
+from lite_probe.replays.stored import load_start, store_state
 from lite_probe.replays.sweep import Trial, sweep_learning_rates
 from lite_probe.replays.theory import linear_theory
 from lite_probe.results import replay as results
@@ -358,17 +358,10 @@ class ReplaySession:
             drops_states=True,
         )
         found = prepared[name]
-        if not self.stores_states or not self.entrants[name].is_ours or isinstance(found.state, StoredState):
+        if not self.stores_states or not self.entrants[name].is_ours:
             return found
-        folder = self.state.folder()
-        if folder is None:
-            raise UsageError(
-                "expected a state_directory for the states of optimizers, got none", "pass one, or allow more memory"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        place = f"start-{self.request.names.index(name)}-{self.ranks.rank}.pt"
-        stored = StoredState(folder / place, f"{self.state.fingerprint} {name}", self.task.device)
-        stored.write(found.state)
+        place = f"start-{self.request.names.index(name)}-{self.ranks.rank}"
+        stored = store_state(self.state, place, self.task.device, found.state, owner=name)
         return replace(found, state=stored)
 
     def _choose(self, name: str, prepared: Prepared) -> "_FinishedRecipe":

@@ -296,8 +296,8 @@ def expected_memory(
     """Return the bytes in use at the worst moment of a replay; the sharp subspace comes on top, where it is in memory.
 
     That is when directions are made for the bands or for the linear theory, or a watched step. The state of an
-    optimizer is there twice, since every run starts from a copy, or while one that is stored is read; bases and labels
-    of the bands stay.
+    optimizer is there twice, since every run starts from a copy, unless it is stored; bases and labels of the bands
+    stay.
 
     Args:
         peak: Of the process during a gradient, or a product where some are made.
@@ -306,14 +306,13 @@ def expected_memory(
         optimizers: Those that are replayed.
         bands: Whose directions are cut.
         sets: Sets of batches that a step's change is allotted on.
-        stored: Optimizers whose runs start from a file.
+        stored: Optimizers whose runs start from files.
     """
     vector = layout.size * layout.parameters[0].element_size()
     own, kept = footprints[bands], footprints[bands].band_bytes
     running = {name: (1 if name in stored else 2) * footprints[name].state_bytes for name in optimizers}
     return peak + max(
         _WARM_VECTORS * vector + own.state_bytes + own.beside_state_bytes + kept,
-        kept + _WARM_VECTORS * vector + 2 * max(footprints[name].state_bytes for name in optimizers),
         kept + _WARM_VECTORS * vector + max(running[name] + footprints[name].beside_state_bytes for name in optimizers),
         kept + (_VECTORS + _SAME_VECTORS * (sets - 1)) * vector + max(running.values()),
     )

@@ -1,18 +1,21 @@
 """Optimizer states in files: a run in progress, and, where memory does not hold it twice, what runs start from."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, UsageError
 from lite_probe.optim import LiteOptimizer
 from lite_probe.optim.interface import Replayable, load_state
 from lite_probe.results.sealing import read_sealed, write_sealed
 from lite_probe.results.store import write_atomically
+from lite_probe.runtime.resumable import ResumableRun
+
+_GROUPS = "groups"  # the file of what is not any parameter's
 
 
 def write_tensors(path: Path, owner: str, saved: Mapping[str, Any]) -> None:
@@ -42,41 +45,103 @@ def read_tensors(path: Path, owner: str, expected: str, device: torch.device) ->
 
 @dataclass(frozen=True, slots=True)
 class StoredState:
-    """The state of one of our optimizers in a file, read whenever a run begins.
+    """The state of one of our optimizers in files, one for each parameter, read whenever it starts from there.
 
     Attributes:
-        path: The file.
+        folder: Of the files.
         owner: Whose it is.
         device: Where its tensors go.
     """
 
-    path: Path
+    folder: Path
     owner: str
     device: torch.device
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Put a state into the file."""
-        write_tensors(self.path, self.owner, state)
+        """Put a state into the files."""
+        for index, own in state["state"].items():
+            self._write(str(index), own)
+        self._write(_GROUPS, {"param_groups": state["param_groups"], "parameters": list(state["state"])})
 
     def read(self) -> Mapping[str, Any]:
-        """Return the state.
+        """Return the state; what it holds of a parameter is read when it is asked for.
 
         Raises:
-            InputError: If the file holds another, or is damaged.
+            InputError: If a file holds another's, or is damaged; then, too.
         """
-        found = read_tensors(self.path, self.owner, "an optimizer's state", self.device)
+        found = self.part(_GROUPS)
+        return {"param_groups": found["param_groups"], "state": _ByParameter(self, tuple(found["parameters"]))}
+
+    def part(self, name: str) -> dict[str, Any]:
+        """Return what one of the files holds."""
+        path = self._path(name)
+        found = read_tensors(path, self._owner(name), "an optimizer's state", self.device)
         if found is None:
-            raise InputError(f"expected the state of this replay's optimizer at {self.path}, got another's")
+            raise InputError(f"expected the state of this measurement's optimizer at {path}, got another's")
         return found
 
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        write_tensors(self._path(name), self._owner(name), content)
 
-OptimizerState = Mapping[str, Any] | StoredState  # what its `state_dict` gave, or a file that holds it
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.pt"
+
+    def _owner(self, name: str) -> str:
+        return f"{self.owner} {name}"
+
+
+class _ByParameter(Mapping[int, Mapping[str, Any]]):
+    """The states of parameters by their index, each read anew whenever it is asked for."""
+
+    def __init__(self, stored: StoredState, parameters: tuple[int, ...]) -> None:
+        self._stored = stored
+        self._parameters = parameters
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        if index not in self._parameters:
+            raise KeyError(index)
+        return self._stored.part(str(index))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+
+OptimizerState = Mapping[str, Any] | StoredState  # what its `state_dict` gave, or files that hold it
+
+
+def store_state(
+    run: ResumableRun, name: str, device: torch.device, state: OptimizerState, *, owner: str
+) -> StoredState:
+    """Put what an optimizer starts from into a run's folder.
+
+    Args:
+        run: Whose folder it is.
+        name: Of the files' own folder in it.
+        device: Where the state's tensors go when it is read.
+        state: Which; one that is stored already stays where it is.
+        owner: Whose it is, beside the run.
+
+    Raises:
+        UsageError: If the run has no folder.
+    """
+    if isinstance(state, StoredState):
+        return state
+    if (folder := run.folder(name)) is None:
+        raise UsageError(
+            "expected a state_directory for the states of optimizers, got none", "pass one, or allow more memory"
+        )
+    stored = StoredState(folder, f"{run.fingerprint} {owner}", device)
+    stored.write(state)
+    return stored
 
 
 def load_start(optimizer: Replayable, state: OptimizerState) -> None:
     """Give an optimizer a copy of the state that its runs start from."""
     if isinstance(state, StoredState):
         if isinstance(optimizer, LiteOptimizer):
-            optimizer.drop_state()  # or there were three of them
+            optimizer.drop_state()  # of a parameter that starts without any, too
         state = state.read()
     load_state(optimizer, state)

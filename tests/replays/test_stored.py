@@ -1,5 +1,6 @@
 """States that runs start from, in files where memory does not hold them twice: planned by memory, the same numbers."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,8 @@ from lite_probe.errors import InputError, UsageError
 from lite_probe.measurements import replay as measuring
 from lite_probe.measurements.replay import ReplayPlan
 from lite_probe.replays import plan as planning
-from lite_probe.replays.stored import StoredState
-from lite_probe.subspaces import Subspace
+from lite_probe.replays.stored import StoredState, load_start
+from lite_probe.subspaces import Subspace, optimizer_of, warm
 from lite_probe.task import Task
 from tests.plans import plan_replay
 from tests.replays.conftest import figures, spectrum_of, with_training
@@ -47,7 +48,7 @@ def test_runs_that_start_from_files_have_the_same_bits(bands: str, tmp_path: Pat
     assert figures(found[1].runs) == figures(found[0].runs)
     assert figures(found[1].landscape) == figures(found[0].landscape)
     assert figures(found[2].runs) == figures(found[0].runs)
-    assert [len([*(tmp_path / name).rglob("start-*.pt")]) for name in ("memory", "files", "apart")] == [0, 3, 3]
+    assert [len([*(tmp_path / name).rglob("start-*")]) for name in ("memory", "files", "apart")] == [0, 3, 3]
 
 
 def test_a_folder_is_needed() -> None:
@@ -71,31 +72,67 @@ def test_states_go_to_files_where_memory_does_not_hold_them_twice(monkeypatch: p
     assert (ample.stores_states, tight.stores_states) == (False, True)
     assert "states on disk" in tight.summary()
     assert "states on disk" not in ample.summary()
-    # While a state is read it is there twice, without the vectors of a step; sharp directions take what is left.
-    least = 2 * largest + planning._WARM_VECTORS * vector
+    least = largest + planning._VECTORS * vector  # sharp directions take what is left
     assert tight.memory_bytes == least + Subspace.of_spectrum(spectrum, own, memory=0).size * vector
     assert tight.scratch_bytes - ample.scratch_bytes == len(NAMES) * largest
     with pytest.raises(UsageError, match="of memory for a step and the states of its optimizers"):
         planned(own, **asked, memory=least - 1)
 
 
-def replaced(path: Path) -> None:
+def damaged(stored: StoredState) -> None:
+    (path,) = stored.folder.glob("0.pt")
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def swapped(path: Path) -> None:
-    StoredState(path, "another", CPU).write({"state": {}})
+def swapped(stored: StoredState) -> None:
+    replace(stored, owner="another").write({"state": {0: {"step": 3}}, "param_groups": []})
+
+
+def exchanged(stored: StoredState) -> None:
+    (stored.folder / "1.pt").replace(stored.folder / "0.pt")
 
 
 @pytest.mark.parametrize(
-    ("damage", "got"), [(replaced, "with its own digest at .*, got another"), (swapped, "at .*, got another's")]
+    ("harm", "got"),
+    [
+        (damaged, "with its own digest at .*0.pt, got another"),
+        (swapped, "at .*groups.pt, got another's"),
+        (exchanged, "at .*0.pt, got another's"),
+    ],
 )
 def test_a_file_that_is_not_as_it_was_written_is_refused(
-    damage: Callable[[Path], None], got: str, tmp_path: Path
+    harm: Callable[[StoredState], None], got: str, tmp_path: Path
 ) -> None:
-    stored = StoredState(tmp_path / "start.pt", "this", CPU)
-    stored.write({"state": {0: {"step": 3, "momentum": torch.ones(4)}}, "param_groups": []})
-    assert torch.equal(stored.read()["state"][0]["momentum"], torch.ones(4))
-    damage(stored.path)
+    stored = StoredState(tmp_path / "start", "this", CPU)
+    own = [{"step": 3, "momentum": torch.full((4,), value)} for value in (1.0, 2.0)]
+    stored.write({"state": dict(enumerate(own)), "param_groups": []})
+    found = stored.read()["state"]
+    assert len(found) == len({*found}) == 2
+    assert torch.equal(found[0]["momentum"], torch.ones(4))
+    assert found.get(2) is None
+    harm(stored)
     with pytest.raises(InputError, match=got):
-        stored.read()
+        stored.read()["state"][0]
+
+
+def test_a_state_is_read_parameter_by_parameter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than two parameters' are there beside what the optimizer has taken over."""
+    own = task()
+    optimizers = [optimizer_of(own, "soap") for _ in range(2)]
+    warm(own, optimizers[:1], own.train[:2])
+    stored = StoredState(tmp_path / "start", "this", CPU)
+    stored.write(optimizers[0].state_dict())
+    part, read = StoredState.part, [[]]
+
+    def watched(self: StoredState, name: str) -> dict[str, Any]:
+        assert not any(one() is not None for before in read[:-1] for one in before)
+        found = part(self, name)
+        read.append([weakref.ref(value) for value in found.values() if isinstance(value, torch.Tensor)])
+        return found
+
+    monkeypatch.setattr(StoredState, "part", watched)
+    load_start(optimizers[1], stored)
+    assert len(read) > len(optimizers[1].state)
+    for parameter, state in optimizers[0].state.items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(optimizers[1].state[parameter][name]), torch.as_tensor(value))
