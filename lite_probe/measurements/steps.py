@@ -28,7 +28,8 @@ from lite_probe.subspaces.footprints import Footprint, footprint_of
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
 
-_VECTORS = 10  # of N entries, beside two of each optimizer's
+_VECTORS = 9  # of N entries at a product along a step, beside two of each optimizer's
+_STEP_VECTORS = 6  # while a step is made: θ₀, two gradients there, the batch's, and two that the step is made in
 _WARM_VECTORS = 3  # while states are warmed: θ₀ twice, and the gradient there
 
 
@@ -43,6 +44,7 @@ class StepsPlan(Plan[Steps]):
     request: StepsRequest
     effort: Effort
     together: bool  # whether all optimizers step from each batch together, or one optimizer after another
+    stores_states: bool  # whether what an optimizer steps from lies in files
     loss: float
     count: int
 
@@ -109,6 +111,8 @@ class StepsPlan(Plan[Steps]):
     def of(cls, task: Task, request: StepsRequest, on_progress: OnProgress | None) -> "StepsPlan":
         """Decide how to measure: all optimizers together where memory holds their states, else one after another.
 
+        Where it does not hold the state of one twice, what that steps from lies in files.
+
         Raises:
             UsageError: Too little memory for one of them.
             NumericsError: A loss or gradient at θ₀ that is not finite.
@@ -123,7 +127,7 @@ class StepsPlan(Plan[Steps]):
         needs = partial(_needs, task, request, layout, footprints)
         # What is known before anything is computed: the states, and the vectors beside them.
         in_use = memory_in_use(task.device)
-        _require(max(needs([name], in_use, together=False) for name in entrants), allowed)
+        _require(max(needs([name], in_use, together=False, stored=True) for name in entrants), allowed)
         with preserve_state(task.model), own_gradients(layout.parameters):
             costs, _, _ = planning.measure_costs(
                 task, layout, splits.warm[0], entrants, request.hyperparameters, footprints, on_progress
@@ -134,9 +138,11 @@ class StepsPlan(Plan[Steps]):
                 None if request.critical_only else probe_costs(fullest, layout, evaluated, "evaluation", "hessian")
             )
         peak = max(costs.peak_bytes, curvature.product_bytes if curvature is not None else 0)
-        needed = needs(list(entrants), peak, together=True)
-        if not (together := needed <= allowed):
-            needed = max(needs([name], peak, together=False) for name in entrants)
+        for together, stored in ((True, False), (False, False), (False, True)):
+            groups = [[*entrants]] if together else [[name] for name in entrants]
+            needed = max(needs(names, peak, together=together, stored=stored) for names in groups)
+            if needed <= allowed:
+                break
         _require(needed, allowed)
         names = [name for name in entrants if name not in inherited_by(task, request)]
         warmed = len(names) if request.state != "cold" else 0
@@ -152,20 +158,23 @@ class StepsPlan(Plan[Steps]):
             num_parameters=layout.size,
             effort=effort,
             together=together,
+            stores_states=stored,
             loss=evaluated.loss,
             count=evaluated.count,
             seconds=seconds,
             memory_bytes=needed,
-            scratch_bytes=8 * 3 * 100 * len(entrants) * request.num_steps,
+            scratch_bytes=8 * 3 * 100 * len(entrants) * request.num_steps
+            + stored * sum(footprints[name].state_bytes for name in entrants),
             fingerprint=cls.key(task, request, evaluated.loss),
         )
 
     def summary(self) -> str:
         """Return the plan as one line for people."""
         products = f"~{self.num_products:.0f} Hessian products and " if self.num_products else ""
+        how = ("" if self.together else ", one state after another") + ", on disk" * self.stores_states
         return (
             f"{self.request.num_steps} steps of {', '.join(self.request.names)}: {products}{self.num_gradients:,} "
-            f"gradients, {self.time_and_memory}" + ("" if self.together else ", one state after another")
+            f"gradients, {self.time_and_memory}{how}"
         )
 
     def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:
@@ -174,7 +183,14 @@ class StepsPlan(Plan[Steps]):
         with own_gradients(layout.parameters), put_back(layout) as start:
             pinned = run.pin({"together": int(self.together)})
             session = StepsSession(
-                task, layout, start, self.request, self.effort, run, together=bool(pinned["together"])
+                task,
+                layout,
+                start,
+                self.request,
+                self.effort,
+                run,
+                together=bool(pinned["together"]),
+                stores_states=self.stores_states,
             )
             session.run()
         return Outcome(
@@ -205,11 +221,13 @@ def _needs(
     peak: int,
     *,
     together: bool,
+    stored: bool,
 ) -> int:
     """Return the bytes in use at the worst moment where some optimizers step together.
 
     That is while their states are warmed, those of Muon on two halves of the batches beside them or by themselves; when
-    directions are made of the last, its state there twice; or at a product along a step.
+    directions are made of the last, or it makes a step, its state there twice unless it is stored; or at a product
+    along a step.
 
     Args:
         task: Of the parameters.
@@ -219,10 +237,12 @@ def _needs(
         names: Of those that step together.
         peak: Of the process during a gradient, or a product where some are made.
         together: Whether the states of the halves are there while others are warmed.
+        stored: Whether what they step from lies in files.
     """
     vector = layout.size * layout.parameters[0].element_size()
     own = [footprints[name] for name in names]
     states, largest = (pick(one.state_bytes for one in own) for pick in (sum, max))
+    kept = 0 if stored else states
     halves = bands = directions = 0
     if not request.critical_only:
         halves = 2 * footprint_of(task, "muon").state_bytes if can_take("muon", task) else 0
@@ -230,8 +250,9 @@ def _needs(
         directions = max(one.beside_state_bytes for one in own)
     return peak + max(
         _WARM_VECTORS * vector + (states + halves if together else max(states, halves)),
-        (_WARM_VECTORS + len(names)) * vector + (halves if together else 0) + states + largest + directions + bands,
-        (_VECTORS + 2 * len(names)) * vector + states + largest + bands,
+        (_WARM_VECTORS + len(names)) * vector + (halves if together else 0) + kept + largest + directions + bands,
+        (_STEP_VECTORS + 2 * len(names)) * vector + kept + largest + bands,
+        (_VECTORS + 2 * len(names)) * vector + kept + bands,
     )
 
 

@@ -28,7 +28,7 @@ from lite_probe.replays.ramp import ramp_steps
 from lite_probe.replays.recipes import Prepared, prepare
 from lite_probe.replays.runner import Runner, RunRequest, evaluate_loss
 from lite_probe.replays.segments import Segment
-from lite_probe.replays.stored import OptimizerState, load_start
+from lite_probe.replays.stored import OptimizerState, load_start, store_state
 from lite_probe.replays.sweep import sweep_learning_rates
 from lite_probe.results.provenance import Note
 from lite_probe.results.replay import Recipe, Sweep
@@ -50,7 +50,7 @@ from lite_probe.steps.critical import CriticalStep, critical_step
 from lite_probe.steps.joint import RIDGES, joint_optimum
 from lite_probe.steps.parts import split_rows
 from lite_probe.steps.signal import agreeing_directions, leading, momenta, random_like
-from lite_probe.subspaces import can_take, optimizer_of, set_gradients, warm
+from lite_probe.subspaces import can_take, drop_gradients, optimizer_of, set_gradients, warm
 from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.reductions import dots
@@ -226,6 +226,7 @@ class StepsSession:
         run: Keeps and tells.
         together: Whether all optimizers step from each batch together, on one graph, or one optimizer after another,
             which holds one state at a time. The numbers are the same.
+        stores_states: Whether what they step from lies in files of the run's folder.
     """
 
     def __init__(
@@ -237,12 +238,14 @@ class StepsSession:
         effort: Effort,
         run: ResumableRun,
         *,
-        together: bool = True,
+        together: bool,
+        stores_states: bool,
     ) -> None:
         self.task = task
         self.layout = layout
         self.start = start
         self.together = together
+        self.stores_states = stores_states
         self.request = request
         self.run_state = run
         self.splits = split_batches(task, request)
@@ -332,7 +335,11 @@ class StepsSession:
         )
         steppers, finished = [], {}
         named = list(self.task.model.named_parameters())
-        for name, one in prepared.items():
+        for name in entrants:
+            one = prepared.pop(name)
+            if self.stores_states:
+                place = f"start-{self.request.names.index(name)}-{self.task.ranks.rank}"
+                one = replace(one, state=store_state(self.run_state, place, self.task.device, one.state, owner=name))
             finished[name] = self.run_state.stage(f"rate-{name}", "steps-rate", partial(self._rate, name, one))
             optimizer = one.optimizer
             if not isinstance(optimizer, LiteOptimizer):
@@ -422,6 +429,7 @@ class StepsSession:
         for place, batch in enumerate(self.splits.steps):
             train_loss = set_gradients(self.task, self.layout.parameters, batch, f"training batch {place}")
             updates = [self._step(one) for one in steppers]
+            drop_gradients(self.layout.parameters)
             for one, update in zip(steppers, updates, strict=True):
                 one.mean.add_(update, alpha=1.0 / len(self.splits.steps))
             if place == 0:

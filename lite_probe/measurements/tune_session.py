@@ -197,7 +197,9 @@ class TuneSession:
         own = steps_request(request)
         steps_task = replace(task, train=list(self.splits.steps))
         effort = Effort.of(steps_task, own, warmed=1 if own.state != "cold" else 0)
-        self.steps = StepsSession(steps_task, layout, start, own, effort, _part_of(run, "steps"))
+        self.steps = StepsSession(
+            steps_task, layout, start, own, effort, _part_of(run, "steps"), together=True, stores_states=False
+        )
 
     def run(self) -> None:
         """Measure steps and models, agree on settings, test them."""

@@ -2,18 +2,21 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from lite_probe.errors import UsageError
 from lite_probe.measurements import steps as measuring
 from lite_probe.measurements import steps_session
 from lite_probe.measurements.requests.steps import StepsRequest
 from lite_probe.measurements.steps import StepsPlan
 from lite_probe.measurements.steps_session import StepsSession
 from lite_probe.results.steps import Steps
+from lite_probe.subspaces.footprints import footprint_of
 from tests.replays.conftest import with_training
 
 NAMES = ("adamw", "muon-lite")
@@ -62,6 +65,18 @@ def test_the_numbers_are_the_same() -> None:
     assert together.products == pytest.approx(one.products)
 
 
+def test_states_in_files_give_the_same_numbers(tmp_path: Path) -> None:
+    plan = replace(planned(), together=False, stores_states=True)
+    stored = plan.run(with_training("llama", 24, torch.float32), state_directory=tmp_path)
+    assert len([*tmp_path.rglob("start-*")]) == len(NAMES)
+    for name in NAMES:
+        first, second = measured(False)[0].optimizers[name], stored.optimizers[name]
+        for field in ("gains", "images", "whole_curvatures"):
+            np.testing.assert_array_equal(getattr(first, field), getattr(second, field))
+    with pytest.raises(UsageError, match="expected a state_directory for the states of optimizers, got none"):
+        plan.run(with_training("llama", 24, torch.float32))
+
+
 def test_no_state_is_held_twice_between_steps() -> None:
     """What a step starts from is there alone, and so are no halves of the batches any more."""
     for together in (True, False):
@@ -76,19 +91,26 @@ def test_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "after another" not in request.plan(task).summary()
     asked: list[tuple[str, ...]] = []
 
-    def needs(*args: Any, together: bool) -> int:
+    fits_twice = True
+
+    def needs(*args: Any, together: bool, stored: bool) -> int:
         names = args[4]
         asked.append(tuple(names))
         assert together == (len(names) > 1)
-        return limit + 1 if together else limit - 1
+        return limit - 1 if stored or (fits_twice and not together) else limit + 1
 
     monkeypatch.setattr(measuring, "_needs", needs)
     alone = request.plan(task)
-    assert not alone.together
+    assert (alone.together, alone.stores_states) == (False, False)
     assert NAMES in asked
     assert alone.memory_bytes == limit - 1
     assert alone.summary().endswith(", one state after another")
     assert alone.num_gradients > planned().num_gradients
+    fits_twice = False
+    stored = request.plan(task)
+    assert (stored.together, stored.stores_states) == (False, True)
+    assert stored.summary().endswith(", one state after another, on disk")
+    assert stored.scratch_bytes - alone.scratch_bytes == sum(footprint_of(task, name).state_bytes for name in NAMES)
 
 
 def test_a_stopped_one_goes_on_the_way_it_went(tmp_path: Any) -> None:
