@@ -58,9 +58,10 @@ class StoredState:
     device: torch.device
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Put a state into the files."""
+        """Put a state into the files. Cost: a copy of one parameter's at a time, of which there may be views alone."""
         for index, own in state["state"].items():
-            self._write(str(index), own)
+            copied = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in own.items()}
+            self._write(str(index), copied)
         self._write(_GROUPS, {"param_groups": state["param_groups"], "parameters": list(state["state"])})
 
     def read(self) -> Mapping[str, Any]:

@@ -87,10 +87,18 @@ def write_sealed(file: BinaryIO, owner: str, write: Callable[[BinaryIO], object]
         file: Open for writing, at its start.
         owner: Any text; `read_sealed` wants the same.
         write: Called with a file to write the content to, from its first byte to its last.
+
+    Raises:
+        OSError: If the file does not take it, whatever `write` makes of that: `torch.save` tells of an odd position.
     """
     file.write(b" " * _LINE_BYTES)
     content = _HashingWriter(file)
-    write(cast(BinaryIO, content))
+    try:
+        write(cast(BinaryIO, content))
+    except Exception as error:
+        if content.refused is not None and error is not content.refused:
+            raise content.refused from error
+        raise
     file.seek(0)
     file.write(_line_of(owner, content.digest.hexdigest(), content.size))
 
@@ -129,11 +137,16 @@ class _HashingWriter:
         self.file = file
         self.digest = hashlib.sha256()
         self.size = 0
+        self.refused: OSError | None = None
 
     def write(self, content: bytes) -> int:
         self.digest.update(content)
         self.size += len(content)
-        return self.file.write(content)
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.refused = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()

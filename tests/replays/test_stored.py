@@ -1,5 +1,7 @@
 """States that runs start from, in files where memory does not hold them twice: planned by memory, the same numbers."""
 
+import errno
+import io
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from lite_probe.errors import InputError, UsageError
+from lite_probe.errors import InputError, OutputError, UsageError
 from lite_probe.measurements import replay as measuring
 from lite_probe.measurements.replay import ReplayPlan
 from lite_probe.replays import plan as planning
@@ -115,9 +117,24 @@ def test_a_file_that_is_not_as_it_was_written_is_refused(
         stored.read()["state"][0]
 
 
+def test_a_full_disk_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.save` would tell of an odd position, which nobody can do anything about."""
+
+    class Full(io.BytesIO):
+        def write(self, content: Any) -> int:
+            if self.tell() > 2**16:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(content)
+
+    monkeypatch.setattr("lite_probe.results.store.create_anew", lambda path: Full())
+    stored = StoredState(tmp_path / "start", "this", CPU)
+    with pytest.raises(OutputError, match="No space left on device"):
+        stored.write({"state": {0: {"momentum": torch.ones(2**20)}}, "param_groups": []})
+
+
 def test_a_state_is_read_parameter_by_parameter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more than two parameters' are there beside what the optimizer has taken over."""
-    own = task()
+    own = with_training("llama", 2)
     optimizers = [optimizer_of(own, "soap") for _ in range(2)]
     warm(own, optimizers[:1], own.train[:2])
     stored = StoredState(tmp_path / "start", "this", CPU)
@@ -127,6 +144,8 @@ def test_a_state_is_read_parameter_by_parameter(tmp_path: Path, monkeypatch: pyt
     def watched(self: StoredState, name: str) -> dict[str, Any]:
         assert not any(one() is not None for before in read[:-1] for one in before)
         found = part(self, name)
+        for value in filter(torch.is_tensor, found.values()):  # not the whole of a stack that it was a part of
+            assert value.untyped_storage().nbytes() == value.nbytes
         read.append([weakref.ref(value) for value in found.values() if isinstance(value, torch.Tensor)])
         return found
 
