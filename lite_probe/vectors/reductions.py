@@ -114,7 +114,7 @@ def _pieces(rows: Tensor, *vectors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     for begin, end in ((0, whole), (whole, size)):
         for start in range(begin, end, width * _VIEWS):
             stop = min(start + width * _VIEWS, end)
-            yield from zip(*(one[:, start:stop].split(width, dim=1) for one in (rows, *vectors)), strict=True)
+            yield from zip(*(torch.split(one[:, start:stop], width, dim=1) for one in (rows, *vectors)), strict=True)
 
 
 def _chunks_at_once(device: torch.device) -> int:
