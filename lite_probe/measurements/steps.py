@@ -124,9 +124,9 @@ class StepsPlan(Plan[Steps]):
         entrants, splits = entrants_of(request.asked), split_batches(task, request)
         allowed = task.ranks.least(memory_allowed(task.device, request.memory, task.ranks.on_host))
         footprints = planning.footprints_of(task, entrants, request.hyperparameters)
-        needs = partial(_needs, task, request, layout, footprints)
-        # What is known before anything is computed: the states, and the vectors beside them.
         in_use = memory_in_use(task.device)
+        needs = partial(_needs, task, request, layout, footprints, in_use=in_use)
+        # What is known before anything is computed: the states, and the vectors beside them.
         _require(max(needs([name], in_use, together=False, stored=True) for name in entrants), allowed)
         with preserve_state(task.model), own_gradients(layout.parameters):
             costs, _, _ = planning.measure_costs(
@@ -220,6 +220,7 @@ def _needs(
     names: Sequence[str],
     peak: int,
     *,
+    in_use: int,
     together: bool,
     stored: bool,
 ) -> int:
@@ -236,6 +237,7 @@ def _needs(
         footprints: Of every optimizer.
         names: Of those that step together.
         peak: Of the process during a gradient, or a product where some are made.
+        in_use: By the process as it is, which is all that there is beside while directions or steps are made.
         together: Whether the states of the halves are there while others are warmed.
         stored: Whether what they step from lies in files.
     """
@@ -248,11 +250,11 @@ def _needs(
         halves = 2 * footprint_of(task, "muon").state_bytes if can_take("muon", task) else 0
         bands = sum(one.band_bytes for one in own)
         directions = max(one.beside_state_bytes for one in own)
-    return peak + max(
-        _WARM_VECTORS * vector + (states + halves if together else max(states, halves)),
-        (_WARM_VECTORS + len(names)) * vector + (halves if together else 0) + kept + largest + directions + bands,
-        (_STEP_VECTORS + 2 * len(names)) * vector + kept + largest + bands,
-        (_VECTORS + 2 * len(names)) * vector + kept + bands,
+    return max(
+        peak + _WARM_VECTORS * vector + (states + halves if together else max(states, halves)),
+        in_use + (_WARM_VECTORS + len(names)) * vector + halves * together + kept + largest + directions + bands,
+        in_use + (_STEP_VECTORS + 2 * len(names)) * vector + kept + largest + bands,
+        peak + (_VECTORS + 2 * len(names)) * vector + kept + bands,
     )
 
 

@@ -93,7 +93,7 @@ def test_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
     fits_twice = True
 
-    def needs(*args: Any, together: bool, stored: bool) -> int:
+    def needs(*args: Any, in_use: int, together: bool, stored: bool) -> int:
         names = args[4]
         asked.append(tuple(names))
         assert together == (len(names) > 1)
