@@ -137,7 +137,7 @@ def ours(task: lp.Task, layout: ParameterLayout, count: int, gradient: float, ju
     ROWS[-1]["eigenvalues"] = pairs.values.tolist()
     operator.graphs.clear()
     # The same ten from both ends: what the peers' rows add up to.
-    top = sum(value > 0.0 for value in pairs.values)
+    top = int((pairs.values > 0.0).sum())
     seconds, spectrum = timed(lambda: lp.measure_spectrum(task, top=top, bottom=PAIRS - top, tolerance=TOLERANCE))
     trace, square = spectrum.trace, spectrum.whole.trace_h2
     report(

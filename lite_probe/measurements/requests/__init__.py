@@ -60,7 +60,7 @@ class Option:
             return
         if self.least is not None and not (_is_whole(value) and self.least <= value <= self.most):
             bound = f"at least {self.least}" if not _is_whole(value) or value < self.least else f"at most {self.most:,}"
-            raise UsageError(f"expected {name} of {bound}, got {value}")
+            raise UsageError(f"expected {name} of {bound}, got {value!r}")
         if self.below is not None and not (isinstance(value, int | float) and 0.0 < value < self.below):
             raise UsageError(f"expected a {name} between 0 and {self.below:g}, got {value}")
         if self.among and value not in self.among:
