@@ -68,7 +68,7 @@ class StoredState:
         """Return the state; what it holds of a parameter is read when it is asked for.
 
         Raises:
-            InputError: If a file holds another's, or is damaged; then, too.
+            InputError: If a file holds another's, or is damaged: now, or when a parameter is asked for.
         """
         found = self.part(_GROUPS)
         return {"param_groups": found["param_groups"], "state": _ByParameter(self, tuple(found["parameters"]))}
