@@ -50,8 +50,9 @@ def require_same_spectrum(found: Path, alone: Path) -> None:
     one, other = load(found, "spectrum"), load(alone, "spectrum")
     assert one.fingerprint == other.fingerprint
     assert one.notes == other.notes
-    # Probes are deflated by Ritz vectors, which turn by a rounding over the gap to the next one, here 1e-2.
-    tolerances = {"eigenvalues": 1e-12, "lower_eigenvalues": 1e-12, "nodes": 1e-9, "weights": 1e-9}
+    # Probes are deflated by Ritz vectors, which turn by a rounding over the gap to the next one, here 1e-2; and the
+    # recurrence of a probe blows up roundings once its outer nodes have converged, to 2e-8 on one processor.
+    tolerances = {"eigenvalues": 1e-12, "lower_eigenvalues": 1e-12, "nodes": 1e-6, "weights": 1e-6}
     for name, tolerance in tolerances.items():
         np.testing.assert_allclose(
             getattr(one.whole, name), getattr(other.whole, name), rtol=tolerance, atol=tolerance, err_msg=name
