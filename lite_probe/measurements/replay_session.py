@@ -360,9 +360,7 @@ class ReplaySession:
         found = prepared[name]
         if not self.stores_states or not self.entrants[name].is_ours:
             return found
-        place = f"start-{self.request.names.index(name)}-{self.ranks.rank}"
-        stored = store_state(self.state, place, self.task.device, found.state, owner=name)
-        return replace(found, state=stored)
+        return replace(found, state=store_state(self.state, self.task, found.state, self.request.names, name))
 
     def _choose(self, name: str, prepared: Prepared) -> "_FinishedRecipe":
         """Settle an optimizer's learning rate; predict what the linear theory says of it."""

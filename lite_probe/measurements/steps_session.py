@@ -338,8 +338,7 @@ class StepsSession:
         for name in entrants:
             one = prepared.pop(name)
             if self.stores_states:
-                place = f"start-{self.request.names.index(name)}-{self.task.ranks.rank}"
-                one = replace(one, state=store_state(self.run_state, place, self.task.device, one.state, owner=name))
+                one = replace(one, state=store_state(self.run_state, self.task, one.state, self.request.names, name))
             finished[name] = self.run_state.stage(f"rate-{name}", "steps-rate", partial(self._rate, name, one))
             optimizer = one.optimizer
             if not isinstance(optimizer, LiteOptimizer):

@@ -1,7 +1,7 @@
 """Optimizer states in files: a run in progress, and, where memory does not hold it twice, what runs start from."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lite_probe.optim.interface import Replayable, load_state
 from lite_probe.results.sealing import read_sealed, write_sealed
 from lite_probe.results.store import write_atomically
 from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.task import Task
 
 _GROUPS = "groups"  # the file of what is not any parameter's
 
@@ -113,28 +114,26 @@ class _ByParameter(Mapping[int, Mapping[str, Any]]):
 OptimizerState = Mapping[str, Any] | StoredState  # what its `state_dict` gave, or files that hold it
 
 
-def store_state(
-    run: ResumableRun, name: str, device: torch.device, state: OptimizerState, *, owner: str
-) -> StoredState:
-    """Put what an optimizer starts from into a run's folder.
+def store_state(run: ResumableRun, task: Task, state: OptimizerState, names: Sequence[str], name: str) -> StoredState:
+    """Put what an optimizer starts from into a run's folder, each rank's by itself.
 
     Args:
         run: Whose folder it is.
-        name: Of the files' own folder in it.
-        device: Where the state's tensors go when it is read.
+        task: Of the parameters, on whose device its tensors are read.
         state: Which; one that is stored already stays where it is.
-        owner: Whose it is, beside the run.
+        names: Of all optimizers: a name comes from a user, and is no folder's.
+        name: Of this one.
 
     Raises:
         UsageError: If the run has no folder.
     """
     if isinstance(state, StoredState):
         return state
-    if (folder := run.folder(name)) is None:
+    if (folder := run.folder(f"start-{names.index(name)}-{run.ranks.rank}")) is None:
         raise UsageError(
             "expected a state_directory for the states of optimizers, got none", "pass one, or allow more memory"
         )
-    stored = StoredState(folder, f"{run.fingerprint} {owner}", device)
+    stored = StoredState(folder, f"{run.fingerprint} {name}", task.device)
     stored.write(state)
     return stored
 
