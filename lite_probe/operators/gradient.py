@@ -1,7 +1,8 @@
 """Loss and gradient of a task, in the layout of its parameters."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from lite_probe.errors import InputError, NumericsError
 from lite_probe.operators.guards import KEPT_GRAPH, explain_autograd_error
 from lite_probe.seeds import derive_seed
 from lite_probe.task import Split, Task
-from lite_probe.task.batches import in_rows, parts_of
+from lite_probe.task.batches import in_rows
 from lite_probe.vectors.layout import ParameterLayout, require_whole
 from lite_probe.vectors.reductions import norm
 
@@ -157,7 +158,7 @@ def require_deterministic(
     """
     first = evaluate(task, layout, split, on_batch)
     second = evaluate(task, layout, split, on_batch)
-    _require_connected(task, layout, split, first)
+    _require_connected(task, layout, split, first, evaluate)
     scale = gradient_norm(task, first)
     if scale != scale or scale == float("inf"):
         raise NumericsError("expected a finite gradient, got NaN or infinity", "check the weights")
@@ -186,7 +187,13 @@ def _same_loss(first: float, second: float, layout: ParameterLayout) -> bool:
     return abs(first - second) <= _rounding(layout) * abs(first)
 
 
-def _require_connected(task: Task, layout: ParameterLayout, split: Split, evaluated: LossAndGradient) -> None:
+def _require_connected(
+    task: Task,
+    layout: ParameterLayout,
+    split: Split,
+    evaluated: LossAndGradient,
+    evaluate: Callable[..., LossAndGradient],
+) -> None:
     """Refuse parameters whose gradient is cut off: they would count as zero curvature, as if without influence.
 
     Whether the loss depends on a parameter is seen by moving it.
@@ -204,13 +211,14 @@ def _require_connected(task: Task, layout: ParameterLayout, split: Split, evalua
         )
     named = dict(zip(layout.names, layout.parameters, strict=True))
     idle = {name: named[name] for name in evaluated.unused}
-    if not idle or _same_loss(evaluated.loss, _loss_beside(task, split, [*idle.values()]), layout):
+
+    def matter(moved: Sequence[nn.Parameter]) -> bool:
+        with torch.no_grad(), _nudged(moved):
+            return not _same_loss(evaluated.loss, evaluate(task, layout, split).loss, layout)
+
+    if not idle or not matter([*idle.values()]):
         return
-    cut = [
-        name
-        for name, parameter in idle.items()
-        if not _same_loss(evaluated.loss, _loss_beside(task, split, [parameter]), layout)
-    ] or [*idle]
+    cut = [name for name, parameter in idle.items() if matter([parameter])] or [*idle]
     shown = ", ".join(cut[:_SHOWN]) + (f" and {len(cut) - _SHOWN} more" if len(cut) > _SHOWN else "")
     raise NumericsError(
         f"expected a gradient for every parameter that the loss depends on, got none for {len(cut)}: {shown}",
@@ -219,9 +227,9 @@ def _require_connected(task: Task, layout: ParameterLayout, split: Split, evalua
     )
 
 
-@torch.no_grad()
-def _loss_beside(task: Task, split: Split, parameters: Sequence[nn.Parameter]) -> float:
-    """Return the loss with some parameters moved a little at random; they come back bitwise."""
+@contextmanager
+def _nudged(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Move some parameters a little at random for a while; they come back bitwise."""
     saved = [parameter.clone() for parameter in parameters]
     generator = torch.Generator().manual_seed(derive_seed(0, "nudge"))
     try:
@@ -229,10 +237,7 @@ def _loss_beside(task: Task, split: Split, parameters: Sequence[nn.Parameter]) -
             size = float(parameter.double().square().mean().sqrt()) or 1.0
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32).to(parameter)
             parameter.add_(noise, alpha=_NUDGE * size)
-        parts = parts_of(task, split)
-        losses, counts = zip(*(task.loss(part) for _, part in parts), strict=True)
-        total = float(torch.stack([loss.reshape(()) for loss in losses]).double().sum())
+        yield
     finally:
         for parameter, value in zip(parameters, saved, strict=True):
             parameter.copy_(value)
-    return float(total / sum(counts))

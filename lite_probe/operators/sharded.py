@@ -169,12 +169,13 @@ def sharded_loss_and_gradient(
                 (loss if has_own else 0.0 * loss).backward()  # type: ignore[no-untyped-call]
             if on_batch is not None:
                 on_batch(index)
-        gradient, unused = _taken(layout)
+        gradient, used = _taken(layout)
     own_total, bad = finite_sum(losses)
     require_finite(task.ranks.from_every(bad), split)
-    sums = task.ranks.add_up(torch.tensor([own_total, own_count], dtype=torch.float64)).tolist()
+    sums = task.ranks.add_up(torch.tensor([own_total, own_count, *used], dtype=torch.float64)).tolist()
     total, count = sums[0], int(sums[1])
     require_count(count, split)
+    unused = tuple(name for name, was in zip(layout.names, sums[2:], strict=True) if not was)
     return LossAndGradient(total / count, gradient.div_(count), count, unused)
 
 
@@ -195,8 +196,11 @@ def _gathering(model: nn.Module, layout: ShardLayout) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _taken(layout: ShardLayout) -> tuple[Tensor, tuple[str, ...]]:
-    """Return this rank's slice of the gradient, and the names of parameters without one."""
+def _taken(layout: ShardLayout) -> tuple[Tensor, list[bool]]:
+    """Return this rank's slice of the gradient, and which shards have one that is not zero.
+
+    What no batch uses has a gradient of zeros: which rank used what is not told apart.
+    """
     first = layout.parameters[0]
     gradient = torch.zeros(layout.size, dtype=first.dtype, device=first.device)
     shards: list[Tensor | None] = []
@@ -204,7 +208,8 @@ def _taken(layout: ShardLayout) -> tuple[Tensor, tuple[str, ...]]:
         whole: Any = parameter.grad
         shards.append(None if whole is None else whole.to_local())
     layout.accumulate(gradient, shards, 1.0)
-    return gradient, tuple(name for name, shard in zip(layout.names, shards, strict=True) if shard is None)
+    any_entries = [first.new_zeros((), dtype=torch.bool) if shard is None else shard.any() for shard in shards]
+    return gradient, torch.stack(any_entries).tolist()
 
 
 class ShardedDifferenceOperator(FiniteDifferenceOperator):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from lite_probe.errors import InputError
+from lite_probe.errors import InputError, UsageError
 from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.ranks import ProcessRanks
 from lite_probe.operators.sharded import ShardRanks, local
@@ -32,8 +32,15 @@ def shard_task(task: Task, ranks: ProcessRanks, device: torch.device) -> None:
 
     Raises:
         InputError: If the model is sharded already.
+        UsageError: If torch adds up gradients only of what every rank uses.
     """
     model = task.model
+    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise UsageError(
+            "expected a torch whose FSDP2 adds up gradients of what only some ranks use, which 2.13 does, got "
+            f"{torch.__version__}",
+            "update torch, or leave out --sharded",
+        )
     if any(map(is_sharded, model.parameters())):
         raise InputError("expected a whole model to shard, got shards", "give every rank the whole of it")
     mesh = init_device_mesh(device.type, (ranks.count,))
@@ -44,6 +51,7 @@ def shard_task(task: Task, ranks: ProcessRanks, device: torch.device) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # sums, and not means, over the ranks
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+            module.set_reduce_scatter_unused_params(True)  # a rank's batches may leave out what another's use
     trainable: list[Any] = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sizes = ranks.from_every([local(parameter).numel() for parameter in trainable])
     task.ranks = ShardRanks(ranks, [list(of_one) for of_one in zip(*sizes, strict=True)])
@@ -70,9 +78,13 @@ def _fuse_attention(task: Task) -> None:
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of a model: what the `nn.ModuleList` with most parameters holds; none where there is none."""
+    """Return the layers of a model: what the `nn.ModuleList` with most parameters holds; none where there is none.
+
+    What it holds may be lists again, which have no pass of their own to gather for: they are left to the model.
+    """
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=_size, default=[]))
+    found = max(lists, key=_size, default=[])
+    return [module for module in found if not isinstance(module, nn.ModuleList | nn.ModuleDict)]
 
 
 def _size(module: nn.Module) -> int:

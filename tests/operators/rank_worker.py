@@ -26,7 +26,7 @@ from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.measurements.steps import measure_steps
 from lite_probe.measurements.subspace import measure_subspace
 from lite_probe.operators.finite_difference import FiniteDifferenceOperator
-from lite_probe.operators.gradient import loss_and_gradient
+from lite_probe.operators.gradient import loss_and_gradient, require_deterministic
 from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
 from lite_probe.operators.ranks import ProcessRanks
@@ -101,6 +101,35 @@ def poisoned() -> Task:
     task = make_task("mlp")
     inputs, targets = task.evaluation[1]
     return replace(task, evaluation=[task.evaluation[0], (inputs * float("nan"), targets)])
+
+
+class Idle(nn.Module):
+    """A network beside parameters that no loss depends on."""
+
+    def __init__(self, used: nn.Module) -> None:
+        super().__init__()
+        self.idle = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.used = used
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.used(inputs)
+        return outputs
+
+
+class CutOff(Idle):
+    """One that the loss depends on, without a gradient."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.used(inputs)
+        return outputs * self.idle.detach().sum()
+
+
+def unused(make: Callable[[nn.Module], nn.Module], count: int, ranks: Ranks) -> str:
+    """What is said of parameters without a gradient."""
+    task = wide_task()
+    task = replace(task, model=make(task.model), evaluation=task.evaluation[:count], ranks=ranks)
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    return refused(lambda: require_deterministic(task, layout, "evaluation"))
 
 
 def spectrum(task: Task, **more: Any) -> dict[str, Tensor]:
@@ -237,6 +266,11 @@ def main(out: Path) -> None:
         bad = replace(poisoned(), ranks=ranks)
         found = {name: products(tasks[name]) for name in ("two", "three", "one")}
         found["nan"] = {"error": refused(lambda: products(bad))}
+        found["unused"] = {
+            "three": unused(Idle, 3, ranks),
+            "one": unused(Idle, 1, ranks),
+            "cut off": unused(CutOff, 3, ranks),
+        }
         found["spectrum"] = spectrum(tasks["wide"])
         found["exchanges"] = exchanges(ranks)
         found["resumed"] = resumed(ranks, out / "wide", wide_task)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lite_probe.criteria import classification_cross_entropy
 from lite_probe.errors import LiteProbeError
 from lite_probe.measurements.spectrum import measure_spectrum
-from lite_probe.operators.gradient import loss_and_gradient
+from lite_probe.operators.gradient import loss_and_gradient, require_deterministic
 from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import GaussNewtonOperator, HessianOperator
 from lite_probe.operators.ranks import ProcessRanks
@@ -23,7 +24,7 @@ from lite_probe.operators.sharding import shard_task
 from lite_probe.subspaces import set_gradients
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
-from tests.models import make_task, predict_logits
+from tests.models import make_task, predict_first, predict_logits
 
 MODELS = ("tied_llama", "gpt2")
 ASKED: dict[str, Any] = {"top": 2, "bottom": 0, "probes": 2, "probe_steps": 3, "tolerance": 1e-3}
@@ -32,6 +33,56 @@ ASKED: dict[str, Any] = {"top": 2, "bottom": 0, "probes": 2, "probe_steps": 3, "
 def whole(name: str) -> Task:
     """A small model with tied embeddings and three unequal batches."""
     return make_task(name)
+
+
+class ExpertLayer(nn.Module):
+    """Two experts, of which a batch goes through one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+    def forward(self, inputs: Tensor, chosen: int) -> Tensor:
+        return inputs + torch.tanh(self.experts[chosen](inputs))
+
+
+class Experts(nn.Module):
+    """Two layers of experts; the sign of a batch's first number chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([ExpertLayer(), ExpertLayer()])
+        self.out = nn.Linear(4, 3)
+        self.idle = nn.Parameter(torch.ones(4))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        chosen = int(inputs[0, 0] > 0.0)
+        for layer in self.layers:
+            inputs = layer(inputs, chosen)
+        outputs: Tensor = self.out(inputs)
+        return outputs
+
+
+def experts_task() -> Task:
+    """A mixture of experts, and a parameter that nothing uses; two ranks go through other experts at a time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Experts().double()
+        batches = [(torch.randn(5, 4).double(), torch.randint(0, 3, (5,))) for _ in range(5)]
+    for (inputs, _), sign in zip(batches, (-9.0, 9.0, 9.0, -9.0, 9.0), strict=True):
+        inputs[0, 0] = sign
+    return Task(model=model, predict=predict_first, criterion=classification_cross_entropy, evaluation=batches)
+
+
+def of_experts(ranks: ProcessRanks) -> dict[str, Any]:
+    """Loss and gradient where ranks use other parameters."""
+    task = experts_task()
+    shard_task(task, ranks, torch.device("cpu"))
+    layout = layout_of(task)
+    with preserve_state(task.model):
+        evaluated = require_deterministic(task, layout, "evaluation", evaluate=sharded_loss_and_gradient)
+    gradient = collected(task, evaluated.gradient, layout.whole_size)
+    return {"gradient": gradient, "loss": evaluated.loss, "unused": evaluated.unused}
 
 
 def direction(task: Task) -> list[Tensor]:
@@ -190,7 +241,8 @@ def main(out: Path) -> None:
     with ProcessRanks(timeout=60.0) as ranks:
         found: dict[str, Any] = {name: measured(name, ranks) for name in MODELS}
         torch.save(
-            {**found, "attention": attention(ranks), "float32": in_float32(ranks)}, out / f"found-{ranks.rank}.pt"
+            {**found, "attention": attention(ranks), "float32": in_float32(ranks), "experts": of_experts(ranks)},
+            out / f"found-{ranks.rank}.pt",
         )
 
 

@@ -69,6 +69,15 @@ def test_a_batch_that_is_not_finite_is_named_on_all_ranks(found: list[dict[str, 
     assert all(one["nan"]["error"].startswith(text) for one in found), found[0]["nan"]
 
 
+def test_parameters_without_a_gradient_are_told_apart_on_all_ranks(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        assert (one["unused"]["three"], one["unused"]["one"]) == ("", "")
+        assert (
+            "expected a gradient for every parameter that the loss depends on, got none for 1: idle"
+            in (one["unused"]["cut off"])
+        )
+
+
 def test_a_spectrum_from_slices_is_that_of_one_process(found: list[dict[str, Any]]) -> None:
     expected = rank_worker.spectrum(rank_worker.wide_task())
     vectors = expected.pop("vectors").double()

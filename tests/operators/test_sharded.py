@@ -4,13 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
 
+from lite_probe.errors import UsageError
 from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import HessianOperator
 from lite_probe.operators.sharded import ShardRanks
-from lite_probe.operators.sharding import layers
+from lite_probe.operators.sharding import layers, shard_task
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.ranks import ALONE
 from tests.launching import RANKS, finished, started
@@ -79,6 +81,23 @@ def test_loss_and_gradient_of_few_and_unequal_batches_are_those_of_one_process(
     losses = torch.tensor([expected.loss, expected.count, alone.loss, alone.count], dtype=torch.float64)
     for rank in found:
         torch.testing.assert_close(rank[name]["losses"], losses, rtol=1e-12, atol=0.0)
+
+
+def test_ranks_may_use_other_parameters_at_a_time(found: list[dict[str, Any]]) -> None:
+    task = sharded_worker.experts_task()
+    layout = ParameterLayout(list(task.model.named_parameters()))
+    expected = loss_and_gradient(task, layout, "evaluation")
+    torch.testing.assert_close(found[0]["experts"]["gradient"], expected.gradient, rtol=1e-10, atol=1e-12)
+    for rank in found:
+        assert rank["experts"]["loss"] == pytest.approx(expected.loss, rel=1e-12)
+        assert rank["experts"]["unused"] == ("idle",)
+
+
+def test_a_torch_that_cannot_add_such_gradients_up_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params")
+    ranks: Any = ALONE
+    with pytest.raises(UsageError, match=r"expected a torch whose FSDP2 adds up .*, got 2\..*; update torch"):
+        shard_task(make_task("mlp"), ranks, torch.device("cpu"))
 
 
 @models
@@ -150,3 +169,5 @@ def test_layers_are_those_of_the_largest_list() -> None:
     model = make_task("gpt2").model
     assert [type(layer).__name__ for layer in layers(model)] == ["GPT2Block", "GPT2Block"]
     assert layers(torch.nn.Linear(2, 2)) == []
+    layer, experts = torch.nn.Linear(2, 2), torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+    assert layers(torch.nn.ModuleList([experts, layer])) == [layer]
