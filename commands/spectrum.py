@@ -88,7 +88,8 @@ class SpectrumMeasuring(Measuring):
         self.asked = replace(asked, device="cpu")
         opened = super().loaded()
         self.asked = asked
-        is_sharded = self.own["sharded"] or self.ranks.once(lambda: _exceeds(opened.task, device, self.request.memory))
+        exceeds = _exceeds(opened.task, device, self.request.memory)
+        is_sharded = self.own["sharded"] or any(self.ranks.from_every(exceeds))
         if not is_sharded:
             move_task(opened.task, device.type, None)
             return opened

@@ -1,5 +1,6 @@
 """`spectrum --sharded`: two ranks with a shard each write a result, stop together and go on; what it does not take."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,22 @@ def test_a_checkpoint_is_sharded_by_itself_where_it_must(
     assert one.loaded() is opened
     assert done == expected
     assert one.asked.device == "auto"
+
+
+class Fuller(Ranks):
+    """Rank 0, beside one whose GPU holds less."""
+
+    def from_every(self, value: Any) -> list[Any]:
+        return [value, True]
+
+
+def test_the_rank_with_the_least_memory_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Opened(task=make_task("mlp"), checkpoint=None, summary=None, notes=())
+    cut = replace(opened)
+    monkeypatch.setattr(compute, "choose_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(command, "_exceeds", lambda task, device, memory: False)
+    monkeypatch.setattr(Measuring, "loaded", lambda one: opened)
+    monkeypatch.setattr(command.SpectrumMeasuring, "_sharded", lambda one, opened, device: cut)
+    one = measuring(sharded=False)
+    one.ranks = Fuller()
+    assert one.loaded() is cut
