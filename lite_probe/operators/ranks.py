@@ -80,7 +80,8 @@ class ProcessRanks(Ranks):
         on_host: Ranks that share this one's host.
 
     Raises:
-        UsageError: If the process was not started by `torchrun`, or the timeout is not above 0.
+        UsageError: If the process was not started by `torchrun`, the timeout is not above 0, or the group that was
+            there before takes no tensors on the CPU.
         PeerError: If the ranks do not meet within the timeout.
     """
 
@@ -92,6 +93,11 @@ class ProcessRanks(Ranks):
             raise UsageError(
                 f"expected a process started by torchrun, got an environment without {', '.join(missing)}",
                 "start it with torchrun --nproc-per-node N script.py, or do without ranks",
+            )
+        if dist.is_initialized() and not _takes_cpu(backends := dist.get_backend_config()):
+            raise UsageError(
+                f"expected a process group for tensors on the CPU, got {backends}",
+                'make it with init_process_group("cpu:gloo,cuda:nccl"), or let ProcessRanks make it',
             )
         self._timeout = timeout
         # Where nccl may be used its watchdog ends the process at the group's own limit: let this class be first.
@@ -495,6 +501,11 @@ class _Termination:
         elif not self._holding:
             self._holding = True
             raise _TerminatedError
+
+
+def _takes_cpu(backends: str) -> bool:
+    """Whether a group with these backends, such as cpu:gloo,cuda:nccl, takes tensors on the CPU."""
+    return "cpu" in [backend.partition(":")[0] for backend in backends.split(",")]
 
 
 def _message(content: bytes, size: int) -> Tensor:
