@@ -40,6 +40,7 @@ _SHOWN = 500  # characters of another rank's error
 _ROOM = 1 << 12  # bytes of a value that one message carries
 _HEAD = 8  # of these bytes, that hold its length
 _NAMED = 3  # settings that an error lists
+_BACKENDS = "cpu:gloo,cuda:nccl"  # by the device of what is exchanged
 _RESUME = "mend that, and start every rank again from the states that were saved"
 
 _networks = count()  # of this process: each has keys of its own in the store
@@ -97,7 +98,7 @@ class ProcessRanks(Ranks):
         if dist.is_initialized() and not _takes_cpu(backends := dist.get_backend_config()):
             raise UsageError(
                 f"expected a process group for tensors on the CPU, got {backends}",
-                'make it with init_process_group("cpu:gloo,cuda:nccl"), or let ProcessRanks make it',
+                f'make it with init_process_group("{_BACKENDS}"), or let ProcessRanks make it',
             )
         self._timeout = timeout
         # Where nccl may be used its watchdog ends the process at the group's own limit: let this class be first.
@@ -109,7 +110,9 @@ class ProcessRanks(Ranks):
             self._owns_group = not dist.is_initialized()
             if self._owns_group:
                 group = PrefixStore("group", self._store)
-                dist.init_process_group(store=group, rank=self.rank, world_size=self.count, timeout=limit)
+                # Not told which, torch takes the accelerator's alone.
+                backend = _BACKENDS if torch.cuda.is_available() else "gloo"
+                dist.init_process_group(backend, store=group, rank=self.rank, world_size=self.count, timeout=limit)
         except RuntimeError as error:
             raise PeerError(
                 f"expected {os.environ['WORLD_SIZE']} ranks to meet within {timeout:g} s, got: {_first_line(error)}",

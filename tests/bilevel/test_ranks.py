@@ -231,6 +231,16 @@ def test_a_group_that_was_there_stays() -> None:
 
 
 @pytest.mark.usefixtures("alone")
+def test_a_group_on_cuda_takes_tensors_on_the_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not told so, torch makes one for the accelerator alone."""
+    asked: list[str | None] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend=None, **_: asked.append(backend))
+    ProcessRanks(timeout=20.0)
+    assert asked == ["cpu:gloo,cuda:nccl"]
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_group_that_takes_no_tensors_on_the_cpu_is_refused() -> None:
     dist.init_process_group("cuda:gloo")  # as "nccl" is on CUDA alone
     try:
