@@ -88,7 +88,8 @@ class SpectrumMeasuring(Measuring):
         self.asked = replace(asked, device="cpu")
         opened = super().loaded()
         self.asked = asked
-        is_sharded = self.own["sharded"] or self.ranks.once(lambda: _exceeds(opened.task, device, self.request.memory))
+        exceeds = _exceeds(opened.task, device, self.request.memory)
+        is_sharded = self.own["sharded"] or any(self.ranks.from_every(exceeds))
         if not is_sharded:
             move_task(opened.task, device.type, None)
             return opened
@@ -99,10 +100,13 @@ class SpectrumMeasuring(Measuring):
         from lite_probe.commands.compute import move_batches
         from lite_probe.operators.ranks import ProcessRanks
         from lite_probe.operators.sharding import shard_task
+        from lite_probe.runtime.fingerprint import task_fingerprint
 
         ranks = self.ranks
         if not isinstance(ranks, ProcessRanks):
             raise TypeError("expected the ranks of torchrun")
+        # Of the shards, every rank would hash the same mixture.
+        ranks.require_same(task_fingerprint(replace(opened.task, evaluation=()), "evaluation", {}))
         move_batches(opened.task, device, None)
         shard_task(opened.task, ranks, device)
         self.request = replace(self.request, method="finite-differences")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lite_probe.commands.console import Terminal
@@ -9,6 +10,7 @@ from lite_probe.commands.measuring import Measuring, print_shown
 from lite_probe.commands.run_directory import run_directory
 from lite_probe.commands.tables import asked_format
 from lite_probe.commands.task import OPENING, TaskOptions
+from lite_probe.commands.torchrun import joined
 from lite_probe.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -38,19 +40,25 @@ class SubspaceMeasuring(Measuring):
             super().main(terminal, {**given, "checkpoint": checkpoints[0]})
             return
         form = asked_format(given)
-        each = [cls.asked_for(terminal, {**given, "checkpoint": checkpoint}) for checkpoint in checkpoints]
-        with terminal.waiting(OPENING):
-            require_comparable([one.asked for one in each])
-        earlier: list[tuple[str, Spectrum]] = []
-        shown = []
-        for one in each:
-            opened = one.open()
-            folder = run_directory(terminal, one.how.out, opened.task.info, is_one_of_several=True)
-            one.request = replace(one.request, others=tuple(earlier), label=opened.task.info.name)
-            shown.append(one.go(opened, folder))
-            if one.request.spectrum is not None:  # there is none yet where it is only planned
-                earlier.append((opened.task.info.name, one.request.spectrum))
-        print_shown(cls.kind, shown, form, given["only_table"])
+        with joined(terminal) as ranks:
+            each = [cls.asked_for(terminal, {**given, "checkpoint": checkpoint}) for checkpoint in checkpoints]
+            with terminal.waiting(OPENING):
+                require_comparable([one.asked for one in each])
+            earlier: list[tuple[str, Spectrum]] = []
+            shown = []
+            for one in each:
+                one.ranks = ranks
+                opened = one.open()
+                info = opened.task.info
+                folder = opened.task.ranks.once(
+                    partial(run_directory, terminal, one.how.out, info, is_one_of_several=True)
+                )
+                one.request = replace(one.request, others=tuple(earlier), label=info.name)
+                shown.append(one.go(opened, folder))
+                if one.request.spectrum is not None:  # there is none yet where it is only planned
+                    earlier.append((info.name, one.request.spectrum))
+        if ranks is None or ranks.is_first:
+            print_shown(cls.kind, shown, form, given["only_table"])
 
 
 def require_comparable(asked: Sequence[TaskOptions]) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lite_probe.blocks import assign_blocks, model_type, unknown_blocks
 from lite_probe.errors import UsageError
+from lite_probe.files import create_anew
 from lite_probe.measurements.base import OnEvent, Outcome, Plan, precision_of
 from lite_probe.measurements.requests import OnProgress, takes
 from lite_probe.measurements.requests.spectrum import SpectrumRequest
@@ -435,7 +436,8 @@ class _Session:
         if self.ranks.is_first:
             shape = (count, basis.whole_size)
             if self.memory.basis_placement == "disk" and folder is not None:
-                whole = np.memmap(folder / "vectors.bin", np.float32, "w+", shape=shape)
+                with create_anew(folder / "vectors.bin") as file:
+                    whole = np.memmap(file, np.float32, "w+", shape=shape)
             else:
                 whole = np.empty(shape, np.float32)
         for place in range(count):

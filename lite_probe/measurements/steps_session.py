@@ -644,15 +644,17 @@ class StepsSession:
     def _curvatures(
         self, groups: Sequence[Group], batches: Sequence[Batch], point: Point, on_product: Callable[[], None]
     ) -> NDArray[np.float64]:
+        """Return A = DᵀHD, (k, k), along groups of the mean step; each batch is multiplied by one rank."""
         curvatures = np.zeros((len(groups), len(groups)))
-        for batch in batches:
+        for _, batch in self.task.ranks.own(batches):
             with self._graph(batch) as operator:
                 hessian = operator(self.layout)
                 for row, group in enumerate(groups):
                     image = hessian.matvec(self._combined([group], [1.0]))
                     curvatures[row] += self._by_group(groups, image) / point.count
                     on_product()
-        return curvatures
+        summed: NDArray[np.float64] = self.task.ranks.add_up(torch.from_numpy(curvatures)).numpy()
+        return summed
 
     def _combined(self, groups: Sequence[Group], multiples: Sequence[float]) -> Tensor:
         """Return the sum of some groups of the mean step, each at its multiple, (N,)."""

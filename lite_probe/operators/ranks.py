@@ -40,6 +40,7 @@ _SHOWN = 500  # characters of another rank's error
 _ROOM = 1 << 12  # bytes of a value that one message carries
 _HEAD = 8  # of these bytes, that hold its length
 _NAMED = 3  # settings that an error lists
+_BACKENDS = "cpu:gloo,cuda:nccl"  # by the device of what is exchanged
 _RESUME = "mend that, and start every rank again from the states that were saved"
 
 _networks = count()  # of this process: each has keys of its own in the store
@@ -80,7 +81,8 @@ class ProcessRanks(Ranks):
         on_host: Ranks that share this one's host.
 
     Raises:
-        UsageError: If the process was not started by `torchrun`, or the timeout is not above 0.
+        UsageError: If the process was not started by `torchrun`, the timeout is not above 0, or the group that was
+            there before takes no tensors on the CPU.
         PeerError: If the ranks do not meet within the timeout.
     """
 
@@ -93,6 +95,11 @@ class ProcessRanks(Ranks):
                 f"expected a process started by torchrun, got an environment without {', '.join(missing)}",
                 "start it with torchrun --nproc-per-node N script.py, or do without ranks",
             )
+        if dist.is_initialized() and not _takes_cpu(backends := dist.get_backend_config()):
+            raise UsageError(
+                f"expected a process group for tensors on the CPU, got {backends}",
+                f'make it with init_process_group("{_BACKENDS}"), or let ProcessRanks make it',
+            )
         self._timeout = timeout
         # Where nccl may be used its watchdog ends the process at the group's own limit: let this class be first.
         limit = timedelta(seconds=timeout + (2.0 * _GRACE if torch.cuda.is_available() else 0.0))
@@ -103,7 +110,9 @@ class ProcessRanks(Ranks):
             self._owns_group = not dist.is_initialized()
             if self._owns_group:
                 group = PrefixStore("group", self._store)
-                dist.init_process_group(store=group, rank=self.rank, world_size=self.count, timeout=limit)
+                # Not told which, torch takes the accelerator's alone.
+                backend = _BACKENDS if torch.cuda.is_available() else "gloo"
+                dist.init_process_group(backend, store=group, rank=self.rank, world_size=self.count, timeout=limit)
         except RuntimeError as error:
             raise PeerError(
                 f"expected {os.environ['WORLD_SIZE']} ranks to meet within {timeout:g} s, got: {_first_line(error)}",
@@ -495,6 +504,11 @@ class _Termination:
         elif not self._holding:
             self._holding = True
             raise _TerminatedError
+
+
+def _takes_cpu(backends: str) -> bool:
+    """Whether a group with these backends, such as cpu:gloo,cuda:nccl, takes tensors on the CPU."""
+    return "cpu" in [backend.partition(":")[0] for backend in backends.split(",")]
 
 
 def _message(content: bytes, size: int) -> Tensor:

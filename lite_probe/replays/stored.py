@@ -13,7 +13,7 @@ from lite_probe.optim import LiteOptimizer
 from lite_probe.optim.interface import Replayable, load_state
 from lite_probe.results.sealing import read_sealed, write_sealed
 from lite_probe.results.store import write_atomically
-from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.runtime.resumable import ResumableRun, real_folder
 from lite_probe.task import Task
 
 _GROUPS = "groups"  # the file of what is not any parameter's
@@ -129,11 +129,12 @@ def store_state(run: ResumableRun, task: Task, state: OptimizerState, names: Seq
     """
     if isinstance(state, StoredState):
         return state
-    if (folder := run.folder(f"start-{names.index(name)}-{run.ranks.rank}")) is None:
+    if (folder := run.folder()) is None:
         raise UsageError(
             "expected a state_directory for the states of optimizers, got none", "pass one, or allow more memory"
         )
-    stored = StoredState(folder, f"{run.fingerprint} {name}", task.device)
+    own = real_folder(folder / f"start-{names.index(name)}-{run.ranks.rank}")
+    stored = StoredState(own, f"{run.fingerprint} {name}", task.device)
     stored.write(state)
     return stored
 

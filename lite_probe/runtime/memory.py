@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lite_probe.errors import OutputError, UsageError
+from lite_probe.runtime.resumable import real_folder
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.ranks import ALONE, Ranks
@@ -68,7 +69,7 @@ class MemoryLayout:
                     "expected a state_directory for a basis on disk, got none", "pass one, or allow more memory"
                 )
             try:
-                folder = folder if ranks.count == 1 else folder / ranks.name
+                folder = folder if ranks.count == 1 else real_folder(folder / ranks.name)
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise OutputError(f"expected a folder for the basis at {folder}, got {error.strerror}") from error

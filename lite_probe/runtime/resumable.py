@@ -2,6 +2,7 @@
 
 Nothing in the folder is trusted. What does not fit its own digest is noted, removed and measured anew; and every folder
 in it is a real one, since a link that came with somebody's checkpoint would lead what is written and removed anywhere.
+Of several ranks the first sees to that, and each for the folders that are its own.
 """
 
 import os
@@ -89,10 +90,8 @@ class ResumableRun:
         folder = self.path
         for part in ("", *parts):
             folder = folder / part if folder is not None else None
-            if not self.ranks.is_first or folder is None:
-                continue
-            if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir()):
-                remove(folder)
+            if self.ranks.is_first and folder is not None:
+                real_folder(folder)
         return folder
 
     def pin(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -251,6 +250,13 @@ def _names(path: Path, fingerprint: bytes) -> bool:
 def damage_note(error: InputError) -> Note:
     """Say that a state was not continued from, and why."""
     return Note(code="damaged-state", message=f"the saved state was damaged, measured from the start: {error.message}")
+
+
+def real_folder(path: Path) -> Path:
+    """Return the path of a folder, which need not exist; a link or a file in its place is removed."""
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_dir()):
+        remove(path)
+    return path
 
 
 def remove(path: Path) -> None:

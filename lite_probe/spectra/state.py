@@ -25,7 +25,7 @@ from lite_probe.errors import InputError, OutputError
 from lite_probe.files import create_anew, open_regular
 from lite_probe.results.sealing import seal, unseal
 from lite_probe.results.store import write_atomically
-from lite_probe.runtime.resumable import SaveClock, remove
+from lite_probe.runtime.resumable import SaveClock, real_folder, remove
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.ranks import ALONE, Ranks
 
@@ -82,7 +82,7 @@ class SavedState:
         self, directory: Path, head: dict[str, Any], basis: KrylovBasis, epoch: int, vectors: Sequence[Tensor]
     ) -> None:
         try:
-            (self._own or directory).mkdir(parents=True, exist_ok=True)
+            real_folder(self._own or directory).mkdir(parents=True, exist_ok=True)
             self._append_basis(basis, epoch)
             self._serial += 1
             vectors_digest = hashlib.sha256()
@@ -128,6 +128,7 @@ class SavedState:
         if self.directory is None:
             return None
         saved, damage = self.ranks.once(self._head)
+        real_folder(self._own or self.directory)  # those above it rank 0 has seen to by now
         basis_path, vectors_path, basis_digest = Path(), Path(), hashlib.sha256()
         if saved is not None:
             row_bytes = size * _kind_of(dtype).itemsize

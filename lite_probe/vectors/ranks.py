@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from lite_probe.errors import InputError
 from lite_probe.vectors.reductions import CHUNK
 
 Value = TypeVar("Value")
@@ -86,6 +87,24 @@ class Ranks:
     def from_every(self, value: Value) -> list[Value]:
         """Return every rank's value, by rank."""
         return [value]
+
+    def require_same(self, fingerprint: str) -> None:
+        """Refuse ranks that do not measure the same: what they find together would belong to none of them.
+
+        Args:
+            fingerprint: Of what this rank measures.
+
+        Raises:
+            InputError: If another rank has another one, on every rank.
+        """
+        first, *others = self.from_every(fingerprint)
+        for rank, other in enumerate(others, start=1):
+            if other != first:
+                raise InputError(
+                    "expected the same weights, batches and options on every rank, got fingerprint "
+                    f"{first[:12]} on rank 0 and {other[:12]} on rank {rank}",
+                    "let every rank read the same checkpoint and the same data; seed what a task file draws",
+                )
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """Add the tensors of all ranks up, in place; return the sum."""

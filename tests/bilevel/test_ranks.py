@@ -17,7 +17,7 @@ import torch.distributed as dist
 from lite_probe.bilevel import BilevelRun, QuadraticProblem, RankNetwork, StackedNetwork, mixing_matrix, solve
 from lite_probe.bilevel.exchange import num_edges
 from lite_probe.errors import PeerError, UsageError
-from lite_probe.operators.ranks import _judge
+from lite_probe.operators.ranks import ProcessRanks, _judge
 
 NODES = 4
 WORKER = Path(__file__).parent / "rank_worker.py"
@@ -226,6 +226,29 @@ def test_a_group_that_was_there_stays() -> None:
         with RankNetwork(timeout=20.0) as network:
             assert network.num_nodes == 1
         assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_group_on_cuda_takes_tensors_on_the_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not told so, torch makes one for the accelerator alone."""
+    asked: list[str | None] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend=None, **_: asked.append(backend))
+    ProcessRanks(timeout=20.0)
+    assert asked == ["cpu:gloo,cuda:nccl"]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_group_that_takes_no_tensors_on_the_cpu_is_refused() -> None:
+    dist.init_process_group("cuda:gloo")  # as "nccl" is on CUDA alone
+    try:
+        with pytest.raises(
+            UsageError, match="expected a process group for tensors on the CPU, got cuda:gloo"
+        ) as refusal:
+            ProcessRanks(timeout=20.0)
+        assert "cpu:gloo,cuda:nccl" in refusal.value.hint
     finally:
         dist.destroy_process_group()
 

@@ -1,5 +1,6 @@
 """`spectrum --sharded`: two ranks with a shard each write a result, stop together and go on; what it does not take."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from lite_probe.commands import spectrum as command
 from lite_probe.commands.console import Terminal
 from lite_probe.commands.measuring import Measuring, RunOptions
 from lite_probe.commands.task import Opened, TaskOptions
-from lite_probe.errors import UsageError
+from lite_probe.errors import InputError, UsageError
 from lite_probe.measurements.requests.spectrum import SpectrumRequest
+from lite_probe.operators import sharding
+from lite_probe.operators.ranks import ProcessRanks
 from lite_probe.results.store import load
 from lite_probe.runtime import memory
 from lite_probe.vectors.ranks import Ranks
@@ -127,3 +130,44 @@ def test_a_checkpoint_is_sharded_by_itself_where_it_must(
     assert one.loaded() is opened
     assert done == expected
     assert one.asked.device == "auto"
+
+
+class Unlike(ProcessRanks):
+    """Rank 0, beside one that says something else."""
+
+    def __init__(self) -> None:
+        self.rank, self.count = 0, 2
+
+    def from_every(self, value: Any) -> list[Any]:
+        return [value, "f" * 64]
+
+
+def test_no_shards_are_cut_of_different_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the shards, every rank would see the same mixture."""
+    monkeypatch.setattr(sharding, "shard_task", lambda *asked: pytest.fail("cut"))
+    one = measuring(sharded=True)
+    one.ranks = Unlike()
+    opened = Opened(task=make_task("mlp"), checkpoint=None, summary=None, notes=())
+    with pytest.raises(
+        InputError, match=r"expected the same weights, batches and options .* and ffffffffffff on rank 1"
+    ):
+        one._sharded(opened, torch.device("cpu"))
+
+
+class Fuller(Ranks):
+    """Rank 0, beside one whose GPU holds less."""
+
+    def from_every(self, value: Any) -> list[Any]:
+        return [value, True]
+
+
+def test_the_rank_with_the_least_memory_decides_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Opened(task=make_task("mlp"), checkpoint=None, summary=None, notes=())
+    cut = replace(opened)
+    monkeypatch.setattr(compute, "choose_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(command, "_exceeds", lambda task, device, memory: False)
+    monkeypatch.setattr(Measuring, "loaded", lambda one: opened)
+    monkeypatch.setattr(command.SpectrumMeasuring, "_sharded", lambda one, opened, device: cut)
+    one = measuring(sharded=False)
+    one.ranks = Fuller()
+    assert one.loaded() is cut

@@ -9,7 +9,7 @@ import pytest
 
 from lite_probe.results.store import load
 from tests.commands.conftest import save_llama
-from tests.commands.running import run
+from tests.commands.running import SUBSPACE, run
 from tests.launching import RANKS, finished, killed_once_there, started
 
 pytestmark = pytest.mark.slow
@@ -88,3 +88,22 @@ def test_a_killed_rank_ends_all_and_the_same_command_goes_on(
     assert names(out) == names(alone)
     assert load(out, "spectrum").provenance.details["ranks"] == str(RANKS)
     assert "ranks" not in load(alone, "spectrum").provenance.details
+
+
+def test_several_checkpoints_are_measured_together(
+    tiny_llama: Path, other_llama: Path, text: Path, tmp_path: Path
+) -> None:
+    more = ("--top", "2", "--probes", "2")
+    for checkpoint in (tiny_llama, other_llama):
+        found = run("spectrum", checkpoint, "--data", text, "--out", tmp_path / checkpoint.name, *BATCH, *more)
+        assert found.exit_code == 0, found.stderr
+    asked = ("--data", text, "--out", tmp_path, *BATCH, *SUBSPACE, "--size", 2)
+    code, printed, said = finished(by_ranks("subspace", *map(str, (tiny_llama, other_llama, *asked))))
+    assert code == 0, said
+    folders = [tmp_path / checkpoint.name for checkpoint in (tiny_llama, other_llama)]
+    assert printed.split() == [str(folder / name) for folder in folders for name in ("report.html", "subspace.json")]
+    assert said.count("plan: ") == 2  # rank 0 alone speaks
+    later = load(folders[1], "subspace")
+    assert later.provenance.details["ranks"] == str(RANKS)
+    compared = [{row.first, row.second} for row in later.overlaps if row.kind == "checkpoints"]
+    assert compared == [{tiny_llama.name, other_llama.name}]

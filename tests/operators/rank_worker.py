@@ -218,6 +218,17 @@ def sharded() -> str:
     return refused(lambda: loss_and_gradient(task, ParameterLayout(named), "evaluation"))
 
 
+def unlike(ranks: Ranks, what: str) -> str:
+    """What is said of a spectrum where rank 1 has other weights, or other batches."""
+    task = replace(make_task("mlp"), ranks=ranks)
+    if ranks.rank == 1 and what == "weights":
+        with torch.no_grad():
+            next(task.model.parameters()).mul_(1.5)
+    if ranks.rank == 1 and what == "batches":
+        task = replace(task, evaluation=task.evaluation[::-1])
+    return refused(lambda: measure_spectrum(task, **ASKED))
+
+
 def refuse(rank: int) -> None:
     """Refuse something, on rank 0 alone."""
     raise UsageError(f"expected no rank {rank}, got it", "do without")
@@ -277,6 +288,7 @@ def main(out: Path) -> None:
         found["resumed narrow"] = resumed(ranks, out / "narrow", narrow_task)
         found["measured"] = measured(replace(trained(), ranks=ranks), load(out, "spectrum"))
         found["sharded"] = {"error": sharded()}
+        found["unlike"] = {what: unlike(ranks, what) for what in ("weights", "batches")}
         torch.save(found, out / f"found-{ranks.rank}.pt")
 
 

@@ -1,5 +1,6 @@
 """Two ranks under torchrun find what one process does: products, gradients, and a spectrum from slices of its basis."""
 
+import re
 from typing import Any
 
 import pytest
@@ -127,6 +128,17 @@ def test_a_rank_without_a_slice_saves_and_continues_too(found: list[dict[str, An
 def test_shards_of_parameters_are_refused(found: list[dict[str, Any]]) -> None:
     text = "InputError: expected whole parameters on every rank, got 6 of 6 as shards (DTensor); load the whole model"
     assert all(one["sharded"]["error"].startswith(text) for one in found), found[0]["sharded"]
+
+
+@pytest.mark.parametrize("what", ["weights", "batches"])
+def test_ranks_that_do_not_measure_the_same_are_refused(found: list[dict[str, Any]], what: str) -> None:
+    text = "InputError: expected the same weights, batches and options on every rank, got fingerprint "
+    marks = r"(\w{12}) on rank 0 and (\w{12}) on rank 1; "
+    first, second = (re.match(text + marks, one["unlike"][what]) for one in found)
+    assert first is not None, found[0]["unlike"]
+    assert second is not None, found[1]["unlike"]
+    assert first.groups() == second.groups()
+    assert first[1] != first[2]
 
 
 def test_ranks_hold_slices_and_tell_each_other(found: list[dict[str, Any]]) -> None:

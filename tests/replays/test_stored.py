@@ -15,9 +15,11 @@ from lite_probe.errors import InputError, OutputError, UsageError
 from lite_probe.measurements import replay as measuring
 from lite_probe.measurements.replay import ReplayPlan
 from lite_probe.replays import plan as planning
-from lite_probe.replays.stored import StoredState, load_start
+from lite_probe.replays.stored import StoredState, load_start, store_state
+from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.subspaces import Subspace, optimizer_of, warm
 from lite_probe.task import Task
+from lite_probe.vectors.ranks import Ranks
 from tests.plans import plan_replay
 from tests.replays.conftest import figures, spectrum_of, with_training
 
@@ -115,6 +117,19 @@ def test_a_file_that_is_not_as_it_was_written_is_refused(
     harm(stored)
     with pytest.raises(InputError, match=got):
         stored.read()["state"][0]
+
+
+def test_a_link_in_the_place_of_a_rank_s_folder_is_not_followed(tmp_path: Path) -> None:
+    """The first rank looks at no folder but its own."""
+    second = Ranks()
+    second.rank, second.count = 1, 2
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    mine.mkdir()
+    run.mkdir()
+    (run / "start-0-1").symlink_to(mine)
+    store_state(ResumableRun(run, "one", ranks=second), task(), {"state": {}, "param_groups": []}, ["soap"], "soap")
+    assert [*mine.iterdir()] == []
+    assert [path.name for path in (run / "start-0-1").iterdir()] == ["groups.pt"]
 
 
 def test_a_full_disk_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

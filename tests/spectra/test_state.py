@@ -20,16 +20,20 @@ import torch
 
 from lite_probe.errors import OutputError
 from lite_probe.measurements.base import discard_state
-from lite_probe.measurements.spectrum import SpectrumPlan, measure_spectrum
+from lite_probe.measurements.spectrum import SpectrumPlan, _Session, measure_spectrum
 from lite_probe.operators.base import MatrixOperator
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.runtime import resumable
+from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.spectra import OperatorRequest
 from lite_probe.spectra import state as states
 from lite_probe.spectra.operator import Measured, OperatorMeasurement
 from lite_probe.spectra.state import SavedState
 from lite_probe.task import Task
 from lite_probe.vectors.basis import KrylovBasis
+from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.ranks import Ranks
+from lite_probe.vectors.reductions import CHUNK
 from tests import models, oracles
 from tests.plans import laid_out, plan_spectrum
 
@@ -587,6 +591,56 @@ def test_nothing_is_written_or_removed_through_a_link(where: str, tmp_path: Path
     discard_state(run, "spectrum")
     assert list(run.iterdir()) == []
     assert contents(mine) == before
+
+
+class OneOfTwo(Ranks):
+    """A rank of two, the other of which says the same."""
+
+    count = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def from_every(self, value: Any) -> list[Any]:
+        return [value, value]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nothing_is_written_or_removed_through_a_link_to_a_rank_s_folder(rank: int, tmp_path: Path) -> None:
+    """The first rank looks at the folders of all; each at its own."""
+    ranks, mine, folder = OneOfTwo(rank), tmp_path / "mine", tmp_path / "whole"
+    mine.mkdir()
+    for name in ("basis.bin", "basis-0.bin", "vectors-1.bin", "pytorch_model-1-of-2.bin"):
+        (mine / name).write_bytes(b"mine")
+    before = contents(mine)
+    layout = ParameterLayout([("weight", torch.nn.Parameter(torch.zeros(2 * CHUNK)))])
+    state = SavedState(folder / "running", "one", ranks)
+    for parent in (folder, folder / "running"):
+        parent.mkdir()
+        (parent / ranks.name).symlink_to(mine)
+    basis = laid_out(plan_spectrum(mlp(), **ASKED), basis_placement="disk").layout.basis(layout, 1, folder, ranks)
+    state.save({}, basis=basis, epoch=0, vectors=[])
+    assert contents(mine) == before
+    saved = folder / "running" / ranks.name
+    (mine / "saved").mkdir()
+    moved = saved.rename(mine / "saved" / ranks.name)
+    saved.symlink_to(moved)
+    continuing = SavedState(folder / "running", "one", ranks)
+    assert continuing.load(basis.vector_size, torch.float32) is None  # it would go on there
+    assert not saved.is_symlink()
+
+
+def test_vectors_put_together_on_disk_are_not_written_through_a_link(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"mine")
+    (tmp_path / "vectors.bin").symlink_to(mine)
+    basis = KrylovBasis(5, 2, dtype=torch.float32, device=torch.device("cpu"), ranks=OneOfTwo(0))
+    basis.append(torch.eye(5)[:2])
+    task = replace(mlp(), ranks=basis.ranks)
+    plan = laid_out(plan_spectrum(mlp(), **ASKED), basis_placement="disk")
+    found = _Session(task, plan, ResumableRun(None, ""))._vectors(basis, 2, tmp_path)
+    np.testing.assert_array_equal(found, np.eye(5, 2))
+    assert mine.read_bytes() == b"mine"
 
 
 def contents(path: Path) -> dict[Path, bytes]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import lite_probe as lp
 from lite_probe.errors import InputError, UsageError
 from lite_probe.measurements.requests.steps import StepsRequest
 from lite_probe.measurements.steps import measure_steps
+from lite_probe.measurements.steps_session import StepsSession
 from lite_probe.operators.hessian import HessianOperator
 from lite_probe.replays import SavedOptimizer
 from lite_probe.results.blocks import BlockPart
@@ -21,6 +23,7 @@ from lite_probe.results.steps import Steps
 from lite_probe.subspaces import own_gradients, set_gradients
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.ranks import Ranks
 from tests.replays.conftest import with_training
 
 pytestmark = pytest.mark.slow
@@ -312,3 +315,36 @@ def test_a_state_of_the_checkpoint_is_gone_on_from() -> None:
     assert other.optimizers["adamw"].recipe.state == "warm"
     assert found.fingerprint != other.fingerprint
     assert not np.array_equal(found.optimizers["adamw"].gains, other.optimizers["adamw"].gains)
+
+
+class OneOfTwo(Ranks):
+    """A rank of two that does not hear of the other."""
+
+    count = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+
+def test_the_products_of_the_joint_optimum_are_dealt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch is multiplied by one rank, and what they find adds up to what one process does."""
+    original = StepsSession._curvatures
+    told: list[tuple[int, int]] = []
+
+    def dealt(session: StepsSession, groups: Any, batches: Any, point: Any, on_product: Any) -> Any:
+        own, parts = session.task, []
+        for rank in range(2):
+            products: list[None] = []
+            session.task = replace(own, ranks=OneOfTwo(rank))
+            parts.append(original(session, groups, batches, point, lambda made=products: made.append(None)))
+            told.append((len(products), len(groups)))
+        session.task = own
+        np.testing.assert_array_equal(parts[0] + parts[1], original(session, groups, batches, point, on_product))
+        return parts[0] + parts[1]
+
+    monkeypatch.setattr(StepsSession, "_curvatures", dealt)
+    task = with_training("llama", 60)
+    measure_steps(task, ["muon"], **asked(lr=0.01))
+    assert len(task.evaluation[::2]) == 2
+    assert len(told) == 2
+    assert all(products == groups > 0 for products, groups in told)

@@ -148,6 +148,7 @@ class Request:
         plan: Plan[Any] = KINDS[self.kind].load("plan").of(task, checked, on_progress)
         if task.ranks.count == 1:
             return plan
+        task.ranks.require_same(plan.fingerprint)
         # It rests on time and memory, which differ from rank to rank: that of rank 0 is everyone's.
         shared = task.ranks.once(lambda: dataclasses.replace(plan, request=None))
         return dataclasses.replace(shared, request=plan.request)
