@@ -12,7 +12,7 @@ from lite_probe.optim.interface import Replayable
 from lite_probe.replays.allocation import Point, Rule, evaluate
 from lite_probe.replays.entrants import Entrant
 from lite_probe.replays.horizon import WITHOUT, logged_steps
-from lite_probe.replays.landscape import LINE_POINTS, PLANE_POINTS, SEARCHED, differences_gradients
+from lite_probe.replays.landscape import DIFFERENCE_GRADIENTS, LINE_POINTS, PLANE_POINTS, SEARCHED, SETTLING_GRADIENTS
 from lite_probe.replays.recorder import OF_BANDS
 from lite_probe.replays.runner import FIRST
 from lite_probe.replays.segments import measured_split
@@ -196,8 +196,9 @@ def landscape_costs(
     seconds = losses * costs.evaluation_seconds / 3 + lines * costs.product_seconds + again
     seconds += sum(count * (costs.train_seconds + costs.step_seconds[name]) for name, count in made.items())
     seconds += steps * (costs.train_seconds + max(costs.step_seconds[name] for name in optimizers))
+    differences = SETTLING_GRADIENTS + DIFFERENCE_GRADIENTS * lines if by_differences else 0
     return LandscapeCosts(
-        num_gradients=sum(made.values()) + steps + (differences_gradients(lines) if by_differences else 0),
+        num_gradients=sum(made.values()) + steps + differences,
         num_hvps=0 if by_differences else lines,
         seconds=seconds,
         result_bytes=8 * (2 * lines * LINE_POINTS + 2 * PLANE_POINTS**2 + 4 * len(optimizers) * (steps + 1)),

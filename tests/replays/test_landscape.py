@@ -299,17 +299,22 @@ class _Once(torch.autograd.Function):
         return gradient * (1.0 - inputs.tanh() ** 2)
 
 
-def test_a_model_that_cannot_be_differentiated_twice_has_its_curvatures_by_differences() -> None:
-    task = classifier()
-    spectrum, whole = spectrum_of(task), task.criterion
-    asked: dict[str, Any] = {"spectrum": spectrum, "lr": 0.01, **ASKED}
-    expected = around(replay(task, ["muon"], **asked))
+def differentiable_once(task: Task) -> Task:
+    """The same losses, without Hessian products."""
+    whole = task.criterion
 
     def more(outputs: Tensor, batch: Any) -> tuple[Tensor, int]:
         loss, count = whole(outputs, batch)
         return loss + _Once.apply(0.0 * outputs).sum(), count
 
-    task.criterion = more
+    return replace(task, criterion=more)
+
+
+def test_a_model_that_cannot_be_differentiated_twice_has_its_curvatures_by_differences() -> None:
+    task = classifier()
+    asked: dict[str, Any] = {"spectrum": spectrum_of(task), "lr": 0.01, **ASKED}
+    expected = around(replay(task, ["muon"], **asked))
+    task = differentiable_once(task)
     plan = plan_replay(task, ["muon"], **asked)
     assert plan.by_differences
     assert plan.num_hvps == 0
@@ -323,6 +328,30 @@ def test_a_model_that_cannot_be_differentiated_twice_has_its_curvatures_by_diffe
     for one, other in zip(landscape.lines, expected.lines, strict=True):
         scale = max(abs(other.curvature), 1e-2 * abs(expected.lines[0].curvature) * other.unit_length**2)
         assert abs(one.curvature - other.curvature) < 0.02 * scale
+
+
+def test_the_step_of_differences_is_of_the_start_wherever_the_last_run_ended() -> None:
+    """A run that is lost leaves weights of 1e20."""
+    task = classifier()
+    asked: dict[str, Any] = {"spectrum": spectrum_of(task), **ASKED, "ramp": 0}
+    rates = {"muon": 0.01, "sgd": 1e20}
+    expected, found = (around(replay(one, [*rates], lr=rates, **asked)) for one in (task, differentiable_once(task)))
+    assert found.by_differences
+    for one, other in zip(found.lines[:4], expected.lines[:4], strict=True):
+        scale = max(abs(other.curvature), 1e-2 * abs(expected.lines[0].curvature) * other.unit_length**2)
+        assert abs(one.curvature - other.curvature) < 0.02 * scale
+
+
+def test_differences_that_were_stopped_go_on_with_the_same_bits(tmp_path: Path) -> None:
+    """Whatever product is a process's first."""
+    task = differentiable_once(classifier())
+    asked: dict[str, Any] = {"spectrum": spectrum_of(classifier()), "lr": 0.01, **ASKED}
+    whole = replay(task, ["muon"], **asked)
+    stop = failing_after("update of muon", KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        replay(task, ["muon"], state_directory=tmp_path, on_progress=stop, **asked)
+    again = replay(task, ["muon"], state_directory=tmp_path, **asked)
+    assert figures(around(again)) == figures(around(whole))
 
 
 class Cliff(HalfForm):
