@@ -354,7 +354,8 @@ class Runner:
         if self.state_file is None or not os.path.lexists(self.state_file):
             return False
         try:
-            saved = read_tensors(self.state_file, self._owner(request), "a run in progress", self.start.device)
+            # In main memory: records are read there, and the optimizer takes its state to the device piece by piece.
+            saved = read_tensors(self.state_file, self._owner(request), "a run in progress", torch.device("cpu"))
         except InputError as error:
             if self.on_damaged is not None:
                 self.on_damaged(error)

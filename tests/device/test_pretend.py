@@ -128,5 +128,10 @@ def test_steps_are_measured_there(worker: _Worker) -> None:
     require_within(worker.ask("steps", "tied_llama")["step"], "measured step")
 
 
+def test_a_replay_that_was_stopped_there_goes_on(worker: _Worker) -> None:
+    """After the step that was saved, to the same bits, with states in files too."""
+    assert worker.ask("resumed", "tied_llama", "soap-lite") == {"steps": [0, 2, 3], "same": True}
+
+
 def test_a_segment_is_replayed_there(worker: _Worker) -> None:
     require_within(worker.ask("replay", "tied_llama")["step"], "replayed step")
