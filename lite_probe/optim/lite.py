@@ -221,7 +221,9 @@ class LiteOptimizer(torch.optim.Optimizer):
 
     def _directions_of(self, bucket: Bucket) -> list[Directions]:
         found = bucket.geometry.coordinates(bucket.state, step=bucket.step, group=bucket.group, lite=self._lite(bucket))
-        flat = found.flat if found.flat is not None else found.divisor.new_zeros(())
+        device = bucket.pieces[0].parameter.device  # a geometry without state knows none for its numbers
+        proxy, divisor = found.proxy.to(device), found.divisor.to(device)
+        flat = found.flat if found.flat is not None else divisor.new_zeros(())
         directions, start = [], 0
         for piece in bucket.pieces:
             own = slice(start, start + piece.shape[0])
@@ -231,8 +233,8 @@ class LiteOptimizer(torch.optim.Optimizer):
                     piece=piece,
                     left=None if found.left is None else found.left[own],
                     right=None if found.right is None else found.right[own],
-                    proxy=_part(found.proxy, own),
-                    divisor=_part(found.divisor, own),
+                    proxy=_part(proxy, own),
+                    divisor=_part(divisor, own),
                     flat=_part(flat, own),
                     distinguishes=found.flat is not None,
                 )
