@@ -21,7 +21,7 @@ from lite_probe.measurements.optimizers import settle_rate
 from lite_probe.measurements.requests.steps import StepsRequest
 from lite_probe.operators.hessian import GraphStore, HessianOperator
 from lite_probe.optim import LiteOptimizer
-from lite_probe.optim.interface import set_learning_rate
+from lite_probe.optim.interface import make_step, set_learning_rate
 from lite_probe.replays.allocation import ROUNDINGS, Point, evaluate
 from lite_probe.replays.entrants import Entrant, entrants_of
 from lite_probe.replays.ramp import ramp_steps
@@ -413,7 +413,7 @@ class StepsSession:
         with torch.no_grad():
             for parameter in self.layout.parameters:
                 parameter.zero_()
-        one.optimizer.step()
+        make_step(one.optimizer)
         one.optimizer.drop_state()
         update = self.layout.read()
         self.layout.write(self.start)

@@ -14,7 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from lite_probe.measurements.replay import replay
 from lite_probe.measurements.replay_landscape import LandscapeSurvey
+from lite_probe.measurements.replay_session import splits_of
 from lite_probe.measurements.requests.replay import ReplayRequest
+from lite_probe.optim import LiteOptimizer
 from lite_probe.replays.allocation import evaluate
 from lite_probe.replays.landscape import LINE_POINTS, PLANE_POINTS, SEARCHED
 from lite_probe.replays.runner import Runner, RunRequest
@@ -26,7 +28,7 @@ from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
 from tests.oracles import matrix_with
 from tests.plans import plan_replay
-from tests.replays.conftest import HalfForm, figures, quadratic_task, spectrum_of, with_training
+from tests.replays.conftest import HalfForm, figures, quadratic_task, spectrum_of, with_bad_gradient, with_training
 from tests.reports.fixtures import make_replay
 
 pytestmark = pytest.mark.slow
@@ -404,6 +406,19 @@ def test_runs_that_diverge_end_where_they_did() -> None:
     nowhere = replay(small, ["sgd"], spectrum=spectrum_of(small), lr=1e30, **ASKED)
     assert [run.num_steps for run in nowhere.runs] == [0] * SEEDS
     assert around(nowhere).plane is None
+
+
+@pytest.mark.parametrize("step", [0, STEPS - 1])
+@pytest.mark.parametrize("defers", [False, True])
+def test_a_bad_gradient_ends_its_own_run(step: int, defers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a device is asked whether gradients are finite when the next step is made, too."""
+    monkeypatch.setattr(LiteOptimizer, "_defers_checks", lambda self, device: defers)
+    task = classifier()
+    asked: dict[str, Any] = {"spectrum": spectrum_of(task), "lr": 0.01, **ASKED}
+    segment = splits_of(task, ReplayRequest(optimizers=["sgd"], **asked)).segments[0]
+    found = replay(with_bad_gradient(task, segment.batches[step]), ["sgd"], **asked)
+    assert [run.diverged_at for run in found.runs] == [step, None]
+    assert [line.optimizer for line in around(found).lines] == ["", "", "", *(["sgd"] if step else [])]
 
 
 @pytest.mark.parametrize("is_finite", [True, False])

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor, nn
 
 import lite_probe as lp
-from lite_probe.errors import InputError, UsageError
+from lite_probe.errors import InputError, NumericsError, UsageError
 from lite_probe.measurements.requests.steps import StepsRequest
 from lite_probe.measurements.steps import measure_steps
+from lite_probe.measurements.steps_session import split_batches
 from lite_probe.operators.hessian import HessianOperator
+from lite_probe.optim import LiteOptimizer
 from lite_probe.replays import SavedOptimizer
 from lite_probe.results.blocks import BlockPart
 from lite_probe.results.steps import Steps
 from lite_probe.subspaces import own_gradients, set_gradients
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
-from tests.replays.conftest import with_training
+from tests.replays.conftest import with_bad_gradient, with_training
 
 pytestmark = pytest.mark.slow
 
@@ -275,6 +277,17 @@ def test_too_few_batches_are_refused_and_few_are_shared_with_a_note() -> None:
         measure_steps(quadratic(0.1, train=12), ["sgd"], lr=LR, step_batches=16)
     found = measure_steps(quadratic(0.1, train=20), ["sgd"], lr=LR, step_batches=16, warm_batches=10)
     assert [note.code for note in found.notes] == ["batches-shared"]
+
+
+@pytest.mark.parametrize("defers", [False, True])
+def test_a_bad_gradient_makes_no_step(defers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a device is asked whether gradients are finite when the next step is made, too."""
+    monkeypatch.setattr(LiteOptimizer, "_defers_checks", lambda self, device: defers)
+    task = quadratic(0.1)
+    few: dict[str, Any] = {"optimizers": ["sgd"], "lr": LR, "step_batches": 16, "warm_batches": 4}
+    last = split_batches(task, StepsRequest(**few)).steps[-1]
+    with pytest.raises(NumericsError, match="expected gradients whose norm is finite"):
+        measure_steps(with_bad_gradient(task, last), **few)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen2_moe", "gpt_neox", "tied_llama", "mlp"])
