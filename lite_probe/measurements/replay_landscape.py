@@ -192,6 +192,7 @@ class LandscapeSurvey:
 
     def _optimizer(self, name: str) -> _Surveyed:
         """Look along an optimizer's own update, and see where its run of the first seed went on the plane."""
+        flat = self._flat  # first: finding it takes an optimizer with its state
         request, prepared = self.asked[name], self.prepared(name)
         self._begin(f"update of {name}")
         self._gradients += 1
@@ -201,10 +202,10 @@ class LandscapeSurvey:
             _, line = self._line(Direction(f"update of {name}", "update", update, name))
         del update
         seen = self._along([(f"update of {name}", line)])
-        prepared.rest()  # another may run, to find the flat direction
-        if self._flat is None or name not in self._runs:
+        prepared.rest()
+        if flat is None or name not in self._runs:
             return seen
-        path, apart = self._follow(self._runs[name], self._flat, prepared)
+        path, apart = self._follow(self._runs[name], flat, prepared)
         prepared.rest()
         if apart <= _SAME:
             return replace(seen, paths=(path,))

@@ -1,5 +1,7 @@
 """The loss around the start of a replay: against closed forms, without a trace, repeatable and resumable."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +16,12 @@ from torch.autograd.function import once_differentiable
 
 from lite_probe.measurements.replay import replay
 from lite_probe.measurements.replay_landscape import LandscapeSurvey
-from lite_probe.measurements.replay_session import splits_of
+from lite_probe.measurements.replay_session import ReplaySession, splits_of
 from lite_probe.measurements.requests.replay import ReplayRequest
 from lite_probe.optim import LiteOptimizer
 from lite_probe.replays.allocation import evaluate
 from lite_probe.replays.landscape import LINE_POINTS, PLANE_POINTS, SEARCHED
+from lite_probe.replays.recipes import Prepared
 from lite_probe.replays.runner import Runner, RunRequest
 from lite_probe.replays.segments import Segment
 from lite_probe.results.landscape import Landscape, LossLine, LossPlane, PlanePath
@@ -83,6 +86,26 @@ def test_no_optimizer_keeps_the_state_that_it_has_run_with(monkeypatch: pytest.M
     assert plan.keeps_states
     plan.run(task)
     assert held == [0, 0]
+
+
+def test_no_two_optimizers_are_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where states are not kept: the one that makes the plane is let go of before another is warmed."""
+    made, prepare, phases = list[Any](), ReplaySession._prepare, list[str]()
+
+    def watched(self: ReplaySession, name: str) -> Prepared:
+        phases.append(self._phase)
+        if self._phase == "landscape":
+            gc.collect()
+            assert not [one for one in made if one() is not None]
+        found = prepare(self, name)
+        made.append(weakref.ref(found.optimizer))
+        return found
+
+    monkeypatch.setattr(ReplaySession, "_prepare", watched)
+    task = classifier()
+    plan = plan_replay(task, ["adamw", "muon"], spectrum=spectrum_of(task), lr=1e-3, **ASKED)
+    replace(plan, keeps_states=False).run(task)
+    assert phases.count("landscape") == 3
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,8 @@ from lite_probe.errors import InputError, OutputError, UsageError
 from lite_probe.measurements import replay as measuring
 from lite_probe.measurements.replay import ReplayPlan
 from lite_probe.replays import plan as planning
-from lite_probe.replays.stored import StoredState, load_start
+from lite_probe.replays.stored import StoredState, load_start, read_tensors, write_tensors
+from lite_probe.runtime.memory import memory_in_use, peak_during
 from lite_probe.subspaces import Subspace, optimizer_of, warm
 from lite_probe.task import Task
 from tests.plans import plan_replay
@@ -130,6 +132,15 @@ def test_a_full_disk_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     stored = StoredState(tmp_path / "start", "this", CPU)
     with pytest.raises(OutputError, match="No space left on device"):
         stored.write({"state": {0: {"momentum": torch.ones(2**20)}}, "param_groups": []})
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system counts one peak a process")
+def test_reading_takes_no_copy_of_a_file(tmp_path: Path) -> None:
+    path, momentum = tmp_path / "state.pt", torch.ones(2**24)
+    write_tensors(path, "this", {"momentum": momentum})
+    before = memory_in_use(CPU)
+    peak = peak_during(CPU, lambda: read_tensors(path, "this", "a state", CPU))
+    assert 0.9 * momentum.nbytes < peak - before < 1.3 * momentum.nbytes
 
 
 def test_a_state_is_read_parameter_by_parameter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
