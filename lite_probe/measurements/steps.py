@@ -164,7 +164,7 @@ class StepsPlan(Plan[Steps]):
             seconds=seconds,
             memory_bytes=needed,
             scratch_bytes=8 * 3 * 100 * len(entrants) * request.num_steps
-            + stored * sum(footprints[name].state_bytes for name in entrants),
+            + stored * task.ranks.count * sum(footprints[name].state_bytes for name in entrants),
             fingerprint=cls.key(task, request, evaluated.loss),
         )
 

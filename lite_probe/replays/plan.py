@@ -330,16 +330,17 @@ def records_bytes(*, runs: int, steps: int, sharp: int, blocks: int, sets: int, 
 
 
 def scratch_bytes(
-    costs: Costs, layout: ParameterLayout, *, records: int, runs: int, stored: Collection[str] = ()
+    costs: Costs, layout: ParameterLayout, *, records: int, runs: int, ranks: int, stored: Collection[str] = ()
 ) -> int:
     """Return the bytes of working files at the worst moment.
 
     A run in progress is saved beside its last save: parameters, state and records. What is finished waits meanwhile,
-    and what runs start from where that is in files.
+    and what runs start from where that is in files. Each rank has a run of its own, and what it starts from.
     """
     running = layout.size * layout.parameters[0].element_size()
     running += max(one.state_bytes for one in costs.footprints.values())
-    return 2 * (running + records // runs) + records + sum(costs.footprints[name].state_bytes for name in stored)
+    states = sum(costs.footprints[name].state_bytes for name in stored)
+    return ranks * (2 * (running + records // runs) + states) + records
 
 
 def _state_bytes(optimizer: Replayable) -> int:

@@ -20,6 +20,7 @@ from lite_probe.replays.stored import StoredState, load_start, read_tensors, wri
 from lite_probe.runtime.memory import memory_in_use, peak_during
 from lite_probe.subspaces import Subspace, optimizer_of, warm
 from lite_probe.task import Task
+from lite_probe.vectors.ranks import Ranks
 from tests.plans import plan_replay
 from tests.replays.conftest import figures, spectrum_of, with_training
 
@@ -27,6 +28,12 @@ STEPS, SEEDS, WARM = 2, 2, 2
 NAMES = ["soap", "muon", "adamw"]
 ASKED: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM, "curvature_probes": 0, "lr": 1e-3}
 CPU = torch.device("cpu")
+
+
+class Pair(Ranks):
+    """Rank 0 of two that are alike."""
+
+    count = 2
 
 
 def planned(task: Task, names: list[Any] = NAMES, **asked: Any) -> ReplayPlan:
@@ -79,6 +86,9 @@ def test_states_go_to_files_where_memory_does_not_hold_them_twice(monkeypatch: p
     least = largest + planning._VECTORS * vector  # sharp directions take what is left
     assert tight.memory_bytes == least + Subspace.of_spectrum(spectrum, own, memory=0).size * vector
     assert tight.scratch_bytes - ample.scratch_bytes == len(NAMES) * largest
+    pair = planned(replace(own, ranks=Pair()), **asked, memory=twice - 1)
+    running = 2 * (vector + largest + pair.result_bytes // pair.num_runs)  # beside its last save
+    assert pair.scratch_bytes - tight.scratch_bytes == len(NAMES) * largest + running
     with pytest.raises(UsageError, match="of memory for a step and the states of its optimizers"):
         planned(own, **asked, memory=least - 1)
 
