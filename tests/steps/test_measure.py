@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import lite_probe as lp
 from lite_probe.errors import InputError, NumericsError, UsageError
 from lite_probe.measurements.requests.steps import StepsRequest
-from lite_probe.measurements.steps import measure_steps
+from lite_probe.measurements.steps import StepsPlan, measure_steps
 from lite_probe.measurements.steps_session import split_batches
 from lite_probe.operators.hessian import HessianOperator
 from lite_probe.optim import LiteOptimizer
@@ -276,7 +276,23 @@ def test_too_few_batches_are_refused_and_few_are_shared_with_a_note() -> None:
     with pytest.raises(InputError, match="expected at least 16 training batches to make steps from, got 12"):
         measure_steps(quadratic(0.1, train=12), ["sgd"], lr=LR, step_batches=16)
     found = measure_steps(quadratic(0.1, train=20), ["sgd"], lr=LR, step_batches=16, warm_batches=10)
-    assert [note.code for note in found.notes] == ["batches-shared"]
+    (note,) = found.notes
+    assert note.code == "batches-shared"
+    assert note.message.endswith("to sweep on: these share batches.")
+
+
+def test_a_result_counts_the_steps_that_are_made() -> None:
+    """Not those that were asked for, where training batches are fewer."""
+    task = quadratic(0.1, train=20)
+    plan = StepsRequest(optimizers=["sgd"], lr=LR, step_batches=32, warm_batches=4).plan(task)
+    assert isinstance(plan, StepsPlan)
+    assert plan.summary().startswith("20 steps of sgd")
+    assert plan.num_gradients == 4 + 20  # each to warm on, each to step from
+    found = plan.run(task)
+    assert found.num_batches == len(found.optimizers["sgd"].whole_gains) == 20
+    assert found.products["bands"] == plan.effort.products["bands"]
+    (note,) = found.notes
+    assert note.message.endswith("these share batches, and steps are made from 20 of the 32 that were asked for.")
 
 
 @pytest.mark.parametrize("defers", [False, True])
