@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lite_probe.errors import InputError, OutputError, UsageError
 from lite_probe.measurements import replay as measuring
 from lite_probe.measurements.replay import ReplayPlan
+from lite_probe.optim import make_optimizer
 from lite_probe.replays import plan as planning
 from lite_probe.replays.stored import StoredState, load_start, read_tensors, write_tensors
 from lite_probe.runtime.memory import memory_in_use, peak_during
@@ -127,6 +129,22 @@ def test_a_file_that_is_not_as_it_was_written_is_refused(
     harm(stored)
     with pytest.raises(InputError, match=got):
         stored.read()["state"][0]
+
+
+def test_numbers_of_numpy_are_hyperparameters_that_a_file_brings_back(tmp_path: Path) -> None:
+    """As from `numpy.linspace`: alone, of a block, and in a pair."""
+    given, block, pair = np.linspace(0.1, 0.9, 3)
+    own = {"weight_decay": given, "sharp_ratio": {"qk": block}, "betas": (pair, 0.9), "precondition_frequency": 2}
+    optimizer = make_optimizer("soap-lite", with_training("llama", 0).model.named_parameters(), lr=given, **own)
+    stored = StoredState(tmp_path / "start", "this", CPU)
+    stored.write(optimizer.state_dict())
+    (group,) = (one for one in stored.read()["param_groups"] if one["block"] == "qk")
+    assert (group["lr"], group["weight_decay"], group["sharp_ratio"]["qk"], group["betas"]) == (
+        0.1,
+        0.1,
+        0.5,
+        (0.9, 0.9),
+    )
 
 
 def test_a_full_disk_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
