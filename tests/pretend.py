@@ -138,6 +138,10 @@ class PretendTensor(Tensor):
     def __setitem__(self, index: Any, value: Any) -> None:
         super().__setitem__(_indices(index), value)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Be saved as its numbers are: which device they go to is said where they are read."""
+        return self.held.__reduce_ex__(protocol)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "PretendTensor":
         if id(self) not in memo:
             copied = PretendTensor(self.held.detach().clone())
@@ -205,6 +209,7 @@ def install() -> torch.device:
         library.fallback(_compute_made, "PrivateUse1")  # type: ignore[no-untyped-call]
         _LIBRARY.append(library)
         torch.tensor, torch.as_tensor = map(_made_on_the_cpu, (torch.tensor, torch.as_tensor))
+        torch.load = _read_on_the_cpu(torch.load)
     return torch.device(NAME, 0)
 
 
@@ -218,6 +223,17 @@ def _made_on_the_cpu(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return source.to(device=device, dtype=dtype)
 
     return made
+
+
+def _read_on_the_cpu(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Let all tensors of a file go to the device where that is asked for."""
+
+    def read(source: Any, *, map_location: Any = None, **more: Any) -> Any:
+        if map_location is None or torch.device(map_location).type != NAME:
+            return load(source, map_location=map_location, **more)
+        return map_leaves(_on_device, load(source, map_location=_CPU, **more))
+
+    return read
 
 
 def place(task: Task) -> Task:

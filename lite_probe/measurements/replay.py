@@ -222,7 +222,9 @@ class ReplayPlan(Plan[Replay]):
             keeps_states=keeps_states,
             shares_bands=is_shared,
             by_differences=by_differences,
-            scratch_bytes=planning.scratch_bytes(costs, layout, records=records, runs=runs, stored=stored)
+            scratch_bytes=planning.scratch_bytes(
+                costs, layout, records=records, runs=runs, ranks=ranks.count, stored=stored
+            )
             + around.result_bytes,
             result_bytes=records + around.result_bytes,
             num_runs=runs,

@@ -14,10 +14,12 @@ import numpy as np
 from torch import Tensor
 
 from lite_probe.operators.base import SymmetricOperator
+from lite_probe.operators.finite_difference import FiniteDifferenceOperator
 from lite_probe.replays.landscape import (
+    DIFFERENCE_GRADIENTS,
+    SETTLING_GRADIENTS,
     Direction,
     LossAround,
-    differences_gradients,
     directions_of,
     plane_axes,
     survey_line,
@@ -30,6 +32,7 @@ from lite_probe.results.provenance import Note
 from lite_probe.results.replay import ReplayRun
 from lite_probe.results.store import register
 from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.seeds import derive_seed
 from lite_probe.subspaces import Subspace
 from lite_probe.vectors.reductions import dots, norm
 
@@ -115,6 +118,7 @@ class LandscapeSurvey:
 
         Cost: that of `landscape_costs`.
         """
+        settling = self._settle()
         parts = [self._stage("directions", self._directions)]
         parts += [self._stage(f"of-{name}", partial(self._optimizer, name)) for name in self.asked]
         paths = [path for part in parts for path in part.paths]
@@ -130,10 +134,19 @@ class LandscapeSurvey:
             seed=self.seed,
             by_differences=self.by_differences,
             num_losses=sum(part.num_losses for part in parts),
-            num_gradients=sum(part.num_gradients for part in parts),
+            num_gradients=settling + sum(part.num_gradients for part in parts),
             num_hvps=sum(part.num_hvps for part in parts),
             seconds=sum(part.seconds for part in parts),
         )
+
+    def _settle(self) -> int:
+        """Choose the step of differences, whoever continues the same; return the gradients that takes."""
+        if not isinstance(self.hessian, FiniteDifferenceOperator):
+            return 0
+        self._begin("step of differences")
+        self.hessian.settle(derive_seed(self.seed, "replay", "landscape", "differences"))
+        self.state.advance(SETTLING_GRADIENTS, self._label)
+        return SETTLING_GRADIENTS
 
     # -- stages --------------------------------------------------------------------------------------------------
 
@@ -179,6 +192,7 @@ class LandscapeSurvey:
 
     def _optimizer(self, name: str) -> _Surveyed:
         """Look along an optimizer's own update, and see where its run of the first seed went on the plane."""
+        flat = self._flat  # first: finding it takes an optimizer with its state
         request, prepared = self.asked[name], self.prepared(name)
         self._begin(f"update of {name}")
         self._gradients += 1
@@ -188,10 +202,10 @@ class LandscapeSurvey:
             _, line = self._line(Direction(f"update of {name}", "update", update, name))
         del update
         seen = self._along([(f"update of {name}", line)])
-        prepared.rest()  # another may run, to find the flat direction
-        if self._flat is None or name not in self._runs:
+        prepared.rest()
+        if flat is None or name not in self._runs:
             return seen
-        path, apart = self._follow(self._runs[name], self._flat, prepared)
+        path, apart = self._follow(self._runs[name], flat, prepared)
         prepared.rest()
         if apart <= _SAME:
             return replace(seen, paths=(path,))
@@ -217,7 +231,7 @@ class LandscapeSurvey:
         before = self.hessian.num_products
         line = survey_line(self._loss, direction, self.hessian, self._scale)
         if self.by_differences:
-            made = differences_gradients(self.hessian.num_products) - differences_gradients(before)
+            made = DIFFERENCE_GRADIENTS * (self.hessian.num_products - before)
             self._gradients += made
             self.state.advance(made, self._label)
         return direction.name, line

@@ -316,15 +316,11 @@ class ReplaySession:
     def _survey(self) -> tuple[Landscape, list[Note]]:
         """Look around θ₀, along lines and on a plane with the paths of the first seed."""
         self._phase = "landscape"
-        point, split = self.start_point, self.runner.split
-        hessian: SymmetricOperator = FiniteDifferenceOperator(self.task, self.layout, split=split)
-        if not self.by_differences:
-            hessian = HessianOperator(self.task, self.layout, count=point.count, split=split)
-        self.layout.write(self.start)
+        self.layout.write(self.start)  # an operator may take its scale from the parameters as they are
         survey = LandscapeSurvey(
             self.runner,
             self.subspace,
-            hessian,
+            self._hessian(),
             self.runs,
             asked={name: self._request(name, 0) for name in self.request.names},
             prepared=lambda name: self._prepared.get(name) or self._prepare(name),
@@ -335,6 +331,13 @@ class ReplaySession:
         )
         found = survey.survey()
         return found, survey.notes
+
+    def _hessian(self) -> SymmetricOperator:
+        """Return the Hessian where the parameters are, on the batches that losses are of."""
+        split = self.runner.split
+        if self.by_differences:
+            return FiniteDifferenceOperator(self.task, self.layout, split=split)
+        return HessianOperator(self.task, self.layout, count=self.start_point.count, split=split)
 
     def _say(self, label: str) -> None:
         self._label = label

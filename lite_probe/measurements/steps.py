@@ -163,8 +163,8 @@ class StepsPlan(Plan[Steps]):
             count=evaluated.count,
             seconds=seconds,
             memory_bytes=needed,
-            scratch_bytes=8 * 3 * 100 * len(entrants) * request.num_steps
-            + stored * sum(footprints[name].state_bytes for name in entrants),
+            scratch_bytes=8 * 3 * 100 * len(entrants) * effort.batches
+            + stored * task.ranks.count * sum(footprints[name].state_bytes for name in entrants),
             fingerprint=cls.key(task, request, evaluated.loss),
         )
 
@@ -173,7 +173,7 @@ class StepsPlan(Plan[Steps]):
         products = f"~{self.num_products:.0f} Hessian products and " if self.num_products else ""
         how = ("" if self.together else ", one state after another") + ", on disk" * self.stores_states
         return (
-            f"{self.request.num_steps} steps of {', '.join(self.request.names)}: {products}{self.num_gradients:,} "
+            f"{self.effort.batches} steps of {', '.join(self.request.names)}: {products}{self.num_gradients:,} "
             f"gradients, {self.time_and_memory}{how}"
         )
 
@@ -198,7 +198,7 @@ class StepsPlan(Plan[Steps]):
                 "num_parameters": layout.size,
                 "loss": session.point.loss,
                 "batch_tokens": session.batch_tokens,
-                "num_batches": self.request.num_steps,
+                "num_batches": len(session.splits.steps),
                 "optimizers": session.optimizers,
                 "signal": session.signal,
                 "products": session.products,

@@ -21,7 +21,7 @@ from lite_probe.measurements.optimizers import settle_rate
 from lite_probe.measurements.requests.steps import StepsRequest
 from lite_probe.operators.hessian import GraphStore, HessianOperator
 from lite_probe.optim import LiteOptimizer
-from lite_probe.optim.interface import set_learning_rate
+from lite_probe.optim.interface import make_step, set_learning_rate
 from lite_probe.replays.allocation import ROUNDINGS, Point, evaluate
 from lite_probe.replays.entrants import Entrant, entrants_of
 from lite_probe.replays.ramp import ramp_steps
@@ -88,9 +88,11 @@ def split_batches(task: Task, request: StepsRequest) -> StepSplits:
         parts = [order[first:last] for first, last in pairwise(ends)]
     else:
         parts = [_shuffled(len(pool), request.seed, str(place))[:size] for place, size in enumerate(sizes)]
+        made = len(parts[1])
+        fewer = f", and steps are made from {made} of the {sizes[1]} that were asked for" if made < sizes[1] else ""
         message = (
             f"The {len(pool)} training batches are fewer than the {sum(sizes)} to warm on, to step from and to sweep "
-            "on: these share batches."
+            f"on: these share batches{fewer}."
         )
         notes = (Note(code="batches-shared", message=message),)
     warmed, steps, sweep = ([pool[index] for index in part] for part in parts)
@@ -109,6 +111,7 @@ class Effort:
     Attributes:
         products: Hessian products over all evaluation batches, by what they are for.
         products_per_graph: That share a graph.
+        batches: Training batches that steps are made from.
         gradients: Of training batches.
         forwards: Evaluations of the loss on all evaluation batches.
         steps: Of each optimizer.
@@ -116,6 +119,7 @@ class Effort:
 
     products: Mapping[str, float]
     products_per_graph: float
+    batches: int
     gradients: int
     forwards: float
     steps: int
@@ -128,7 +132,8 @@ class Effort:
         swept = sum(rate == "sweep" for rate in request.rates.values())
         is_whole = not request.critical_only
         parts = len(split_rows(task.evaluation, request.step_batches))
-        profile = count * (len(blocks) + 1.0) * request.step_batches / parts if is_whole else 0.0
+        made = len(task.train[: request.num_steps])
+        profile = count * (len(blocks) + 1.0) * made / parts if is_whole else 0.0
         share = len(list(task.evaluation)[::2]) / batches
         joint = share * count * len(JOINT_PARTS) * len(blocks) if is_whole else 0.0
         sets = 2 + bool(request.relative)
@@ -137,11 +142,12 @@ class Effort:
         return cls(
             products={"bands": profile, "joint optimum": joint} if is_whole else {},
             products_per_graph=(count if together else 1) * float(len(blocks)),
+            batches=made,
             gradients=len(task.train[: request.warm_batches]) * warmings
-            + request.num_steps * (1 if together else count)
+            + made * (1 if together else count)
             + swept * 4 * request.sweep_steps,
             forwards=forwards + (2.0 * joint if is_whole else 0.0),
-            steps=request.num_steps + warmed * request.warm_batches // max(count, 1),
+            steps=made + warmed * request.warm_batches // max(count, 1),
         )
 
 
@@ -413,7 +419,7 @@ class StepsSession:
         with torch.no_grad():
             for parameter in self.layout.parameters:
                 parameter.zero_()
-        one.optimizer.step()
+        make_step(one.optimizer)
         one.optimizer.drop_state()
         update = self.layout.read()
         self.layout.write(self.start)

@@ -63,6 +63,7 @@ def make_optimizer(
         InputError: If a matrix matches no block pattern, and the optimizer has to know its block.
     """
     spec = spec_of(name)
+    lr = LEARNING_RATE.complete("lr", lr)
     LEARNING_RATE.require("lr", lr)
     settings = _settings(spec, hyperparameters, beside=("lr",))
     ramps = {key: settings.pop(key) for key, one in spec.hyperparameters.items() if one.is_ramp}

@@ -48,9 +48,12 @@ class Hyperparameter:
     def complete(self, name: str, value: Any) -> Any:
         """Return a value for every block where the default has one: blocks that are not named keep theirs.
 
+        Numbers are Python's own: those of `numpy.linspace` would not come back from a file of tensors and numbers.
+
         Raises:
             UsageError: If a block is unknown.
         """
+        value = _plain(value)
         if not isinstance(self.default, Mapping):
             return value
         if not isinstance(value, Mapping):
@@ -121,6 +124,22 @@ def _is_number(value: object) -> bool:
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value, or what holds some, with Python's own numbers."""
+    if isinstance(value, Mapping):
+        return {key: _plain_number(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        numbers = [_plain_number(one) for one in value]
+        return numbers if isinstance(value, list) else tuple(numbers)
+    return _plain_number(value)
+
+
+def _plain_number(value: Any) -> Any:
+    if _is_whole(value):
+        return int(value)
+    return float(value) if isinstance(value, float) else value
 
 
 def _values(value: Any) -> list[Any]:

@@ -99,6 +99,17 @@ def set_learning_rate(optimizer: Replayable, lr: float) -> None:
         group["lr"] = lr * group.get(_RATIO, 1.0)
 
 
+def make_step(optimizer: Replayable) -> None:
+    """Make a step, and know before the next one whether its gradients were finite.
+
+    Raises:
+        NumericsError: If ours was given one that is not.
+    """
+    optimizer.step()
+    if isinstance(optimizer, LiteOptimizer):
+        optimizer.require_finite()
+
+
 def load_state(optimizer: Replayable, state: Mapping[str, Any]) -> None:
     """Give an optimizer a copy of a state: torch's keep the very tensors that they are given, and step on in them."""
     optimizer.load_state_dict(state if isinstance(optimizer, LiteOptimizer) else copy.deepcopy(state))

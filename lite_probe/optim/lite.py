@@ -135,7 +135,8 @@ class LiteOptimizer(torch.optim.Optimizer):
         schedule: Of LITE's own ramps; the learning rate is the group's "lr", set from outside.
 
     `step()` raises NumericsError where a gradient is not finite, and leaves parameters and state as they were. On an
-    accelerator the step is masked on the device, and the error comes with the next one: asking would mean waiting.
+    accelerator the step is masked on the device, and the error comes with the next one, or with `require_finite()`:
+    asking would mean waiting.
     """
 
     def __init__(self, groups: list[dict[str, Any]], schedule: Schedule) -> None:
@@ -199,6 +200,16 @@ class LiteOptimizer(torch.optim.Optimizer):
         self._count()
         return loss
 
+    def require_finite(self) -> None:
+        """Ask now whether the last step's gradients were finite, where that was left to the next one.
+
+        Raises:
+            NumericsError: If one was not: that step has left no trace. It names the parameter.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.require_finite()
+
     @torch.no_grad()
     def directions(self) -> list[Directions]:
         """Return, per piece of each parameter, the coordinates in which its geometry is diagonal, and what it is there.
@@ -221,7 +232,9 @@ class LiteOptimizer(torch.optim.Optimizer):
 
     def _directions_of(self, bucket: Bucket) -> list[Directions]:
         found = bucket.geometry.coordinates(bucket.state, step=bucket.step, group=bucket.group, lite=self._lite(bucket))
-        flat = found.flat if found.flat is not None else found.divisor.new_zeros(())
+        device = bucket.pieces[0].parameter.device  # a geometry without state knows none for its numbers
+        proxy, divisor = found.proxy.to(device), found.divisor.to(device)
+        flat = found.flat if found.flat is not None else divisor.new_zeros(())
         directions, start = [], 0
         for piece in bucket.pieces:
             own = slice(start, start + piece.shape[0])
@@ -231,8 +244,8 @@ class LiteOptimizer(torch.optim.Optimizer):
                     piece=piece,
                     left=None if found.left is None else found.left[own],
                     right=None if found.right is None else found.right[own],
-                    proxy=_part(found.proxy, own),
-                    divisor=_part(found.divisor, own),
+                    proxy=_part(proxy, own),
+                    divisor=_part(divisor, own),
                     flat=_part(flat, own),
                     distinguishes=found.flat is not None,
                 )
@@ -278,9 +291,7 @@ class LiteOptimizer(torch.optim.Optimizer):
 
     def _check_gradients(self) -> Tensor | None:
         """Refuse gradients that are not finite: at once on a CPU, by a gate and at the next step elsewhere."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.require_finite()
+        self.require_finite()
         named = [
             (name, p.grad)
             for group in self.param_groups
@@ -331,6 +342,7 @@ class LiteOptimizer(torch.optim.Optimizer):
             for parameter, index in zip(group["params"], entry["params"], strict=True):
                 self._check_state(parameter, {**group, **entry}, state_dict["state"].get(index, {}), hint)
         self._forget_buckets()
+        self._pending = None
         for group, entry in zip(groups, saved, strict=True):
             group.update({key: copy.deepcopy(value) for key, value in entry.items() if key != "params"})
             for parameter, index in zip(group["params"], entry["params"], strict=True):
@@ -344,6 +356,7 @@ class LiteOptimizer(torch.optim.Optimizer):
     def drop_state(self) -> None:
         """Let go of what is kept by parameter; a state dict that is loaded brings it back."""
         self._forget_buckets()
+        self._pending = None
         self.state.clear()
 
     def _forget_buckets(self) -> None:

@@ -26,7 +26,8 @@ from lite_probe.vectors.reductions import dot, norm
 LINE_POINTS = 21  # of a line, its ends and θ₀ among them
 PLANE_POINTS = 11  # along either side of the plane
 SEARCHED = 4  # losses that usually find how far a line goes, beside its points
-_TRIED = 10  # gradients that choosing the step of differences takes
+DIFFERENCE_GRADIENTS = 2  # of a product by differences
+SETTLING_GRADIENTS = 10  # that choosing the step of differences takes
 _MOST_SCALINGS = 6  # by two, from where a line would end by the model to where it ends
 _FAR = 10.0  # times the loss change that matters: a line goes no further, even if the model holds
 _STEPS_AHEAD = 2.0  # that a line along an update covers at least
@@ -96,11 +97,6 @@ class LossAround:
             self.layout.write(self.start)
             self.num_losses += 1
             self._on_loss()
-
-
-def differences_gradients(products: int) -> int:
-    """Return the gradients behind some products by differences, of which the first chooses the step."""
-    return 2 * products + _TRIED if products else 0
 
 
 def directions_of(subspace: Subspace, start: Tensor, seed: int) -> list[Callable[[], Direction]]:

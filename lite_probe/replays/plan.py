@@ -12,7 +12,7 @@ from lite_probe.optim.interface import Replayable
 from lite_probe.replays.allocation import Point, Rule, evaluate
 from lite_probe.replays.entrants import Entrant
 from lite_probe.replays.horizon import WITHOUT, logged_steps
-from lite_probe.replays.landscape import LINE_POINTS, PLANE_POINTS, SEARCHED, differences_gradients
+from lite_probe.replays.landscape import DIFFERENCE_GRADIENTS, LINE_POINTS, PLANE_POINTS, SEARCHED, SETTLING_GRADIENTS
 from lite_probe.replays.recorder import OF_BANDS
 from lite_probe.replays.runner import FIRST
 from lite_probe.replays.segments import measured_split
@@ -196,8 +196,9 @@ def landscape_costs(
     seconds = losses * costs.evaluation_seconds / 3 + lines * costs.product_seconds + again
     seconds += sum(count * (costs.train_seconds + costs.step_seconds[name]) for name, count in made.items())
     seconds += steps * (costs.train_seconds + max(costs.step_seconds[name] for name in optimizers))
+    differences = SETTLING_GRADIENTS + DIFFERENCE_GRADIENTS * lines if by_differences else 0
     return LandscapeCosts(
-        num_gradients=sum(made.values()) + steps + (differences_gradients(lines) if by_differences else 0),
+        num_gradients=sum(made.values()) + steps + differences,
         num_hvps=0 if by_differences else lines,
         seconds=seconds,
         result_bytes=8 * (2 * lines * LINE_POINTS + 2 * PLANE_POINTS**2 + 4 * len(optimizers) * (steps + 1)),
@@ -329,16 +330,17 @@ def records_bytes(*, runs: int, steps: int, sharp: int, blocks: int, sets: int, 
 
 
 def scratch_bytes(
-    costs: Costs, layout: ParameterLayout, *, records: int, runs: int, stored: Collection[str] = ()
+    costs: Costs, layout: ParameterLayout, *, records: int, runs: int, ranks: int, stored: Collection[str] = ()
 ) -> int:
     """Return the bytes of working files at the worst moment.
 
     A run in progress is saved beside its last save: parameters, state and records. What is finished waits meanwhile,
-    and what runs start from where that is in files.
+    and what runs start from where that is in files. Each rank has a run of its own, and what it starts from.
     """
     running = layout.size * layout.parameters[0].element_size()
     running += max(one.state_bytes for one in costs.footprints.values())
-    return 2 * (running + records // runs) + records + sum(costs.footprints[name].state_bytes for name in stored)
+    states = sum(costs.footprints[name].state_bytes for name in stored)
+    return ranks * (2 * (running + records // runs) + states) + records
 
 
 def _state_bytes(optimizer: Replayable) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lite_probe.errors import InputError, NumericsError
 from lite_probe.operators.gradient import finite_sum, require_finite
-from lite_probe.optim.interface import Replayable, set_learning_rate
+from lite_probe.optim.interface import Replayable, make_step, set_learning_rate
 from lite_probe.replays.allocation import ROUNDINGS, Point, Rule, StepChange, evaluate, integrate_step
 from lite_probe.replays.horizon import QuadraticModel, logged_steps
 from lite_probe.replays.ramp import rate_at
@@ -144,7 +144,7 @@ class Runner:
         self._begin(optimizer, state, request.lr)
         try:
             set_gradients(self.task, self.layout.parameters, request.segment.batches[0], "training batch 0")
-            optimizer.step()
+            make_step(optimizer)
             update = self.layout.read().sub_(self.start)
         except NumericsError:
             return None
@@ -245,7 +245,7 @@ class Runner:
         """Make a step, on the ramp at its own rate; after it nobody touches the rate."""
         if step < request.ramp:
             set_learning_rate(optimizer, rate_at(request.lr, request.ramp, step))
-        optimizer.step()
+        make_step(optimizer)
         drop_gradients(self.layout.parameters)
 
     def _project(self, before: Tensor, ablation: Ablation, subspace: Subspace | None) -> Tensor:
@@ -354,7 +354,8 @@ class Runner:
         if self.state_file is None or not os.path.lexists(self.state_file):
             return False
         try:
-            saved = read_tensors(self.state_file, self._owner(request), "a run in progress", self.start.device)
+            # In main memory: records are read there, and the optimizer takes its state to the device piece by piece.
+            saved = read_tensors(self.state_file, self._owner(request), "a run in progress", torch.device("cpu"))
         except InputError as error:
             if self.on_damaged is not None:
                 self.on_damaged(error)

@@ -1,6 +1,5 @@
 """Optimizer states in files: a run in progress, and, where memory does not hold it twice, what runs start from."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from lite_probe.errors import InputError, UsageError
 from lite_probe.optim import LiteOptimizer
 from lite_probe.optim.interface import Replayable, load_state
-from lite_probe.results.sealing import read_sealed, write_sealed
+from lite_probe.results.sealing import open_sealed, write_sealed
 from lite_probe.results.store import write_atomically
 from lite_probe.runtime.resumable import ResumableRun, real_folder
 from lite_probe.task import Task
@@ -37,11 +36,11 @@ def read_tensors(path: Path, owner: str, expected: str, device: torch.device) ->
         InputError: If it is not the content that was written.
         UnpicklingError: If it holds what only a pickle that runs code could bring back.
     """
-    content = read_sealed(path, owner, expected)
-    if content is None:
-        return None
-    found: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location=device)
-    return found
+    with open_sealed(path, owner, expected) as file:
+        if file is None:
+            return None
+        found: dict[str, Any] = torch.load(file, weights_only=True, map_location=device)
+        return found
 
 
 @dataclass(frozen=True, slots=True)

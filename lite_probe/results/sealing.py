@@ -8,7 +8,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -17,6 +18,7 @@ from lite_probe.files import open_regular, read_bounded
 
 MAX_JSON_BYTES = 1 << 24  # parsed they take up to thirty times as much memory
 _LINE_BYTES = 64 + 1 + 64 + 1 + 20 + 1  # owner, digest, size
+_PIECE_BYTES = 1 << 20  # that are hashed at a time
 _LINE = re.compile(rb"[0-9a-f]{64} [0-9a-f]{64} [0-9]{20}\n")
 
 
@@ -85,7 +87,7 @@ def write_sealed(file: BinaryIO, owner: str, write: Callable[[BinaryIO], object]
 
     Args:
         file: Open for writing, at its start.
-        owner: Any text; `read_sealed` wants the same.
+        owner: Any text; `open_sealed` wants the same.
         write: Called with a file to write the content to, from its first byte to its last.
 
     Raises:
@@ -103,8 +105,9 @@ def write_sealed(file: BinaryIO, owner: str, write: Callable[[BinaryIO], object]
     file.write(_line_of(owner, content.digest.hexdigest(), content.size))
 
 
-def read_sealed(path: Path, owner: str, expected: str) -> bytes | None:
-    """Read the content that `write_sealed` wrote; None where it is another owner's.
+@contextmanager
+def open_sealed(path: Path, owner: str, expected: str) -> Iterator[BinaryIO | None]:
+    """Open what `write_sealed` wrote, at the first byte of the content; None where it is another owner's.
 
     Args:
         path: The file.
@@ -113,17 +116,26 @@ def read_sealed(path: Path, owner: str, expected: str) -> bytes | None:
 
     Raises:
         InputError: If it is no regular file, or not the content that was written.
+
+    Cost: a pass over the file, a piece of it in memory.
     """
     with open_regular(path, expected) as file:
         line = file.read(_LINE_BYTES)
         if _LINE.fullmatch(line) and line[:64] != _line_of(owner, "", 0)[:64]:
-            return None
+            yield None
+            return
         size = os.fstat(file.fileno()).st_size - _LINE_BYTES
+        digest, left = hashlib.sha256(), size
         # The length is part of the line: of one that does not fit nothing is read.
-        content = file.read(size) if line.endswith(f" {size:020d}\n".encode()) else b""
-    if line != _line_of(owner, hashlib.sha256(content).hexdigest(), len(content)):
-        raise InputError(f"expected {expected} with its own digest at {path}, got another", "it was changed or cut off")
-    return content
+        while line.endswith(f" {size:020d}\n".encode()) and (piece := file.read(min(left, _PIECE_BYTES))):
+            digest.update(piece)
+            left -= len(piece)
+        if line != _line_of(owner, digest.hexdigest(), size):
+            raise InputError(
+                f"expected {expected} with its own digest at {path}, got another", "it was changed or cut off"
+            )
+        file.seek(_LINE_BYTES)
+        yield file
 
 
 def _line_of(owner: str, digest: str, size: int) -> bytes:

@@ -88,7 +88,11 @@ class Order:
             ascending = torch.tensor(limits, dtype=torch.int64, device=device)
             is_near = self._first_digits(limits)
             beyond = len(edges) - torch.bucketize(torch.arange(_VALUES, device=device) << self._top, ascending)
-            divided = {edge: before[edge] for edge in range(len(edges)) if 0 < before[edge] < on_edge[edge]}
+            divided = {
+                edge: before[edge]
+                for edge, key in enumerate(thresholds)
+                if key and 0 < before[edge] < on_edge[edge]  # proxies of 0 share a label whatever falls on them
+            }
             for part, keys in self._keys(piece):
                 label, near = beyond.take(keys >> self._top), self._near(keys, is_near)
                 label[near] = len(edges) - torch.bucketize(keys[near], ascending, right=True)

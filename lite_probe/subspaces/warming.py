@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lite_probe.errors import InputError, NumericsError
 from lite_probe.optim import LiteOptimizer, make_optimizer
-from lite_probe.optim.interface import Replayable
+from lite_probe.optim.interface import Replayable, make_step
 from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout, require_whole
 
@@ -83,7 +83,7 @@ def warm(
             for index, batch in enumerate(batches):
                 set_gradients(task, layout.parameters, batch, f"warm-up batch {index}")
                 for optimizer in optimizers:
-                    optimizer.step()
+                    make_step(optimizer)
                 if on_gradient is not None:
                     flat.zero_()
                     layout.accumulate(flat, [parameter.grad for parameter in layout.parameters], 1.0)

@@ -95,12 +95,12 @@ def test_steps_of_a_spectrum_wait_for_few_numbers(worker: _Worker) -> None:
         require_within(waits, key)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "muon-lite", "soap", "soap-lite"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon", "muon-lite", "soap", "soap-lite"])
 def test_a_step_waits_for_one_answer(worker: _Worker, optimizer: str) -> None:
     require_within(worker.ask("optimizer_step", optimizer)["waits"], "optimizer step")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon-lite", "soap-lite"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon-lite", "soap-lite"])
 def test_bands_wait_where_they_are_cut(worker: _Worker, optimizer: str) -> None:
     found = worker.ask("bands", optimizer)
     require_within(found["cut"], "bands cut")
@@ -115,7 +115,7 @@ def test_sums_by_label_are_the_cpus(worker: _Worker) -> None:
     assert 0.0 in found["found"]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon-lite", "soap-lite"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon-lite", "soap-lite"])
 def test_the_theory_waits_once_for_all_vectors(worker: _Worker, optimizer: str) -> None:
     require_within(worker.ask("theory", optimizer)["vector"], "theory along a vector")
 
@@ -126,6 +126,11 @@ def test_a_subspace_is_measured_there(worker: _Worker) -> None:
 
 def test_steps_are_measured_there(worker: _Worker) -> None:
     require_within(worker.ask("steps", "tied_llama")["step"], "measured step")
+
+
+def test_a_replay_that_was_stopped_there_goes_on(worker: _Worker) -> None:
+    """After the step that was saved, to the same bits, with states in files too."""
+    assert worker.ask("resumed", "tied_llama", "soap-lite") == {"steps": [0, 2, 3], "same": True}
 
 
 def test_a_segment_is_replayed_there(worker: _Worker) -> None:

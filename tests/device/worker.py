@@ -6,11 +6,16 @@ A request is a JSON list, the name of a function below and its arguments; the an
 import copy
 import json
 import sys
+import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace as changed
 from functools import cache
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,6 +30,7 @@ from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, Hessia
 from lite_probe.optim import LiteOptimizer, make_optimizer
 from lite_probe.replays.theory import linear_theory
 from lite_probe.results.spectrum import Spectrum
+from lite_probe.runtime.resumable import SaveClock
 from lite_probe.spectra.density import advance_probes, no_probes
 from lite_probe.spectra.lanczos import Lanczos
 from lite_probe.subspaces import Subspace, cut_bands, optimizer_of, warm
@@ -33,7 +39,8 @@ from lite_probe.task import Task
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
 from tests import families, models, pretend
-from tests.replays.conftest import with_training
+from tests.plans import plan_replay
+from tests.replays.conftest import figures, with_training
 
 _TRAIN = 18  # 2 to warm, 16 to step
 _SHORT: dict[str, Any] = {"top": 1, "bottom": 0, "probes": 2, "probe_steps": 2, "tolerance": 0.3}
@@ -234,6 +241,30 @@ def replay(name: str) -> dict[str, Any]:
     return {"step": seen[-1] - seen[-2]}
 
 
+def resumed(name: str, optimizer: str) -> dict[str, Any]:
+    """Stop a replay in its first run and go on with it; which steps the second process made, and whether bits differ.
+
+    What runs start from is in memory the first time, and then in files.
+    """
+    task, spectrum = _placed(name)
+    asked: dict[str, Any] = {"lr": 0.01, "steps": 3, "seeds": 1, "warm_batches": 2, "curvature_probes": 2}
+    plan = plan_replay(task, [optimizer], spectrum=spectrum, **asked)
+    stored = changed(plan, stores_states=True)
+    steps: list[int] = []
+
+    def stop(told: Any) -> None:
+        if told.step == 2:
+            raise KeyboardInterrupt
+
+    whole = plan.run(task)
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(SaveClock, "due", True):
+        with suppress(KeyboardInterrupt):
+            stored.run(task, state_directory=Path(folder), on_event=stop)
+        found = stored.run(task, state_directory=Path(folder), on_event=lambda told: steps.append(told.step))
+    same = figures(found.runs) == figures(whole.runs) and figures(found.landscape) == figures(whole.landscape)
+    return {"steps": steps, "same": same}
+
+
 def _note(seen: list[Counter[str]], counted: pretend.Traffic, is_wanted: bool) -> None:
     """Keep what was counted until now."""
     if is_wanted:
@@ -303,7 +334,7 @@ def main() -> None:
     pretend.install()
     requests: list[Callable[..., dict[str, Any]]] = [
         *(family, operators, steps_of_a_spectrum, optimizer_step),
-        *(bands, sums, theory, subspace, steps, replay, mixed),
+        *(bands, sums, theory, subspace, steps, replay, resumed, mixed),
     ]
     known = {request.__name__: request for request in requests}
     for line in sys.stdin:

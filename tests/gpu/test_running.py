@@ -19,6 +19,7 @@ from lite_probe.operators.hessian import GraphStore, HessianOperator
 from lite_probe.optim import make_optimizer
 from lite_probe.spectra.density import advance_probes, no_probes
 from lite_probe.spectra.lanczos import Lanczos
+from lite_probe.task import Task
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
 from tests.device.budgets import require_within
@@ -27,25 +28,49 @@ from tests.gpu.cases import NAMES, apart, make_task, waits_on
 pytestmark = pytest.mark.cuda
 
 ROOT = Path(__file__).parents[2]
+TRAIN = 10  # batches: 2 to warm on, 4 to step from, as many that would be swept on
 SPECTRUM: dict[str, Any] = {"top": 2, "bottom": 1, "probes": 2, "probe_steps": 3, "tolerance": 1e-3}
+REPLAY: dict[str, Any] = {
+    "optimizers": ["soap-lite"],
+    "lr": 1e-3,
+    "steps": 4,
+    "seeds": 1,
+    "warm_batches": 2,
+    "curvature_probes": 0,
+    "landscape": False,
+}
+
+
+def spectrum(task: Task, **kept: Any) -> list[float]:
+    """Measure a spectrum; return its numbers."""
+    found = lp.measure_spectrum(task, **SPECTRUM, **kept)
+    return [found.whole.num_hvps, *found.eigenvalues, found.trace.value]
+
+
+def replay(task: Task, **kept: Any) -> list[float]:
+    """Replay a run; return its numbers."""
+    (run,) = lp.replay(task, spectrum=lp.measure_spectrum(task, **SPECTRUM), **REPLAY, **kept).runs
+    return [*run.losses, *run.update_norms, *run.allocations]
+
+
+MEASURED: dict[str, Callable[..., list[float]]] = {"spectrum": spectrum, "replay": replay}
 
 # Measures, saves after every step, and kills itself after so many reports of progress; 0 lets it end.
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 
-root, folder, device, tiny, kill_at = json.loads(sys.argv[1])
+root, kind, folder, device, tiny, kill_at = json.loads(sys.argv[1])
 sys.path.insert(0, root)
 from tests.tree import open_tree
 
 open_tree(Path(root))
 import torch
-import lite_probe as lp
-from lite_probe.spectra.state import SavedState
+from lite_probe.runtime.resumable import SaveClock
 from tests.gpu.cases import make_task
-from tests.gpu.test_running import SPECTRUM
+from tests.gpu.test_running import MEASURED, TRAIN
 
-SavedState.due = property(lambda self: self.directory is not None)
+SaveClock.due = property(lambda self: True)
 calls = 0
 
 def on_progress(done, expected, label):
@@ -54,28 +79,31 @@ def on_progress(done, expected, label):
     if calls == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
 
-task = make_task("llama", torch.device(device), tiny=tiny)
-found = lp.measure_spectrum(task, state_directory=Path(folder), on_progress=on_progress, **SPECTRUM)
-print(json.dumps([calls, found.whole.num_hvps, found.eigenvalues.tolist(), found.trace.value]))
+task = make_task("llama", torch.device(device), tiny=tiny, train=TRAIN)
+found = MEASURED[kind](task, state_directory=Path(folder), on_progress=on_progress)
+print(json.dumps([calls, found]))
 """
 
 
-def measured(folder: Path, device: torch.device, tiny: bool, kill_at: int) -> "subprocess.CompletedProcess[str]":
-    asked = json.dumps([str(ROOT), str(folder), device.type, tiny, kill_at])
+def measured(
+    kind: str, folder: Path, device: torch.device, tiny: bool, kill_at: int
+) -> "subprocess.CompletedProcess[str]":
+    asked = json.dumps([str(ROOT), kind, str(folder), device.type, tiny, kill_at])
     return subprocess.run([sys.executable, "-c", KILLED, asked], capture_output=True, text=True, check=False)
 
 
-def test_a_killed_run_continues(device: torch.device, tiny: bool, tmp_path: Path) -> None:
-    killed = measured(tmp_path / "state", device, tiny, kill_at=6)
+@pytest.mark.parametrize("kind", MEASURED)
+def test_a_killed_run_continues(kind: str, device: torch.device, tiny: bool, tmp_path: Path) -> None:
+    killed = measured(kind, tmp_path / "state", device, tiny, kill_at=6)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    continued = measured(tmp_path / "state", device, tiny, kill_at=0)
+    continued = measured(kind, tmp_path / "state", device, tiny, kill_at=0)
     assert continued.returncode == 0, continued.stderr
-    calls, products, eigenvalues, trace = json.loads(continued.stdout.splitlines()[-1])
-    assert calls < products, "the second process began anew"
-    expected = lp.measure_spectrum(make_task("llama", device, tiny=tiny), **SPECTRUM)
-    assert products == expected.whole.num_hvps
-    assert eigenvalues == pytest.approx(expected.eigenvalues, rel=1e-4)
-    assert trace == pytest.approx(expected.trace.value, rel=1e-3)
+    calls, found = json.loads(continued.stdout.splitlines()[-1])
+    told = list[str]()
+    task = make_task("llama", device, tiny=tiny, train=TRAIN)
+    expected = MEASURED[kind](task, on_progress=lambda done, total, label: told.append(label))
+    assert calls < len(told), "the second process began anew"
+    assert found == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)

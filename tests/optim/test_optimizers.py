@@ -319,6 +319,28 @@ def test_where_asking_would_mean_waiting_the_step_is_masked(name: str, monkeypat
         other.step()
 
 
+def test_who_starts_from_another_state_is_not_told_of_a_step_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = two_matrices()
+    optimizer = make("adamw", named)
+    monkeypatch.setattr(optimizer, "_defers_checks", lambda device: True)
+    start = copy.deepcopy(optimizer.state_dict())
+
+    def step_badly() -> None:
+        give(named, lambda p: torch.full_like(p, math.nan))
+        optimizer.step()
+        give(named, torch.ones_like)
+
+    for begin in (lambda: optimizer.load_state_dict(start), optimizer.drop_state):
+        step_badly()
+        begin()
+        optimizer.step()
+        optimizer.require_finite()
+    step_badly()
+    with pytest.raises(NumericsError, match="expected gradients whose norm is finite"):
+        optimizer.require_finite()
+    optimizer.step()
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_gradients_are_only_read(name: str) -> None:
     named = two_matrices()

@@ -1,7 +1,7 @@
 """Tasks with known answers, and spectra that belong to them."""
 
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lite_probe.measurements.spectrum import measure_spectrum
 from lite_probe.results.spectrum import Spectrum
-from lite_probe.task import Task
+from lite_probe.task import Batch, Task
 from tests import models
 
 
@@ -77,6 +77,17 @@ def with_training(name: str, batches: int, dtype: torch.dtype = torch.float32) -
         vocab = int(task.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
         task.train = windows(vocab, batches)
     return task
+
+
+def with_bad_gradient(task: Task, of: Batch) -> Task:
+    """The same losses; the gradient of one batch is NaN."""
+    whole = task.criterion
+
+    def criterion(outputs: Tensor, batch: Batch) -> tuple[Tensor, int]:
+        loss, count = whole(outputs, batch)
+        return (loss + (0.0 * outputs).sqrt().sum() if batch is of else loss), count
+
+    return replace(task, criterion=criterion)
 
 
 def points(count: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:

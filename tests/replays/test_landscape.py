@@ -1,5 +1,7 @@
 """The loss around the start of a replay: against closed forms, without a trace, repeatable and resumable."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +16,12 @@ from torch.autograd.function import once_differentiable
 
 from lite_probe.measurements.replay import replay
 from lite_probe.measurements.replay_landscape import LandscapeSurvey
+from lite_probe.measurements.replay_session import ReplaySession, splits_of
 from lite_probe.measurements.requests.replay import ReplayRequest
+from lite_probe.optim import LiteOptimizer
 from lite_probe.replays.allocation import evaluate
 from lite_probe.replays.landscape import LINE_POINTS, PLANE_POINTS, SEARCHED
+from lite_probe.replays.recipes import Prepared
 from lite_probe.replays.runner import Runner, RunRequest
 from lite_probe.replays.segments import Segment
 from lite_probe.results.landscape import Landscape, LossLine, LossPlane, PlanePath
@@ -26,7 +31,7 @@ from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
 from tests.oracles import matrix_with
 from tests.plans import plan_replay
-from tests.replays.conftest import HalfForm, figures, quadratic_task, spectrum_of, with_training
+from tests.replays.conftest import HalfForm, figures, quadratic_task, spectrum_of, with_bad_gradient, with_training
 from tests.reports.fixtures import make_replay
 
 pytestmark = pytest.mark.slow
@@ -81,6 +86,26 @@ def test_no_optimizer_keeps_the_state_that_it_has_run_with(monkeypatch: pytest.M
     assert plan.keeps_states
     plan.run(task)
     assert held == [0, 0]
+
+
+def test_no_two_optimizers_are_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where states are not kept: the one that makes the plane is let go of before another is warmed."""
+    made, prepare, phases = list[Any](), ReplaySession._prepare, list[str]()
+
+    def watched(self: ReplaySession, name: str) -> Prepared:
+        phases.append(self._phase)
+        if self._phase == "landscape":
+            gc.collect()
+            assert not [one for one in made if one() is not None]
+        found = prepare(self, name)
+        made.append(weakref.ref(found.optimizer))
+        return found
+
+    monkeypatch.setattr(ReplaySession, "_prepare", watched)
+    task = classifier()
+    plan = plan_replay(task, ["adamw", "muon"], spectrum=spectrum_of(task), lr=1e-3, **ASKED)
+    replace(plan, keeps_states=False).run(task)
+    assert phases.count("landscape") == 3
 
 
 @pytest.fixture(scope="module")
@@ -299,17 +324,22 @@ class _Once(torch.autograd.Function):
         return gradient * (1.0 - inputs.tanh() ** 2)
 
 
-def test_a_model_that_cannot_be_differentiated_twice_has_its_curvatures_by_differences() -> None:
-    task = classifier()
-    spectrum, whole = spectrum_of(task), task.criterion
-    asked: dict[str, Any] = {"spectrum": spectrum, "lr": 0.01, **ASKED}
-    expected = around(replay(task, ["muon"], **asked))
+def differentiable_once(task: Task) -> Task:
+    """The same losses, without Hessian products."""
+    whole = task.criterion
 
     def more(outputs: Tensor, batch: Any) -> tuple[Tensor, int]:
         loss, count = whole(outputs, batch)
         return loss + _Once.apply(0.0 * outputs).sum(), count
 
-    task.criterion = more
+    return replace(task, criterion=more)
+
+
+def test_a_model_that_cannot_be_differentiated_twice_has_its_curvatures_by_differences() -> None:
+    task = classifier()
+    asked: dict[str, Any] = {"spectrum": spectrum_of(task), "lr": 0.01, **ASKED}
+    expected = around(replay(task, ["muon"], **asked))
+    task = differentiable_once(task)
     plan = plan_replay(task, ["muon"], **asked)
     assert plan.by_differences
     assert plan.num_hvps == 0
@@ -323,6 +353,30 @@ def test_a_model_that_cannot_be_differentiated_twice_has_its_curvatures_by_diffe
     for one, other in zip(landscape.lines, expected.lines, strict=True):
         scale = max(abs(other.curvature), 1e-2 * abs(expected.lines[0].curvature) * other.unit_length**2)
         assert abs(one.curvature - other.curvature) < 0.02 * scale
+
+
+def test_the_step_of_differences_is_of_the_start_wherever_the_last_run_ended() -> None:
+    """A run that is lost leaves weights of 1e20."""
+    task = classifier()
+    asked: dict[str, Any] = {"spectrum": spectrum_of(task), **ASKED, "ramp": 0}
+    rates = {"muon": 0.01, "sgd": 1e20}
+    expected, found = (around(replay(one, [*rates], lr=rates, **asked)) for one in (task, differentiable_once(task)))
+    assert found.by_differences
+    for one, other in zip(found.lines[:4], expected.lines[:4], strict=True):
+        scale = max(abs(other.curvature), 1e-2 * abs(expected.lines[0].curvature) * other.unit_length**2)
+        assert abs(one.curvature - other.curvature) < 0.02 * scale
+
+
+def test_differences_that_were_stopped_go_on_with_the_same_bits(tmp_path: Path) -> None:
+    """Whatever product is a process's first."""
+    task = differentiable_once(classifier())
+    asked: dict[str, Any] = {"spectrum": spectrum_of(classifier()), "lr": 0.01, **ASKED}
+    whole = replay(task, ["muon"], **asked)
+    stop = failing_after("update of muon", KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        replay(task, ["muon"], state_directory=tmp_path, on_progress=stop, **asked)
+    again = replay(task, ["muon"], state_directory=tmp_path, **asked)
+    assert figures(around(again)) == figures(around(whole))
 
 
 class Cliff(HalfForm):
@@ -375,6 +429,19 @@ def test_runs_that_diverge_end_where_they_did() -> None:
     nowhere = replay(small, ["sgd"], spectrum=spectrum_of(small), lr=1e30, **ASKED)
     assert [run.num_steps for run in nowhere.runs] == [0] * SEEDS
     assert around(nowhere).plane is None
+
+
+@pytest.mark.parametrize("step", [0, STEPS - 1])
+@pytest.mark.parametrize("defers", [False, True])
+def test_a_bad_gradient_ends_its_own_run(step: int, defers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a device is asked whether gradients are finite when the next step is made, too."""
+    monkeypatch.setattr(LiteOptimizer, "_defers_checks", lambda self, device: defers)
+    task = classifier()
+    asked: dict[str, Any] = {"spectrum": spectrum_of(task), "lr": 0.01, **ASKED}
+    segment = splits_of(task, ReplayRequest(optimizers=["sgd"], **asked)).segments[0]
+    found = replay(with_bad_gradient(task, segment.batches[step]), ["sgd"], **asked)
+    assert [run.diverged_at for run in found.runs] == [step, None]
+    assert [line.optimizer for line in around(found).lines] == ["", "", "", *(["sgd"] if step else [])]
 
 
 @pytest.mark.parametrize("is_finite", [True, False])

@@ -2,20 +2,24 @@
 
 import errno
 import io
+import os
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lite_probe.errors import InputError, OutputError, UsageError
 from lite_probe.measurements import replay as measuring
 from lite_probe.measurements.replay import ReplayPlan
+from lite_probe.optim import make_optimizer
 from lite_probe.replays import plan as planning
-from lite_probe.replays.stored import StoredState, load_start, store_state
+from lite_probe.replays.stored import StoredState, load_start, read_tensors, store_state, write_tensors
+from lite_probe.runtime.memory import memory_in_use, peak_during
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.subspaces import Subspace, optimizer_of, warm
 from lite_probe.task import Task
@@ -27,6 +31,12 @@ STEPS, SEEDS, WARM = 2, 2, 2
 NAMES = ["soap", "muon", "adamw"]
 ASKED: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM, "curvature_probes": 0, "lr": 1e-3}
 CPU = torch.device("cpu")
+
+
+class Pair(Ranks):
+    """Rank 0 of two that are alike."""
+
+    count = 2
 
 
 def planned(task: Task, names: list[Any] = NAMES, **asked: Any) -> ReplayPlan:
@@ -79,6 +89,9 @@ def test_states_go_to_files_where_memory_does_not_hold_them_twice(monkeypatch: p
     least = largest + planning._VECTORS * vector  # sharp directions take what is left
     assert tight.memory_bytes == least + Subspace.of_spectrum(spectrum, own, memory=0).size * vector
     assert tight.scratch_bytes - ample.scratch_bytes == len(NAMES) * largest
+    pair = planned(replace(own, ranks=Pair()), **asked, memory=twice - 1)
+    running = 2 * (vector + largest + pair.result_bytes // pair.num_runs)  # beside its last save
+    assert pair.scratch_bytes - tight.scratch_bytes == len(NAMES) * largest + running
     with pytest.raises(UsageError, match="of memory for a step and the states of its optimizers"):
         planned(own, **asked, memory=least - 1)
 
@@ -132,6 +145,22 @@ def test_a_link_in_the_place_of_a_rank_s_folder_is_not_followed(tmp_path: Path) 
     assert [path.name for path in (run / "start-0-1").iterdir()] == ["groups.pt"]
 
 
+def test_numbers_of_numpy_are_hyperparameters_that_a_file_brings_back(tmp_path: Path) -> None:
+    """As from `numpy.linspace`: alone, of a block, and in a pair."""
+    given, block, pair = np.linspace(0.1, 0.9, 3)
+    own = {"weight_decay": given, "sharp_ratio": {"qk": block}, "betas": (pair, 0.9), "precondition_frequency": 2}
+    optimizer = make_optimizer("soap-lite", with_training("llama", 0).model.named_parameters(), lr=given, **own)
+    stored = StoredState(tmp_path / "start", "this", CPU)
+    stored.write(optimizer.state_dict())
+    (group,) = (one for one in stored.read()["param_groups"] if one["block"] == "qk")
+    assert (group["lr"], group["weight_decay"], group["sharp_ratio"]["qk"], group["betas"]) == (
+        0.1,
+        0.1,
+        0.5,
+        (0.9, 0.9),
+    )
+
+
 def test_a_full_disk_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`torch.save` would tell of an odd position, which nobody can do anything about."""
 
@@ -145,6 +174,15 @@ def test_a_full_disk_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     stored = StoredState(tmp_path / "start", "this", CPU)
     with pytest.raises(OutputError, match="No space left on device"):
         stored.write({"state": {0: {"momentum": torch.ones(2**20)}}, "param_groups": []})
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system counts one peak a process")
+def test_reading_takes_no_copy_of_a_file(tmp_path: Path) -> None:
+    path, momentum = tmp_path / "state.pt", torch.ones(2**24)
+    write_tensors(path, "this", {"momentum": momentum})
+    before = memory_in_use(CPU)
+    peak = peak_during(CPU, lambda: read_tensors(path, "this", "a state", CPU))
+    assert 0.9 * momentum.nbytes < peak - before < 1.3 * momentum.nbytes
 
 
 def test_a_state_is_read_parameter_by_parameter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

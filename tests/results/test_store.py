@@ -23,7 +23,7 @@ from lite_probe.results import arrays as arrays_module
 from lite_probe.results import store
 from lite_probe.results.arrays import ArraysFile, write_arrays
 from lite_probe.results.record import decode_record, encode_record, formerly
-from lite_probe.results.sealing import MAX_JSON_BYTES, digest_of, read_sealed, seal, unseal, write_sealed
+from lite_probe.results.sealing import MAX_JSON_BYTES, digest_of, open_sealed, seal, unseal, write_sealed
 from lite_probe.results.spectrum import Spectrum
 from lite_probe.results.store import find_result, load, register, save, write_atomically
 from tests.reports.fixtures import make_spectrum
@@ -533,16 +533,21 @@ def test_a_large_content_comes_back_to_its_owner_only(tmp_path):
     path = tmp_path / "sealed"
     write_atomically(path, lambda file: write_sealed(file, "mine", lambda to: (to.write(b"ab"), to.write(b"c"))))
     whole = path.read_bytes()
-    assert read_sealed(path, "mine", "a state") == b"abc"
-    assert read_sealed(path, "theirs", "a state") is None
+
+    def read(owner):
+        with open_sealed(path, owner, "a state") as file:
+            return None if file is None else file.read()
+
+    assert read("mine") == b"abc"
+    assert read("theirs") is None
     for position in range(64, len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
         with pytest.raises(InputError, match=r"expected a state with its own digest at .*sealed, got another"):
-            read_sealed(path, "mine", "a state")
+            read("mine")
     for content in (b"", whole[:100], whole[:-1], whole + b"d"):
         path.write_bytes(content)
         with pytest.raises(InputError, match="expected a state with its own digest"):
-            read_sealed(path, "mine", "a state")
+            read("mine")
 
 
 # Files that are none

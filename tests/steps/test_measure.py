@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import lite_probe as lp
-from lite_probe.errors import InputError, UsageError
+from lite_probe.errors import InputError, NumericsError, UsageError
 from lite_probe.measurements.requests.steps import StepsRequest
-from lite_probe.measurements.steps import measure_steps
-from lite_probe.measurements.steps_session import StepsSession
+from lite_probe.measurements.steps import StepsPlan, measure_steps
+from lite_probe.measurements.steps_session import StepsSession, split_batches
 from lite_probe.operators.hessian import HessianOperator
+from lite_probe.optim import LiteOptimizer
 from lite_probe.replays import SavedOptimizer
 from lite_probe.results.blocks import BlockPart
 from lite_probe.results.steps import Steps
@@ -24,7 +25,7 @@ from lite_probe.subspaces import own_gradients, set_gradients
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.ranks import Ranks
-from tests.replays.conftest import with_training
+from tests.replays.conftest import with_bad_gradient, with_training
 
 pytestmark = pytest.mark.slow
 
@@ -277,7 +278,34 @@ def test_too_few_batches_are_refused_and_few_are_shared_with_a_note() -> None:
     with pytest.raises(InputError, match="expected at least 16 training batches to make steps from, got 12"):
         measure_steps(quadratic(0.1, train=12), ["sgd"], lr=LR, step_batches=16)
     found = measure_steps(quadratic(0.1, train=20), ["sgd"], lr=LR, step_batches=16, warm_batches=10)
-    assert [note.code for note in found.notes] == ["batches-shared"]
+    (note,) = found.notes
+    assert note.code == "batches-shared"
+    assert note.message.endswith("to sweep on: these share batches.")
+
+
+def test_a_result_counts_the_steps_that_are_made() -> None:
+    """Not those that were asked for, where training batches are fewer."""
+    task = quadratic(0.1, train=20)
+    plan = StepsRequest(optimizers=["sgd"], lr=LR, step_batches=32, warm_batches=4).plan(task)
+    assert isinstance(plan, StepsPlan)
+    assert plan.summary().startswith("20 steps of sgd")
+    assert plan.num_gradients == 4 + 20  # each to warm on, each to step from
+    found = plan.run(task)
+    assert found.num_batches == len(found.optimizers["sgd"].whole_gains) == 20
+    assert found.products["bands"] == plan.effort.products["bands"]
+    (note,) = found.notes
+    assert note.message.endswith("these share batches, and steps are made from 20 of the 32 that were asked for.")
+
+
+@pytest.mark.parametrize("defers", [False, True])
+def test_a_bad_gradient_makes_no_step(defers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a device is asked whether gradients are finite when the next step is made, too."""
+    monkeypatch.setattr(LiteOptimizer, "_defers_checks", lambda self, device: defers)
+    task = quadratic(0.1)
+    few: dict[str, Any] = {"optimizers": ["sgd"], "lr": LR, "step_batches": 16, "warm_batches": 4}
+    last = split_batches(task, StepsRequest(**few)).steps[-1]
+    with pytest.raises(NumericsError, match="expected gradients whose norm is finite"):
+        measure_steps(with_bad_gradient(task, last), **few)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen2_moe", "gpt_neox", "tied_llama", "mlp"])

@@ -17,9 +17,16 @@ from lite_probe.measurements.steps import StepsPlan
 from lite_probe.measurements.steps_session import StepsSession
 from lite_probe.results.steps import Steps
 from lite_probe.subspaces.footprints import footprint_of
+from lite_probe.vectors.ranks import Ranks
 from tests.replays.conftest import with_training
 
 NAMES = ("adamw", "muon-lite")
+
+
+class Pair(Ranks):
+    """Rank 0 of two that are alike."""
+
+    count = 2
 
 
 @cache
@@ -110,7 +117,10 @@ def test_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = request.plan(task)
     assert (stored.together, stored.stores_states) == (False, True)
     assert stored.summary().endswith(", one state after another, on disk")
-    assert stored.scratch_bytes - alone.scratch_bytes == sum(footprint_of(task, name).state_bytes for name in NAMES)
+    states = sum(footprint_of(task, name).state_bytes for name in NAMES)
+    assert stored.scratch_bytes - alone.scratch_bytes == states
+    pair = request.plan(replace(task, ranks=Pair()))
+    assert pair.scratch_bytes - alone.scratch_bytes == 2 * states
 
 
 def test_a_stopped_one_goes_on_the_way_it_went(tmp_path: Any) -> None:

@@ -9,6 +9,7 @@ from lite_probe.subspaces import optimizer_of, set_gradients, warm
 from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
 from tests import models
+from tests.replays.conftest import with_bad_gradient
 
 
 @pytest.fixture
@@ -49,6 +50,15 @@ def test_it_is_what_steps_at_learning_rate_zero_do(task: Task) -> None:
     for p in task.model.parameters():
         for name, value in plain.state[p].items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(warmed.state[p][name])), name
+
+
+@pytest.mark.parametrize("defers", [False, True])
+def test_a_bad_gradient_is_refused(defers: bool, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one's too, where a device is asked whether gradients are finite when the next step is made."""
+    optimizer = optimizer_of(task, "muon")
+    monkeypatch.setattr(optimizer, "_defers_checks", lambda device: defers)
+    with pytest.raises(NumericsError, match="expected gradients whose norm is finite"):
+        warm(with_bad_gradient(task, task.evaluation[-1]), [optimizer], task.evaluation)
 
 
 def test_a_batch_that_counts_nothing_or_is_not_finite_is_named(task: Task) -> None:

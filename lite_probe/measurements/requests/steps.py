@@ -63,7 +63,7 @@ class StepsRequest(OptimizersRequest):
 
     @property
     def num_steps(self) -> int:
-        """The steps of each optimizer that are made."""
+        """The steps of each optimizer that are asked for: fewer are made where there are fewer training batches."""
         return self.critical_batches if self.critical_only else self.step_batches
 
     def train_batches(self, batches: int) -> int:
