@@ -146,4 +146,4 @@ def _product(rows: Tensor, vectors: Tensor) -> Tensor:
 
 def _by_chunk(rows: Tensor) -> Tensor:
     """View (m, chunks · CHUNK) as (chunks, m, CHUNK)."""
-    return rows.view(rows.shape[0], -1, CHUNK).transpose(0, 1)
+    return rows.view(rows.shape[0], rows.shape[1] // CHUNK, CHUNK).transpose(0, 1)

@@ -90,6 +90,12 @@ def test_a_product_waits_for_nothing_but_what_a_graph_takes(worker: _Worker, nam
         require_within(waits, "product, kept" if key.endswith("kept") else f"product, rebuilt{experts}")
 
 
+def test_vectors_of_several_chunks_are_multiplied_there(worker: _Worker) -> None:
+    found = worker.ask("wide")
+    assert found["chunks"] > 2.0
+    assert all(apart < 1e-4 for apart in found["apart"].values()), found["apart"]
+
+
 def test_steps_of_a_spectrum_wait_for_few_numbers(worker: _Worker) -> None:
     for key, waits in worker.ask("steps_of_a_spectrum", "llama").items():
         require_within(waits, key)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import lite_probe as lp
 from lite_probe.blocks import block_map
-from lite_probe.criteria import next_token_cross_entropy
+from lite_probe.criteria import classification_cross_entropy, next_token_cross_entropy
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
@@ -38,6 +38,7 @@ from lite_probe.subspaces.cuts import STRETCH, sums_by_label
 from lite_probe.task import Task
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
+from lite_probe.vectors.reductions import CHUNK
 from tests import families, models, pretend
 from tests.plans import plan_replay
 from tests.replays.conftest import figures, with_training
@@ -99,6 +100,20 @@ def operators(name: str) -> dict[str, Any]:
                         apart[key] = float((product.cpu() - expected[key]).norm() / expected[key].norm())
                         waits[key] = counted.waits + counted.uploads
     return {"apart": apart, "waits": waits}
+
+
+def wide() -> dict[str, Any]:
+    """Measure a spectrum of more parameters than are multiplied by one at a time on a CPU; how far it is from there."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(16, 400), nn.Tanh(), nn.Linear(400, 100), nn.Tanh(), nn.Linear(100, 5))
+        batch = torch.randn(9, 16), torch.randint(0, 5, (9,))
+    task = Task(model, models.predict_first, classification_cross_entropy, [batch])
+    expected = lp.measure_spectrum(copy.deepcopy(task), **_SHORT)
+    found = lp.measure_spectrum(pretend.place(task), **_SHORT)
+    apart = {"eigenvalue": _apart(found.eigenvalues[0], expected.eigenvalues[0])}
+    apart["trace"] = _apart(found.trace.value, expected.trace.value)
+    return {"chunks": sum(one.numel() for one in model.parameters()) / CHUNK, "apart": apart}
 
 
 def steps_of_a_spectrum(name: str) -> dict[str, Any]:
@@ -333,7 +348,7 @@ def main() -> None:
     torch.set_num_threads(1)
     pretend.install()
     requests: list[Callable[..., dict[str, Any]]] = [
-        *(family, operators, steps_of_a_spectrum, optimizer_step),
+        *(family, operators, wide, steps_of_a_spectrum, optimizer_step),
         *(bands, sums, theory, subspace, steps, replay, resumed, mixed),
     ]
     known = {request.__name__: request for request in requests}

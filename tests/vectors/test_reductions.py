@@ -155,6 +155,15 @@ def test_chunks_in_batches_give_the_same_sums(
     assert float((got - expected_then).abs().max()) <= 20 * allowed  # vectors are of up to 10, then
 
 
+@pytest.mark.parametrize("n", [7, 5 * CHUNK + 17])
+def test_there_may_be_no_rows_yet_whatever_is_multiplied_at_once(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the first Lanczos step."""
+    monkeypatch.setattr(reductions, "_chunks_at_once", lambda device: 3)
+    vectors, none = normal(2, n), normal(0, n)
+    assert project(none, vectors).shape == (0, 2)
+    assert subtract_and_project(vectors.clone(), none, torch.zeros(0, 2, dtype=torch.float64)).shape == (0, 2)
+
+
 @pytest.mark.parametrize("at_once", [1, 3])
 @pytest.mark.parametrize("b", [1, 4])
 def test_rows_too_far_apart_for_blas_are_copied_by_the_stretch(
