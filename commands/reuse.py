@@ -17,6 +17,7 @@ from typing import Any
 from lite_probe.errors import InputError, OutputError
 from lite_probe.files import read_bounded
 from lite_probe.results.store import load, write_atomically
+from lite_probe.version import __version__
 
 _NAME = ".lite-probe.asked"
 _MOST_BYTES = 2**20
@@ -46,7 +47,7 @@ def stamp_of(given: Mapping[str, Any], folder: Path, needs: Sequence[str]) -> st
         files += [_state(folder / f"{kind}.json") for kind in needs]
     except (OSError, ValueError):
         return None
-    versions = [version(name) for name in ("lite-probe", "torch", "transformers", "numpy")]
+    versions = [__version__, *(version(name) for name in ("torch", "transformers", "numpy"))]
     known = [asked, files, versions, platform.python_version(), platform.node()]
     return hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()
 
