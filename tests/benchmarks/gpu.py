@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from lite_probe.operators.finite_difference import FiniteDifferenceOperator  # n
 from lite_probe.operators.gradient import loss_and_gradient  # noqa: E402
 from lite_probe.operators.guards import preserve_state  # noqa: E402
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator  # noqa: E402
+from lite_probe.operators.precision import Precision, has_units  # noqa: E402
 from lite_probe.optim import OPTIMIZERS, make_optimizer  # noqa: E402
 from lite_probe.spectra.lanczos import Lanczos  # noqa: E402
 from lite_probe.task import Task  # noqa: E402
@@ -210,29 +211,22 @@ def decompositions(bench: Bench) -> None:
 
 
 def precisions(bench: Bench) -> None:
-    """Products in float32, TF32 and bfloat16, and how far they are from float32's."""
+    """Products in float32, TF32 and bfloat16 through the same graphs, and how far they are from float32's."""
     task = bench.task("124M")
     layout = layout_of(task)
     one = drawn(bench, layout.size, 1)
-    backends: Any = torch.backends
-    switch = backends.cuda.matmul if bench.device.type == "cuda" else backends.mkldnn.matmul
     exact: Tensor | None = None
     with preserve_state(task.model):
         count = loss_and_gradient(task, layout, "evaluation").count
-        for name, precision, autocast in (("float32", "ieee", False), ("tf32", "tf32", False), ("bf16", "ieee", True)):
-            graphs = GraphStore(len(task.evaluation), layout.parameters)
-            operator = HessianOperator(task, layout, count=count, graphs=graphs)
-            before = switch.fp32_precision
-            switch.fp32_precision = precision
-            try:
-                with torch.autocast(bench.device.type, torch.bfloat16, enabled=autocast):
-                    product = operator.matmat(one)
-                    seconds = bench.seconds(lambda: operator.matmat(one))  # noqa: B023
-            finally:
-                switch.fp32_precision = before
+        graphs = GraphStore(len(task.evaluation), layout.parameters)
+        for precision in get_args(Precision):
+            operator = HessianOperator(task, layout, count=count, graphs=graphs, precision=precision)
+            product = operator.matmat(one)
+            seconds = bench.seconds(lambda: operator.matmat(one))  # noqa: B023
             exact = product if exact is None else exact
             error = float((product - exact).norm() / exact.norm())
-            report(f"hessian, kept, in {name}", seconds, apart=f"{error:.1e}")
+            emulated = not has_units(precision, bench.device)
+            report(f"hessian, kept, in {precision}", seconds, apart=f"{error:.1e}", emulated=emulated)
 
 
 def peers(bench: Bench) -> None:
