@@ -42,6 +42,7 @@ from lite_probe.runtime.memory import (
     require_memory,
 )
 from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.runtime.timing import timed
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.compatibility import require_same_task
 from lite_probe.spectra.costs import scratch_bytes
@@ -50,7 +51,7 @@ from lite_probe.spectra.state import SavedState
 from lite_probe.steps.norms import UnitBall, sharpness_in_norm, unit_ball
 from lite_probe.subspaces.bands import cut_bands
 from lite_probe.subspaces.calibration import Proxy, Samples, calibrate, rest_of
-from lite_probe.subspaces.footprints import Footprint, footprint_of, time_steps, timed
+from lite_probe.subspaces.footprints import Footprint, footprint_of, time_steps
 from lite_probe.subspaces.overlap import (
     expected_products,
     halves,
@@ -437,7 +438,7 @@ def _time_gradient(task: Task, batch: Batch) -> float:
     """Return the seconds of a training batch's gradient."""
     parameters = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     with own_gradients(parameters):
-        return timed(task, lambda: set_gradients(task, parameters, batch, "warm-up batch 0"))
+        return timed(task.device, lambda: set_gradients(task, parameters, batch, "warm-up batch 0"))
 
 
 def _peak(

@@ -6,8 +6,7 @@ two products through each, timed, with the memory they needed.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -31,6 +30,7 @@ from lite_probe.runtime.memory import (
     saved_bytes,
     size_text,
 )
+from lite_probe.runtime.timing import timed
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.operator import OperatorRequest
 from lite_probe.task import Batch, Split, Task
@@ -263,7 +263,7 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
         differences = _difference_operator(task, layout, split)
         differences.matmat(vector)  # chooses its step
         times: list[float] = []
-        peak = peak_during(device, lambda: times.append(_timed(lambda: differences.matmat(vector))))
+        peak = peak_during(device, lambda: times.append(timed(device, lambda: differences.matmat(vector))))
         return Costs(
             held_bytes=held,
             product_bytes=peak,
@@ -282,9 +282,9 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
 
     def build_and_multiply() -> None:
         with saved_bytes(_held(layout, largest)) as seen:
-            times.append(_timed(lambda: operator.matmat(vector)))
+            times.append(timed(device, lambda: operator.matmat(vector)))
         saved.update(seen)
-        times.append(_timed(lambda: operator.matmat(vector)))
+        times.append(timed(device, lambda: operator.matmat(vector)))
 
     times = []
     peak = peak_during(device, build_and_multiply)
@@ -508,11 +508,3 @@ def _difference_operator(task: Task, layout: ParameterLayout, split: Split) -> F
 
 def _graph_operator(kind: str) -> type[HessianOperator] | type[GaussNewtonOperator]:
     return GaussNewtonOperator if kind == "ggn" else HessianOperator
-
-
-def _timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
