@@ -210,6 +210,15 @@ def test_missed_pairs_are_found_whatever_the_seed(seed: int) -> None:
     np.testing.assert_allclose(result.spectrum.lower_eigenvalues, [-2], rtol=1e-6)
 
 
+def test_probes_take_no_products_from_the_pairs_that_they_find_missing() -> None:
+    request = OperatorRequest(top=3, bottom=1, probes=40)
+    assert request.probes * request.probe_steps > request.product_limit
+    spectrum = measure_operator(MatrixOperator(matrix_of("repeated", torch.float64)), request).spectrum
+    assert spectrum.stop_reason == "converged"
+    assert spectrum.converged.all()
+    np.testing.assert_allclose(spectrum.eigenvalues, [10, 10, 10], rtol=1e-5)
+
+
 def test_traces_stay_right_when_pairs_were_missed() -> None:
     """Five true standard errors: at most 2 Σ'λ²/p, the sum over all but the pairs that Lanczos alone finds."""
     values = SPECTRA["repeated"]

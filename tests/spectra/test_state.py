@@ -203,12 +203,12 @@ def test_float64_and_finite_differences_are_continued_too(tmp_path: Path) -> Non
 # -- repeated eigenvalues --------------------------------------------------------------------------------------------
 
 
-def repeated(folder: Path | None, on_progress: Any = None) -> Measured:
+def repeated(folder: Path | None, on_progress: Any = None, *, probes: int = 2) -> Measured:
     """A matrix whose missed pairs send Lanczos into further rounds."""
     matrix = oracles.matrix_with(np.r_[10, 10, 10, 7, 5, -2, np.linspace(-0.5, 1, 74)])
     return OperatorMeasurement(
         MatrixOperator(matrix),
-        OperatorRequest(top=3, bottom=1, probes=2, probe_steps=4),
+        OperatorRequest(top=3, bottom=1, probes=probes, probe_steps=4),
         basis=KrylovBasis(80, 80, dtype=torch.float64, device=torch.device("cpu")),
         state=SavedState(folder, "one"),
         on_progress=on_progress,
@@ -230,6 +230,19 @@ def test_rounds_that_look_for_missed_pairs_are_continued_bitwise(tmp_path: Path)
         if not same or continued.spectrum.trace != undisturbed.spectrum.trace:
             different.append(call)
     assert not different, f"of {len(told)} steps these changed the result: {different}"
+
+
+def test_what_the_probes_took_is_continued_with(tmp_path: Path) -> None:
+    """Their products do not count towards those that pairs may take, in another process neither."""
+    told: list[str] = []
+    undisturbed = repeated(None, lambda *now: told.append(now[2]), probes=60)
+    last_of_pairs = max(call for call, label in enumerate(told, start=1) if "pairs" in label)
+    assert last_of_pairs > 60 * 4 > OperatorRequest(top=3, bottom=1).product_limit
+    with pytest.raises(KilledError):
+        repeated(tmp_path, killed_at(last_of_pairs), probes=60)
+    continued = repeated(tmp_path, probes=60)
+    assert continued.spectrum.stop_reason == "converged"
+    assert_same_operator(continued.spectrum, undisturbed.spectrum)
 
 
 # -- a basis on disk -------------------------------------------------------------------------------------------------
