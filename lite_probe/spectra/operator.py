@@ -60,7 +60,7 @@ class OperatorRequest:
         bottom: Pairs at the lower end, j ≥ 0.
         probes: Random probes, p ≥ 2.
         probe_steps: Lanczos steps of each.
-        tolerance: A pair has converged when ‖Hv − λv‖ ≤ tolerance·|λ|.
+        tolerance: A pair has converged when ‖Hv − λv‖ ≤ tolerance·|λ|, or at the rounding floor.
         max_products: Stop looking for pairs there.
         seed: Of all random vectors.
     """

@@ -6,6 +6,7 @@ Matrices are Q diag(λ) Qᵀ with a random Q, so that no coordinate axis is an e
 import functools
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,18 @@ def test_reported_residuals_are_true(name: str, dtype: torch.dtype) -> None:
     assert np.all(true <= 2 * residuals_of(result.spectrum) + floor_of(name, dtype))
     # They are not padded beyond use either: the check adds the errors of all pairs to each, √7 of them.
     assert np.all(residuals_of(result.spectrum) <= true + 3 * true.max(initial=0.0) + 3 * floor_of(name, dtype))
+
+
+def test_pairs_that_rounding_stops_are_told_from_those_within_the_tolerance() -> None:
+    operator, request = MatrixOperator(matrix_of("separated", torch.float32)), OperatorRequest(top=TOP, bottom=BOTTOM)
+    within = measure_operator(operator, request).spectrum
+    beyond = measure_operator(operator, replace(request, tolerance=1e-9)).spectrum
+    assert within.converged.all()
+    assert beyond.converged.all()
+    assert len(within.residuals_at_rounding) == 0
+    # Of all pairs; the smallest |λ| is 3, ‖H‖ is 50, and 50 roundings beside it count as none.
+    assert len(beyond.residuals_at_rounding) == TOP + BOTTOM
+    assert 1e-9 < beyond.residuals_at_rounding.min() < beyond.residuals_at_rounding.max() < 50 * 1.2e-7 * 50 / 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
