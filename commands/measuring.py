@@ -318,7 +318,7 @@ class Measuring:
         elif plan is not None:
             if why_not:
                 self.terminal.line(f"replacing {path}: {why_not}")
-            require_room([(working, plan.scratch_bytes), (folder, plan.result_bytes)])
+            require_room([plan.room(working), (folder, plan.result_bytes)])
             self.terminal.resumable = True
             with self.watching(plan) as (on_progress, on_event):
                 result = plan.run(

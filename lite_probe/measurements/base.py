@@ -16,7 +16,7 @@ from lite_probe.operators.guards import preserve_state
 from lite_probe.results.kinds import KINDS
 from lite_probe.results.provenance import Note, join_notes
 from lite_probe.results.spectrum import Spectrum
-from lite_probe.runtime.disk import require_room
+from lite_probe.runtime.disk import held_bytes, require_room
 from lite_probe.runtime.fingerprint import landscape, task_fingerprint
 from lite_probe.runtime.provenance import provenance_of
 from lite_probe.runtime.resumable import ResumableRun, remove
@@ -149,6 +149,11 @@ class Plan(ABC, Generic[Result]):
         asked = {**cls.config(task, request), **landscape(task, loss, per_block), **cls.identity(task, request)}
         return task_fingerprint(task, cls.split(request), asked)
 
+    def room(self, state_directory: Path) -> tuple[Path, int]:
+        """Return a folder for working files, and the bytes that they take there beside a state to continue from."""
+        held = held_bytes(_state_folder(state_directory, self.request.kind))
+        return state_directory, max(self.scratch_bytes - held, 0)
+
     @staticmethod
     def split(request: Any) -> Split:
         """Return the batches that are measured on."""
@@ -183,7 +188,7 @@ class Plan(ABC, Generic[Result]):
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
         folder = None
         if state_directory is not None:
-            require_room([(Path(state_directory), self.scratch_bytes)])
+            require_room([self.room(Path(state_directory))])
             folder = _state_folder(state_directory, self.request.kind)
         run = ResumableRun(folder, self.fingerprint, on_progress, task.ranks)
         run.require_ranks()

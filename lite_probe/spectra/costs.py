@@ -441,12 +441,13 @@ def scratch_bytes(request: OperatorRequest, vector: int, layout: MemoryLayout) -
     """Return the bytes of working files at the worst moment: the first save after the basis was rotated.
 
     The basis that was saved before lies there until the rotated one does too; so do two sets of the vectors between
-    steps, the pending one and two per probe. A basis on disk has its room taken at once, and is what is saved of it.
+    steps, the pending one and two per probe. A basis on disk has its room taken at once, and is what is saved of it;
+    rotated twice since the last save, the saved one lies there beside that which is rotated and that which it becomes.
     Blocks come after the whole, whose eigenvectors wait beside theirs: they are smaller.
     """
     on_disk = layout.basis_placement == "disk"
     rows = layout.basis_columns if on_disk else min(layout.basis_columns, request.expected_pair_products)
-    saved = 2 * rows + 2 * (1 + 2 * layout.vectors_per_pass)
+    saved = (3 if on_disk else 2) * rows + 2 * (1 + 2 * layout.vectors_per_pass)
     waiting = request.top + request.bottom + (rows if on_disk else 0)
     return vector * max(saved, waiting)
 
