@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lite_probe.errors import OutputError, UsageError
+from lite_probe.runtime.cgroups import room_in_groups
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
 from lite_probe.vectors.ranks import ALONE, Ranks
@@ -187,10 +188,20 @@ def saved_bytes(own: Iterable[Tensor]) -> Iterator[dict[int, int]]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that can still be taken, on an accelerator with what torch's allocator caches for later."""
+    """Return the bytes that can still be taken.
+
+    On an accelerator that includes what torch's allocator caches for later; on a CPU it is what the host has, or the
+    control groups of the process let it take, where that is less: a container's.
+    """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + int(cached)
+    free, room = _free_on_host(), room_in_groups()
+    return free if room is None else min(free, room)
+
+
+def _free_on_host() -> int:
+    """Return the bytes of the machine that are free or given back when they are asked for."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
