@@ -403,6 +403,7 @@ class Measuring:
         if plan is None:
             with self.terminal.progress() as on_progress:
                 plan = self.request.plan(opened.task, on_progress)
+        plan = plan.as_begun(opened.task, self._working(folder))
         each = f", on each of {opened.task.ranks.count} ranks" if opened.task.ranks.count > 1 else ""
         self.terminal.line(f"plan: {plan.summary()}{each}", style="bold")
         tell_disk(self.terminal, self._working(folder), plan.scratch_bytes, folder, plan.result_bytes)

@@ -193,7 +193,7 @@ def plan_memory(
     while True:
         found: list[tuple[tuple[int, float], int | None, MemoryLayout]] = []
         for halvings, rows in enumerate(left):
-            costs = known.get(rows) or _of_rows(known[smallest], smallest or 1, rows or options.most)
+            costs = known.get(rows) or of_rows(known[smallest], smallest or 1, rows or options.most)
             try:
                 laid = lay_out(request, costs, parts[rows], budget, layout.size, host=host, rows=rows)
             except UsageError as error:
@@ -234,7 +234,7 @@ def plan_shards(
     return costs, lay_out(request, costs, num_batches, budget, layout.whole_size, host=host)
 
 
-def _of_rows(costs: Costs, measured: int, rows: int) -> Costs:
+def of_rows(costs: Costs, measured: int, rows: int) -> Costs:
     """Return what a part of other rows takes: all but what is held and vectors grows with them."""
     vectors = _PRODUCT_VECTORS * costs.vector_bytes
     growing = max(costs.product_bytes - costs.held_bytes - vectors, costs.graph_bytes)
