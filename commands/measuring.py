@@ -318,7 +318,7 @@ class Measuring:
         elif plan is not None:
             if why_not:
                 self.terminal.line(f"replacing {path}: {why_not}")
-            require_room([(working, plan.scratch_bytes), (folder, plan.result_bytes)])
+            require_room([plan.room(working), (folder, plan.result_bytes)])
             self.terminal.resumable = True
             with self.watching(plan) as (on_progress, on_event):
                 result = plan.run(
@@ -403,6 +403,7 @@ class Measuring:
         if plan is None:
             with self.terminal.progress() as on_progress:
                 plan = self.request.plan(opened.task, on_progress)
+        plan = plan.as_begun(opened.task, self._working(folder))
         each = f", on each of {opened.task.ranks.count} ranks" if opened.task.ranks.count > 1 else ""
         self.terminal.line(f"plan: {plan.summary()}{each}", style="bold")
         tell_disk(self.terminal, self._working(folder), plan.scratch_bytes, folder, plan.result_bytes)

@@ -16,7 +16,7 @@ from lite_probe.operators.guards import preserve_state
 from lite_probe.results.kinds import KINDS
 from lite_probe.results.provenance import Note, join_notes
 from lite_probe.results.spectrum import Spectrum
-from lite_probe.runtime.disk import require_room
+from lite_probe.runtime.disk import held_bytes, require_room
 from lite_probe.runtime.fingerprint import landscape, task_fingerprint
 from lite_probe.runtime.provenance import provenance_of
 from lite_probe.runtime.resumable import ResumableRun, remove
@@ -104,6 +104,10 @@ class Plan(ABC, Generic[Result]):
     def summary(self) -> str:
         """Return the plan as one line for people."""
 
+    def continuing(self, task: Task, run: ResumableRun) -> Self:
+        """Return the plan as an interrupted run of it goes on; by default as it is. See `as_begun`."""
+        return self
+
     @property
     def time_and_memory(self) -> str:
         """Say what it takes, for `summary`."""
@@ -149,6 +153,21 @@ class Plan(ABC, Generic[Result]):
         asked = {**cls.config(task, request), **landscape(task, loss, per_block), **cls.identity(task, request)}
         return task_fingerprint(task, cls.split(request), asked)
 
+    def as_begun(self, task: Task, state_directory: Path) -> Self:
+        """Return the plan laid out as an interrupted run of it began, where there is one that fits; nothing is changed.
+
+        Args:
+            task: That it was planned on.
+            state_directory: As of `run`.
+        """
+        folder = _state_folder(state_directory, self.request.kind)
+        return self.continuing(task, ResumableRun(folder, self.fingerprint, ranks=task.ranks))
+
+    def room(self, state_directory: Path) -> tuple[Path, int]:
+        """Return a folder for working files, and the bytes that they take there beside a state to continue from."""
+        held = held_bytes(_state_folder(state_directory, self.request.kind))
+        return state_directory, max(self.scratch_bytes - held, 0)
+
     @staticmethod
     def split(request: Any) -> Split:
         """Return the batches that are measured on."""
@@ -181,14 +200,15 @@ class Plan(ABC, Generic[Result]):
         """
         started = time.perf_counter()
         started_at = datetime.now(UTC).isoformat(timespec="seconds")
-        folder = None
+        folder, plan = None, self
         if state_directory is not None:
-            require_room([(Path(state_directory), self.scratch_bytes)])
+            plan = self.as_begun(task, state_directory)
+            require_room([plan.room(Path(state_directory))])
             folder = _state_folder(state_directory, self.request.kind)
         run = ResumableRun(folder, self.fingerprint, on_progress, task.ranks)
         run.require_ranks()
         with preserve_state(task.model, fused_attention=task.ranks.is_sharded):
-            outcome = self.measure(task, run, on_event)
+            outcome = plan.measure(task, run, on_event)
         result: Result = KINDS[self.request.kind].load("record")(
             **outcome.fields,
             config=self.config(task, self.request),

@@ -20,12 +20,13 @@ from lite_probe.operators.finite_difference import FiniteDifferenceOperator
 from lite_probe.operators.gradient import gradient_norm, require_deterministic
 from lite_probe.operators.guards import preserve_state, require_precision
 from lite_probe.operators.hessian import GraphStore
+from lite_probe.operators.precision import Precision
 from lite_probe.operators.sharded import layout_of, sharded_loss_and_gradient
 from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.results.store import register
-from lite_probe.runtime.memory import MemoryLayout, host_memory_allowed, memory_allowed
+from lite_probe.runtime.memory import BegunLayout, MemoryLayout, goes_on, host_memory_allowed, memory_allowed
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import costs as costing
@@ -56,6 +57,55 @@ register("operator", _Finished, schema_version=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun(BegunLayout):
+    """What an interrupted measurement keeps to."""
+
+    products: Precision
+    fast_pairs: int  # 1 where eigenpairs are found by fast products
+
+    @classmethod
+    def of(cls, plan: "SpectrumPlan") -> "_Begun":
+        chosen = plan.multiplication
+        return cls(
+            **asdict(plan.layout),
+            products=chosen.precision,
+            fast_pairs=int(chosen.fast_pairs),
+            memory=plan.request.memory,
+        )
+
+    def multiplication(self, chosen: Multiplication) -> Multiplication:
+        """Return what products are multiplied in: as it began, its time and error as measured now."""
+        return replace(chosen, precision=self.products, fast_pairs=bool(self.fast_pairs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ground:
+    """What a plan rests on, however it is laid out in memory.
+
+    Attributes:
+        costs: Of parts of batches of so many rows:
+        rows: None where they are whole.
+        most_rows: Of the largest batch.
+        gradient_seconds: All batches.
+        vector_bytes: Of a vector of N entries.
+        apart: Whether products are an accelerator's, whose host is not counted.
+    """
+
+    costs: costing.Costs
+    rows: int | None
+    most_rows: int
+    gradient_seconds: float
+    vector_bytes: int
+    apart: bool
+
+    def costs_of(self, rows: int | None) -> costing.Costs:
+        """Return the costs of parts of so many rows, those of others extrapolated."""
+        if rows == self.rows:
+            return self.costs
+        return costing.of_rows(self.costs, self.rows or self.most_rows, rows or self.most_rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SpectrumPlan(Plan[Spectrum]):
     """How a spectrum will be measured, and what that takes."""
 
@@ -75,6 +125,7 @@ class SpectrumPlan(Plan[Spectrum]):
     num_shards: int  # that the model is cut into; 1 where every rank holds it whole
     rows_mix: bool  # a batch's loss is not the sum of its rows', so that batches are computed whole
     multiplication: Multiplication  # what products are multiplied in
+    ground: _Ground
     checkpointing_off: bool  # the model checkpoints activations reentrantly, which a measurement leaves out
 
     @classmethod
@@ -184,63 +235,63 @@ class SpectrumPlan(Plan[Spectrum]):
         if rows is None and memory.rows is not None and not costing.adds_up(fullest, request.split, memory.rows):
             costs, memory = ranks.once(partial(plan_memory, options=whole_batches))
             rows_mix = True
-        num_parts = len(parts_of(with_rows(fullest, memory.rows), request.split))
-        rebuilt = num_parts - memory.kept_graphs
-        rebuild_seconds = costs.build_seconds * rebuilt / num_parts
-        seconds = 2 * gradient_seconds + costs.build_seconds
-        asked = [_operator_request(request, name) for name in _operators(task, request)]
-        most = peak = costing.peak_bytes(costs, num_parts, memory, apart=host is not None)
-        if host is None:  # a CPU, where room is taken as the basis fills
-            filled = min(memory.basis_columns, whole.expected_pair_products)
-            peak = costing.peak_bytes(costs, num_parts, memory, apart=False, filled=filled)
-        # Of all pairs at once, when exact products polish them.
-        residuals = 2 * (whole.top + whole.bottom + 1) * costs.row_bytes
+        ground = _Ground(
+            costs=costs,
+            rows=memory.rows,
+            most_rows=options.most,
+            gradient_seconds=gradient_seconds,
+            vector_bytes=layout.whole_size * layout.parameters[0].element_size(),
+            apart=host is not None,
+        )
+        num_parts = _num_parts(task, request, memory)
+        most = costing.peak_bytes(costs, num_parts, memory, apart=ground.apart)
         multiplication = ranks.once(
             lambda: choose_multiplication(
                 with_rows(fullest, memory.rows),
                 layout,
                 asked=request.products,
-                operators=asked,
+                operators=[_operator_request(request, name) for name in _operators(task, request)],
                 kind=kind,
                 split=request.split,
                 count=evaluated.count,
                 graphs_kept=memory.kept_graphs > 0,
-                room_for_pairs=most + residuals <= budget,
+                room_for_pairs=most + _residual_bytes(whole, costs) <= budget,
             )
         )
-        for one, share in zip(asked, [1.0, *[_BLOCK_PRODUCT_SHARE] * len(asked)], strict=False):
-            passes = one.expected_pair_products + one.probes * one.probe_steps / memory.vectors_per_pass
-            all_exact = share * one.expected_products * costs.product_seconds + passes * rebuild_seconds
-            seconds += all_exact * multiplication.cost(one) / one.expected_products
-        mode: Literal["kept", "partly kept", "recomputed", "none"] = (
-            "partly kept" if memory.kept_graphs else "recomputed"
-        )
-        if kind == "finite-differences":
-            mode = "none"
-        elif rebuilt == 0:
-            mode = "kept"
-        polished = residuals if multiplication.is_polishing(whole) else 0
         return cls(
             request=request,
             num_parameters=layout.whole_size,
-            num_hvps=sum(multiplication.count(one) for one in asked),
-            seconds=seconds,
-            memory_bytes=peak + polished,
-            most_memory_bytes=most + polished,
-            graph_mode=mode,
-            layout=memory,
             fingerprint=cls.key(task, request, evaluated.loss),
             loss=evaluated.loss,
             gradient_norm=length,
             count=evaluated.count,
             unused=evaluated.unused,
-            scratch_bytes=costing.scratch_bytes(whole, layout.whole_size * layout.parameters[0].element_size(), memory),
             result_bytes=4 * layout.whole_size * (request.top + request.bottom),  # eigenvectors, in float32
             num_shards=ranks.count if ranks.is_sharded else 1,
             rows_mix=rows_mix,
-            multiplication=multiplication,
+            ground=ground,
             checkpointing_off=False,
+            **_figures(task, request, ground, memory, multiplication),
         )
+
+    def laid_out(self, task: Task, layout: MemoryLayout, multiplication: Multiplication) -> "SpectrumPlan":
+        """Return the plan in another layout in memory, with what that takes.
+
+        Args:
+            task: That it was planned on.
+            layout: In memory.
+            multiplication: What products are multiplied in.
+        """
+        return replace(self, **_figures(task, self.request, self.ground, layout, multiplication))
+
+    def continuing(self, task: Task, run: ResumableRun) -> "SpectrumPlan":
+        """Return the plan laid out as an interrupted run began, where memory has room for that."""
+        begun, memory = run.begun(_Begun), self.request.memory
+        if begun is None:
+            return self
+        plan = self.laid_out(task, begun.layout, begun.multiplication(self.multiplication))
+        fits = memory is None or (plan.most_memory_bytes or plan.memory_bytes) <= memory
+        return plan if goes_on(memory, begun_with=begun.memory, fits=fits) else self
 
     def summary(self) -> str:
         """Return the plan as one line for people."""
@@ -319,6 +370,51 @@ class SpectrumPlan(Plan[Spectrum]):
         return notes
 
 
+def _figures(
+    task: Task, request: SpectrumRequest, ground: _Ground, layout: MemoryLayout, multiplication: Multiplication
+) -> dict[str, Any]:
+    """Return what a plan says of a layout in memory, and of what products are multiplied in."""
+    costs, num_parts = ground.costs_of(layout.rows), _num_parts(task, request, layout)
+    asked = [_operator_request(request, name) for name in _operators(task, request)]
+    whole, rebuilt = asked[0], num_parts - layout.kept_graphs
+    rebuild_seconds = costs.build_seconds * rebuilt / num_parts
+    seconds = 2 * ground.gradient_seconds + costs.build_seconds
+    for one, share in zip(asked, [1.0, *[_BLOCK_PRODUCT_SHARE] * len(asked)], strict=False):
+        passes = one.expected_pair_products + one.probes * one.probe_steps / layout.vectors_per_pass
+        all_exact = share * one.expected_products * costs.product_seconds + passes * rebuild_seconds
+        seconds += all_exact * multiplication.cost(one) / one.expected_products
+    most = peak = costing.peak_bytes(costs, num_parts, layout, apart=ground.apart)
+    if not ground.apart:  # a CPU, where room is taken as the basis fills
+        filled = min(layout.basis_columns, whole.expected_pair_products)
+        peak = costing.peak_bytes(costs, num_parts, layout, apart=False, filled=filled)
+    polished = _residual_bytes(whole, costs) if multiplication.is_polishing(whole) else 0
+    mode: Literal["kept", "partly kept", "recomputed", "none"] = "partly kept" if layout.kept_graphs else "recomputed"
+    if _kind(request) == "finite-differences":
+        mode = "none"
+    elif rebuilt == 0:
+        mode = "kept"
+    return {
+        "num_hvps": sum(multiplication.count(one) for one in asked),
+        "seconds": seconds,
+        "memory_bytes": peak + polished,
+        "most_memory_bytes": most + polished,
+        "graph_mode": mode,
+        "layout": layout,
+        "multiplication": multiplication,
+        "scratch_bytes": costing.scratch_bytes(whole, ground.vector_bytes, layout),
+    }
+
+
+def _num_parts(task: Task, request: SpectrumRequest, layout: MemoryLayout) -> int:
+    """Return the parts of batches that rank 0 computes, who has most of them."""
+    return len(parts_of(with_rows(task.of_first_rank(request.split), layout.rows), request.split))
+
+
+def _residual_bytes(whole: OperatorRequest, costs: costing.Costs) -> int:
+    """Return the bytes of the residuals of all pairs at once, when exact products polish them."""
+    return 2 * (whole.top + whole.bottom + 1) * costs.row_bytes
+
+
 def bits_told(precision: str, spectra: Sequence[OperatorSpectrum]) -> str:
     """Say how many products were multiplied in fewer bits, and how far they are off."""
     fast, all_products = (sum(getattr(one, name) for one in spectra) for name in ("num_fast_hvps", "num_hvps"))
@@ -352,12 +448,9 @@ class _Session:
         self.plan = plan
         self.state = run
         # Another memory layout rounds differently: an interrupted measurement keeps to its own.
-        chosen = plan.multiplication
-        precision, fast_pairs = chosen.precision, int(chosen.fast_pairs)
-        pinned = dict(run.pin({**asdict(plan.layout), "products": precision, "fast_pairs": fast_pairs}))
-        products, fast_pairs = pinned.pop("products"), pinned.pop("fast_pairs")
-        self.multiplication = replace(chosen, precision=products, fast_pairs=bool(fast_pairs))
-        self.memory = MemoryLayout(**pinned)
+        begun = run.pin(_Begun.of(plan))
+        self.multiplication = begun.multiplication(plan.multiplication)
+        self.memory = begun.layout
         self.ranks = task.ranks
         self.task = with_rows(task, self.memory.rows)
         self.parameters = list(task.model.named_parameters())

@@ -1,7 +1,7 @@
 """How long a step the loss tolerates: planned, and put together from a session's parts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from lite_probe.replays.entrants import entrants_of
 from lite_probe.replays.recipes import require_settings
 from lite_probe.results.steps import Steps
 from lite_probe.runtime.fingerprint import batches_digest
-from lite_probe.runtime.memory import memory_allowed, memory_in_use, require_memory
+from lite_probe.runtime.memory import goes_on, memory_allowed, memory_in_use, require_memory
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.spectra.costs import probe_costs
 from lite_probe.subspaces import can_take, own_gradients
@@ -31,6 +31,14 @@ from lite_probe.vectors.layout import ParameterLayout
 _VECTORS = 9  # of N entries at a product along a step, beside two of each optimizer's
 _STEP_VECTORS = 6  # while a step is made: θ₀, two gradients there, the batch's, and two that the step is made in
 _WARM_VECTORS = 3  # while states are warmed: θ₀ twice, and the gradient there
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """What an interrupted measurement keeps to."""
+
+    together: int  # 1 where all optimizers step from each batch together
+    memory: int | None = field(default=None, compare=False)  # that was asked for when it began
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,11 +185,19 @@ class StepsPlan(Plan[Steps]):
             f"gradients, {self.time_and_memory}{how}"
         )
 
+    def continuing(self, task: Task, run: ResumableRun) -> "StepsPlan":
+        """Let optimizers step together, or one after another, as in an interrupted run."""
+        begun, memory = run.begun(_Begun), self.request.memory
+        if begun is None:
+            return self
+        keeps = goes_on(memory, begun_with=begun.memory, fits=self.together or not begun.together)
+        return replace(self, together=bool(begun.together)) if keeps else self
+
     def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:
         """Make the steps, and measure the loss along them."""
         layout = ParameterLayout(list(task.model.named_parameters()))
         with own_gradients(layout.parameters), put_back(layout) as start:
-            pinned = run.pin({"together": int(self.together)})
+            pinned = run.pin(_Begun(together=int(self.together), memory=self.request.memory))
             session = StepsSession(
                 task,
                 layout,
@@ -189,7 +205,7 @@ class StepsPlan(Plan[Steps]):
                 self.request,
                 self.effort,
                 run,
-                together=bool(pinned["together"]),
+                together=bool(pinned.together),
                 stores_states=self.stores_states,
             )
             session.run()

@@ -34,14 +34,17 @@ from lite_probe.results.subspace import (
 )
 from lite_probe.runtime.fingerprint import batches_digest
 from lite_probe.runtime.memory import (
+    BegunLayout,
     MemoryLayout,
     free_memory,
+    goes_on,
     memory_allowed,
     memory_in_use,
     peak_during,
     require_memory,
 )
 from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.runtime.timing import timed
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.compatibility import require_same_task
 from lite_probe.spectra.costs import scratch_bytes
@@ -50,7 +53,7 @@ from lite_probe.spectra.state import SavedState
 from lite_probe.steps.norms import UnitBall, sharpness_in_norm, unit_ball
 from lite_probe.subspaces.bands import cut_bands
 from lite_probe.subspaces.calibration import Proxy, Samples, calibrate, rest_of
-from lite_probe.subspaces.footprints import Footprint, footprint_of, time_steps, timed
+from lite_probe.subspaces.footprints import Footprint, StepSeconds, footprint_of, time_steps
 from lite_probe.subspaces.overlap import (
     expected_products,
     halves,
@@ -160,6 +163,32 @@ register("subspace-group", _FinishedGroup, schema_version=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun(BegunLayout):
+    """What an interrupted measurement keeps to."""
+
+    at_once: AtOnce
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ground:
+    """What a plan rests on, however it is laid out in memory.
+
+    Attributes:
+        curvature: Products, the Krylov basis and two probes, as a spectrum.
+        held: Beside them.
+        train_seconds: A gradient of a training batch.
+        train_peak: Bytes in use meanwhile.
+        steps: Of every optimizer.
+    """
+
+    curvature: SpectrumPlan
+    held: "_Held"
+    train_seconds: float
+    train_peak: int
+    steps: Mapping[str, StepSeconds]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SubspacePlan(Plan[SubspaceMeasurement]):
     """What a measurement will do, and what that takes."""
 
@@ -175,6 +204,7 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
     layout: MemoryLayout
     at_once: AtOnce
     halves_on_disk: bool  # the sharp subspace of one half of the batches, while the other's is measured
+    ground: _Ground
     loss: float
     count: int  # tokens or samples behind the loss
 
@@ -257,35 +287,35 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
                 if at_once == ways[-1]:
                     raise
         require_same_task(spectrum, task, loss=curvature.loss)
-        products = _products(request, at_once)
-        per_product = curvature.seconds / curvature.num_hvps
-        warmed = len(warm)
-        times = min(_GROUPS, warmed) if request.preconditioned else 1
-        gradients = warmed * times * (1 if at_once == "all" else len(names)) + 1
-        # Half of the batches cost half.
-        seconds = (sum(products.values()) - 0.5 * products.get("overlap of halves", 0)) * per_product
-        seconds += gradients * train_seconds[-1]
-        for name in names:
-            steps = time_steps(task, name)
-            seconds += warmed * times * steps.usual + (1 + times * (times > 1)) * max(steps.first - steps.usual, 0.0)
-        warming = held.warming(at_once, train_peak)
+        ground = _Ground(
+            curvature=curvature,
+            held=held,
+            train_seconds=train_seconds[-1],
+            train_peak=train_peak,
+            steps={name: time_steps(task, name) for name in names},
+        )
         return cls(
             request=request,
             size=size,
             num_parameters=curvature.num_parameters,
-            num_hvps=sum(products.values()),
-            num_gradients=gradients,
-            seconds=seconds,
-            memory_bytes=max(warming, _peak(request, curvature, held, at_once)),
-            most_memory_bytes=max(warming, _peak(request, curvature, held, at_once, is_full=True)),
-            layout=curvature.layout,
-            at_once=at_once,
             halves_on_disk=held.halves_on_disk,
-            scratch_bytes=_scratch_bytes(request, curvature, itemsize),
             loss=curvature.loss,
             count=curvature.count,
+            ground=ground,
             fingerprint=cls.key(task, request, spectrum.loss),
+            **_figures(task, request, ground, at_once),
         )
+
+    def continuing(self, task: Task, run: ResumableRun) -> "SubspacePlan":
+        """Return the plan laid out as an interrupted run began, where memory has room for that."""
+        begun, memory = run.begun(_Begun), self.request.memory
+        if begun is None:
+            return self
+        curvature = self.ground.curvature
+        ground = replace(self.ground, curvature=curvature.laid_out(task, begun.layout, curvature.multiplication))
+        plan = replace(self, ground=ground, **_figures(task, self.request, ground, begun.at_once))
+        fits = memory is None or (plan.most_memory_bytes or plan.memory_bytes) <= memory
+        return plan if goes_on(memory, begun_with=begun.memory, fits=fits) else self
 
     def summary(self) -> str:
         """Return the plan as one line for people."""
@@ -319,6 +349,32 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
             notes=session.notes,
             details={"spectrum": session.spectrum.fingerprint, "warm-up batches": batches_digest(session.warm)},
         )
+
+
+def _figures(task: Task, request: SubspaceRequest, ground: _Ground, at_once: AtOnce) -> dict[str, Any]:
+    """Return what a plan says of how its curvature is laid out, and of how much of the optimizers there is at once."""
+    curvature, held, names = ground.curvature, ground.held, request.optimizers or ()
+    products = _products(request, at_once)
+    per_product = curvature.seconds / curvature.num_hvps
+    warmed = len(_warm_batches(task, request))
+    times = min(_GROUPS, warmed) if request.preconditioned else 1
+    gradients = warmed * times * (1 if at_once == "all" else len(names)) + 1
+    # Half of the batches cost half.
+    seconds = (sum(products.values()) - 0.5 * products.get("overlap of halves", 0)) * per_product
+    seconds += gradients * ground.train_seconds
+    for steps in ground.steps.values():
+        seconds += warmed * times * steps.usual + (1 + times * (times > 1)) * max(steps.first - steps.usual, 0.0)
+    warming = held.warming(at_once, ground.train_peak)
+    return {
+        "num_hvps": sum(products.values()),
+        "num_gradients": gradients,
+        "seconds": seconds,
+        "memory_bytes": max(warming, _peak(request, curvature, held, at_once)),
+        "most_memory_bytes": max(warming, _peak(request, curvature, held, at_once, is_full=True)),
+        "layout": curvature.layout,
+        "at_once": at_once,
+        "scratch_bytes": _scratch_bytes(request, curvature, held.vector),
+    }
 
 
 def _require_comparable(name: str, other: Spectrum, spectrum: Spectrum, task: Task) -> None:
@@ -437,7 +493,7 @@ def _time_gradient(task: Task, batch: Batch) -> float:
     """Return the seconds of a training batch's gradient."""
     parameters = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     with own_gradients(parameters):
-        return timed(task, lambda: set_gradients(task, parameters, batch, "warm-up batch 0"))
+        return timed(task.device, lambda: set_gradients(task, parameters, batch, "warm-up batch 0"))
 
 
 def _peak(
@@ -461,12 +517,12 @@ def _peak(
     return max(solving, bare + held.beside_products(at_once), bare + held.ascending(at_once))
 
 
-def _scratch_bytes(request: SubspaceRequest, curvature: SpectrumPlan, itemsize: int) -> int:
+def _scratch_bytes(request: SubspaceRequest, curvature: SpectrumPlan, vector: int) -> int:
     """Return the bytes of working files at the worst moment.
 
     That is in a metric, whose state is saved, or when the sharp subspaces of both halves wait to be compared.
     """
-    vector, wanted = itemsize * curvature.num_parameters, request.size or 0
+    wanted = request.size or 0
     columns = curvature.layout.capacity(curvature.num_parameters, wanted)
     layout = replace(curvature.layout, basis_columns=columns, vectors_per_pass=1)
     on_disk = 2 * columns * vector if layout.basis_placement == "disk" else 0  # rotated it is another file
@@ -490,9 +546,8 @@ class _Session:
             )
         self.state.expected = plan.num_hvps
         # Another memory layout rounds differently: an interrupted measurement keeps to its own.
-        pinned = dict(run.pin({**asdict(plan.layout), "at_once": plan.at_once}))
-        self.at_once: AtOnce = pinned.pop("at_once")
-        self.memory = MemoryLayout(**pinned)
+        begun = run.pin(_Begun(**asdict(plan.layout), at_once=plan.at_once, memory=plan.request.memory))
+        self.at_once, self.memory = begun.at_once, begun.layout
         self.task = with_rows(task, self.memory.rows)
         self.layout = ParameterLayout(list(task.model.named_parameters()))
         self.names = tuple(plan.request.optimizers or ())

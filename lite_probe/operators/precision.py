@@ -8,13 +8,15 @@ products through a model whose forward pass it rounded were 1 to 10% off.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Precision = Literal["float32", "tf32", "bf16"]
+Setting = TypeVar("Setting")
 
 FAST: tuple[Precision, ...] = ("tf32", "bf16")  # fewer bits than float32, the more accurate first
 _TF32_DROPPED = 13  # of the 23 bits behind a float32's point
@@ -41,9 +43,9 @@ def has_units(precision: Precision, device: torch.device) -> bool:
 def multiplying_in(precision: Precision, device: torch.device | None = None) -> Iterator[None]:
     """Multiply float32 matrices in a precision for a while; torch's switches come back as they were.
 
-    torch has two sets of switches for it: `fp32_precision`, which counts, and the older `allow_tf32` of the GPU, which
-    must agree with it or cannot be read. Where no switch does it (bf16 on a GPU, whose operands must be converted; a
-    device without the units) matrix products are taken over one by one.
+    torch has two sets of switches for it: `fp32_precision`, which counts, and older ones, `allow_tf32` of the GPU and
+    `torch.set_float32_matmul_precision`, which must agree with it or cannot be read. Where no switch does it (bf16 on a
+    GPU, whose operands must be converted; a device without the units) matrix products are taken over one by one.
 
     Args:
         precision: float32 switches fewer bits off everywhere.
@@ -73,7 +75,8 @@ def _switched(gpu: str, cpu: str) -> Iterator[None]:
         backends.mkldnn.rnn: cpu,
     }
     precisions = [switch.fp32_precision for switch in switches]
-    older = [_allows_tf32(backend) for backend in gpu_backends]
+    older = [_readable(partial(getattr, backend, "allow_tf32")) for backend in gpu_backends]
+    oldest = _readable(torch.get_float32_matmul_precision)
     try:
         for backend, allowed in zip(gpu_backends, older, strict=True):
             if allowed is not None:
@@ -85,14 +88,16 @@ def _switched(gpu: str, cpu: str) -> Iterator[None]:
         for backend, allowed in zip(gpu_backends, older, strict=True):
             if allowed is not None:
                 backend.allow_tf32 = allowed
+        if oldest is not None:
+            torch.set_float32_matmul_precision(oldest)  # of "high" and "medium" `allow_tf32` knows no difference
         for switch, before in zip(switches, precisions, strict=True):
             switch.fp32_precision = before
 
 
-def _allows_tf32(backend: Any) -> bool | None:
+def _readable(read: Callable[[], Setting]) -> Setting | None:
     """Read an older switch; None where the newer ones were set otherwise, which torch refuses to read."""
     try:
-        return bool(backend.allow_tf32)
+        return read()
     except RuntimeError:
         return None
 

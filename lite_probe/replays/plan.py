@@ -17,10 +17,11 @@ from lite_probe.replays.recorder import OF_BANDS
 from lite_probe.replays.runner import FIRST
 from lite_probe.replays.segments import measured_split
 from lite_probe.runtime.memory import peak_during
+from lite_probe.runtime.timing import timed
 from lite_probe.spectra.costs import probe_costs
 from lite_probe.subspaces import drop_gradients, set_gradients, warm
 from lite_probe.subspaces.bands import EDGES
-from lite_probe.subspaces.footprints import Footprint, footprint_of, time_steps, timed
+from lite_probe.subspaces.footprints import Footprint, footprint_of, time_steps
 from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
 
@@ -97,10 +98,12 @@ def measure_costs(
     points: list[Point] = []
     evaluation: list[float] = []
     peak = peak_during(
-        task.device, lambda: evaluation.append(timed(task, lambda: points.append(evaluate(task, layout, split))))
+        task.device, lambda: evaluation.append(timed(task.device, lambda: points.append(evaluate(task, layout, split))))
     )
     tell(2, "planning")
-    train = min(timed(task, lambda: set_gradients(task, layout.parameters, batch, "warm-up batch 0")) for _ in range(2))
+    train = min(
+        timed(task.device, lambda: set_gradients(task, layout.parameters, batch, "warm-up batch 0")) for _ in range(2)
+    )
     drop_gradients(layout.parameters)
     first, usual, held = {}, {}, dict(footprints)
     for done, (name, entrant) in enumerate(entrants.items(), start=3):
@@ -128,7 +131,7 @@ def _made(
 ) -> tuple[float, float, int]:
     """Return the seconds of an optimizer's first step and of its second, and the bytes of its state."""
     optimizer = entrant.make(task, hyperparameters)
-    first, usual = (timed(task, lambda: warm(task, [optimizer], [batch])) - train for _ in range(2))
+    first, usual = (timed(task.device, lambda: warm(task, [optimizer], [batch])) - train for _ in range(2))
     return first - max(usual, 0.0), max(usual, 0.0), _state_bytes(optimizer)
 
 

@@ -46,7 +46,7 @@ class OperatorSpectrum:
     residual_norms: FloatArray  # (k,) true ‖Hv − λv‖ of the pair beside it, recomputed, loss/param²
     lower_eigenvalues: FloatArray  # (j,) the smallest, ascending: the most negative first
     lower_residual_norms: FloatArray  # (j,)
-    converged: NDArray[np.bool_]  # (k,) residual ≤ tolerance · |λ|
+    converged: NDArray[np.bool_]  # (k,) residual ≤ tolerance · |λ|, or at what rounding of the products allows
     lower_converged: NDArray[np.bool_]  # (j,)
     tolerance: float  # asked, relative to |λ|
     num_requested: int  # k asked; fewer returned is explained by a note
@@ -111,6 +111,16 @@ class OperatorSpectrum:
     def lower_end(self) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
         """Smallest eigenvalues, their residual norms, and which have converged."""
         return self.lower_eigenvalues, self.lower_residual_norms, self.lower_converged
+
+    @property
+    def residuals_at_rounding(self) -> FloatArray:
+        """(r,) ‖Hv − λv‖/|λ| of the converged pairs beyond the tolerance, both ends; infinite where λ is 0."""
+        values, residuals, converged = (
+            np.concatenate(both) for both in zip(self.upper_end, self.lower_end, strict=True)
+        )
+        beyond = converged & (residuals > self.tolerance * np.abs(values))
+        with np.errstate(divide="ignore"):
+            return np.asarray(residuals[beyond] / np.abs(values[beyond]))
 
     @property
     def is_trace_told(self) -> bool:

@@ -10,10 +10,10 @@ from lite_probe.errors import OutputError
 def require_room(needs: Iterable[tuple[Path, int]]) -> None:
     """Refuse what would fill a file system before it is half done.
 
-    Folders of one file system share its room; what a folder holds already counts towards its need, as after a kill.
+    Folders of one file system share its room.
 
     Args:
-        needs: (folder, bytes) pairs; a folder need not exist yet.
+        needs: (folder, bytes) pairs, of what is not there yet; nor need the folder be.
 
     Raises:
         OutputError: If a file system has less room than its folders need.
@@ -21,7 +21,7 @@ def require_room(needs: Iterable[tuple[Path, int]]) -> None:
     by_system: dict[int, list[tuple[Path, int]]] = {}
     for folder, size in needs:
         existing = _existing(folder)
-        by_system.setdefault(existing.stat().st_dev, []).append((folder, max(size - _held(folder), 0)))
+        by_system.setdefault(existing.stat().st_dev, []).append((folder, size))
     for shared in by_system.values():
         needed = sum(size for _, size in shared)
         free = shutil.disk_usage(_existing(shared[0][0])).free
@@ -33,6 +33,12 @@ def require_room(needs: Iterable[tuple[Path, int]]) -> None:
             )
 
 
+def held_bytes(folder: Path) -> int:
+    """Return the bytes of the files in a folder, one of two names once."""
+    found = (path.lstat() for path in folder.rglob("*") if not path.is_dir())
+    return sum({(status.st_dev, status.st_ino): status.st_size for status in found}.values())
+
+
 def disk_size(size: int) -> str:
     """Return bytes for people, in the unit that disks are sold in."""
     return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
@@ -40,9 +46,3 @@ def disk_size(size: int) -> str:
 
 def _existing(folder: Path) -> Path:
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-
-
-def _held(folder: Path) -> int:
-    """Return the bytes of the files in a folder, one of two names once."""
-    found = (path.lstat() for path in folder.rglob("*") if not path.is_dir())
-    return sum({(status.st_dev, status.st_ino): status.st_size for status in found}.values())

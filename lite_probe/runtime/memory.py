@@ -5,7 +5,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lite_probe.errors import OutputError, UsageError
+from lite_probe.runtime.cgroups import room_in_groups
 from lite_probe.runtime.resumable import real_folder
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
@@ -81,6 +82,35 @@ class MemoryLayout:
     def capacity(self, size: int, pairs: int) -> int:
         """Return the columns that a basis for some pairs is made with, of n = `size`."""
         return min(size, max(self.basis_columns, pairs + _LEAST_SPARE))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BegunLayout(MemoryLayout):
+    """The layout that a run began with and keeps to, since another one rounds differently; a kind adds what else does.
+
+    Attributes:
+        memory: That was asked for then, `--memory`.
+    """
+
+    memory: int | None = field(default=None, compare=False)
+
+    @property
+    def layout(self) -> MemoryLayout:
+        """The layout alone."""
+        return MemoryLayout(**{name: getattr(self, name) for name in MemoryLayout.__slots__})
+
+
+def goes_on(memory: int | None, *, begun_with: int | None, fits: bool) -> bool:
+    """Tell whether an interrupted run keeps to what it began with.
+
+    What is free varies, and what a plan counts varies a little: unless less is asked for than then, it does.
+
+    Args:
+        memory: What is asked for now, `--memory`.
+        begun_with: What was then.
+        fits: Whether what it began with fits into what is asked for now, as counted now.
+    """
+    return memory is None or fits or (begun_with is not None and begun_with <= memory)
 
 
 def memory_allowed(device: torch.device, memory: int | None, sharing: int = 1) -> int:
@@ -188,10 +218,20 @@ def saved_bytes(own: Iterable[Tensor]) -> Iterator[dict[int, int]]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes that can still be taken, on an accelerator with what torch's allocator caches for later."""
+    """Return the bytes that can still be taken.
+
+    On an accelerator that includes what torch's allocator caches for later; on a CPU it is what the host has, or the
+    control groups of the process let it take, where that is less: a container's.
+    """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + int(cached)
+    free, room = _free_on_host(), room_in_groups()
+    return free if room is None else min(free, room)
+
+
+def _free_on_host() -> int:
+    """Return the bytes of the machine that are free or given back when they are asked for."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

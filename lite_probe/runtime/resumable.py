@@ -8,18 +8,20 @@ Of several ranks the first sees to that, and each for the folders that are its o
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lite_probe.errors import InputError, UsageError
 from lite_probe.results.provenance import Note
+from lite_probe.results.record import decode_record, encode_record
 from lite_probe.results.sealing import seal, unseal
 from lite_probe.results.store import find_result, save, write_atomically
 from lite_probe.vectors.ranks import ALONE, Ranks
 
 Finished = TypeVar("Finished")
+Choice = TypeVar("Choice")
 
 _LAYOUT = "layout.json"
 _RANKS = "ranks.json"
@@ -94,28 +96,50 @@ class ResumableRun:
                 real_folder(folder)
         return folder
 
-    def pin(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what an interrupted run of this measurement chose; else begin anew with these choices.
+    def begun(self, kind: type[Choice]) -> Choice | None:
+        """Return what an interrupted run of this measurement chose, None where there is none; nothing is changed.
 
         Args:
-            chosen: Whole numbers and strings that change how sums are rounded, and nothing else.
+            kind: A dataclass; what does not have its fields, each of its type, is none.
+        """
+        return self.ranks.once(lambda: self._begun(kind))
+
+    def _begun(self, kind: type[Choice]) -> Choice | None:
+        if self.path is None or not os.path.lexists(self.path / _LAYOUT):
+            return None
+        with suppress(InputError):  # `pin` says what is damaged
+            return _choice_of(kind, self._unsealed(self.path / _LAYOUT))
+        return None
+
+    def pin(self, chosen: Choice) -> Choice:
+        """Begin with these choices, where no run with the same is to be continued; of another one nothing stays.
+
+        Args:
+            chosen: A dataclass of what changes how sums are rounded; other fields do not compare.
+
+        Returns:
+            They; on every rank those of rank 0.
 
         Raises:
             OutputError: If the folder cannot be made.
         """
         return self.ranks.once(lambda: self._pin(chosen))
 
-    def _pin(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _pin(self, chosen: Choice) -> Choice:
         if self.folder() is None:
             return chosen
         saved = self._read(_LAYOUT)
-        if isinstance(saved, dict) and {key: type(value) for key, value in saved.items()} == {
-            key: type(value) for key, value in chosen.items()
-        }:
-            return saved
+        if _choice_of(type(chosen), saved) == chosen:
+            return chosen
+        if saved is not None:
+            message = (
+                "what an interrupted run had saved was measured from the start: the memory allowed now has no room for "
+                "how that was laid out"
+            )
+            self.notes.append(Note(code="begun-anew", message=message))
         self.clear()
         self._mark()
-        self.write(_LAYOUT, dict(chosen))
+        self.write(_LAYOUT, encode_record(chosen)[0])
         return chosen
 
     def require_ranks(self) -> None:
@@ -210,11 +234,19 @@ class ResumableRun:
         if folder is None or not os.path.lexists(folder / name):
             return None
         try:
-            saved = unseal(folder / name, "saved state")
+            return self._unsealed(folder / name)
         except InputError as error:
             self.note(error)
             remove(folder / name)
             return None
+
+    def _unsealed(self, path: Path) -> Any | None:
+        """Return the value of a file, None where it is another measurement's.
+
+        Raises:
+            InputError: If it is damaged.
+        """
+        saved = unseal(path, "saved state")
         is_ours = isinstance(saved, dict) and saved.get("fingerprint") == self.fingerprint
         return saved.get("value") if is_ours else None
 
@@ -239,6 +271,15 @@ class ResumableRun:
     def note(self, error: InputError) -> None:
         """Keep for the reader of the result that something was damaged."""
         self.notes.append(damage_note(error))
+
+
+def _choice_of(kind: type[Choice], saved: Any) -> Choice | None:
+    """Return a saved choice; None where it is none of a kind."""
+    try:
+        choice: Choice = decode_record(kind, saved, None)
+    except (ValueError, OverflowError):
+        return None
+    return choice
 
 
 def _names(path: Path, fingerprint: bytes) -> bool:

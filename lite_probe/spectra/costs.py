@@ -6,8 +6,7 @@ two products through each, timed, with the memory they needed.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -31,6 +30,7 @@ from lite_probe.runtime.memory import (
     saved_bytes,
     size_text,
 )
+from lite_probe.runtime.timing import timed
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.operator import OperatorRequest
 from lite_probe.task import Batch, Split, Task
@@ -193,7 +193,7 @@ def plan_memory(
     while True:
         found: list[tuple[tuple[int, float], int | None, MemoryLayout]] = []
         for halvings, rows in enumerate(left):
-            costs = known.get(rows) or _of_rows(known[smallest], smallest or 1, rows or options.most)
+            costs = known.get(rows) or of_rows(known[smallest], smallest or 1, rows or options.most)
             try:
                 laid = lay_out(request, costs, parts[rows], budget, layout.size, host=host, rows=rows)
             except UsageError as error:
@@ -234,7 +234,7 @@ def plan_shards(
     return costs, lay_out(request, costs, num_batches, budget, layout.whole_size, host=host)
 
 
-def _of_rows(costs: Costs, measured: int, rows: int) -> Costs:
+def of_rows(costs: Costs, measured: int, rows: int) -> Costs:
     """Return what a part of other rows takes: all but what is held and vectors grows with them."""
     vectors = _PRODUCT_VECTORS * costs.vector_bytes
     growing = max(costs.product_bytes - costs.held_bytes - vectors, costs.graph_bytes)
@@ -263,7 +263,7 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
         differences = _difference_operator(task, layout, split)
         differences.matmat(vector)  # chooses its step
         times: list[float] = []
-        peak = peak_during(device, lambda: times.append(_timed(lambda: differences.matmat(vector))))
+        peak = peak_during(device, lambda: times.append(timed(device, lambda: differences.matmat(vector))))
         return Costs(
             held_bytes=held,
             product_bytes=peak,
@@ -282,9 +282,9 @@ def probe_costs(task: Task, layout: ParameterLayout, evaluated: LossAndGradient,
 
     def build_and_multiply() -> None:
         with saved_bytes(_held(layout, largest)) as seen:
-            times.append(_timed(lambda: operator.matmat(vector)))
+            times.append(timed(device, lambda: operator.matmat(vector)))
         saved.update(seen)
-        times.append(_timed(lambda: operator.matmat(vector)))
+        times.append(timed(device, lambda: operator.matmat(vector)))
 
     times = []
     peak = peak_during(device, build_and_multiply)
@@ -441,12 +441,13 @@ def scratch_bytes(request: OperatorRequest, vector: int, layout: MemoryLayout) -
     """Return the bytes of working files at the worst moment: the first save after the basis was rotated.
 
     The basis that was saved before lies there until the rotated one does too; so do two sets of the vectors between
-    steps, the pending one and two per probe. A basis on disk has its room taken at once, and is what is saved of it.
+    steps, the pending one and two per probe. A basis on disk has its room taken at once, and is what is saved of it;
+    rotated twice since the last save, the saved one lies there beside that which is rotated and that which it becomes.
     Blocks come after the whole, whose eigenvectors wait beside theirs: they are smaller.
     """
     on_disk = layout.basis_placement == "disk"
     rows = layout.basis_columns if on_disk else min(layout.basis_columns, request.expected_pair_products)
-    saved = 2 * rows + 2 * (1 + 2 * layout.vectors_per_pass)
+    saved = (3 if on_disk else 2) * rows + 2 * (1 + 2 * layout.vectors_per_pass)
     waiting = request.top + request.bottom + (rows if on_disk else 0)
     return vector * max(saved, waiting)
 
@@ -508,11 +509,3 @@ def _difference_operator(task: Task, layout: ParameterLayout, split: Split) -> F
 
 def _graph_operator(kind: str) -> type[HessianOperator] | type[GaussNewtonOperator]:
     return GaussNewtonOperator if kind == "ggn" else HessianOperator
-
-
-def _timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started

@@ -1,6 +1,5 @@
 """Whether products in fewer bits pay: their error and their time, measured on the task before anything is decided."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +8,7 @@ import torch
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
 from lite_probe.operators.precision import FAST, Precision, has_units
+from lite_probe.runtime.timing import timed
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.operator import OperatorRequest, expected_split, is_accurate
 from lite_probe.task import Split, Task
@@ -139,8 +139,4 @@ def choose_multiplication(
 
 
 def _seconds(operator: SymmetricOperator, column: torch.Tensor) -> float:
-    started = time.perf_counter()
-    operator.matmat(column)
-    if operator.device.type == "cuda":
-        torch.cuda.synchronize(operator.device)
-    return time.perf_counter() - started
+    return timed(operator.device, lambda: operator.matmat(column))

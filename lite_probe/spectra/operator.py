@@ -60,7 +60,7 @@ class OperatorRequest:
         bottom: Pairs at the lower end, j ≥ 0.
         probes: Random probes, p ≥ 2.
         probe_steps: Lanczos steps of each.
-        tolerance: A pair has converged when ‖Hv − λv‖ ≤ tolerance·|λ|.
+        tolerance: A pair has converged when ‖Hv − λv‖ ≤ tolerance·|λ|, or at the rounding floor.
         max_products: Stop looking for pairs there.
         seed: Of all random vectors.
     """
@@ -176,6 +176,7 @@ class OperatorMeasurement:
         self.fast = fast
         self.earlier_products = 0
         self.earlier_fast = 0
+        self.probe_products = 0  # of all products those of probes, which leave the pairs' limit alone
         self.rounds = 0
         self.epoch = 0
         self.steps_owed = 0  # Lanczos steps that a new block member gets before convergence is judged
@@ -262,7 +263,7 @@ class OperatorMeasurement:
             top=request.top,
             bottom=request.bottom,
             tolerance=max(_ROUGH if is_rough else 0.0, request.tolerance * (_MARGIN if is_fast else 1.0)),
-            max_products=max(request.product_limit - self.num_products, 0),
+            max_products=max(request.product_limit - (self.num_products - self.probe_products), 0),
             run=self.run,
             on_step=self._after_step,
         )
@@ -325,7 +326,9 @@ class OperatorMeasurement:
             self.probes = no_probes(self.run, _CHECK_PROBES if looking_again else self.request.probes)
         steps = _CHECK_STEPS if looking_again else self.request.probe_steps
         seed = derive_seed(self.request.seed, "round", self.rounds)
+        others = self.num_products - self.probe_products
         while advance_probes(self.run, deflated, self.probes, steps, seed=seed):
+            self.probe_products = self.num_products - others
             self._tell(f"probe {len(self.probes.alive)}/{self.probes.count}")
             if self.state.due:
                 self._save()
@@ -446,6 +449,7 @@ class OperatorMeasurement:
         head: dict[str, Any] = {
             "num_products": self.num_products,
             "num_fast": self.num_fast,
+            "probe_products": self.probe_products,
             "product_error": self.product_error,
             "polishes": self.polishes,
             "is_fast": run.is_fast,
@@ -485,6 +489,7 @@ class OperatorMeasurement:
         run = self.run
         device = run.basis.device
         self.earlier_products, self.earlier_fast = head["num_products"], head["num_fast"]
+        self.probe_products = head.get("probe_products", 0)
         self.product_error, self.polishes = head["product_error"], head["polishes"]
         self.units = None if head["units"] is None else np.array(head["units"])
         run.is_fast, run.is_polished = head["is_fast"], head["is_polished"]

@@ -4,7 +4,6 @@ Bytes are those of the same optimizer on tensors without storage. Seconds are th
 how many there are: no state of the whole model is made, and no more than a few matrices are decomposed.
 """
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from lite_probe.optim import Directions, make_optimizer
 from lite_probe.optim.buckets import Piece, state_dtype
+from lite_probe.runtime.timing import timed
 from lite_probe.subspaces.warming import optimizer_of
 from lite_probe.task import Task
 
@@ -124,22 +124,13 @@ def _time_sample(
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(shape, dtype=state_dtype(dtype), generator=generator)
     weight.grad = drawn.to(device=task.device, dtype=dtype)
-    first, usual = (timed(task, optimizer.step) for _ in range(2))
+    first, usual = (timed(task.device, optimizer.step) for _ in range(2))
     (group,) = optimizer.param_groups
     period = optimizer.pieces[0].geometry.period
     if period in group and group[period] > 1:
         often, group[period] = group[period], 1
-        usual += max(timed(task, optimizer.step) - usual, 0.0) / often
+        usual += max(timed(task.device, optimizer.step) - usual, 0.0) / often
     return StepSeconds(first=first, usual=usual)
-
-
-def timed(task: Task, call: Callable[[], Any]) -> float:
-    """Return the seconds that a call takes, what it leaves to the task's device included."""
-    started = time.perf_counter()
-    call()
-    if task.device.type == "cuda":
-        torch.cuda.synchronize(task.device)
-    return time.perf_counter() - started
 
 
 def _labels_of(one: Directions) -> int:

@@ -135,7 +135,9 @@ def _tables(labelled: Labelled) -> dict[str, Table | None]:
     """Return what the template gets of tables."""
     is_alone = len(labelled) == 1
     tolerances = " or ".join(sorted({format_number(one.whole.tolerance, 1) for _, one in labelled}))
-    caption = f"Eigenpairs at both ends; converged means a residual of at most {tolerances}·|λ|."
+    caption = (
+        f"Eigenpairs at both ends; converged means a residual of at most {tolerances}·|λ|, or of what rounding allows."
+    )
     pairs = [(label, ("", one.whole)) for label, one in labelled]
     return {
         "key_numbers": key_table(labelled),

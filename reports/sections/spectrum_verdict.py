@@ -163,7 +163,7 @@ def _describe_mass(spectrum: OperatorSpectrum) -> str:
 
 def _points(spectrum: Spectrum, prefix: str) -> tuple[Point, ...]:
     """Return what supports or weakens the verdict on one spectrum."""
-    found = [_negative_curvature(spectrum), _convergence(spectrum.whole), _verification(spectrum)]
+    found = [_negative_curvature(spectrum), _convergence(spectrum), _verification(spectrum)]
     return tuple(replace(one, text=one_space(prefix + one.text)) for one in found if one is not None)
 
 
@@ -196,23 +196,42 @@ def _negative_curvature(spectrum: Spectrum) -> Point | None:
     return Point(tone=tone, text=claim.sentence, claims=(claim,))
 
 
-def _convergence(spectrum: OperatorSpectrum) -> Point | None:
-    """Say how many of the pairs asked for came, and how many of them converged."""
-    count, asked = len(spectrum.eigenvalues), spectrum.num_requested
-    converged, lower = int(spectrum.converged.sum()), len(spectrum.lower_eigenvalues)
-    lower_converged = int(spectrum.lower_converged.sum())
+def _convergence(spectrum: Spectrum) -> Point | None:
+    """Say how many of the pairs asked for came, how many of them converged, and to what."""
+    whole = spectrum.whole
+    count, asked = len(whole.eigenvalues), whole.num_requested
+    converged, lower = int(whole.converged.sum()), len(whole.lower_eigenvalues)
+    lower_converged = int(whole.lower_converged.sum())
     if count + lower == 0:
         return None
-    tolerance = f"a relative residual of {format_number(spectrum.tolerance, 1)}"
+    reached = _reached(spectrum)
+    listed = ", ".join(f"{number} to {what}" for what, number in reached.items())
+    to_what = f" to {next(iter(reached))}" if len(reached) == 1 else ""
     if converged == count == asked and lower_converged == lower:
         subject = "The pair asked for" if count + lower == 1 else f"All {count + lower} pairs"
-        return Point(tone="good", text=f"{subject} converged to {tolerance}.")
-    parts = [f"{converged} of the {asked} largest pairs asked for converged to {tolerance}"]
+        return Point(tone="good", text=f"{subject} converged{to_what or f': {listed}'}.")
+    parts = [f"{converged} of the {asked} largest pairs asked for converged{to_what}"]
     if count < asked:
-        parts.append(f"only {count} {'was' if count == 1 else 'were'} found (stopped: {spectrum.stop_reason})")
+        parts.append(f"only {count} {'was' if count == 1 else 'were'} found (stopped: {whole.stop_reason})")
     if lower_converged < lower:
         parts.append(f"{lower_converged} of {lower} at the lower end")
-    return Point(tone="caution", text="; ".join(parts) + ". The others are marked and carry their residuals.")
+    of_those = "" if to_what else f" Of those that converged came {listed}."
+    text = f"{'; '.join(parts)}.{of_those} The others are marked and carry their residuals."
+    return Point(tone="caution", text=text)
+
+
+def _reached(spectrum: Spectrum) -> dict[str, int]:
+    """Count the converged pairs by what they converged to: the tolerance, or what rounding allows."""
+    whole = spectrum.whole
+    tolerance = f"a relative residual of {format_number(whole.tolerance, 1)}"
+    at_rounding = whole.residuals_at_rounding
+    within = int(whole.converged.sum() + whole.lower_converged.sum()) - len(at_rounding)
+    if not len(at_rounding):
+        return {tolerance: within}
+    worst = float(at_rounding.max())
+    largest = f"up to {format_number(worst, 2)}" if worst < 1.0 else "1 and more"
+    rounding = f"what rounding of {spectrum.provenance.precision} allows, a relative residual of {largest}"
+    return {**({tolerance: within} if within else {}), rounding: len(at_rounding)}
 
 
 def _verification(spectrum: Spectrum) -> Point | None:

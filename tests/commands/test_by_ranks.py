@@ -15,6 +15,7 @@ from lite_probe.commands.measuring import _require_same
 from lite_probe.commands.torchrun import joined
 from lite_probe.errors import InputError, UsageError
 from lite_probe.runtime import memory
+from lite_probe.runtime.memory import MemoryLayout
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.vectors.ranks import Ranks
 
@@ -105,6 +106,7 @@ def test_two_ranks_do_not_continue_what_one_began(tmp_path: Path) -> None:
 def test_what_is_pinned_keeps_the_number_of_ranks(tmp_path: Path) -> None:
     two = ResumableRun(tmp_path / "state", "abc123", ranks=Pair())
     two.require_ranks()
-    assert two.pin({"columns": 3}) == {"columns": 3}
+    layout = MemoryLayout(rows=None, kept_graphs=1, vectors_per_pass=1, basis_placement="device", basis_columns=3)
+    assert two.pin(layout) == layout
     with pytest.raises(UsageError, match="with the 2 ranks that began, got 1"):
         ResumableRun(tmp_path / "state", "abc123").require_ranks()

@@ -13,8 +13,10 @@ import pytest
 
 from lite_probe.commands import options
 from lite_probe.measurements.base import Plan
+from lite_probe.measurements.spectrum import SpectrumPlan
 from lite_probe.results.store import load
 from tests.commands.running import BATCH, replay, run, subspace
+from tests.plans import laid_out
 
 FEW = ("--top", "2", "--bottom", "1", "--probes", "2")
 
@@ -53,6 +55,15 @@ def test_a_dry_run_tells_sizes_and_places(tiny_llama: Path, text: Path, tmp_path
     assert f"in {tmp_path}/fast/out-" in elsewhere.stderr.replace("\n", "")
     assert f"stay in {tmp_path}/out" in elsewhere.stderr.replace("\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_is_told_as_an_interrupted_run_goes_on(
+    tiny_llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SpectrumPlan, "continuing", lambda plan, task, run: laid_out(plan, basis_columns=7))
+    found = run("spectrum", tiny_llama, "--data", text, "--out", tmp_path, *BATCH, *FEW, "--dry-run", "--json")
+    assert "basis of 7 vectors" in " ".join(found.stderr.split())
+    assert json.loads(found.stdout)["basis_columns"] == 7
 
 
 @pytest.mark.parametrize("place", ["scratch", "out"])

@@ -17,6 +17,7 @@ from tests import models
 
 CPU = torch.device("cpu")
 BITS: dict[Precision, int] = {"tf32": 11, "bf16": 8}  # of a significand, the leading one included
+EXACT: dict[str, Any] = {"gpu matmul": "ieee", "gpu conv": "ieee", "older": (False, False), "cpu matmul": "ieee"}
 
 
 def drawn(*shape: int) -> Tensor:
@@ -102,16 +103,30 @@ def test_nothing_but_float32_products_is_touched() -> None:
 )
 def test_units_are_switched_on_and_off_again(precision: Precision, device: str, changed: dict[str, Any]) -> None:
     before = switches()
-    exact = {"gpu matmul": "ieee", "gpu conv": "ieee", "older": (False, False), "cpu matmul": "ieee"}
 
     def stopped() -> None:
         with multiplying_in(precision, torch.device(device)):
-            assert switches() == exact | changed
+            assert switches() == EXACT | changed
             raise ValueError("stopped")
 
     with pytest.raises(ValueError, match="stopped"):
         stopped()
     assert switches() == before
+
+
+@pytest.mark.parametrize("setting", ["highest", "high", "medium"])
+def test_the_oldest_switch_can_be_read_afterwards(setting: str) -> None:
+    """torch refuses to read it where the newer ones say otherwise."""
+    usual = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        before = switches()
+        with multiplying_in("float32"):
+            assert switches() == EXACT
+        assert torch.get_float32_matmul_precision() == setting
+        assert switches() == before
+    finally:
+        torch.set_float32_matmul_precision(usual)
 
 
 def test_a_device_without_units_is_known() -> None:

@@ -141,6 +141,28 @@ def test_pairs_that_are_missing_or_unconverged_are_named(spectrum):
     assert "3 of 5 at the lower end" in text
 
 
+def test_pairs_that_stopped_at_rounding_are_told_from_those_within_the_tolerance(spectrum):
+    whole = spectrum.whole
+    residuals = whole.residual_norms.copy()
+    residuals[8:] = [2e-3, 4e-3] * whole.eigenvalues[8:]
+    rounding = "to what rounding of float32 allows, a relative residual of up to 0.0040"
+    some = with_whole(spectrum, residual_norms=residuals)
+    expected = f"All 15 pairs converged: 13 to a relative residual of 0.001, 2 {rounding}."
+    assert points(some)[1] == ("good", expected)
+    fewer = with_whole(some, lower_converged=np.array([True, True, True, False, False]))
+    assert points(fewer)[1] == (
+        "caution",
+        "10 of the 10 largest pairs asked for converged; 3 of 5 at the lower end. Of those that converged came 11 to a "
+        f"relative residual of 0.001, 2 {rounding}. The others are marked and carry their residuals.",
+    )
+    every = with_whole(some, tolerance=1e-9)
+    assert points(every)[1][1] == f"All 15 pairs converged {rounding}."
+    zero = with_whole(some, lower_eigenvalues=np.zeros(5))
+    assert points(zero)[1][1].endswith("7 to what rounding of float32 allows, a relative residual of 1 and more.")
+    unconverged = with_whole(every, converged=np.zeros(10, bool), lower_converged=np.zeros(5, bool))
+    assert "0 of the 10 largest pairs asked for converged to a relative residual of" in points(unconverged)[1][1]
+
+
 def test_the_second_opinion_counts_either_way(spectrum):
     tone, text = points(spectrum)[2]
     assert tone == "good"

@@ -11,11 +11,15 @@ from lite_probe.errors import OutputError
 from lite_probe.measurements.base import discard_state
 from lite_probe.results.store import save
 from lite_probe.runtime import resumable
-from lite_probe.runtime.disk import disk_size, require_room
+from lite_probe.runtime.disk import disk_size, held_bytes, require_room
+from lite_probe.runtime.memory import MemoryLayout
 from lite_probe.spectra.costs import scratch_bytes
 from lite_probe.spectra.operator import OperatorRequest
+from lite_probe.spectra.state import SavedState
+from lite_probe.vectors import basis as bases
+from lite_probe.vectors.basis import KrylovBasis
 from tests import models
-from tests.disks import held, leave_room
+from tests.disks import held, leave_room, taken
 from tests.plans import laid_out, plan_spectrum
 
 pytestmark = pytest.mark.slow
@@ -63,12 +67,21 @@ def test_folders_of_one_file_system_share_its_room(tmp_path: Path, monkeypatch: 
         require_room([(tmp_path / "a" / "b", 600_000), (tmp_path, 400_001)])
 
 
-def test_what_lies_there_already_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_to_continue_from_needs_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else lies there, an older result or another measurement's state, goes on taking its own."""
+    plan = replace(plan_spectrum(models.make_task("mlp", torch.float32), **_ASKED), scratch_bytes=1_500_000)
     leave_room(monkeypatch, 10**6)
-    (tmp_path / "basis").write_bytes(bytes(500_000))
-    require_room([(tmp_path, 1_500_000)])
+    for name in ("spectrum.safetensors", "subspace.state/probes.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(600_000))
+    with pytest.raises(OutputError, match=r"expected 1\.5 MB of free disk"):
+        require_room([plan.room(tmp_path)])
+    running = tmp_path / "spectrum.state" / "whole"
+    running.mkdir(parents=True)
+    (running / "basis.bin").write_bytes(bytes(500_000))
+    require_room([plan.room(tmp_path)])
     with pytest.raises(OutputError, match="of free disk"):
-        require_room([(tmp_path, 1_500_001)])
+        require_room([plan.room(tmp_path), (tmp_path, 1)])
 
 
 def test_sizes_are_those_of_disks() -> None:
@@ -76,11 +89,34 @@ def test_sizes_are_those_of_disks() -> None:
     assert disk_size(1_500_000) == "1.5 MB"
 
 
-def test_a_file_of_two_names_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies there counts towards the need: a saved basis on disk is its own file."""
+def test_a_file_of_two_names_is_there_once(tmp_path: Path) -> None:
+    """A saved basis on disk is its own file."""
     (tmp_path / "basis.bin").write_bytes(bytes(1000))
     (tmp_path / "basis-0.bin").hardlink_to(tmp_path / "basis.bin")
-    leave_room(monkeypatch, 999)
-    with pytest.raises(OutputError, match="expected"):
-        require_room([(tmp_path, 2000)])
-    require_room([(tmp_path, 1999)])
+    assert held_bytes(tmp_path) == 1000
+    assert held_bytes(tmp_path / "none") == 0
+
+
+def test_a_basis_on_disk_is_there_three_times_where_it_is_rotated_twice_between_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was saved, as it is, and as it becomes."""
+    layout = MemoryLayout(rows=None, kept_graphs=1, vectors_per_pass=1, basis_placement="disk", basis_columns=20)
+    entries, pages = 1024, 4096
+    cpu = torch.device("cpu")
+    basis = KrylovBasis(entries, layout.basis_columns, dtype=torch.float32, device=cpu, file=tmp_path / "basis.bin")
+    basis.append(torch.ones(2, entries))
+    SavedState(tmp_path / "running", "one").save({}, basis=basis, epoch=0, vectors=[torch.ones(3, entries)])
+    seen, reserve = [], bases._reserve
+
+    def watched(file: Path, size: int) -> Any:
+        found = reserve(file, size)
+        seen.append(taken(tmp_path))
+        return found
+
+    monkeypatch.setattr(bases, "_reserve", watched)
+    for _ in range(3):
+        basis.rotate(torch.eye(2, dtype=torch.float64))
+    beside = seen[0] - 2 * layout.basis_columns * pages
+    assert [size - beside for size in seen] == [times * layout.basis_columns * pages for times in (2, 3, 3)]
+    assert max(seen) <= scratch_bytes(OperatorRequest(top=3, bottom=1), pages, layout)

@@ -6,6 +6,7 @@ Matrices are Q diag(λ) Qᵀ with a random Q, so that no coordinate axis is an e
 import functools
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,18 @@ def test_reported_residuals_are_true(name: str, dtype: torch.dtype) -> None:
     assert np.all(residuals_of(result.spectrum) <= true + 3 * true.max(initial=0.0) + 3 * floor_of(name, dtype))
 
 
+def test_pairs_that_rounding_stops_are_told_from_those_within_the_tolerance() -> None:
+    operator, request = MatrixOperator(matrix_of("separated", torch.float32)), OperatorRequest(top=TOP, bottom=BOTTOM)
+    within = measure_operator(operator, request).spectrum
+    beyond = measure_operator(operator, replace(request, tolerance=1e-9)).spectrum
+    assert within.converged.all()
+    assert beyond.converged.all()
+    assert len(within.residuals_at_rounding) == 0
+    # Of all pairs; the smallest |λ| is 3, ‖H‖ is 50, and 50 roundings beside it count as none.
+    assert len(beyond.residuals_at_rounding) == TOP + BOTTOM
+    assert 1e-9 < beyond.residuals_at_rounding.min() < beyond.residuals_at_rounding.max() < 50 * 1.2e-7 * 50 / 3
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", list(SPECTRA))
 def test_pairs_are_the_known_ones_or_a_note_says_why_not(name: str, dtype: torch.dtype) -> None:
@@ -208,6 +221,15 @@ def test_missed_pairs_are_found_whatever_the_seed(seed: int) -> None:
     result = measure_operator(MatrixOperator(matrix_of("repeated", torch.float64)), request)
     np.testing.assert_allclose(result.spectrum.eigenvalues, [10, 10, 10], rtol=1e-6)
     np.testing.assert_allclose(result.spectrum.lower_eigenvalues, [-2], rtol=1e-6)
+
+
+def test_probes_take_no_products_from_the_pairs_that_they_find_missing() -> None:
+    request = OperatorRequest(top=3, bottom=1, probes=40)
+    assert request.probes * request.probe_steps > request.product_limit
+    spectrum = measure_operator(MatrixOperator(matrix_of("repeated", torch.float64)), request).spectrum
+    assert spectrum.stop_reason == "converged"
+    assert spectrum.converged.all()
+    np.testing.assert_allclose(spectrum.eigenvalues, [10, 10, 10], rtol=1e-5)
 
 
 def test_traces_stay_right_when_pairs_were_missed() -> None:

@@ -26,6 +26,7 @@ from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.runtime import resumable
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.spectra import OperatorRequest
+from lite_probe.spectra import costs as planning
 from lite_probe.spectra import state as states
 from lite_probe.spectra.operator import Measured, OperatorMeasurement
 from lite_probe.spectra.state import SavedState
@@ -36,10 +37,13 @@ from lite_probe.vectors.ranks import Ranks
 from lite_probe.vectors.reductions import CHUNK
 from tests import models, oracles
 from tests.plans import laid_out, plan_spectrum
+from tests.spectra.test_measure import of_rows
 
 pytestmark = pytest.mark.slow
 
 ASKED: dict[str, Any] = {"top": 2, "bottom": 1, "probes": 2, "probe_steps": 3, "tolerance": 1e-2}
+
+_GIB = 2**30
 
 
 class KilledError(Exception):
@@ -207,12 +211,12 @@ def test_float64_and_finite_differences_are_continued_too(tmp_path: Path) -> Non
 # -- repeated eigenvalues --------------------------------------------------------------------------------------------
 
 
-def repeated(folder: Path | None, on_progress: Any = None) -> Measured:
+def repeated(folder: Path | None, on_progress: Any = None, *, probes: int = 2) -> Measured:
     """A matrix whose missed pairs send Lanczos into further rounds."""
     matrix = oracles.matrix_with(np.r_[10, 10, 10, 7, 5, -2, np.linspace(-0.5, 1, 74)])
     return OperatorMeasurement(
         MatrixOperator(matrix),
-        OperatorRequest(top=3, bottom=1, probes=2, probe_steps=4),
+        OperatorRequest(top=3, bottom=1, probes=probes, probe_steps=4),
         basis=KrylovBasis(80, 80, dtype=torch.float64, device=torch.device("cpu")),
         state=SavedState(folder, "one"),
         on_progress=on_progress,
@@ -234,6 +238,19 @@ def test_rounds_that_look_for_missed_pairs_are_continued_bitwise(tmp_path: Path)
         if not same or continued.spectrum.trace != undisturbed.spectrum.trace:
             different.append(call)
     assert not different, f"of {len(told)} steps these changed the result: {different}"
+
+
+def test_what_the_probes_took_is_continued_with(tmp_path: Path) -> None:
+    """Their products do not count towards those that pairs may take, in another process neither."""
+    told: list[str] = []
+    undisturbed = repeated(None, lambda *now: told.append(now[2]), probes=60)
+    last_of_pairs = max(call for call, label in enumerate(told, start=1) if "pairs" in label)
+    assert last_of_pairs > 60 * 4 > OperatorRequest(top=3, bottom=1).product_limit
+    with pytest.raises(KilledError):
+        repeated(tmp_path, killed_at(last_of_pairs), probes=60)
+    continued = repeated(tmp_path, probes=60)
+    assert continued.spectrum.stop_reason == "converged"
+    assert_same_operator(continued.spectrum, undisturbed.spectrum)
 
 
 # -- a basis on disk -------------------------------------------------------------------------------------------------
@@ -681,6 +698,92 @@ def test_a_continued_measurement_keeps_its_memory_layout(tmp_path: Path) -> None
     assert_same_bits(other.run(task, state_directory=tmp_path), undisturbed)
     layout = json.loads((tmp_path / "spectrum.state" / "layout.json").read_text())
     assert layout["content"]["value"]["vectors_per_pass"] == plan.layout.vectors_per_pass
+
+
+def test_parts_of_batches_are_continued_where_whole_ones_are_planned(tmp_path: Path) -> None:
+    """What rows a graph is of is a number, or none."""
+    task = mlp()
+    whole = plan_spectrum(task, **ASKED)
+    assert whole.layout.rows is None
+    parts = laid_out(whole, rows=2, kept_graphs=0, graph_mode="recomputed")
+    for begun, other in ((parts, whole), (whole, parts)):
+        folder = tmp_path / str(begun.layout.rows)
+        with pytest.raises(KilledError):
+            begun.run(task, state_directory=folder, on_progress=killed_at(8))
+        done: list[int] = []
+        continued = other.run(task, state_directory=folder, on_progress=lambda *now, done=done: done.append(now[0]))
+        assert done[0] == 8
+        assert_same_bits(continued, begun.run(task))
+
+
+def test_less_memory_than_a_layout_takes_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was killed for memory is tried again with less; its plan is then what is run."""
+    monkeypatch.setattr(planning, "probe_costs", of_rows)
+    task = models.make_task("llama", torch.float32)
+    asked: dict[str, Any] = {"top": 2, "bottom": 1, "probes": 2, "probe_steps": 2, "tolerance": 0.1}
+    ample, tight = (plan_spectrum(task, **asked, memory=memory * _GIB) for memory in (10_000, 52))
+    assert (ample.layout.rows, ample.layout.basis_placement) == (None, "device")
+    with pytest.raises(KilledError):
+        ample.run(task, state_directory=tmp_path, on_progress=killed_at(8))
+    assert tight.as_begun(task, tmp_path) == tight
+    told: list[int] = []
+
+    def stop(done: int, expected: int, label: str) -> None:
+        told.append(done)
+        if len(told) == 8:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        tight.run(task, state_directory=tmp_path, on_progress=stop)
+    assert told[0] == 1
+    # It goes on as it began where there is room for it, or where what is free decides: so do plan and disk.
+    for plan in (ample, replace(ample, request=replace(ample.request, memory=None))):
+        continuing = plan.as_begun(task, tmp_path)
+        assert continuing.layout == tight.layout
+        assert "graphs rebuilt, batches in parts of 1 row, basis of" in continuing.summary()
+        assert "on disk" in continuing.summary()
+        assert continuing.memory_bytes < plan.memory_bytes
+        assert continuing.scratch_bytes == tight.scratch_bytes != plan.scratch_bytes
+    spectrum = tight.run(task, state_directory=tmp_path, on_progress=lambda *now: told.append(now[0]))
+    assert told[8] == 8
+    assert spectrum.notes == ()
+    assert "on disk" in spectrum.provenance.details["basis"]
+
+
+def test_what_is_measured_anew_is_noted(tmp_path: Path) -> None:
+    plan = interrupted(mlp(), tmp_path)
+    tight = laid_out(replace(plan, request=replace(plan.request, memory=1)), basis_columns=8)
+    spectrum = tight.run(mlp(), state_directory=tmp_path)
+    (note,) = spectrum.notes
+    assert note.code == "begun-anew"
+    assert "the memory allowed now has no room for how that was laid out" in note.message
+    assert_same_bits(replace(spectrum, notes=()), tight.run(mlp()))
+
+
+def test_the_memory_that_it_began_with_is_enough(tmp_path: Path) -> None:
+    """What a plan counts varies a little from run to run: the same command continues all the same."""
+    plan = plan_spectrum(mlp(), **ASKED, memory=2**40)
+    with pytest.raises(KilledError):
+        plan.run(mlp(), state_directory=tmp_path, on_progress=killed_at(8))
+    larger = replace(plan.ground, costs=replace(plan.ground.costs, product_bytes=2**41))
+    assert replace(plan, ground=larger).as_begun(mlp(), tmp_path).layout == plan.layout
+    other = laid_out(replace(plan, ground=larger), basis_columns=8)
+    assert other.as_begun(mlp(), tmp_path).layout == plan.layout
+    less = replace(other, request=replace(plan.request, memory=2**40 - 1))
+    assert less.as_begun(mlp(), tmp_path).layout == other.layout
+
+
+@pytest.mark.parametrize(
+    "edit", [{"rows": "two"}, {"kept_graphs": None}, {"basis_placement": "moon"}, {"more": 1}], ids=str
+)
+def test_choices_that_are_none_of_ours_are_not_continued(edit: dict[str, Any], tmp_path: Path) -> None:
+    plan = interrupted(mlp(), tmp_path)
+    folder = tmp_path / "spectrum.state"
+    choices = ResumableRun(folder, plan.fingerprint).read("layout.json")
+    ResumableRun(folder, plan.fingerprint).write("layout.json", {**choices, **edit})
+    spectrum, began = first_product(mlp(), tmp_path)
+    assert began == 1
+    assert [note.code for note in spectrum.notes] == ["begun-anew"]
 
 
 # -- afterwards ------------------------------------------------------------------------------------------------------

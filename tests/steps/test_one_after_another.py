@@ -16,6 +16,7 @@ from lite_probe.measurements.requests.steps import StepsRequest
 from lite_probe.measurements.steps import StepsPlan
 from lite_probe.measurements.steps_session import StepsSession
 from lite_probe.results.steps import Steps
+from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.subspaces.footprints import footprint_of
 from lite_probe.vectors.ranks import Ranks
 from tests.replays.conftest import with_training
@@ -143,3 +144,14 @@ def test_a_stopped_one_goes_on_the_way_it_went(tmp_path: Any) -> None:
     for name in NAMES:
         expected = measured(False)[0].optimizers[name]
         np.testing.assert_array_equal(found.optimizers[name].images, expected.images)
+
+
+def test_less_memory_than_all_together_take_begins_anew(tmp_path: Any) -> None:
+    task, plan = with_training("llama", 24, torch.float32), replace(planned(), together=False)
+    tight = replace(plan, request=replace(plan.request, memory=1000))
+    state = tmp_path / "steps.state"
+    for began_with, goes_on in ((None, False), (1001, False), (1000, True)):
+        ResumableRun(state, plan.fingerprint).clear()
+        ResumableRun(state, plan.fingerprint).pin(measuring._Begun(together=1, memory=began_with))
+        assert plan.as_begun(task, tmp_path).together
+        assert tight.as_begun(task, tmp_path).together == goes_on

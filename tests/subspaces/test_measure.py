@@ -585,6 +585,20 @@ def test_an_interrupted_measurement_keeps_its_memory_layout(tmp_path: Path) -> N
     assert_same_bits(plan.run(task, state_directory=tmp_path), expected)
 
 
+@pytest.mark.usefixtures("_every_step_is_saved")
+def test_less_memory_than_a_layout_takes_begins_anew(tmp_path: Path) -> None:
+    task, spectrum = trained("mlp"), spectrum_of("mlp")
+    plan = plan_subspace(task, spectrum, **QUICK)
+    with pytest.raises(_InterruptionError):
+        plan.run(task, state_directory=tmp_path, on_progress=killed_at(10))
+    other = replace(laid_out(plan, basis_columns=K + 6), at_once="one")
+    assert other.as_begun(task, tmp_path) == replace(plan, ground=other.as_begun(task, tmp_path).ground)
+    tight = replace(other, request=replace(plan.request, memory=1))
+    assert tight.as_begun(task, tmp_path) == tight
+    found = tight.run(task, state_directory=tmp_path)
+    assert [note.code for note in found.notes if note.code == "begun-anew"] == ["begun-anew"]
+
+
 def test_discarding_removes_the_state(tmp_path: Path) -> None:
     measure_subspace(trained("mlp"), spectrum_of("mlp"), **QUICK, state_directory=tmp_path)
     assert (tmp_path / "subspace.state").is_dir()

@@ -19,7 +19,7 @@ class SpectrumRequest(Request):
         bottom: Smallest eigenpairs.
         probes: Random probes behind density and trace.
         probe_steps: Lanczos steps of each probe.
-        tolerance: A pair has converged when ‖Hv − λv‖ ≤ tolerance·|λ|.
+        tolerance: A pair has converged when ‖Hv − λv‖ ≤ tolerance·|λ|, or at the rounding floor.
         operator: "hessian", or "ggn" for Gauss–Newton.
         method: "autograd", or "finite-differences" for a Hessian without double backward.
         per_block: Also every block alone, the rest held fixed: its three largest pairs, its smallest, density and
