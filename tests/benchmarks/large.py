@@ -2,7 +2,8 @@
 
 576 wide, 30 layers, a vocabulary of 49,152, thirty steps of AdamW from random weights; two batches of one row of 128
 tokens, 2 threads. Everything is the command line's own, each command a process whose peak of resident memory the
-system tells. About two hours and 50 GB of disk; `--only spectrum` measures what the others need, and takes ten minutes.
+system tells. About an hour and a half and 50 GB of disk; `--only spectrum` measures what the others need, and takes ten
+minutes.
 """
 
 import argparse
@@ -19,13 +20,22 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import lite_probe as lp
 
 STEPS, RATE, RAMP = 30, 3e-4, 10
-OPTIMIZERS = "adamw,muon,muon-lite,soap"
-RATES = ["--optimizers", OPTIMIZERS, "--warm-batches", "4", "--lr", "1e-4"]
+WARM = ["--warm-batches", "4", "--lr", "1e-4"]
 COMMANDS = {
     "spectrum": ["--top", "10", "--bottom", "0"],
-    "replay": [*RATES, "--steps", "3", "--seeds", "1", "--rule", "trapezoid"],
-    "steps": [*RATES, "--step-batches", "16"],
-    "subspace": ["--warm-batches", "4"],
+    "replay": [
+        "--optimizers",
+        "adamw,muon,muon-lite,soap",
+        *WARM,
+        "--steps",
+        "3",
+        "--seeds",
+        "1",
+        "--rule",
+        "trapezoid",
+    ],
+    "steps": ["--optimizers", "muon,soap", *WARM, "--step-batches", "16"],
+    "subspace": ["--warm-batches", "2", "--probes", "4"],
 }
 DATA = ["--data", "builtin:python-docs", "--tokenizer", "bytes", "--seq-len", "128", "--batch-size", "1"]
 PLANNED = re.compile(r"plan: .*?, ([\d.]+)(?: to ([\d.]+))? GiB")
