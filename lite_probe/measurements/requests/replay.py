@@ -40,7 +40,7 @@ class ReplayRequest(OptimizersRequest):
     steps: int = option(50, "Steps of the segment.", least=1)
     ramp: int | None = option(
         None,
-        "Steps over which the learning rate rises from zero, 0 for none; by default a tenth of them, at least five.",
+        "Steps over which the learning rate rises from zero, 0 for none; by default a tenth, 5 or more, half at most.",
         least=0,
     )
     seeds: int = option(3, "Segments of other batches.", least=1, most=10_000)
