@@ -15,16 +15,16 @@ class _Files:
     Attributes:
         limit: Bytes that a group may take; `max` where it may take any.
         usage: Bytes that it takes, files that the system has cached for it included.
-        inactive: Of `memory.stat`, those of them that the system gives back when they are asked for.
+        cached: Of `memory.stat`, those of them that the system gives back when they are asked for.
     """
 
     limit: str
     usage: str
-    inactive: str
+    cached: tuple[str, ...]
 
 
-_FIRST = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_SECOND = _Files("memory.max", "memory.current", "inactive_file")
+_FIRST = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
+_SECOND = _Files("memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
 def room_in_groups(membership: Path = _MEMBERSHIP, mount: Path = _MOUNT) -> int | None:
@@ -66,6 +66,6 @@ def _room(group: Path, files: _Files) -> int | None:
     try:
         limit, usage = (int((group / name).read_text()) for name in (files.limit, files.usage))
         counted = dict(line.split(maxsplit=1) for line in (group / "memory.stat").read_text().splitlines())
-        return max(limit - usage + int(counted[files.inactive]), 0)
+        return max(limit - usage + sum(int(counted[name]) for name in files.cached), 0)
     except (OSError, ValueError, KeyError):
         return None

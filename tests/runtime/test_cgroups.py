@@ -8,16 +8,18 @@ import torch
 from lite_probe.runtime import memory
 from lite_probe.runtime.cgroups import room_in_groups
 
-_SECOND = ("memory.max", "memory.current", "inactive_file")
-_FIRST = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_SECOND = ("memory.max", "memory.current", "")
+_FIRST = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 
 
-def group(folder: Path, names: tuple[str, str, str], limit: int | str, usage: int, inactive: int = 0) -> None:
+def group(folder: Path, names: tuple[str, str, str], limit: int | str, usage: int, cached: int = 0) -> None:
     """Write the files of a group."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / names[0]).write_text(f"{limit}\n")
     (folder / names[1]).write_text(f"{usage}\n")
-    (folder / "memory.stat").write_text(f"anon 7\ninactive_file 1\n{names[2]} {inactive}\nactive_file 9\n")
+    without = "inactive_file 1\nactive_file 9\n" if names[2] else ""  # of those below it
+    counted = f"{names[2]}active_file {cached // 3}\n{names[2]}inactive_file {cached - cached // 3}\n"
+    (folder / "memory.stat").write_text(f"anon 7\n{without}{counted}")
 
 
 def room(tmp_path: Path, membership: str) -> int | None:
@@ -32,7 +34,7 @@ def test_the_least_of_a_group_and_those_above_it_counts(tmp_path: Path) -> None:
     assert room(tmp_path, membership) is None
     group(top / "pod.slice" / "box.scope", _SECOND, "max", 300)
     assert room(tmp_path, membership) is None
-    group(top / "pod.slice", _SECOND, 1000, 800, inactive=50)
+    group(top / "pod.slice", _SECOND, 1000, 800, cached=50)
     assert room(tmp_path, membership) == 1000 - 800 + 50
     group(top / "pod.slice" / "box.scope", _SECOND, 400, 300)
     assert room(tmp_path, membership) == 100
@@ -55,7 +57,7 @@ def test_groups_of_the_first_version_are_read_too(tmp_path: Path) -> None:
     membership = "5:cpu,cpuacct:/docker/a:b\n4:memory,hugetlb:/docker/a:b\n1:name=systemd:/\n0::/\n"
     group(top, _FIRST, 9223372036854771712, 500)
     assert room(tmp_path, membership) == 9223372036854771712 - 500
-    group(top / "docker" / "a:b", _FIRST, 1000, 200, inactive=30)
+    group(top / "docker" / "a:b", _FIRST, 1000, 200, cached=30)
     assert room(tmp_path, membership) == 830
 
 
