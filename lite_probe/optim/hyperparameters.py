@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lite_probe.errors import UsageError
 from lite_probe.results.blocks import BLOCK_NAMES
 
@@ -137,9 +139,7 @@ def _plain(value: Any) -> Any:
 
 
 def _plain_number(value: Any) -> Any:
-    if _is_whole(value):
-        return int(value)
-    return float(value) if isinstance(value, float) else value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _values(value: Any) -> list[Any]:
