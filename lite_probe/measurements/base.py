@@ -19,7 +19,7 @@ from lite_probe.results.spectrum import Spectrum
 from lite_probe.runtime.disk import held_bytes, require_room
 from lite_probe.runtime.fingerprint import landscape, task_fingerprint
 from lite_probe.runtime.provenance import provenance_of
-from lite_probe.runtime.resumable import ResumableRun, remove
+from lite_probe.runtime.resumable import Begun, ResumableRun, remove
 from lite_probe.task import Split, Task
 from lite_probe.version import __version__
 
@@ -61,6 +61,8 @@ class Plan(ABC, Generic[Result]):
         fingerprint: Of checkpoint content, batches and request: a result's key.
     """
 
+    #: What an interrupted run keeps to; None where it may go on in any way.
+    begun: ClassVar[type[Begun] | None] = None
     #: What `--dry-run --json` prints of a plan.
     shown: ClassVar[tuple[str, ...]] = (
         *("num_parameters", "seconds", "memory_bytes", "scratch_bytes", "result_bytes", "fingerprint"),
@@ -104,8 +106,8 @@ class Plan(ABC, Generic[Result]):
     def summary(self) -> str:
         """Return the plan as one line for people."""
 
-    def continuing(self, task: Task, run: ResumableRun) -> Self:
-        """Return the plan as an interrupted run of it goes on; by default as it is. See `as_begun`."""
+    def laid_out_as(self, task: Task, begun: Any) -> Self:
+        """Return the plan in the way that a run began, an instance of its `begun`, with what that takes."""
         return self
 
     @property
@@ -160,8 +162,16 @@ class Plan(ABC, Generic[Result]):
             task: That it was planned on.
             state_directory: As of `run`.
         """
+        if self.begun is None:
+            return self
         folder = _state_folder(state_directory, self.request.kind)
-        return self.continuing(task, ResumableRun(folder, self.fingerprint, ranks=task.ranks))
+        begun = ResumableRun(folder, self.fingerprint, ranks=task.ranks).begun(self.begun)
+        if begun is None:
+            return self
+        plan, memory = self.laid_out_as(task, begun), self.request.memory
+        # What is free varies, and what a plan counts varies a little: only less than was asked for so far ends it.
+        goes_on = memory is None or (begun.memory is not None and begun.memory <= memory)
+        return plan if goes_on or (plan.most_memory_bytes or plan.memory_bytes) <= memory else self
 
     def room(self, state_directory: Path) -> tuple[Path, int]:
         """Return a folder for working files, and the bytes that they take there beside a state to continue from."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,14 +20,13 @@ from lite_probe.operators.finite_difference import FiniteDifferenceOperator
 from lite_probe.operators.gradient import gradient_norm, require_deterministic
 from lite_probe.operators.guards import preserve_state, require_precision
 from lite_probe.operators.hessian import GraphStore
-from lite_probe.operators.precision import Precision
 from lite_probe.operators.sharded import layout_of, sharded_loss_and_gradient
 from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.results.store import register
-from lite_probe.runtime.memory import BegunLayout, MemoryLayout, goes_on, host_memory_allowed, memory_allowed
-from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.runtime.memory import MemoryLayout, host_memory_allowed, memory_allowed
+from lite_probe.runtime.resumable import Begun, ResumableRun
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import costs as costing
 from lite_probe.spectra.fast import Multiplication, choose_multiplication, pays_to_try
@@ -57,25 +56,11 @@ register("operator", _Finished, schema_version=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Begun(BegunLayout):
+class _Begun(Begun):
     """What an interrupted measurement keeps to."""
 
-    products: Precision
-    fast_pairs: int  # 1 where eigenpairs are found by fast products
-
-    @classmethod
-    def of(cls, plan: "SpectrumPlan") -> "_Begun":
-        chosen = plan.multiplication
-        return cls(
-            **asdict(plan.layout),
-            products=chosen.precision,
-            fast_pairs=int(chosen.fast_pairs),
-            memory=plan.request.memory,
-        )
-
-    def multiplication(self, chosen: Multiplication) -> Multiplication:
-        """Return what products are multiplied in: as it began, its time and error as measured now."""
-        return replace(chosen, precision=self.products, fast_pairs=bool(self.fast_pairs))
+    layout: MemoryLayout
+    multiplication: Multiplication
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +68,8 @@ class _Ground:
     """What a plan rests on, however it is laid out in memory.
 
     Attributes:
-        costs: Of parts of batches of so many rows:
-        rows: None where they are whole.
+        costs: Of a part of a batch of `rows` rows.
+        rows: None where batches are whole.
         most_rows: Of the largest batch.
         gradient_seconds: All batches.
         vector_bytes: Of a vector of N entries.
@@ -109,6 +94,7 @@ class _Ground:
 class SpectrumPlan(Plan[Spectrum]):
     """How a spectrum will be measured, and what that takes."""
 
+    begun: ClassVar[type[Begun] | None] = _Begun
     shown: ClassVar[tuple[str, ...]] = (
         *("num_parameters", "num_hvps", "seconds", "memory_bytes", "most_memory_bytes", "graph_mode", "num_shards"),
         *("layout", "multiplication", "scratch_bytes", "result_bytes", "fingerprint"),
@@ -284,14 +270,9 @@ class SpectrumPlan(Plan[Spectrum]):
         """
         return replace(self, **_figures(task, self.request, self.ground, layout, multiplication))
 
-    def continuing(self, task: Task, run: ResumableRun) -> "SpectrumPlan":
-        """Return the plan laid out as an interrupted run began, where memory has room for that."""
-        begun, memory = run.begun(_Begun), self.request.memory
-        if begun is None:
-            return self
-        plan = self.laid_out(task, begun.layout, begun.multiplication(self.multiplication))
-        fits = memory is None or (plan.most_memory_bytes or plan.memory_bytes) <= memory
-        return plan if goes_on(memory, begun_with=begun.memory, fits=fits) else self
+    def laid_out_as(self, task: Task, begun: _Begun) -> "SpectrumPlan":
+        """Return the plan in the layout and with the products that an interrupted run began with."""
+        return self.laid_out(task, begun.layout, begun.multiplication)
 
     def summary(self) -> str:
         """Return the plan as one line for people."""
@@ -356,10 +337,10 @@ class SpectrumPlan(Plan[Spectrum]):
             notes.append(Note(code="batches-whole", message=message))
         if self.unused:
             more = f" and {len(self.unused) - 5} more" if len(self.unused) > 5 else ""
-            message = (
-                f"{len(self.unused)} parameters do not influence the loss and count as zero curvature: "
-                f"{', '.join(self.unused[:5])}{more}"
-            )
+            what = "do not influence the loss and count as zero curvature"
+            if self.num_shards > 1:  # where gradients of zero are not told from none
+                what = "have a gradient of zero, and the loss stays as it is where they are moved a little"
+            message = f"{len(self.unused)} parameters {what}: {', '.join(self.unused[:5])}{more}"
             notes.append(Note(code="unused-parameters", message=message))
         if difference_error is not None:
             message = (
@@ -448,9 +429,8 @@ class _Session:
         self.plan = plan
         self.state = run
         # Another memory layout rounds differently: an interrupted measurement keeps to its own.
-        begun = run.pin(_Begun.of(plan))
-        self.multiplication = begun.multiplication(plan.multiplication)
-        self.memory = begun.layout
+        begun = run.pin(_Begun(layout=plan.layout, multiplication=plan.multiplication, memory=plan.request.memory))
+        self.memory, self.multiplication = begun.layout, begun.multiplication
         self.ranks = task.ranks
         self.task = with_rows(task, self.memory.rows)
         self.parameters = list(task.model.named_parameters())

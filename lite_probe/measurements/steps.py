@@ -1,7 +1,7 @@
 """How long a step the loss tolerates: planned, and put together from a session's parts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +20,8 @@ from lite_probe.replays.entrants import entrants_of
 from lite_probe.replays.recipes import require_settings
 from lite_probe.results.steps import Steps
 from lite_probe.runtime.fingerprint import batches_digest
-from lite_probe.runtime.memory import goes_on, memory_allowed, memory_in_use, require_memory
-from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.runtime.memory import memory_allowed, memory_in_use, require_memory
+from lite_probe.runtime.resumable import Begun, ResumableRun
 from lite_probe.spectra.costs import probe_costs
 from lite_probe.subspaces import can_take, own_gradients
 from lite_probe.subspaces.footprints import Footprint, footprint_of
@@ -34,17 +34,17 @@ _WARM_VECTORS = 3  # while states are warmed: θ₀ twice, and the gradient ther
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Begun:
+class _Begun(Begun):
     """What an interrupted measurement keeps to."""
 
-    together: int  # 1 where all optimizers step from each batch together
-    memory: int | None = field(default=None, compare=False)  # that was asked for when it began
+    together: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepsPlan(Plan[Steps]):
     """What a measurement of steps will do, and what that takes."""
 
+    begun: ClassVar[type[Begun] | None] = _Begun
     shown: ClassVar[tuple[str, ...]] = (
         *("num_parameters", "num_products", "num_gradients", "seconds", "memory_bytes", "scratch_bytes", "fingerprint"),
     )
@@ -53,6 +53,7 @@ class StepsPlan(Plan[Steps]):
     effort: Effort
     together: bool  # whether all optimizers step from each batch together, or one optimizer after another
     stores_states: bool  # whether what an optimizer steps from lies in files
+    ways: Mapping[bool, Mapping[str, Any]]  # what of this depends on `together`, for either
     loss: float
     count: int
 
@@ -146,34 +147,43 @@ class StepsPlan(Plan[Steps]):
                 None if request.critical_only else probe_costs(fullest, layout, evaluated, "evaluation", "hessian")
             )
         peak = max(costs.peak_bytes, curvature.product_bytes if curvature is not None else 0)
-        for together, stored in ((True, False), (False, False), (False, True)):
-            groups = [[*entrants]] if together else [[name] for name in entrants]
-            needed = max(needs(names, peak, together=together, stored=stored) for names in groups)
-            if needed <= allowed:
-                break
-        _require(needed, allowed)
         names = [name for name in entrants if name not in inherited_by(task, request)]
         warmed = len(names) if request.state != "cold" else 0
-        effort = Effort.of(task, request, warmed=warmed, together=together)
-        product = 2.0 * costs.evaluation_seconds
-        if curvature is not None:
-            product = curvature.product_seconds + curvature.build_seconds / max(effort.products_per_graph, 1.0)
-        seconds = effort.gradients * costs.train_seconds + sum(effort.products.values()) * product
-        seconds += effort.forwards * costs.evaluation_seconds / 3.0
-        seconds += sum(costs.step_seconds[name] * effort.steps + costs.first_seconds[name] for name in entrants)
+
+        def needed(*, together: bool, stored: bool) -> int:
+            groups = [[*entrants]] if together else [[name] for name in entrants]
+            return max(needs(group, peak, together=together, stored=stored) for group in groups)
+
+        def figures(*, together: bool) -> dict[str, Any]:
+            stored = not together and needed(together=False, stored=False) > allowed
+            effort = Effort.of(task, request, warmed=warmed, together=together)
+            product = 2.0 * costs.evaluation_seconds
+            if curvature is not None:
+                product = curvature.product_seconds + curvature.build_seconds / max(effort.products_per_graph, 1.0)
+            seconds = effort.gradients * costs.train_seconds + sum(effort.products.values()) * product
+            seconds += effort.forwards * costs.evaluation_seconds / 3.0
+            seconds += sum(costs.step_seconds[name] * effort.steps + costs.first_seconds[name] for name in entrants)
+            return {
+                "together": together,
+                "stores_states": stored,
+                "effort": effort,
+                "seconds": seconds,
+                "memory_bytes": needed(together=together, stored=stored),
+                "scratch_bytes": 8 * 3 * 100 * len(entrants) * effort.batches
+                + stored * task.ranks.count * sum(footprints[name].state_bytes for name in entrants),
+            }
+
+        ways = {together: figures(together=together) for together in (True, False)}
+        chosen = ways[ways[True]["memory_bytes"] <= allowed]
+        _require(chosen["memory_bytes"], allowed)
         return cls(
             request=request,
             num_parameters=layout.size,
-            effort=effort,
-            together=together,
-            stores_states=stored,
             loss=evaluated.loss,
             count=evaluated.count,
-            seconds=seconds,
-            memory_bytes=needed,
-            scratch_bytes=8 * 3 * 100 * len(entrants) * effort.batches
-            + stored * task.ranks.count * sum(footprints[name].state_bytes for name in entrants),
+            ways=ways,
             fingerprint=cls.key(task, request, evaluated.loss),
+            **chosen,
         )
 
     def summary(self) -> str:
@@ -185,19 +195,15 @@ class StepsPlan(Plan[Steps]):
             f"gradients, {self.time_and_memory}{how}"
         )
 
-    def continuing(self, task: Task, run: ResumableRun) -> "StepsPlan":
+    def laid_out_as(self, task: Task, begun: _Begun) -> "StepsPlan":
         """Let optimizers step together, or one after another, as in an interrupted run."""
-        begun, memory = run.begun(_Begun), self.request.memory
-        if begun is None:
-            return self
-        keeps = goes_on(memory, begun_with=begun.memory, fits=self.together or not begun.together)
-        return replace(self, together=bool(begun.together)) if keeps else self
+        return replace(self, **self.ways[begun.together])
 
     def measure(self, task: Task, run: ResumableRun, on_event: OnEvent | None) -> Outcome:
         """Make the steps, and measure the loss along them."""
         layout = ParameterLayout(list(task.model.named_parameters()))
         with own_gradients(layout.parameters), put_back(layout) as start:
-            pinned = run.pin(_Begun(together=int(self.together), memory=self.request.memory))
+            begun = run.pin(_Begun(together=self.together, memory=self.request.memory))
             session = StepsSession(
                 task,
                 layout,
@@ -205,7 +211,7 @@ class StepsPlan(Plan[Steps]):
                 self.request,
                 self.effort,
                 run,
-                together=bool(pinned.together),
+                together=begun.together,
                 stores_states=self.stores_states,
             )
             session.run()

@@ -1,7 +1,7 @@
 """The sharp subspace of a checkpoint and LITE's proxies of it, measured together and resumable part by part."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -34,16 +34,14 @@ from lite_probe.results.subspace import (
 )
 from lite_probe.runtime.fingerprint import batches_digest
 from lite_probe.runtime.memory import (
-    BegunLayout,
     MemoryLayout,
     free_memory,
-    goes_on,
     memory_allowed,
     memory_in_use,
     peak_during,
     require_memory,
 )
-from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.runtime.resumable import Begun, ResumableRun
 from lite_probe.runtime.timing import timed
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.compatibility import require_same_task
@@ -163,9 +161,10 @@ register("subspace-group", _FinishedGroup, schema_version=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Begun(BegunLayout):
+class _Begun(Begun):
     """What an interrupted measurement keeps to."""
 
+    layout: MemoryLayout
     at_once: AtOnce
 
 
@@ -192,6 +191,7 @@ class _Ground:
 class SubspacePlan(Plan[SubspaceMeasurement]):
     """What a measurement will do, and what that takes."""
 
+    begun: ClassVar[type[Begun] | None] = _Begun
     shown: ClassVar[tuple[str, ...]] = (
         *("size", "num_parameters", "num_hvps", "num_gradients", "seconds", "memory_bytes", "most_memory_bytes"),
         *("scratch_bytes", "fingerprint"),
@@ -306,16 +306,11 @@ class SubspacePlan(Plan[SubspaceMeasurement]):
             **_figures(task, request, ground, at_once),
         )
 
-    def continuing(self, task: Task, run: ResumableRun) -> "SubspacePlan":
-        """Return the plan laid out as an interrupted run began, where memory has room for that."""
-        begun, memory = run.begun(_Begun), self.request.memory
-        if begun is None:
-            return self
+    def laid_out_as(self, task: Task, begun: _Begun) -> "SubspacePlan":
+        """Return the plan in the layout that an interrupted run began with."""
         curvature = self.ground.curvature
         ground = replace(self.ground, curvature=curvature.laid_out(task, begun.layout, curvature.multiplication))
-        plan = replace(self, ground=ground, **_figures(task, self.request, ground, begun.at_once))
-        fits = memory is None or (plan.most_memory_bytes or plan.memory_bytes) <= memory
-        return plan if goes_on(memory, begun_with=begun.memory, fits=fits) else self
+        return replace(self, ground=ground, **_figures(task, self.request, ground, begun.at_once))
 
     def summary(self) -> str:
         """Return the plan as one line for people."""
@@ -414,7 +409,6 @@ class _Held:
         limit = _for_vectors(request.memory)
         pairs = int(np.count_nonzero(np.append(whole.converged, whole.lower_converged)))
         held = int(free_memory(task.device) // 4) if limit is None else limit
-        self._request = request
         self._footprints = footprints
         self.vector = itemsize * size
         self._gradient = self.vector if request.preconditioned else 0
@@ -546,7 +540,7 @@ class _Session:
             )
         self.state.expected = plan.num_hvps
         # Another memory layout rounds differently: an interrupted measurement keeps to its own.
-        begun = run.pin(_Begun(**asdict(plan.layout), at_once=plan.at_once, memory=plan.request.memory))
+        begun = run.pin(_Begun(layout=plan.layout, at_once=plan.at_once, memory=plan.request.memory))
         self.at_once, self.memory = begun.at_once, begun.layout
         self.task = with_rows(task, self.memory.rows)
         self.layout = ParameterLayout(list(task.model.named_parameters()))

@@ -199,7 +199,7 @@ def _gathering(model: nn.Module, layout: ShardLayout) -> Iterator[None]:
 def _taken(layout: ShardLayout) -> tuple[Tensor, list[bool]]:
     """Return this rank's slice of the gradient, and which shards have one that is not zero.
 
-    What no batch uses has a gradient of zeros: which rank used what is not told apart.
+    FSDP2 gives zeros for what no rank used: unused and zero look the same.
     """
     first = layout.parameters[0]
     gradient = torch.zeros(layout.size, dtype=first.dtype, device=first.device)

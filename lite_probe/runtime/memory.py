@@ -5,7 +5,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -82,35 +82,6 @@ class MemoryLayout:
     def capacity(self, size: int, pairs: int) -> int:
         """Return the columns that a basis for some pairs is made with, of n = `size`."""
         return min(size, max(self.basis_columns, pairs + _LEAST_SPARE))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BegunLayout(MemoryLayout):
-    """The layout that a run began with and keeps to, since another one rounds differently; a kind adds what else does.
-
-    Attributes:
-        memory: That was asked for then, `--memory`.
-    """
-
-    memory: int | None = field(default=None, compare=False)
-
-    @property
-    def layout(self) -> MemoryLayout:
-        """The layout alone."""
-        return MemoryLayout(**{name: getattr(self, name) for name in MemoryLayout.__slots__})
-
-
-def goes_on(memory: int | None, *, begun_with: int | None, fits: bool) -> bool:
-    """Tell whether an interrupted run keeps to what it began with.
-
-    What is free varies, and what a plan counts varies a little: unless less is asked for than then, it does.
-
-    Args:
-        memory: What is asked for now, `--memory`.
-        begun_with: What was then.
-        fits: Whether what it began with fits into what is asked for now, as counted now.
-    """
-    return memory is None or fits or (begun_with is not None and begun_with <= memory)
 
 
 def memory_allowed(device: torch.device, memory: int | None, sharing: int = 1) -> int:

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,6 @@ from lite_probe.results.store import find_result, save, write_atomically
 from lite_probe.vectors.ranks import ALONE, Ranks
 
 Finished = TypeVar("Finished")
-Choice = TypeVar("Choice")
 
 _LAYOUT = "layout.json"
 _RANKS = "ranks.json"
@@ -49,6 +49,20 @@ class SaveClock:
         yield
         self._last_end = time.monotonic()
         self._last_cost = self._last_end - started
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """What an interrupted run keeps to, since another choice rounds differently; a kind says what that is.
+
+    Attributes:
+        memory: The least that was asked for since it began, `--memory`; None where it never was.
+    """
+
+    memory: int | None = field(default=None, compare=False)
+
+
+Choice = TypeVar("Choice", bound=Begun)
 
 
 class ResumableRun:
@@ -100,7 +114,7 @@ class ResumableRun:
         """Return what an interrupted run of this measurement chose, None where there is none; nothing is changed.
 
         Args:
-            kind: A dataclass; what does not have its fields, each of its type, is none.
+            kind: What does not have its fields, each of its type, is none.
         """
         return self.ranks.once(lambda: self._begun(kind))
 
@@ -115,10 +129,10 @@ class ResumableRun:
         """Begin with these choices, where no run with the same is to be continued; of another one nothing stays.
 
         Args:
-            chosen: A dataclass of what changes how sums are rounded; other fields do not compare.
+            chosen: What the run keeps to.
 
         Returns:
-            They; on every rank those of rank 0.
+            It, with the least memory that was asked for so far; on every rank rank 0's.
 
         Raises:
             OutputError: If the folder cannot be made.
@@ -129,16 +143,17 @@ class ResumableRun:
         if self.folder() is None:
             return chosen
         saved = self._read(_LAYOUT)
-        if _choice_of(type(chosen), saved) == chosen:
-            return chosen
-        if saved is not None:
-            message = (
-                "what an interrupted run had saved was measured from the start: the memory allowed now has no room for "
-                "how that was laid out"
-            )
-            self.notes.append(Note(code="begun-anew", message=message))
-        self.clear()
-        self._mark()
+        begun = _choice_of(type(chosen), saved)
+        if begun is not None and begun == chosen:
+            asked = [one.memory for one in (begun, chosen) if one.memory is not None]
+            chosen = replace(chosen, memory=min(asked, default=None))
+        else:
+            if saved is not None:
+                why = "the memory allowed now has no room for it" if begun is not None else "it cannot be read"
+                message = f"what an interrupted run had saved was measured from the start: as it was laid out, {why}"
+                self.notes.append(Note(code="begun-anew", message=message))
+            self.clear()
+            self._mark()
         self.write(_LAYOUT, encode_record(chosen)[0])
         return chosen
 

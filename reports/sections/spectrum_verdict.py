@@ -215,7 +215,7 @@ def _convergence(spectrum: Spectrum) -> Point | None:
         parts.append(f"only {count} {'was' if count == 1 else 'were'} found (stopped: {whole.stop_reason})")
     if lower_converged < lower:
         parts.append(f"{lower_converged} of {lower} at the lower end")
-    of_those = "" if to_what else f" Of those that converged came {listed}."
+    of_those = "" if to_what else f" Of those that converged: {listed}."
     text = f"{'; '.join(parts)}.{of_those} The others are marked and carry their residuals."
     return Point(tone="caution", text=text)
 

@@ -15,8 +15,7 @@ from lite_probe.commands.measuring import _require_same
 from lite_probe.commands.torchrun import joined
 from lite_probe.errors import InputError, UsageError
 from lite_probe.runtime import memory
-from lite_probe.runtime.memory import MemoryLayout
-from lite_probe.runtime.resumable import ResumableRun
+from lite_probe.runtime.resumable import Begun, ResumableRun
 from lite_probe.vectors.ranks import Ranks
 
 Value = TypeVar("Value")
@@ -106,7 +105,6 @@ def test_two_ranks_do_not_continue_what_one_began(tmp_path: Path) -> None:
 def test_what_is_pinned_keeps_the_number_of_ranks(tmp_path: Path) -> None:
     two = ResumableRun(tmp_path / "state", "abc123", ranks=Pair())
     two.require_ranks()
-    layout = MemoryLayout(rows=None, kept_graphs=1, vectors_per_pass=1, basis_placement="device", basis_columns=3)
-    assert two.pin(layout) == layout
+    assert two.pin(Begun(memory=3)) == Begun(memory=3)
     with pytest.raises(UsageError, match="with the 2 ranks that began, got 1"):
         ResumableRun(tmp_path / "state", "abc123").require_ranks()

@@ -23,20 +23,14 @@ from lite_probe.runtime.memory import memory_in_use, peak_during
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.subspaces import Subspace, optimizer_of, warm
 from lite_probe.task import Task
-from lite_probe.vectors.ranks import Ranks
 from tests.plans import plan_replay
+from tests.ranks import OneOfTwo
 from tests.replays.conftest import figures, spectrum_of, with_training
 
 STEPS, SEEDS, WARM = 2, 2, 2
 NAMES = ["soap", "muon", "adamw"]
 ASKED: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "warm_batches": WARM, "curvature_probes": 0, "lr": 1e-3}
 CPU = torch.device("cpu")
-
-
-class Pair(Ranks):
-    """Rank 0 of two that are alike."""
-
-    count = 2
 
 
 def planned(task: Task, names: list[Any] = NAMES, **asked: Any) -> ReplayPlan:
@@ -89,7 +83,7 @@ def test_states_go_to_files_where_memory_does_not_hold_them_twice(monkeypatch: p
     least = largest + planning._VECTORS * vector  # sharp directions take what is left
     assert tight.memory_bytes == least + Subspace.of_spectrum(spectrum, own, memory=0).size * vector
     assert tight.scratch_bytes - ample.scratch_bytes == len(NAMES) * largest
-    pair = planned(replace(own, ranks=Pair()), **asked, memory=twice - 1)
+    pair = planned(replace(own, ranks=OneOfTwo()), **asked, memory=twice - 1)
     running = 2 * (vector + largest + pair.result_bytes // pair.num_runs)  # beside its last save
     assert pair.scratch_bytes - tight.scratch_bytes == len(NAMES) * largest + running
     with pytest.raises(UsageError, match="of memory for a step and the states of its optimizers"):
@@ -134,13 +128,13 @@ def test_a_file_that_is_not_as_it_was_written_is_refused(
 
 def test_a_link_in_the_place_of_a_rank_s_folder_is_not_followed(tmp_path: Path) -> None:
     """The first rank looks at no folder but its own."""
-    second = Ranks()
-    second.rank, second.count = 1, 2
     mine, run = tmp_path / "mine", tmp_path / "run"
     mine.mkdir()
     run.mkdir()
     (run / "start-0-1").symlink_to(mine)
-    store_state(ResumableRun(run, "one", ranks=second), task(), {"state": {}, "param_groups": []}, ["soap"], "soap")
+    store_state(
+        ResumableRun(run, "one", ranks=OneOfTwo(1)), task(), {"state": {}, "param_groups": []}, ["soap"], "soap"
+    )
     assert [*mine.iterdir()] == []
     assert [path.name for path in (run / "start-0-1").iterdir()] == ["groups.pt"]
 
@@ -148,7 +142,12 @@ def test_a_link_in_the_place_of_a_rank_s_folder_is_not_followed(tmp_path: Path) 
 def test_numbers_of_numpy_are_hyperparameters_that_a_file_brings_back(tmp_path: Path) -> None:
     """As from `numpy.linspace`: alone, of a block, and in a pair."""
     given, block, pair = np.linspace(0.1, 0.9, 3)
-    own = {"weight_decay": given, "sharp_ratio": {"qk": block}, "betas": (pair, 0.9), "precondition_frequency": 2}
+    own = {
+        "weight_decay": given,
+        "sharp_ratio": {"qk": block},
+        "betas": (pair, np.float32(0.5)),
+        "precondition_frequency": np.int64(2),
+    }
     optimizer = make_optimizer("soap-lite", with_training("llama", 0).model.named_parameters(), lr=given, **own)
     stored = StoredState(tmp_path / "start", "this", CPU)
     stored.write(optimizer.state_dict())
@@ -157,7 +156,7 @@ def test_numbers_of_numpy_are_hyperparameters_that_a_file_brings_back(tmp_path: 
         0.1,
         0.1,
         0.5,
-        (0.9, 0.9),
+        (0.9, 0.5),
     )
 
 

@@ -33,10 +33,10 @@ from lite_probe.spectra.state import SavedState
 from lite_probe.task import Task
 from lite_probe.vectors.basis import KrylovBasis
 from lite_probe.vectors.layout import ParameterLayout
-from lite_probe.vectors.ranks import Ranks
 from lite_probe.vectors.reductions import CHUNK
 from tests import models, oracles
 from tests.plans import laid_out, plan_spectrum
+from tests.ranks import OneOfTwo
 from tests.spectra.test_measure import of_rows
 
 pytestmark = pytest.mark.slow
@@ -610,18 +610,6 @@ def test_nothing_is_written_or_removed_through_a_link(where: str, tmp_path: Path
     assert contents(mine) == before
 
 
-class OneOfTwo(Ranks):
-    """A rank of two, the other of which says the same."""
-
-    count = 2
-
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-
-    def from_every(self, value: Any) -> list[Any]:
-        return [value, value]
-
-
 @pytest.mark.parametrize("rank", [0, 1])
 def test_nothing_is_written_or_removed_through_a_link_to_a_rank_s_folder(rank: int, tmp_path: Path) -> None:
     """The first rank looks at the folders of all; each at its own."""
@@ -696,8 +684,8 @@ def test_a_continued_measurement_keeps_its_memory_layout(tmp_path: Path) -> None
     undisturbed = plan.run(task)
     other = laid_out(plan, kept_graphs=0, vectors_per_pass=4, basis_columns=8)
     assert_same_bits(other.run(task, state_directory=tmp_path), undisturbed)
-    layout = json.loads((tmp_path / "spectrum.state" / "layout.json").read_text())
-    assert layout["content"]["value"]["vectors_per_pass"] == plan.layout.vectors_per_pass
+    begun = json.loads((tmp_path / "spectrum.state" / "layout.json").read_text())["content"]["value"]
+    assert begun["layout"]["vectors_per_pass"] == plan.layout.vectors_per_pass
 
 
 def test_parts_of_batches_are_continued_where_whole_ones_are_planned(tmp_path: Path) -> None:
@@ -756,7 +744,7 @@ def test_what_is_measured_anew_is_noted(tmp_path: Path) -> None:
     spectrum = tight.run(mlp(), state_directory=tmp_path)
     (note,) = spectrum.notes
     assert note.code == "begun-anew"
-    assert "the memory allowed now has no room for how that was laid out" in note.message
+    assert note.message.endswith("as it was laid out, the memory allowed now has no room for it")
     assert_same_bits(replace(spectrum, notes=()), tight.run(mlp()))
 
 
@@ -771,6 +759,11 @@ def test_the_memory_that_it_began_with_is_enough(tmp_path: Path) -> None:
     assert other.as_begun(mlp(), tmp_path).layout == plan.layout
     less = replace(other, request=replace(plan.request, memory=2**40 - 1))
     assert less.as_begun(mlp(), tmp_path).layout == other.layout
+    # Less that was enough once is enough, though a plan counts a little more the next time.
+    ResumableRun(tmp_path / "spectrum.state", plan.fingerprint).pin(
+        plan.begun(layout=plan.layout, multiplication=plan.multiplication, memory=2**40 - 1)
+    )
+    assert less.as_begun(mlp(), tmp_path).layout == plan.layout
 
 
 @pytest.mark.parametrize(
@@ -780,10 +773,13 @@ def test_choices_that_are_none_of_ours_are_not_continued(edit: dict[str, Any], t
     plan = interrupted(mlp(), tmp_path)
     folder = tmp_path / "spectrum.state"
     choices = ResumableRun(folder, plan.fingerprint).read("layout.json")
-    ResumableRun(folder, plan.fingerprint).write("layout.json", {**choices, **edit})
+    choices["layout"] |= edit
+    ResumableRun(folder, plan.fingerprint).write("layout.json", choices)
     spectrum, began = first_product(mlp(), tmp_path)
     assert began == 1
-    assert [note.code for note in spectrum.notes] == ["begun-anew"]
+    (note,) = spectrum.notes
+    assert note.code == "begun-anew"
+    assert note.message.endswith("as it was laid out, it cannot be read")
 
 
 # -- afterwards ------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from lite_probe.results.steps import Steps
 from lite_probe.subspaces import own_gradients, set_gradients
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
-from lite_probe.vectors.ranks import Ranks
+from tests.ranks import OneOfTwo
 from tests.replays.conftest import with_bad_gradient, with_training
 
 pytestmark = pytest.mark.slow
@@ -343,15 +343,6 @@ def test_a_state_of_the_checkpoint_is_gone_on_from() -> None:
     assert other.optimizers["adamw"].recipe.state == "warm"
     assert found.fingerprint != other.fingerprint
     assert not np.array_equal(found.optimizers["adamw"].gains, other.optimizers["adamw"].gains)
-
-
-class OneOfTwo(Ranks):
-    """A rank of two that does not hear of the other."""
-
-    count = 2
-
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
 
 
 def test_the_products_of_the_joint_optimum_are_dealt(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,16 +18,10 @@ from lite_probe.measurements.steps_session import StepsSession
 from lite_probe.results.steps import Steps
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.subspaces.footprints import footprint_of
-from lite_probe.vectors.ranks import Ranks
+from tests.ranks import OneOfTwo
 from tests.replays.conftest import with_training
 
 NAMES = ("adamw", "muon-lite")
-
-
-class Pair(Ranks):
-    """Rank 0 of two that are alike."""
-
-    count = 2
 
 
 @cache
@@ -120,7 +114,7 @@ def test_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stored.summary().endswith(", one state after another, on disk")
     states = sum(footprint_of(task, name).state_bytes for name in NAMES)
     assert stored.scratch_bytes - alone.scratch_bytes == states
-    pair = request.plan(replace(task, ranks=Pair()))
+    pair = request.plan(replace(task, ranks=OneOfTwo()))
     assert pair.scratch_bytes - alone.scratch_bytes == 2 * states
 
 
@@ -152,6 +146,10 @@ def test_less_memory_than_all_together_take_begins_anew(tmp_path: Any) -> None:
     state = tmp_path / "steps.state"
     for began_with, goes_on in ((None, False), (1001, False), (1000, True)):
         ResumableRun(state, plan.fingerprint).clear()
-        ResumableRun(state, plan.fingerprint).pin(measuring._Begun(together=1, memory=began_with))
-        assert plan.as_begun(task, tmp_path).together
+        ResumableRun(state, plan.fingerprint).pin(measuring._Begun(together=True, memory=began_with))
+        begun = plan.as_begun(task, tmp_path)
+        # With what that takes: all states at once, and each batch's gradient but once.
+        assert begun.together
+        assert begun.memory_bytes > plan.ways[False]["memory_bytes"]
+        assert begun.num_gradients < plan.ways[False]["effort"].gradients
         assert tight.as_begun(task, tmp_path).together == goes_on

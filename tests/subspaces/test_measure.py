@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -597,6 +598,16 @@ def test_less_memory_than_a_layout_takes_begins_anew(tmp_path: Path) -> None:
     assert tight.as_begun(task, tmp_path) == tight
     found = tight.run(task, state_directory=tmp_path)
     assert [note.code for note in found.notes if note.code == "begun-anew"] == ["begun-anew"]
+
+
+def test_a_plan_that_ranks_are_sent_has_no_eigenvectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_subspace(trained("mlp"), spectrum_of("mlp"), **QUICK)
+
+    def refuse(spectrum: Spectrum, protocol: int) -> Any:
+        raise AssertionError("a spectrum is sent")
+
+    monkeypatch.setattr(Spectrum, "__reduce_ex__", refuse)
+    pickle.dumps(replace(plan, request=None))
 
 
 def test_discarding_removes_the_state(tmp_path: Path) -> None:
