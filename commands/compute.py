@@ -27,7 +27,8 @@ def choose_device(name: str) -> torch.device:
         if own >= there:
             raise UsageError(
                 f"expected a CUDA device for each rank, got {there} for local rank {own}",
-                f"start torchrun with --nproc-per-node {there}, or pass --device cpu",
+                f"start torchrun with --nproc-per-node {there}, or --virtual-local-rank where each rank sees one of "
+                "its own, or pass --device cpu",
             )
         torch.cuda.set_device(own)
         return torch.device(name, own)

@@ -78,6 +78,7 @@ class SpectrumMeasuring(Measuring):
     def loaded(self) -> Opened:
         """Return the task asked for; of several ranks each has the whole model, or a shard of it."""
         from lite_probe.commands.compute import choose_device, move_task
+        from lite_probe.operators.sharding import can_shard
 
         if self.ranks is None:
             return super().loaded()
@@ -88,7 +89,7 @@ class SpectrumMeasuring(Measuring):
         self.asked = replace(asked, device="cpu")
         opened = super().loaded()
         self.asked = asked
-        exceeds = _exceeds(opened.task, device, self.request.memory)
+        exceeds = can_shard() and _exceeds(opened.task, device, self.request.memory)
         is_sharded = self.own["sharded"] or any(self.ranks.from_every(exceeds))
         if not is_sharded:
             move_task(opened.task, device.type, None)

@@ -5,12 +5,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lite_probe.commands.console import Terminal
-from lite_probe.measurements.requests.tune import num_ranks, rank
+from lite_probe.measurements.requests.tune import RANK_TIMEOUT, num_ranks, rank
 
 if TYPE_CHECKING:
     from lite_probe.vectors.ranks import Ranks
-
-_TIMEOUT = 6 * 3600.0  # seconds that a rank waits for another; one that has ended is noticed at once
 
 
 @contextmanager
@@ -30,6 +28,6 @@ def joined(terminal: Terminal) -> Iterator["Ranks | None"]:
     with terminal.waiting("waiting for the other ranks"):
         from lite_probe.operators.ranks import ProcessRanks
 
-        ranks = ProcessRanks(timeout=_TIMEOUT)
+        ranks = ProcessRanks(timeout=RANK_TIMEOUT)
     with ranks:
         yield ranks

@@ -1,5 +1,6 @@
 """`lite-probe tune`: what LITE's settings should be, learned over data shards that stay where they are."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,13 @@ class TuneMeasuring(OptimizersMeasuring):
         """Return the run directory; that of a rank above 0 is in it."""
         folder = super().folder_for(opened)
         return folder / f"rank-{rank()}" if rank() else folder
+
+    def saved(self, folder: Path, is_asked_for: Callable[[Any], bool]) -> tuple[Any | None, str]:
+        """Return a saved result; that of a rank above 0 counts once rank 0, which saves last, has finished too."""
+        own, last = folder / "tuning.json", folder.parent / "tuning.json"
+        if rank() and not (last.exists() and own.exists() and last.stat().st_mtime >= own.stat().st_mtime):
+            return None, ""
+        return super().saved(folder, is_asked_for)
 
     def find_spectrum(self, opened: Opened, folder: Path) -> Measuring | None:
         """Start from a spectrum where there is a replay, which needs one."""

@@ -12,7 +12,7 @@ from lite_probe.measurements.base import OnEvent, Outcome, Plan, spectrum_of
 from lite_probe.measurements.optimizers import put_back
 from lite_probe.measurements.replay import ReplayPlan
 from lite_probe.measurements.requests import OnProgress, takes
-from lite_probe.measurements.requests.tune import TuneRequest, num_ranks
+from lite_probe.measurements.requests.tune import RANK_TIMEOUT, TuneRequest, num_ranks
 from lite_probe.measurements.steps import StepsPlan
 from lite_probe.measurements.tune_session import (
     RIDGE,
@@ -34,8 +34,6 @@ from lite_probe.spectra.costs import probe_costs
 from lite_probe.subspaces import own_gradients
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
-
-_TIMEOUT = 3600.0  # seconds that a rank waits for another, which may be measuring its node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +191,7 @@ def _network(request: TuneRequest) -> Iterator[bilevel.Network]:
     if num_ranks() == 1:
         yield bilevel.StackedNetwork(request.nodes)
         return
-    with bilevel.RankNetwork(timeout=_TIMEOUT) as network:
+    with bilevel.RankNetwork(timeout=RANK_TIMEOUT) as network:
         yield network
 
 

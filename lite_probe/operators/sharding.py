@@ -35,7 +35,7 @@ def shard_task(task: Task, ranks: ProcessRanks, device: torch.device) -> None:
         UsageError: If torch adds up gradients only of what every rank uses.
     """
     model = task.model
-    if not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+    if not can_shard():
         raise UsageError(
             "expected a torch whose FSDP2 adds up gradients of what only some ranks use, which 2.13 does, got "
             f"{torch.__version__}",
@@ -56,6 +56,11 @@ def shard_task(task: Task, ranks: ProcessRanks, device: torch.device) -> None:
     sizes = ranks.from_every([local(parameter).numel() for parameter in trainable])
     task.ranks = ShardRanks(ranks, [list(of_one) for of_one in zip(*sizes, strict=True)])
     _fuse_attention(task)
+
+
+def can_shard() -> bool:
+    """Whether this torch's FSDP2 adds up gradients of what only some ranks use, as experts of a mixture."""
+    return hasattr(FSDPModule, "set_reduce_scatter_unused_params")
 
 
 def _fuse_attention(task: Task) -> None:

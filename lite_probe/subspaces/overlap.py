@@ -68,9 +68,12 @@ def sharp_subspace(
     values, residuals = pairs.values[:count], np.hypot(pairs.residual_norms[:count], missed)
     if keeps_basis and run.basis.ranks.count == 1 and run.basis.rows.dtype == torch.float32:
         return Subspace(mapped=run.basis.vectors(count).T, eigenvalues=values, residual_norms=residuals)
+    if run.basis.ranks.count > 1:
+        # Of the device a rank's plan counts a slice of each: they are put together on its host, one by one.
+        whole = torch.stack([run.basis.whole(row.unsqueeze(0))[0].float().cpu() for row in run.basis.rows[:count]])
+        return Subspace(mapped=whole.numpy().T, eigenvalues=values, residual_norms=residuals)
     # The basis holds many more vectors than these.
-    rows = run.basis.whole(run.basis.rows[:count]).float().clone()
-    return Subspace(rows, eigenvalues=values, residual_norms=residuals)
+    return Subspace(run.basis.rows[:count].float().clone(), eigenvalues=values, residual_norms=residuals)
 
 
 def overlap_of(kind: str, first: tuple[str, Subspace], second: tuple[str, Subspace]) -> Overlap:

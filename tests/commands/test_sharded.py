@@ -132,6 +132,18 @@ def test_a_checkpoint_is_sharded_by_itself_where_it_must(
     assert one.asked.device == "auto"
 
 
+def test_nothing_is_sharded_unasked_where_torch_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    opened = Opened(task=make_task("mlp"), checkpoint=None, summary=None, notes=())
+    monkeypatch.setattr(compute, "choose_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(compute, "move_task", lambda task, device, precision: done.append(f"whole on {device}"))
+    monkeypatch.setattr(command, "_exceeds", lambda task, device, memory: True)
+    monkeypatch.setattr(sharding, "can_shard", lambda: False)
+    monkeypatch.setattr(Measuring, "loaded", lambda one: opened)
+    assert measuring(sharded=False).loaded() is opened
+    assert done == ["whole on cuda"]
+
+
 class Unlike(ProcessRanks):
     """Rank 0, beside one that says something else."""
 

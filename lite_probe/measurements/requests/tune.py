@@ -18,6 +18,9 @@ SWEEP_STEPS = 10  # of a trial where the learning rate is swept
 _STRATEGIES = ("ed", "extra", "gt", "semi-atc-gt", "non-atc-gt")
 
 
+RANK_TIMEOUT = 6 * 3600.0  # seconds that a rank waits for another; one that has ended is noticed at once
+
+
 def num_ranks() -> int:
     """Return how many processes `torchrun` started, 1 where it started none."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
