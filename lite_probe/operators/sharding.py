@@ -88,8 +88,8 @@ def layers(model: nn.Module) -> list[nn.Module]:
     What it holds may be lists again, which have no pass of their own to gather for: they are left to the model.
     """
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    found = max(lists, key=_size, default=[])
-    return [module for module in found if not isinstance(module, nn.ModuleList | nn.ModuleDict)]
+    largest = max(lists, key=_size, default=nn.ModuleList())
+    return [module for module in largest if not isinstance(module, nn.ModuleList | nn.ModuleDict)]
 
 
 def _size(module: nn.Module) -> int:
