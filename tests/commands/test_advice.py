@@ -14,7 +14,7 @@ from tests.commands.running import run
 
 ROOT = Path(__file__).parents[2]
 OPTION = re.compile(r"(?<![\w(-])--[a-z][a-z-]*[a-z](?![a-z-])")
-EVERYWHERE = {"--help", "--version", "--nproc-per-node"}  # the last is torchrun's
+EVERYWHERE = {"--help", "--version", "--nproc-per-node", "--virtual-local-rank"}  # the last two are torchrun's
 
 TASK = """
 import torch

@@ -60,7 +60,7 @@ def test_a_dry_run_tells_sizes_and_places(tiny_llama: Path, text: Path, tmp_path
 def test_a_plan_is_told_as_an_interrupted_run_goes_on(
     tiny_llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SpectrumPlan, "continuing", lambda plan, task, run: laid_out(plan, basis_columns=7))
+    monkeypatch.setattr(SpectrumPlan, "as_begun", lambda plan, task, folder: laid_out(plan, basis_columns=7))
     found = run("spectrum", tiny_llama, "--data", text, "--out", tmp_path, *BATCH, *FEW, "--dry-run", "--json")
     assert "basis of 7 vectors" in " ".join(found.stderr.split())
     assert json.loads(found.stdout)["basis_columns"] == 7

@@ -152,7 +152,7 @@ def test_pairs_that_stopped_at_rounding_are_told_from_those_within_the_tolerance
     fewer = with_whole(some, lower_converged=np.array([True, True, True, False, False]))
     assert points(fewer)[1] == (
         "caution",
-        "10 of the 10 largest pairs asked for converged; 3 of 5 at the lower end. Of those that converged came 11 to a "
+        "10 of the 10 largest pairs asked for converged; 3 of 5 at the lower end. Of those that converged: 11 to a "
         f"relative residual of 0.001, 2 {rounding}. The others are marked and carry their residuals.",
     )
     every = with_whole(some, tolerance=1e-9)
