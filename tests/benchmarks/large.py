@@ -35,7 +35,7 @@ COMMANDS = {
         "trapezoid",
     ],
     "steps": ["--optimizers", "muon,soap", *WARM, "--step-batches", "16"],
-    "subspace": ["--warm-batches", "2", "--probes", "4"],
+    "subspace": ["--size", "3", "--warm-batches", "2", "--probes", "2"],
 }
 DATA = ["--data", "builtin:python-docs", "--tokenizer", "bytes", "--seq-len", "128", "--batch-size", "1"]
 PLANNED = re.compile(r"plan: .*?, ([\d.]+)(?: to ([\d.]+))? GiB")
