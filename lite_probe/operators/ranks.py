@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # for good, its functions hold the group that is there when it is imported
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
@@ -36,11 +37,14 @@ from lite_probe.vectors.ranks import Ranks, Value
 
 _GRACE = 5.0  # seconds for the other ranks to write what they missed; torchrun gives thirty from SIGTERM to SIGKILL
 _POLL = 0.02  # seconds between looks into the store
+_SETTLING = 0.1  # seconds for threads of a group that something still holds to let go of their last tensors
 _SHOWN = 500  # characters of another rank's error
 _ROOM = 1 << 12  # bytes of a value that one message carries
 _HEAD = 8  # of these bytes, that hold its length
 _NAMED = 3  # settings that an error lists
 _BACKENDS = "cpu:gloo,cuda:nccl"  # by the device of what is exchanged
+# torch 2.13 warns of the old name.
+_all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _RESUME = "mend that, and start every rank again from the states that were saved"
 
 _networks = count()  # of this process: each has keys of its own in the store
@@ -138,9 +142,14 @@ class ProcessRanks(Ranks):
         return self._open.__exit__(kind, error, traceback)
 
     def close(self) -> None:
-        """Leave the process group, if it was made here."""
+        """Leave the process group, if it was made here.
+
+        Its threads end with it. Not where torch holds it, as for a mesh of shards: Python aborts the process if one of
+        them lets go of a tensor while it ends.
+        """
         if self._owns_group and dist.is_initialized():
             dist.destroy_process_group()
+            time.sleep(_SETTLING)
         self._owns_group = False
 
     def _abort(self) -> None:
@@ -268,7 +277,7 @@ class ProcessRanks(Ranks):
         return [pickle.loads(_content(message)) for message in messages]
 
     def _join(self, whole: Tensor, own: Tensor) -> None:
-        self._do(lambda: dist.all_gather_into_tensor(whole, own, async_op=True), own.is_cuda)
+        self._do(lambda: _all_gather_single(whole, own, async_op=True), own.is_cuda)
 
     def _do(self, start: Callable[[], Any], is_cuda: bool) -> None:
         """Do what all ranks do together."""
