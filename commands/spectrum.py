@@ -77,11 +77,11 @@ class SpectrumMeasuring(Measuring):
 
     def loaded(self) -> Opened:
         """Return the task asked for; of several ranks each has the whole model, or a shard of it."""
+        if self.ranks is None:
+            return super().loaded()
         from lite_probe.commands.compute import choose_device, move_task
         from lite_probe.operators.sharding import can_shard
 
-        if self.ranks is None:
-            return super().loaded()
         asked, device = self.asked, choose_device(self.asked.device)
         is_own = asked.checkpoint is None and asked.device == "auto"  # a task that stays where it is
         if not self.own["sharded"] and (is_own or device.type == "cpu" or self._unsharded()):
