@@ -41,7 +41,10 @@ def held_bytes(folder: Path) -> int:
 
 def disk_size(size: int) -> str:
     """Return bytes for people, in the unit that disks are sold in."""
-    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if size >= 0.05 * scale:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size / 1e3:.1f} kB"
 
 
 def _existing(folder: Path) -> Path:

@@ -87,6 +87,8 @@ def test_a_state_to_continue_from_needs_no_room(tmp_path: Path, monkeypatch: pyt
 def test_sizes_are_those_of_disks() -> None:
     assert disk_size(32_000_000_000) == "32.0 GB"
     assert disk_size(1_500_000) == "1.5 MB"
+    assert disk_size(50_000) == "0.1 MB"
+    assert disk_size(49_900) == "49.9 kB"
 
 
 def test_a_file_of_two_names_is_there_once(tmp_path: Path) -> None:
