@@ -325,7 +325,7 @@ def test_no_precision_helps_float64_or_differences() -> None:
 
 @pytest.mark.parametrize(
     ("faster", "precision", "fast_pairs"),
-    [(1.3, "float32", False), (2.0, "float32", False), (9.0, "bf16", True)],
+    [(1.3, "float32", False), (1.6, "float32", False), (2.0, "bf16", True), (9.0, "bf16", True)],
 )
 def test_fewer_bits_are_taken_where_they_pay(
     monkeypatch: pytest.MonkeyPatch, faster: float, precision: str, fast_pairs: bool
