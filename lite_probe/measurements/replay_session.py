@@ -34,6 +34,7 @@ from lite_probe.results import replay as results
 from lite_probe.results.landscape import Landscape
 from lite_probe.results.provenance import Note
 from lite_probe.results.store import register
+from lite_probe.runtime.memory import return_freed_memory
 from lite_probe.runtime.resumable import ResumableRun
 from lite_probe.subspaces import Bands, Subspace, cut_bands, optimizer_of, warm
 from lite_probe.task import Task
@@ -204,6 +205,7 @@ class ReplaySession:
             warm(self.task, [optimizer], self.splits.warm, on_batch=lambda index: self._on_gradients(1))
         bands = cut_bands(self.layout, optimizer.directions(), optimizer=name)
         optimizer.drop_state()
+        return_freed_memory()
         return bands
 
     def _with_curvatures(self, count: int) -> results.Bands:
@@ -350,7 +352,7 @@ class ReplaySession:
     def _prepare(self, name: str) -> Prepared:
         self._label = f"warming {name}"
         self.layout.write(self.start)  # the runs before have left the parameters where they ended
-        prepared = prepare(
+        found = prepare(
             self.task,
             {name: self.entrants[name]},
             hyperparameters=self.request.hyperparameters,
@@ -359,11 +361,11 @@ class ReplaySession:
             saved=self.request.saved,
             on_gradient=lambda: self._on_gradients(1),
             drops_states=True,
-        )
-        found = prepared[name]
-        if not self.stores_states or not self.entrants[name].is_ours:
-            return found
-        return replace(found, state=store_state(self.state, self.task, found.state, self.request.names, name))
+        )[name]
+        if self.stores_states and self.entrants[name].is_ours:
+            found = replace(found, state=store_state(self.state, self.task, found.state, self.request.names, name))
+            return_freed_memory()
+        return found
 
     def _choose(self, name: str, prepared: Prepared) -> "_FinishedRecipe":
         """Settle an optimizer's learning rate; predict what the linear theory says of it."""

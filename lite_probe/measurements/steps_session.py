@@ -43,6 +43,7 @@ from lite_probe.results.steps import (
 )
 from lite_probe.results.store import register
 from lite_probe.runtime.fingerprint import batches_digest
+from lite_probe.runtime.memory import return_freed_memory
 from lite_probe.runtime.resumable import ResumableRun, SaveClock
 from lite_probe.seeds import derive_seed
 from lite_probe.steps.bands import BlockBands, cut_step_bands
@@ -355,6 +356,7 @@ class StepsSession:
                 load_start(optimizer, one.state)
                 blocks, table = cut_step_bands(named, optimizer.directions(), optimizer=name)
             optimizer.drop_state()
+            return_freed_memory()
             steppers.append(
                 _Stepper(
                     name=name,

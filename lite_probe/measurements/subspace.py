@@ -40,6 +40,7 @@ from lite_probe.runtime.memory import (
     memory_in_use,
     peak_during,
     require_memory,
+    return_freed_memory,
 )
 from lite_probe.runtime.resumable import Begun, ResumableRun
 from lite_probe.runtime.timing import timed
@@ -634,6 +635,7 @@ class _Session:
                     message = f"Sharpness in the norm of {name} was not measured: {error.message}."
                     self.notes.append(Note(code="norm-unknown", message=message))
                 optimizer.drop_state()
+        return_freed_memory()
         self.batch_shares = self.batch_shares or shares
         return directions, balls
 
@@ -841,6 +843,7 @@ class _Session:
             for name, optimizer in made.items():
                 directions[name] = optimizer.directions()
                 optimizer.drop_state()
+            return_freed_memory()
             for name in members:
                 conditions[name] = self._condition(name, directions.pop(name), len(batches), hessian, group)
         graphs.clear()

@@ -23,6 +23,7 @@ from lite_probe.replays.stored import OptimizerState
 from lite_probe.replays.sweep import LOWEST
 from lite_probe.results.provenance import Note
 from lite_probe.runtime.fingerprint import batches_digest
+from lite_probe.runtime.memory import return_freed_memory
 from lite_probe.subspaces import set_gradients, warm
 from lite_probe.task import Batch, Task
 from lite_probe.vectors.layout import ParameterLayout
@@ -59,6 +60,7 @@ class Prepared:
         """Let go of what a run has made of the state; what runs start from stays. One that is not ours keeps both."""
         if isinstance(self.optimizer, LiteOptimizer):
             self.optimizer.drop_state()
+            return_freed_memory()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from lite_probe.runtime.memory import free_memory, memory_allowed, memory_in_use
+from lite_probe.runtime.memory import (
+    _malloc_trim,
+    free_memory,
+    memory_allowed,
+    memory_in_use,
+    return_freed_memory,
+)
 
 _GPU = torch.device("cuda")
 
@@ -23,3 +29,21 @@ def test_what_the_allocator_caches_is_free() -> None:
     assert free_memory(_GPU) == 400 + (500 - 200)
     assert memory_allowed(_GPU, None) == 200 + int(0.8 * 700)
     assert memory_allowed(_GPU, 123) == 123
+
+
+@pytest.mark.skipif(_malloc_trim() is None, reason="the C library keeps no freed memory that it could be asked for")
+def test_freed_tensors_go_back_to_the_system() -> None:
+    """Small ones that stay lie between large ones that go: without a word the system gets nothing back."""
+    cpu = torch.device("cpu")
+    torch.ones(7_500_000)  # freed at once: from now on what is smaller is not mapped by itself
+    before = memory_in_use(cpu)
+    stays, goes = [], []
+    for _ in range(100):
+        goes.append(torch.ones(1_000_000))
+        stays.append(torch.ones(300_000))
+    size = sum(one.nbytes for one in goes)
+    assert memory_in_use(cpu) - before > 0.9 * size
+    goes.clear()
+    return_freed_memory()
+    assert memory_in_use(cpu) - before < 0.2 * size
+    assert len(stays) == 100
