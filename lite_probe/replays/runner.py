@@ -25,6 +25,7 @@ from lite_probe.replays.segments import Segment
 from lite_probe.replays.stored import OptimizerState, load_start, read_tensors, write_tensors
 from lite_probe.replays.sweep import Trial
 from lite_probe.results.replay import ReplayRun
+from lite_probe.runtime.memory import return_freed_memory
 from lite_probe.runtime.resumable import SaveClock, remove
 from lite_probe.subspaces import Subspace, drop_gradients, set_gradients
 from lite_probe.task import Split, Task
@@ -113,6 +114,7 @@ class Runner:
         self.on_step = on_step
         self.on_gradients = on_gradients
         self._clock = SaveClock()
+        self._has_loaded = False  # a state, since the last step
 
     def trial(self, optimizer: Replayable, state: OptimizerState, request: RunRequest) -> Trial:
         """Train without watching; return the loss at the end, and whether it rose above the start's in the first steps.
@@ -239,6 +241,7 @@ class Runner:
     def _begin(self, optimizer: Replayable, state: OptimizerState, lr: float) -> None:
         self.layout.write(self.start)
         load_start(optimizer, state)
+        self._has_loaded = True
         set_learning_rate(optimizer, lr)
 
     def _step(self, optimizer: Replayable, request: RunRequest, step: int) -> None:
@@ -247,6 +250,9 @@ class Runner:
             set_learning_rate(optimizer, rate_at(request.lr, request.ramp, step))
         make_step(optimizer)
         drop_gradients(self.layout.parameters)
+        if self._has_loaded:
+            return_freed_memory()  # the step has stacked the state anew
+            self._has_loaded = False
 
     def _project(self, before: Tensor, ablation: Ablation, subspace: Subspace | None) -> Tensor:
         """Return where the step ends; an ablation moves the parameters there."""
@@ -368,6 +374,7 @@ class Runner:
         run.restore(saved["records"], saved["seconds"])
         self.layout.write(saved["parameters"])
         optimizer.load_state_dict(saved["optimizer"])
+        self._has_loaded = True
         return True
 
 
