@@ -25,7 +25,7 @@ from lite_probe.results.blocks import BLOCK_NAMES
 from lite_probe.results.provenance import Note
 from lite_probe.results.spectrum import OperatorSpectrum, Spectrum
 from lite_probe.results.store import register
-from lite_probe.runtime.memory import MemoryLayout, host_memory_allowed, memory_allowed
+from lite_probe.runtime.memory import MemoryLayout, host_memory_allowed, keeping_freed_memory, memory_allowed
 from lite_probe.runtime.resumable import Begun, ResumableRun
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra import costs as costing
@@ -448,7 +448,10 @@ class _Session:
             waiting = sum(expected[other] for other in names[place + 1 :])
 
             report = partial(self._report, before, waiting)
-            finished[name] = self.state.stage(name, "operator", partial(self._measure, name, report), _without_vectors)
+            with keeping_freed_memory():
+                finished[name] = self.state.stage(
+                    name, "operator", partial(self._measure, name, report), _without_vectors
+                )
         self.graphs.clear()
         return finished
 

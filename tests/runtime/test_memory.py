@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from lite_probe.runtime import memory
 from lite_probe.runtime.memory import (
-    _malloc_trim,
+    _from_the_c_library,
     free_memory,
+    keeping_freed_memory,
     memory_allowed,
     memory_in_use,
     return_freed_memory,
@@ -31,7 +33,9 @@ def test_what_the_allocator_caches_is_free() -> None:
     assert memory_allowed(_GPU, 123) == 123
 
 
-@pytest.mark.skipif(_malloc_trim() is None, reason="the C library keeps no freed memory that it could be asked for")
+@pytest.mark.skipif(
+    _from_the_c_library("malloc_trim") is None, reason="the C library keeps no freed memory that it could be asked for"
+)
 def test_freed_tensors_go_back_to_the_system() -> None:
     """Between those that go lie some that stay: without a word the system gets nothing back."""
     cpu = torch.device("cpu")
@@ -47,3 +51,25 @@ def test_freed_tensors_go_back_to_the_system() -> None:
     goes.clear()
     return_freed_memory()
     assert memory_in_use(cpu) - before < held + 0.2 * size
+
+
+def test_the_c_library_keeps_more_for_a_while_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it gives memory back by itself depends on what lies above; that it is told not to does not."""
+    told: list[tuple[object, ...]] = []
+    monkeypatch.setattr(memory, "_from_the_c_library", lambda name: lambda *given: told.append((name, *given)))
+    trim, mapped = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in glibc's malloc.h
+
+    def stopped() -> None:
+        with keeping_freed_memory():
+            assert told == [("mallopt", trim, 512 << 20), ("mallopt", mapped, 32 << 20)]
+            raise ValueError("stopped")
+
+    with pytest.raises(ValueError, match="stopped"):
+        stopped()
+    assert told[2:] == [("mallopt", trim, 64 << 20), ("malloc_trim", 0)]
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_from_the_c_library", lambda name: None)
+    with keeping_freed_memory():
+        return_freed_memory()
