@@ -10,6 +10,7 @@ from torch import Tensor
 from lite_probe.errors import LiteProbeError, NumericsError
 from lite_probe.operators.gradient import LossAndGradient, loss_and_gradient, require_deterministic
 from lite_probe.operators.hessian import HessianOperator
+from lite_probe.operators.precision import multiplying_large
 from lite_probe.replays.allocation import ROUNDINGS
 from lite_probe.seeds import derive_seed
 from lite_probe.spectra.lanczos import check_residuals, lanczos
@@ -159,5 +160,6 @@ def _loss_at(
 
 
 def _summed(task: Task, batch: object) -> tuple[float, int]:
-    loss, count = task.loss(batch)
+    with multiplying_large(task.model, batch):
+        loss, count = task.loss(batch)
     return float(loss), count

@@ -20,6 +20,7 @@ from lite_probe.errors import NumericsError
 from lite_probe.measurements.optimizers import settle_rate
 from lite_probe.measurements.requests.steps import StepsRequest
 from lite_probe.operators.hessian import GraphStore, HessianOperator
+from lite_probe.operators.precision import multiplying_large
 from lite_probe.optim import LiteOptimizer
 from lite_probe.optim.interface import make_step, set_learning_rate
 from lite_probe.replays.allocation import ROUNDINGS, Point, evaluate
@@ -555,7 +556,7 @@ class StepsSession:
             self._tell(cost, f"{one.name} · critical step, {kind}")
 
     def _loss(self, batch: Batch) -> float:
-        with torch.no_grad():
+        with torch.no_grad(), multiplying_large(self.task.model, batch):
             total, count = self.task.loss(batch)
         return float(total) / count
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.gradient import loss_and_gradient
+from lite_probe.operators.precision import multiplying_large
 from lite_probe.task import Split, Task
 from lite_probe.task.batches import parts_of
 from lite_probe.vectors.layout import ParameterLayout
@@ -120,7 +121,7 @@ class GaussNewtonDifferenceOperator(FiniteDifferenceOperator):
         """Return ∇_z ℓ of every batch, one after another, flat."""
         rows = []
         for _, batch in parts_of(self.task, self.split):
-            with torch.no_grad():
+            with torch.no_grad(), multiplying_large(self.task.model, batch):
                 outputs = self.task.predict(self.task.model, batch)
             free = outputs.requires_grad_()
             loss, _ = self.task.criterion(free, batch)
@@ -132,9 +133,10 @@ class GaussNewtonDifferenceOperator(FiniteDifferenceOperator):
         product = torch.zeros(self.layout.size, dtype=self.dtype, device=self.device)
         start = 0
         for _, batch in parts_of(self.task, self.split):
-            outputs = self.task.predict(self.task.model, batch)
-            rows = difference[start : start + outputs.numel()].view_as(outputs)
-            start += outputs.numel()
-            parts = torch.autograd.grad(outputs, self.layout.parameters, grad_outputs=rows, allow_unused=True)
+            with multiplying_large(self.task.model, batch):
+                outputs = self.task.predict(self.task.model, batch)
+                rows = difference[start : start + outputs.numel()].view_as(outputs)
+                start += outputs.numel()
+                parts = torch.autograd.grad(outputs, self.layout.parameters, grad_outputs=rows, allow_unused=True)
             self.layout.accumulate(product, parts, 1.0)
         return product

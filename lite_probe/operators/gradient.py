@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lite_probe.errors import InputError, NumericsError
 from lite_probe.operators.guards import KEPT_GRAPH, explain_autograd_error
+from lite_probe.operators.precision import multiplying_large
 from lite_probe.seeds import derive_seed
 from lite_probe.task import Split, Task
 from lite_probe.task.batches import in_rows
@@ -55,11 +56,12 @@ def loss_and_gradient(
     own_count = 0
     for index, batch in task.own_batches(split):
         for part in in_rows(batch, task.rows):
-            loss, part_count = task.loss(part)
+            with multiplying_large(task.model, part):
+                loss, part_count = task.loss(part)
+                grads = _gradients(loss, layout) if loss.requires_grad else None
             losses.append((index, loss.detach().reshape(())))
             own_count += part_count
-            if loss.requires_grad:
-                grads = _gradients(loss, layout)
+            if grads is not None:
                 layout.accumulate(gradient, grads, 1.0)
                 used = [was or grad is not None for was, grad in zip(used, grads, strict=True)]
                 del grads  # before the next part's graph is built

@@ -7,7 +7,7 @@ Gauss–Newton uses the same trick for Jv: Jᵀu is built with its graph for a d
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from lite_probe.criteria import CrossEntropy
 from lite_probe.operators.base import SymmetricOperator
 from lite_probe.operators.guards import explain_autograd_error, require_double_backward
-from lite_probe.operators.precision import Precision, multiplying_in
+from lite_probe.operators.precision import Precision, multiplying_in, multiplying_large
 from lite_probe.task import Batch, Split, Task
 from lite_probe.task.batches import parts_of
 from lite_probe.vectors.layout import ParameterLayout, require_whole
@@ -70,7 +70,7 @@ class _GraphOperator(SymmetricOperator):
         try:
             for graph, batch in self._each_graph():
                 for index, cotangent in enumerate(vectors):
-                    with self._multiplying():
+                    with self._multiplying(batch):
                         product = self._through(graph, batch, cotangent)
                     self.layout.accumulate(result[index], product, 1.0)
                     del product  # before the next is made
@@ -88,16 +88,19 @@ class _GraphOperator(SymmetricOperator):
         for index, (_, batch) in enumerate(parts_of(self.task, self.split)):
             if index < self.graphs.capacity:
                 if index not in self.graphs.kept:
-                    self.graphs.kept[index] = self._build(batch, self.graphs.parameters)
+                    with multiplying_large(self.task.model, batch):
+                        self.graphs.kept[index] = self._build(batch, self.graphs.parameters)
                 yield self._select(self.graphs.kept[index]), batch
             else:
-                with self._multiplying():
+                with self._multiplying(batch):
                     graph = self._build(batch, self.layout.parameters)
                 yield graph, batch
                 del graph
 
-    def _multiplying(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.precision == "float32" else multiplying_in(self.precision, self.device)
+    def _multiplying(self, batch: Batch) -> AbstractContextManager[None]:
+        if self.precision == "float32":
+            return multiplying_large(self.task.model, batch)
+        return multiplying_in(self.precision, self.device)
 
     def _select(self, graph: Any) -> Any:
         """Reduce a kept graph over all parameters to those of the layout."""

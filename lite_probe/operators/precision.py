@@ -6,20 +6,27 @@ never touched, and neither are graphs that are kept: what is read in fewer bits 
 products through a model whose forward pass it rounded were 1 to 10% off.
 """
 
+import platform
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from lite_probe.task import Batch
+from lite_probe.task.batches import num_entries
 
 Precision = Literal["float32", "tf32", "bf16"]
 Setting = TypeVar("Setting")
 
 FAST: tuple[Precision, ...] = ("tf32", "bf16")  # fewer bits than float32, the more accurate first
 _TF32_DROPPED = 13  # of the 23 bits behind a float32's point
+_LARGE = 1 << 23  # multiplications of a product that oneDNN makes in half of MKL's time; at a quarter they are even
+_FLOAT32_ERROR = 1e-5  # which no sum of some hundred float32 products comes near, and bf16 exceeds 200 times
 
 
 def has_units(precision: Precision, device: torch.device) -> bool:
@@ -59,6 +66,65 @@ def multiplying_in(precision: Precision, device: torch.device | None = None) -> 
         else:
             with _FewerBits(precision, converted=on_gpu):
                 yield
+
+
+def multiplying_large(model: nn.Module, batch: Batch) -> AbstractContextManager[None]:
+    """Let a model multiply its float32 matrices, in float32 still, by the library that is faster on this processor.
+
+    torch has two of them. MKL takes AVX-512 on Intel's processors only: on AMD's, oneDNN makes large products in half
+    of its time. torch asks oneDNN only where bfloat16 is allowed, of which oneDNN makes use on matrix units alone; that
+    its products are float32's here is seen once per process. Sums over all parameters are no such products, and stay
+    outside: oneDNN is up to ten times slower at them.
+
+    Args:
+        model: Whose matrices are large where half of them are, times the batch's entries.
+        batch: It is applied to.
+    """
+    sizes = sorted(
+        parameter.shape[-1] * parameter.shape[-2]
+        for parameter in model.parameters()
+        if parameter.ndim > 1 and parameter.dtype == torch.float32 and parameter.device.type == "cpu"
+    )
+    is_large = bool(sizes) and sizes[len(sizes) // 2] * num_entries(batch) >= _LARGE
+    return _asking_onednn() if is_large and onednn_is_faster() else nullcontext()
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Tell whether oneDNN multiplies large float32 matrices faster than MKL, and in float32."""
+    backends: Any = torch.backends
+    has_both = backends.mkl.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if not has_both or has_units("bf16", torch.device("cpu")) or not _is_by_amd():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(4, 256, 256, generator=generator) for _ in range(2))
+    exact = left.double() @ right.double()
+    with _asking_onednn():
+        found = left @ right, left[0] @ right[0], left[0] @ right[0].T.contiguous().T
+    errors = [
+        float(torch.dist(one.double(), other) / other.norm())
+        for one, other in zip(found, (exact, exact[0], exact[0]), strict=True)
+    ]
+    return max(errors) < _FLOAT32_ERROR
+
+
+def _is_by_amd() -> bool:
+    """Tell whether AMD made the processor."""
+    listed = Path("/proc/cpuinfo")
+    return "AuthenticAMD" in (listed.read_text() if listed.exists() else platform.processor())
+
+
+@contextmanager
+def _asking_onednn() -> Iterator[None]:
+    """Let torch multiply matrices by oneDNN for a while."""
+    backends: Any = torch.backends
+    switch = backends.mkldnn.matmul
+    before = switch.fp32_precision
+    switch.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
 
 
 @contextmanager

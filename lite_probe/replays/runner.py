@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lite_probe.errors import InputError, NumericsError
 from lite_probe.operators.gradient import finite_sum, require_finite
+from lite_probe.operators.precision import multiplying_large
 from lite_probe.optim.interface import Replayable, make_step, set_learning_rate
 from lite_probe.replays.allocation import ROUNDINGS, Point, Rule, StepChange, evaluate, integrate_step
 from lite_probe.replays.horizon import QuadraticModel, logged_steps
@@ -479,7 +480,8 @@ def evaluate_loss(task: Task, split: Split = "evaluation") -> float:
     losses: list[tuple[int, Tensor]] = []
     count = 0
     for index, batch in task.own_batches(split):
-        loss, batch_count = task.loss(batch)
+        with multiplying_large(task.model, batch):
+            loss, batch_count = task.loss(batch)
         losses.append((index, loss.reshape(())))
         count += batch_count
     total, bad = finite_sum(losses)

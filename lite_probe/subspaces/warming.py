@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lite_probe.errors import InputError, NumericsError
+from lite_probe.operators.precision import multiplying_large
 from lite_probe.optim import LiteOptimizer, make_optimizer
 from lite_probe.optim.interface import Replayable, make_step
 from lite_probe.task import Batch, Task
@@ -107,16 +108,17 @@ def set_gradients(task: Task, parameters: Sequence[nn.Parameter], batch: Batch, 
     """
     require_whole(parameters)
     drop_gradients(parameters)
-    total, count = task.loss(batch)
-    if count == 0:
-        raise NumericsError(f"expected counted tokens in {name}, got none", "check the data")
-    loss = total / count
-    value = float(loss.detach())
-    if value != value or abs(value) == float("inf"):
-        raise NumericsError(
-            f"expected a finite loss, got {value} on {name}", "check the checkpoint (diverged?) and the data"
-        )
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    with multiplying_large(task.model, batch):
+        total, count = task.loss(batch)
+        if count == 0:
+            raise NumericsError(f"expected counted tokens in {name}, got none", "check the data")
+        loss = total / count
+        value = float(loss.detach())
+        if value != value or abs(value) == float("inf"):
+            raise NumericsError(
+                f"expected a finite loss, got {value} on {name}", "check the checkpoint (diverged?) and the data"
+            )
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     return value

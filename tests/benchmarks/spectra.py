@@ -30,6 +30,7 @@ import lite_probe as lp
 from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.guards import preserve_state
 from lite_probe.operators.hessian import GraphStore, HessianOperator
+from lite_probe.operators.precision import multiplying_large, onednn_is_faster
 from lite_probe.spectra.lanczos import lanczos
 from lite_probe.training import train_byte_llama
 from lite_probe.vectors.layout import ParameterLayout
@@ -168,6 +169,17 @@ class Logits(nn.Module):
         return logits.flatten(0, 1)
 
 
+def peer_product(tool: str, product: Callable[[], Any], task: lp.Task, gradient: float) -> float:
+    """Report a peer's product, and what it would take with the switch that lite-probe sets; return the former."""
+    seconds = statistics.median(timed(product)[0] for _ in range(5))
+    report(tool, "product, rebuilt", seconds, gradient)
+    if onednn_is_faster():
+        with multiplying_large(task.model, task.evaluation[0]):
+            switched = statistics.median(timed(product)[0] for _ in range(5))
+        report(tool, "product, rebuilt, by oneDNN", switched, gradient)
+    return seconds
+
+
 def pyhessian(task: lp.Task, layout: ParameterLayout, gradient: float, judge: Exact) -> None:
     from pyhessian import hessian
 
@@ -175,8 +187,7 @@ def pyhessian(task: lp.Task, layout: ParameterLayout, gradient: float, judge: Ex
     peer = hessian(Logits(task.model), functional.cross_entropy, dataloader=rows, cuda=False)
     calls = counting(peer, "dataloader_hv_product")
     vector = [torch.randn_like(parameter) for parameter in layout.parameters]
-    seconds = statistics.median(timed(lambda: peer.dataloader_hv_product(vector))[0] for _ in range(5))
-    report("PyHessian", "product, rebuilt", seconds, gradient)
+    seconds = peer_product("PyHessian", lambda: peer.dataloader_hv_product(vector), task, gradient)
     # Its density() calls torch.eig, which torch removed: its products alone are what a density would take.
     report("PyHessian", "density, 2 × 60 (products alone)", seconds * DENSITY_PROBES * DENSITY_STEPS, gradient)
     seconds, samples = timed(lambda: peer.trace(maxIter=TRACE_PROBES, tol=1e-3))
@@ -200,8 +211,7 @@ def curvlinops(task: lp.Task, layout: ParameterLayout, gradient: float, judge: E
     with silu_of_primitives(task.model):
         peer = HessianLinearOperator(Logits(task.model), nn.CrossEntropyLoss(), layout.parameters, rows)
         vector = torch.randn(layout.size)
-        seconds = statistics.median(timed(lambda: peer @ vector)[0] for _ in range(5))
-        report("curvlinops", "product, rebuilt", seconds, gradient)
+        peer_product("curvlinops", lambda: peer @ vector, task, gradient)
         steps = timed(lambda: fast_lanczos(peer, DENSITY_STEPS_TIMED))[0] / DENSITY_STEPS_TIMED
         report(
             "curvlinops",
@@ -237,8 +247,7 @@ def eigenthings(task: lp.Task, layout: ParameterLayout, gradient: float, judge: 
 
     operator = peer.HessianOperator(task.model, list(task.evaluation), loss)
     vector = torch.randn(layout.size)
-    seconds = statistics.median(timed(lambda: operator.matvec(vector))[0] for _ in range(5))
-    report("hessian-eigenthings", "product, rebuilt", seconds, gradient)
+    peer_product("hessian-eigenthings", lambda: operator.matvec(vector), task, gradient)
     for steps in (45, 55):
         seconds, result = timed(
             lambda steps=steps: peer.lanczos(operator, k=PAIRS, max_iter=steps, tol=TOLERANCE, seed=0)

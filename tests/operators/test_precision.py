@@ -1,16 +1,21 @@
 """Products in fewer bits: operands rounded, sums in float32, everything else as it was, and switches restored."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from lite_probe.operators import precision as precisions
+from lite_probe.operators.finite_difference import GaussNewtonDifferenceOperator
+from lite_probe.operators.gradient import loss_and_gradient
 from lite_probe.operators.guards import preserve_state
-from lite_probe.operators.hessian import GraphStore, HessianOperator
-from lite_probe.operators.precision import Precision, multiplying_in, round_to
+from lite_probe.operators.hessian import GaussNewtonOperator, GraphStore, HessianOperator
+from lite_probe.operators.precision import Precision, multiplying_in, multiplying_large, onednn_is_faster, round_to
+from lite_probe.replays.runner import evaluate_loss
+from lite_probe.subspaces import set_gradients
 from lite_probe.task import Task
 from lite_probe.vectors.layout import ParameterLayout
 from tests import models
@@ -133,6 +138,109 @@ def test_a_device_without_units_is_known() -> None:
     assert precisions.has_units("float32", CPU)
     assert not precisions.has_units("tf32", CPU)
     assert not precisions.has_units("bf16", torch.device("meta"))
+
+
+# -- float32 by oneDNN -----------------------------------------------------------------------------------------------
+
+
+class Wide(nn.Module):
+    """Layers of 256 × 256, which are large for a batch of 8 × 256; it notes who multiplies them."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(*(nn.Linear(256, 256, dtype=dtype) for _ in range(3)))
+        self.met: set[str] = set()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.met.add(switches()["cpu matmul"])
+        outputs: Tensor = torch.tanh(self.layers(inputs))
+        return outputs
+
+
+def wide_task(dtype: torch.dtype = torch.float32) -> tuple[Wide, Task]:
+    model, batch = Wide(dtype), drawn(8, 256).to(dtype)
+
+    def criterion(outputs: Tensor, batch: Any) -> tuple[Tensor, int]:
+        return (outputs - batch).square().sum(), len(batch)
+
+    return model, Task(model=model, predict=lambda model, batch: model(batch), criterion=criterion, evaluation=[batch])
+
+
+MODEL_WORK: dict[str, Callable[[Task, ParameterLayout], object]] = {
+    "product": lambda task, layout: HessianOperator(task, layout, count=8).matvec(torch.ones(layout.size)),
+    "product, graph kept": lambda task, layout: HessianOperator(
+        task, layout, count=8, graphs=GraphStore(1, layout.parameters)
+    ).matvec(torch.ones(layout.size)),
+    "Gauss-Newton": lambda task, layout: GaussNewtonOperator(task, layout, count=8).matvec(torch.ones(layout.size)),
+    "Gauss-Newton by differences": lambda task, layout: GaussNewtonDifferenceOperator(task, layout).matvec(
+        torch.ones(layout.size)
+    ),
+    "gradient": lambda task, layout: loss_and_gradient(task, layout, "evaluation"),
+    "training gradient": lambda task, layout: set_gradients(task, layout.parameters, task.evaluation[0], "a batch"),
+    "loss": lambda task, layout: evaluate_loss(task),
+}
+
+
+@pytest.mark.parametrize("work", MODEL_WORK.values(), ids=MODEL_WORK)
+@pytest.mark.parametrize("is_faster", [True, False])
+def test_a_models_products_are_onednns_where_it_is_faster(
+    work: Callable[[Task, ParameterLayout], object], is_faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precisions, "onednn_is_faster", lambda: is_faster)
+    model, task = wide_task()
+    with preserve_state(model):
+        work(task, ParameterLayout(list(model.named_parameters())))
+        assert switches() == EXACT  # sums over all parameters are torch's usual
+    assert model.met == {"bf16" if is_faster else "ieee"}
+
+
+@pytest.mark.parametrize(("samples", "dtype"), [(0, torch.float32), (8, torch.float64)], ids=["small", "float64"])
+def test_other_products_are_left_alone(samples: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precisions, "onednn_is_faster", lambda: True)
+    model = Wide(dtype)
+    with preserve_state(model), multiplying_large(model, torch.ones(samples, 256, dtype=dtype)):
+        assert switches() == EXACT
+
+
+def test_onednns_switch_comes_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precisions, "onednn_is_faster", lambda: True)
+    before = switches()
+
+    def stopped() -> None:
+        with multiplying_large(Wide(), torch.ones(8, 256)):
+            raise ValueError("stopped")
+
+    with pytest.raises(ValueError, match="stopped"):
+        stopped()
+    assert switches() == before
+
+
+def test_products_are_float32s_whoever_makes_them() -> None:
+    """On the processor at hand, whichever library it takes."""
+    images = {}
+    for dtype in (torch.float32, torch.float64):
+        model, task = wide_task(dtype)
+        layout = ParameterLayout(list(model.named_parameters()))
+        if dtype == torch.float64:
+            layout.write(images.pop("weights").double())
+        else:
+            images["weights"] = layout.read()
+        with preserve_state(model):
+            images[str(dtype)] = HessianOperator(task, layout, count=8).matvec(drawn(layout.size).to(dtype)).double()
+    truth = images["torch.float64"]
+    assert float((images["torch.float32"] - truth).norm() / truth.norm()) < 2e-6
+
+
+def test_onednn_is_not_asked_where_it_takes_fewer_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precisions, "_is_by_amd", lambda: True)
+    monkeypatch.setattr(precisions, "_asking_onednn", lambda: multiplying_in("bf16", CPU))
+    assert not onednn_is_faster.__wrapped__()
+
+
+def test_onednn_is_not_asked_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precisions, "_is_by_amd", lambda: False)
+    assert not onednn_is_faster.__wrapped__()
 
 
 # -- Hessian products ------------------------------------------------------------------------------------------------
