@@ -80,13 +80,15 @@ def multiplying_large(model: nn.Module, batch: Batch) -> AbstractContextManager[
         model: Whose matrices are large where half of them are, times the batch's entries.
         batch: It is applied to.
     """
+    if not onednn_is_faster():
+        return nullcontext()
     sizes = sorted(
         parameter.shape[-1] * parameter.shape[-2]
         for parameter in model.parameters()
         if parameter.ndim > 1 and parameter.dtype == torch.float32 and parameter.device.type == "cpu"
     )
     is_large = bool(sizes) and sizes[len(sizes) // 2] * num_entries(batch) >= _LARGE
-    return _asking_onednn() if is_large and onednn_is_faster() else nullcontext()
+    return _asking_onednn() if is_large else nullcontext()
 
 
 @cache
